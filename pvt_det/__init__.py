@@ -1,0 +1,12 @@
+"""Pyramid Vision Transformers for dense prediction with Detectron2.
+
+Importing the package registers its backbones and heads with Detectron2 where Detectron2 is installed. The trunk
+(`pvt_det.models`), the weights (`pvt_det.weights`) and classification work without it.
+"""
+
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+
+if find_spec("detectron2") is not None:
+    from pvt_det import modeling as _modeling  # noqa: F401  (registers the builders)

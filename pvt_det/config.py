@@ -1,0 +1,71 @@
+"""Every configuration key that this package adds to Detectron2's.
+
+A config is read in builders only (`from_config`, `build_*`), never in `forward`.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.config import CfgNode as CN
+
+
+def add_pvt_config(cfg: CfgNode) -> None:
+    """Add this package's keys and their defaults to `cfg`, in place."""
+    # --- trunk -----------------------------------------------------------------------------------------------
+    cfg.MODEL.PVT = CN()
+    # A name of `pvt_det.models.variants`: pvt_tiny … pvt_large, pvt_v2_b0 … pvt_v2_b5, pvt_v2_b2_li.
+    cfg.MODEL.PVT.VARIANT = "pvt_small"
+    # Which maps the backbone gives out: stage1 … stage4, strides 4, 8, 16, 32.
+    cfg.MODEL.PVT.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
+    # Stochastic depth, rising linearly from 0 in the first block to this in the last.
+    cfg.MODEL.PVT.DROP_PATH_RATE = 0.1
+    # Side in pixels of the square images that the position embeddings were made for (v1 only).
+    cfg.MODEL.PVT.PRETRAIN_IMG_SIZE = 224
+    # Stages 1 … n get no gradient and stay in evaluation mode; 0 freezes none.
+    cfg.MODEL.PVT.FROZEN_STAGES = 0
+    # Stages (of 1 … 4) whose activations are recomputed in the backward pass to save memory.
+    cfg.MODEL.PVT.CHECKPOINT_STAGES = []
+
+    # --- FPN and heads ---------------------------------------------------------------------------------------
+    # ReLU between P6 and P7 of RetinaNet: Detectron2 has it, the published PVT detectors do not.
+    cfg.MODEL.FPN.P7_RELU = False
+    # What RetinaNet's losses are divided by: "ema" (Detectron2: a moving average of the number of positive
+    # anchors) or "batch" (MMDetection: the positive anchors of this batch).
+    cfg.MODEL.RETINANET.LOSS_NORMALIZER = "ema"
+    # Whether a ground-truth box also takes its best proposal below the IoU threshold (MMDetection's Mask R-CNN does).
+    cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES = False
+
+    # --- input -----------------------------------------------------------------------------------------------
+    # "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).
+    cfg.INPUT.RESIZE_BACKEND = "pil"
+
+    # --- data sets without code: COCO-format json and its image folder; they take the place of DATASETS.TRAIN/TEST
+    cfg.DATASETS.TRAIN_JSON = ""
+    cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.VAL_IMAGES = ""
+    # What to do with an image or annotation that is broken: "strict" stops, "skip" leaves it out and counts it.
+    cfg.DATASETS.ON_ERROR = "strict"
+    # Check of the data before the first step: "full" decodes every image, "fast" reads the json and headers, "off".
+    cfg.DATASETS.CHECK = "fast"
+
+    # --- solver ----------------------------------------------------------------------------------------------
+    # "adamw" or "sgd".
+    cfg.SOLVER.OPTIMIZER = "adamw"
+    cfg.SOLVER.BETAS = (0.9, 0.999)
+    # Number format of autocast while SOLVER.AMP.ENABLED: "bf16" or "fp16".
+    cfg.SOLVER.AMP.PRECISION = "bf16"
+    # Optimizer steps are taken every so many batches; SOLVER.IMS_PER_BATCH counts the images of one batch.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # Exponential moving average of the weights; evaluation and the best checkpoint then use the average.
+    cfg.SOLVER.EMA = CN({"ENABLED": False, "DECAY": 0.9998})
+
+    # --- evaluation ------------------------------------------------------------------------------------------
+    # "hotcoco" or "pycocotools": the same numbers.
+    cfg.TEST.EVALUATOR = "hotcoco"
+    # The metric, as `task/name`, that chooses the best checkpoint. "" takes segm/AP with masks and bbox/AP without.
+    cfg.TEST.BEST_METRIC = ""
+    # Losses on the validation data at every evaluation.
+    cfg.TEST.VALIDATION_LOSS = False
+    # Stop after this many evaluations without a better metric; 0 never stops early.
+    cfg.TEST.EARLY_STOP_PATIENCE = 0

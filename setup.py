@@ -1,0 +1,50 @@
+"""Package metadata. Detectron2 is installed by `tools/setup_env.py`, since the package index has no such name."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "pvt_det/__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name="pvt_det",
+    version=VERSION,
+    description="Pyramid Vision Transformers for dense prediction with Detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pvt_det", "pvt_det.*"]),
+    package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
+    install_requires=[
+        "torch>=2.14",
+        "torchvision>=0.29",
+        "numpy>=1.26",
+        "timm>=1.0.20",
+        "hotcoco>=1.3,<2",
+        "pycocotools>=2.0.8",
+        "fvcore>=0.1.5.post20221221",
+        "opencv-python-headless>=4.10",
+        "pillow>=11",
+        "pyyaml>=6",
+        "rich>=13",
+        "safetensors>=0.5",
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100",
+            "import-linter>=2.5",
+            "mypy>=1.15",
+            "psutil>=6",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "transformers>=5",
+            "types-PyYAML",
+        ],
+    },
+)
