@@ -6,13 +6,12 @@ A config is read in builders only (`from_config`, `build_*`), never in `forward`
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from detectron2.config import CfgNode as CN
 
 
 def add_pvt_config(cfg: CfgNode) -> None:
     """Add this package's keys and their defaults to `cfg`, in place."""
     # --- trunk -----------------------------------------------------------------------------------------------
-    cfg.MODEL.PVT = CN()
+    cfg.MODEL.PVT = CfgNode()
     # A name of `pvt_det.models.variants`: pvt_tiny … pvt_large, pvt_v2_b0 … pvt_v2_b5, pvt_v2_b2_li.
     cfg.MODEL.PVT.VARIANT = "pvt_small"
     # Which maps the backbone gives out: stage1 … stage4, strides 4, 8, 16, 32.
@@ -58,7 +57,7 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # Optimizer steps are taken every so many batches; SOLVER.IMS_PER_BATCH counts the images of one batch.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Exponential moving average of the weights; evaluation and the best checkpoint then use the average.
-    cfg.SOLVER.EMA = CN({"ENABLED": False, "DECAY": 0.9998})
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
 
     # --- evaluation ------------------------------------------------------------------------------------------
     # "hotcoco" or "pycocotools": the same numbers.
