@@ -1,0 +1,69 @@
+"""Patch embeddings: images and feature maps in, tokens out.
+
+Tokens are `N×L×C` with `L = H·W` in row-major order; a map made from tokens is a channels-last view of them, so
+nothing is copied between stages.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Size = tuple[int, int]
+
+
+def to_map(tokens: Tensor, size: Size) -> Tensor:
+    """View tokens `N×(H·W)×C` as a map `N×C×H×W` in channels-last memory; no copy."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """Turn a map `N×C×H×W` into tokens `N×(H·W)×C`; no copy when the map is channels-last."""
+    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class PatchMerging(nn.Conv2d):
+    """Convolution whose kernel is its stride, from tokens to tokens, as one matrix product.
+
+    The weight has the shape and meaning of the convolution's (`C_out×C_in×k×k`), so published tensors fit; it lies
+    in channels-last memory, so that its matrix form is a view. Rows and columns beyond the last full window are left
+    out, as the convolution does.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, ratio: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=ratio, stride=ratio)
+        self.ratio = ratio
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def merge(self, tokens: Tensor, size: Size) -> Tensor:
+        """Merge `N×(H·W)×C_in` into `N×(H//k · W//k)×C_out`."""
+        k = self.ratio
+        rows, columns = size[0] // k, size[1] // k
+        windows = tokens.unflatten(1, size)[:, : rows * k, : columns * k]
+        windows = windows.unflatten(2, (columns, k)).unflatten(1, (rows, k)).transpose(2, 3)
+        return F.linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self._matrix(), self.bias)
+
+    def _matrix(self) -> Tensor:
+        return self.weight.permute(0, 2, 3, 1).flatten(1)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patch embedding of PVT v1: convolution with kernel = stride, then LayerNorm (section 3.2).
+
+    Args:
+        in_channels: Channels of the image or of the previous stage's map.
+        embed_dim: Channels of the tokens.
+        patch_size: Side of a patch, in pixels of the input.
+    """
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = PatchMerging(in_channels, embed_dim, patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        """Embed `N×C×H×W` as tokens `N×L×D` on a grid of `(H // patch, W // patch)`."""
+        height, width = x.shape[-2:]
+        tokens = self.proj.merge(to_tokens(x), (height, width))
+        return self.norm(tokens), (height // self.proj.ratio, width // self.proj.ratio)

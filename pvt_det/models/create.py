@@ -1,0 +1,51 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from pvt_det.errors import ConfigError
+from pvt_det.models.pvt import PyramidVisionTransformer
+from pvt_det.models.variants import VARIANTS
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows."""
+    return list(VARIANTS)
+
+
+def create_model(
+    name: str, num_classes: int = 1000, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
+) -> PyramidVisionTransformer:
+    """Build a PVT with fresh weights.
+
+    Args:
+        name: One of `list_models()`.
+        num_classes: Outputs of the classifier; 0 builds the trunk for dense prediction, without class token, final
+            norm (v1) and head.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); rises linearly from 0 at the first.
+        img_size: Image side, or height and width, in pixels, that the position embeddings are made for (v1 only). Any
+            other image size works too: they are then resized.
+
+    Returns:
+        The model in training mode; its `state_dict` has the published keys and shapes.
+
+    Raises:
+        ConfigError: If the name is unknown or a value out of its range.
+    """
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(str(name), VARIANTS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown model {name!r}: {hint}Known are {', '.join(VARIANTS)}")
+    if not isinstance(num_classes, int) or num_classes < 0:
+        raise ConfigError(f"num_classes of {name} is {num_classes!r}: give the number of classes, or 0 for no head")
+    if not 0 <= drop_path_rate < 1:
+        raise ConfigError(f"drop_path_rate of {name} is {drop_path_rate!r}: give a number from 0 to below 1")
+    return PyramidVisionTransformer(VARIANTS[name], num_classes, drop_path_rate, _image_size(img_size))
+
+
+def _image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 32 for side in size):
+        raise ConfigError(f"img_size is {img_size!r}: give one side or (height, width), in pixels, at least 32")
+    return size[0], size[1]

@@ -1,0 +1,41 @@
+"""Every published variant, one row each.
+
+PVT v1: table 1 of https://arxiv.org/abs/2102.12122. PVT v2: table 1 of https://arxiv.org/abs/2106.13797. Where a
+paper and its published code differ, the rows follow the code, since published weights do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Four = tuple[int, int, int, int]
+
+_DIMS: Four = (64, 128, 320, 512)
+_HEADS: Four = (1, 2, 5, 8)
+_MLP_RATIOS: Four = (8, 8, 4, 4)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The numbers that tell one variant from another; four-tuples go from stage 1 to stage 4."""
+
+    name: str
+    family: Literal["v1", "v2"]
+    depths: Four
+    embed_dims: Four = _DIMS
+    num_heads: Four = _HEADS
+    mlp_ratios: Four = _MLP_RATIOS
+    sr_ratios: Four = (8, 4, 2, 1)
+    # PVT v2's linear attention: keys and values from a map pooled to 7×7 in place of one shrunk by `sr_ratios`.
+    linear: bool = False
+
+
+_ROWS = (
+    Variant("pvt_tiny", "v1", depths=(2, 2, 2, 2)),
+    Variant("pvt_small", "v1", depths=(3, 4, 6, 3)),
+    Variant("pvt_medium", "v1", depths=(3, 4, 18, 3)),
+    Variant("pvt_large", "v1", depths=(3, 8, 27, 3)),
+)
+
+VARIANTS = {row.name: row for row in _ROWS}
