@@ -15,6 +15,15 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    keywords=["object detection", "instance segmentation", "vision transformer", "detectron2", "pvt"],
     python_requires=">=3.11",
     packages=find_packages(include=["pvt_det", "pvt_det.*"]),
     package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
@@ -26,7 +35,7 @@ setup(
         "hotcoco>=1.3,<2",
         "pycocotools>=2.0.8",
         "fvcore>=0.1.5.post20221221",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
         "pillow>=11",
         "pyyaml>=6",
         "rich>=13",
@@ -45,6 +54,7 @@ setup(
             "ruff>=0.12",
             "transformers>=5",
             "types-PyYAML",
+            "wheel>=0.45",
         ],
     },
 )
