@@ -1,11 +1,14 @@
-"""Spatial-reduction attention (PVT v1 section 3.3, equations 1 to 4)."""
+"""Attention over a shrunk map: spatial reduction (PVT v1 section 3.3, equations 1 to 4), pooling (PVT v2, linear)."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvt_det.layers.patch import PatchMerging, Size
+
+POOL_SIDE = 7
 
 
 def attend(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
@@ -49,5 +52,48 @@ class SpatialReductionAttention(nn.Module):
 
         With `sr_ratio` 1, `x` may hold tokens besides those of the map (the class token).
         """
-        source = self.norm(self.sr.merge(x, size)) if self.sr_ratio > 1 else x
-        return self.proj(attend(self.q(x), self.kv(source), self.num_heads))
+        return self.proj(attend(self.q(x), self.kv(self.source(x, size)), self.num_heads))
+
+    def source(self, x: Tensor, size: Size) -> Tensor:
+        """Tokens that keys and values are made of, `N×S×C`."""
+        return self.norm(self.sr.merge(x, size)) if self.sr_ratio > 1 else x
+
+
+class LinearSpatialReductionAttention(SpatialReductionAttention):
+    """Attention whose keys and values come from a map pooled to 7×7, whatever its size (PVT v2 section 3.2).
+
+    Args:
+        dim: Channels of the tokens.
+        num_heads: Attention heads; divides `dim`.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__(dim, num_heads, sr_ratio=1)
+        self.sr = PatchMerging(dim, dim, 1)
+        self.norm = nn.LayerNorm(dim)
+
+    def source(self, x: Tensor, size: Size) -> Tensor:
+        """Tokens that keys and values are made of, `N×49×C`."""
+        pooled = adaptive_pool(x, size, POOL_SIDE)
+        return F.gelu(self.norm(self.sr.merge(pooled, (POOL_SIDE, POOL_SIDE))))
+
+
+def adaptive_pool(x: Tensor, size: Size, side: int) -> Tensor:
+    """Average `N×(H·W)×C` over the windows of `F.adaptive_avg_pool2d`, giving `N×(side·side)×C`.
+
+    Two matrix products, one along each side of the map, so that export formats without adaptive pooling and dynamic
+    sizes are served too. A map smaller than `side` is fine: windows then share pixels.
+    """
+    height, width = size
+    rows, columns = _windows(height, side, x), _windows(width, side, x)
+    x = (rows @ x.unflatten(1, size).flatten(2)) / rows.sum(1, keepdim=True)
+    x = (columns @ x.unflatten(2, (width, -1))) / columns.sum(1, keepdim=True)
+    return x.flatten(1, 2)
+
+
+def _windows(length: int, side: int, like: Tensor) -> Tensor:
+    """Ones where a position of `length` belongs to a window, `side×length`; windows may overlap by one position."""
+    window = torch.arange(side, device=like.device)[:, None]
+    position = torch.arange(length, device=like.device)
+    inside = (position >= window * length // side) & (position < ((window + 1) * length + side - 1) // side)
+    return inside.to(like.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_det.layers.patch import Size
+from pvt_det.layers.patch import Size, to_map, to_tokens
 
 
 class Mlp(nn.Module):
@@ -24,3 +24,39 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform `N×L×C` token by token; `size` is not needed here, and is in PVT v2."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DepthwiseConv(nn.Module):
+    """3×3 depth-wise convolution; a module of its own because the published keys say `dwconv.dwconv`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Convolve tokens `N×(H·W)×C` of a map of `size` `(H, W)`."""
+        return to_tokens(self.dwconv(to_map(x, size)))
+
+
+class ConvMlp(nn.Module):
+    """Two linear layers with a 3×3 depth-wise convolution and GELU between them (PVT v2 section 3.1).
+
+    Args:
+        dim: Channels of the tokens.
+        ratio: Hidden channels as a multiple of `dim`.
+        relu: Put a ReLU before the convolution, as the linear variant does.
+    """
+
+    def __init__(self, dim: int, ratio: int, relu: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim * ratio)
+        self.relu = relu
+        self.dwconv = DepthwiseConv(dim * ratio)
+        self.fc2 = nn.Linear(dim * ratio, dim)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Transform tokens `N×(H·W)×C` of a map of `size` `(H, W)`."""
+        x = self.fc1(x)
+        if self.relu:
+            x = F.relu(x)
+        return self.fc2(F.gelu(self.dwconv(x, size)))

@@ -67,3 +67,24 @@ class PatchEmbed(nn.Module):
         height, width = x.shape[-2:]
         tokens = self.proj.merge(to_tokens(x), (height, width))
         return self.norm(tokens), (height // self.proj.ratio, width // self.proj.ratio)
+
+
+class OverlapPatchEmbed(nn.Module):
+    """Overlapping patch embedding of PVT v2: strided, padded convolution, then LayerNorm (section 3.1).
+
+    Args:
+        in_channels: Channels of the image or of the previous stage's map.
+        embed_dim: Channels of the tokens.
+        kernel_size: Side of a patch, odd; half of it is padded.
+        stride: Distance of neighbouring patches, in pixels of the input.
+    """
+
+    def __init__(self, in_channels: int, embed_dim: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride=stride, padding=kernel_size // 2)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        """Embed `N×C×H×W` as tokens `N×L×D` on a grid of `(⌈H / stride⌉, ⌈W / stride⌉)`."""
+        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])

@@ -6,6 +6,8 @@ import difflib
 
 from pvt_det.errors import ConfigError
 from pvt_det.models.pvt import PyramidVisionTransformer
+from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
+from pvt_det.models.trunk import MIN_SIDE, Trunk
 from pvt_det.models.variants import VARIANTS
 
 
@@ -16,7 +18,7 @@ def list_models() -> list[str]:
 
 def create_model(
     name: str, num_classes: int = 1000, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
-) -> PyramidVisionTransformer:
+) -> Trunk:
     """Build a PVT with fresh weights.
 
     Args:
@@ -41,11 +43,14 @@ def create_model(
         raise ConfigError(f"num_classes of {name} is {num_classes!r}: give the number of classes, or 0 for no head")
     if not 0 <= drop_path_rate < 1:
         raise ConfigError(f"drop_path_rate of {name} is {drop_path_rate!r}: give a number from 0 to below 1")
-    return PyramidVisionTransformer(VARIANTS[name], num_classes, drop_path_rate, _image_size(img_size))
+    variant, size = VARIANTS[name], _image_size(img_size)
+    if variant.family == "v1":
+        return PyramidVisionTransformer(variant, num_classes, drop_path_rate, size)
+    return PyramidVisionTransformerV2(variant, num_classes, drop_path_rate)
 
 
 def _image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side >= 32 for side in size):
-        raise ConfigError(f"img_size is {img_size!r}: give one side or (height, width), in pixels, at least 32")
+    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIDE for side in size):
+        raise ConfigError(f"img_size is {img_size!r}: give one side or (height, width), in pixels, at least {MIN_SIDE}")
     return size[0], size[1]

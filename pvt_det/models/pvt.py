@@ -33,6 +33,9 @@ class PyramidVisionTransformer(Trunk):
         img_size: Height and width in pixels that the position embeddings are made for, each at least 32.
     """
 
+    # Made by loops below; named here for readers and type checkers.
+    pos_embed4: nn.Parameter
+
     def __init__(self, variant: Variant, num_classes: int, drop_path_rate: float, img_size: Size) -> None:
         super().__init__(variant.embed_dims, num_classes)
         self.grids = tuple((img_size[0] // stride, img_size[1] // stride) for stride in STRIDES)

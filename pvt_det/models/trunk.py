@@ -74,7 +74,7 @@ class Trunk(nn.Module, ABC):
         return [getattr(self, f"patch_embed{i}"), getattr(self, f"block{i}")]
 
     def run_blocks(self, i: int, tokens: Tensor, size: Size) -> Tensor:
-        """Run the blocks of stage `i` on tokens `N×L×C`."""
+        """Run the blocks of stage `i`, and what follows them, on tokens `N×L×C`."""
         again = i in self.checkpoint_stages and self.training and torch.is_grad_enabled()
         for block in getattr(self, f"block{i}"):
             tokens = checkpoint(block, tokens, size, use_reentrant=False) if again else block(tokens, size)
@@ -96,7 +96,7 @@ def pad_image(x: Tensor) -> Tensor:
         ConfigError: If `x` has another number of dimensions or channels, or no pixels.
     """
     if x.dim() != 4 or x.shape[1] != 3:
-        raise ConfigError(f"input of shape {tuple(x.shape)}: expected a batch of RGB images, N×3×H×W")
+        raise ConfigError(f"input of shape {tuple(x.shape)}: expected a batch of RGB images, N x 3 x H x W")
     height, width = x.shape[-2:]
     if height >= MIN_SIDE and width >= MIN_SIDE:
         return x

@@ -36,6 +36,13 @@ _ROWS = (
     Variant("pvt_small", "v1", depths=(3, 4, 6, 3)),
     Variant("pvt_medium", "v1", depths=(3, 4, 18, 3)),
     Variant("pvt_large", "v1", depths=(3, 8, 27, 3)),
+    Variant("pvt_v2_b0", "v2", depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
+    Variant("pvt_v2_b1", "v2", depths=(2, 2, 2, 2)),
+    Variant("pvt_v2_b2", "v2", depths=(3, 4, 6, 3)),
+    Variant("pvt_v2_b2_li", "v2", depths=(3, 4, 6, 3), linear=True),
+    Variant("pvt_v2_b3", "v2", depths=(3, 4, 18, 3)),
+    Variant("pvt_v2_b4", "v2", depths=(3, 8, 27, 3)),
+    Variant("pvt_v2_b5", "v2", depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
 )
 
 VARIANTS = {row.name: row for row in _ROWS}
