@@ -1,0 +1,3 @@
+"""Detectron2 adapters. Importing this package registers them."""
+
+from pvt_det.modeling import backbone, fpn, retinanet, roi_heads  # noqa: F401

@@ -5,7 +5,16 @@ A config is read in builders only (`from_config`, `build_*`), never in `forward`
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+
+def get_config() -> CfgNode:
+    """Detectron2's keys and this package's, with their defaults; `MODEL.DEVICE` is "cuda" where there is one."""
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    add_pvt_config(cfg)
+    return cfg
 
 
 def add_pvt_config(cfg: CfgNode) -> None:
@@ -31,12 +40,16 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # What RetinaNet's losses are divided by: "ema" (Detectron2: a moving average of the number of positive
     # anchors) or "batch" (MMDetection: the positive anchors of this batch).
     cfg.MODEL.RETINANET.LOSS_NORMALIZER = "ema"
-    # Whether a ground-truth box also takes its best proposal below the IoU threshold (MMDetection's Mask R-CNN does).
+    # Whether a proposal that is some box's best is matched with that box even when it overlaps another more
+    # (MMDetection's "match_low_quality" with its least overlap equal to the threshold, as in its Mask R-CNN).
     cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES = False
 
     # --- input -----------------------------------------------------------------------------------------------
     # "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).
     cfg.INPUT.RESIZE_BACKEND = "pil"
+    # Half of the training images take a second way, as in DETR and PVT v2's 3x recipe: resize the short side to one
+    # of RESIZE, cut a random window whose sides lie within SIZE (least, most; pixels), then resize as all others.
+    cfg.INPUT.CROP_BRANCH = CfgNode({"ENABLED": False, "RESIZE": (400, 500, 600), "SIZE": (384, 600)})
 
     # --- data sets without code: COCO-format json and its image folder; they take the place of DATASETS.TRAIN/TEST
     cfg.DATASETS.TRAIN_JSON = ""
@@ -45,6 +58,8 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.DATASETS.VAL_IMAGES = ""
     # What to do with an image or annotation that is broken: "strict" stops, "skip" leaves it out and counts it.
     cfg.DATASETS.ON_ERROR = "strict"
+    # Whether the json's file names may be absolute or lead out of the image folder with "..".
+    cfg.DATASETS.ALLOW_OUTSIDE = False
     # Check of the data before the first step: "full" decodes every image, "fast" reads the json and headers, "off".
     cfg.DATASETS.CHECK = "fast"
 

@@ -1,0 +1,154 @@
+"""Checks of a whole config that its keys' types cannot make: choices, ranges, and keys that must agree."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from pvt_det.errors import ConfigError
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "MODEL.RETINANET.LOSS_NORMALIZER": ("ema", "batch"),
+    "INPUT.RESIZE_BACKEND": ("pil", "cv2"),
+    "INPUT.FORMAT": ("RGB", "BGR", "L", "YUV-BT.601"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "DATASETS.ON_ERROR": ("strict", "skip"),
+    "DATASETS.CHECK": ("full", "fast", "off"),
+    "SOLVER.OPTIMIZER": ("adamw", "sgd"),
+    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "TEST.EVALUATOR": ("hotcoco", "pycocotools"),
+}
+_AT_LEAST_ONE = (
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MAX_SIZE_TEST",
+    "MODEL.FPN.OUT_CHANNELS",
+    "MODEL.RETINANET.NUM_CLASSES",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "SOLVER.ACCUMULATE_STEPS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+    "TEST.DETECTIONS_PER_IMAGE",
+)
+# Closed below, open above.
+_FRACTIONS = ("MODEL.PVT.DROP_PATH_RATE", "SOLVER.BETAS", "SOLVER.EMA.DECAY", "MODEL.ANCHOR_GENERATOR.OFFSET")
+
+
+def validate_config(cfg: CfgNode, where: str = "config") -> None:
+    """Check every value that has choices, a range or a partner.
+
+    Args:
+        cfg: Detectron2's keys and this package's.
+        where: The config's file, for messages.
+
+    Raises:
+        ConfigError: Names the key, its value, and what could stand there.
+    """
+
+    def refuse(key: str, expected: str) -> ConfigError:
+        return ConfigError(f"{where}: {key} = {_get(cfg, key)!r}: {expected}")
+
+    for key, choices in (*_CHOICES.items(), *_registered_names().items()):
+        if _get(cfg, key) not in choices:
+            raise refuse(key, _expected_one_of(_get(cfg, key), choices))
+    for key in _AT_LEAST_ONE:
+        if _get(cfg, key) < 1:
+            raise refuse(key, "expected 1 or more.")
+    for key in _FRACTIONS:
+        if not all(0 <= value < 1 for value in _as_list(_get(cfg, key))):
+            raise refuse(key, "expected 0 or more and less than 1.")
+    _check_trunk(cfg, refuse)
+    _check_pixels(cfg, refuse)
+    _check_input_sizes(cfg, refuse)
+    _check_anchors(cfg, refuse)
+
+
+_Refuse = Callable[[str, str], ConfigError]
+
+
+def _registered_names() -> dict[str, tuple[str, ...]]:
+    # Imported here: the registries are filled by `import pvt_det`, which may be under way when this module loads.
+    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+
+    from pvt_det.models import list_models
+
+    return {
+        "MODEL.PVT.VARIANT": tuple(list_models()),
+        "MODEL.META_ARCHITECTURE": tuple(name for name, _ in META_ARCH_REGISTRY),
+        "MODEL.BACKBONE.NAME": tuple(name for name, _ in BACKBONE_REGISTRY),
+        "MODEL.ROI_HEADS.NAME": tuple(name for name, _ in ROI_HEADS_REGISTRY),
+    }
+
+
+def _check_trunk(cfg: CfgNode, refuse: _Refuse) -> None:
+    pvt = cfg.MODEL.PVT
+    stages = ("stage1", "stage2", "stage3", "stage4")
+    if not pvt.OUT_FEATURES or [s for s in stages if s in pvt.OUT_FEATURES] != list(pvt.OUT_FEATURES):
+        raise refuse("MODEL.PVT.OUT_FEATURES", f"expected some of {', '.join(stages)}, each once, in this order.")
+    if pvt.FROZEN_STAGES > 4:
+        raise refuse("MODEL.PVT.FROZEN_STAGES", "expected 0 to 4.")
+    if not set(pvt.CHECKPOINT_STAGES) <= {1, 2, 3, 4}:
+        raise refuse("MODEL.PVT.CHECKPOINT_STAGES", "expected some of 1, 2, 3, 4.")
+    if pvt.PRETRAIN_IMG_SIZE < 32 or pvt.PRETRAIN_IMG_SIZE % 32:
+        raise refuse("MODEL.PVT.PRETRAIN_IMG_SIZE", "expected a multiple of 32, the stride of stage 4.")
+
+
+def _check_pixels(cfg: CfgNode, refuse: _Refuse) -> None:
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(_get(cfg, key)) != channels:
+            raise refuse(
+                key, f"expected {channels} number(s), as many as INPUT.FORMAT {cfg.INPUT.FORMAT} has channels."
+            )
+    if 0 in cfg.MODEL.PIXEL_STD:
+        raise refuse("MODEL.PIXEL_STD", "expected numbers above 0.")
+
+
+def _check_input_sizes(cfg: CfgNode, refuse: _Refuse) -> None:
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sizes or min(sizes) < 1:
+        raise refuse("INPUT.MIN_SIZE_TRAIN", "expected one or more sizes of at least 1 pixel.")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        raise refuse("INPUT.MIN_SIZE_TRAIN", "expected two sizes, least and most, for MIN_SIZE_TRAIN_SAMPLING range.")
+    crop = cfg.INPUT.CROP_BRANCH
+    if not crop.RESIZE or min(crop.RESIZE) < 1:
+        raise refuse("INPUT.CROP_BRANCH.RESIZE", "expected one or more sizes of at least 1 pixel.")
+    if len(crop.SIZE) != 2 or not 1 <= crop.SIZE[0] <= crop.SIZE[1]:
+        raise refuse("INPUT.CROP_BRANCH.SIZE", "expected two sizes in pixels, the least and the most.")
+
+
+def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
+    levels_key = (
+        "MODEL.RETINANET.IN_FEATURES" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "MODEL.RPN.IN_FEATURES"
+    )
+    levels = len(_get(cfg, levels_key))
+    for name in ("SIZES", "ASPECT_RATIOS"):
+        key = f"MODEL.ANCHOR_GENERATOR.{name}"
+        rows = _get(cfg, key)
+        if len(rows) not in (1, levels):
+            raise refuse(key, f"expected 1 list or {levels}, one for each level of {levels_key}; found {len(rows)}.")
+        if not all(row and min(row) > 0 for row in rows):
+            raise refuse(key, "expected lists of numbers above 0.")
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for name in key.split("."):
+        node = node[name]
+    return node
+
+
+def _as_list(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _expected_one_of(value: Any, choices: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"Expected one of {', '.join(choices)}."

@@ -1,0 +1,105 @@
+"""Does a value suit its key? Types, null, infinities and signs are judged by the key's default."""
+
+from __future__ import annotations
+
+import ast
+import math
+from typing import Any
+
+from pvt_det.errors import ConfigError
+
+# Numbers whose default is not negative but that may be: label lists, image statistics, a void label.
+_MAY_BE_NEGATIVE = {"MODEL.PIXEL_MEAN", "MODEL.ROI_HEADS.IOU_LABELS", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"}
+_MAY_BE_INFINITE = {"SOLVER.CLIP_GRADIENTS.NORM_TYPE"}
+# What the elements of a list look like whose default is empty, and the type of a key whose default is null.
+_EXAMPLES: dict[str, Any] = {
+    "DATASETS.TRAIN": ("",),
+    "DATASETS.TEST": ("",),
+    "DATASETS.PROPOSAL_FILES_TRAIN": ("",),
+    "DATASETS.PROPOSAL_FILES_TEST": ("",),
+    "MODEL.FPN.IN_FEATURES": [""],
+    "MODEL.PVT.CHECKPOINT_STAGES": [0],
+    "TEST.KEYPOINT_OKS_SIGMAS": [0.0],
+    "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
+}
+_NAMES: dict[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    tuple: "a list",
+}
+
+
+def coerce(value: Any, default: Any, key: str, where: str) -> Any:
+    """Turn `value` into the type of the key's `default`.
+
+    Integers become floats where floats stand, lists and tuples each other, and texts such as `1e-4` or
+    `(60000, 80000)`, which YAML does not take for numbers or lists, what they spell.
+
+    Args:
+        value: As read from a file or the command line.
+        default: The value that the key has now.
+        key: Dotted name, for messages and the few exceptions.
+        where: The file or "command line", for messages.
+
+    Raises:
+        ConfigError: The type is wrong, a number is not finite, or negative where it cannot be.
+    """
+    if value is None and default is None:
+        return None
+    example = _EXAMPLES.get(key, default)
+    result = _match(value, example, key, where)
+    numbers = list(_numbers(result))
+    if key not in _MAY_BE_INFINITE and not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{where}: {key} = {value!r}: only finite numbers can stand here.")
+    may_be_negative = key in _MAY_BE_NEGATIVE or any(number < 0 for number in _numbers(example))
+    if not may_be_negative and any(number < 0 for number in numbers):
+        raise ConfigError(f"{where}: {key} = {value!r}: a negative number cannot stand here.")
+    return result
+
+
+def _match(value: Any, example: Any, key: str, where: str) -> Any:
+    if isinstance(value, str) and not isinstance(example, str):
+        value = _spelled(value)
+    if isinstance(example, list | tuple) and isinstance(value, list | tuple):
+        # An example without elements says nothing about them.
+        items = [_match_item(item, example[0], key, where) if example else item for item in value]
+        return type(example)(items)
+    if type(example) is float and type(value) is int:
+        return float(value)
+    if type(value) is type(example):
+        return value
+    raise _wrong_type(value, example, key, where)
+
+
+def _match_item(value: Any, example: Any, key: str, where: str) -> Any:
+    """An element of a list: any number will do where a number stands (anchor sizes are often fractions)."""
+    if type(example) is int and type(value) is float:
+        return value
+    return _match(value, example, key, where)
+
+
+def _wrong_type(value: Any, example: Any, key: str, where: str) -> ConfigError:
+    expected = _NAMES.get(type(example), type(example).__name__)
+    shown = "null" if value is None else repr(value)
+    hint = f" Write [{value}] for a list of one." if isinstance(example, list | tuple) and value is not None else ""
+    return ConfigError(f"{where}: {key} = {shown}: expected {expected}, such as {example!r}.{hint}")
+
+
+def _spelled(text: str) -> Any:
+    """The Python literal that `text` spells, or the text itself."""
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []

@@ -1,0 +1,120 @@
+"""RetinaNet (https://arxiv.org/abs/1708.02002) as Detectron2 has it, with the loss made exact to resume and share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import Boxes
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+from pvt_det.modeling.registration import register
+
+_EMA_START = 100.0
+_EMA_MOMENTUM = 0.9
+
+
+@register(META_ARCH_REGISTRY)
+class PVTRetinaNet(RetinaNet):
+    """Detectron2's RetinaNet, but for how its losses are computed.
+
+    - The number that the losses are divided by is counted over all processes, so that several of them compute what one
+      would with the whole batch; it can be the batch's own (MMDetection), not only Detectron2's moving average.
+    - The moving average is a buffer, `loss_normalizer`: it is saved with the weights, and a resumed run goes on
+      exactly. Losses computed without gradients (on validation data) leave it alone and use their own count.
+    - The losses are computed in fp32 under autocast, and the focal loss without TorchScript, whose first calls round
+      differently from later ones.
+
+    Args:
+        loss_normalizer: "ema", a moving average of the number of positive anchors, or "batch", their number now.
+        arguments: Those of Detectron2's RetinaNet.
+    """
+
+    @configurable
+    def __init__(self, *, loss_normalizer: str = "ema", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        assert loss_normalizer in ("ema", "batch"), loss_normalizer
+        self.normalize_by = loss_normalizer
+        self.register_buffer("loss_normalizer", torch.tensor(_EMA_START))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Detectron2's arguments and `MODEL.RETINANET.LOSS_NORMALIZER`."""
+        return {**super().from_config(cfg), "loss_normalizer": cfg.MODEL.RETINANET.LOSS_NORMALIZER}
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Compute the focal loss and the box loss.
+
+        Args:
+            anchors: Each level's, `R_l×4`.
+            pred_logits: Each level's, `N×R_l×K`.
+            gt_labels: Each image's, `R`: 0 … K-1, K for background, -1 to ignore; R is the sum of all R_l.
+            pred_anchor_deltas: Each level's, `N×R_l×4`.
+            gt_boxes: Each image's, `R×4`: the box that each anchor is matched with.
+
+        Returns:
+            "loss_cls" and "loss_box_reg", scalars.
+        """
+        labels = torch.stack(gt_labels)
+        valid = labels >= 0
+        positive = valid & (labels != self.num_classes)
+        normalizer = self._normalizer(positive.sum(), num_images=len(labels))
+        targets = F.one_hot(labels[valid], num_classes=self.num_classes + 1)[:, :-1]
+        with torch.autocast(labels.device.type, enabled=False):
+            loss_cls = sigmoid_focal_loss(
+                torch.cat(pred_logits, dim=1)[valid].float(),
+                targets.float(),
+                alpha=self.focal_loss_alpha,
+                gamma=self.focal_loss_gamma,
+                reduction="sum",
+            )
+            loss_box_reg = _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                [deltas.float() for deltas in pred_anchor_deltas],
+                gt_boxes,
+                positive,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+        return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
+
+    def _normalizer(self, num_positive: Tensor, num_images: int) -> Tensor:
+        """What this process divides its summed losses by, a scalar above 0.
+
+        Gradients are averaged over processes, hence the whole batch's count is shared out equally.
+        """
+        get_event_storage().put_scalar("num_pos_anchors", num_positive.item() / num_images)
+        if not torch.is_grad_enabled():
+            # Processes need not be in step here: each has its own number of validation images.
+            return num_positive.clamp(min=1)
+        world_size, count = comm.get_world_size(), num_positive.float()
+        if world_size > 1:
+            torch.distributed.all_reduce(count)
+        count = count.clamp(min=1)
+        if self.normalize_by == "ema":
+            count = self.loss_normalizer * _EMA_MOMENTUM + count * (1 - _EMA_MOMENTUM)
+            self.loss_normalizer.copy_(count)
+        return count / world_size
+
+    def _transpose_dense_predictions(
+        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
+    ) -> list[list[Tensor]]:
+        """Scores in bf16 would tie, and boxes be off by pixels: leave autocast behind with the head's outputs."""
+        transposed = super()._transpose_dense_predictions(predictions, dims_per_anchor)
+        return [[level.float() for level in levels] for levels in transposed]
