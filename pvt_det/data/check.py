@@ -1,0 +1,115 @@
+"""The check of a data set before the first step: annotations and image files, all problems in one report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pvt_det.data.annotations import CocoData, read_annotations
+from pvt_det.data.findings import Findings, Problem
+from pvt_det.data.images import check_size, read_header, read_image
+from pvt_det.errors import ConfigError, DataError
+
+_logger = logging.getLogger(__name__)
+
+LEVELS = ("off", "fast", "full")
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found in a data set that can be used.
+
+    Attributes:
+        json_file: the annotation file.
+        images: number of usable images.
+        annotations: number of usable annotations.
+        class_names: in the order of the contiguous class numbers.
+        problems: by kind, all repaired or left out.
+        unreadable: ids of images whose file is missing or broken ("skip" only).
+        lines: the problems as text, one a line.
+    """
+
+    json_file: str
+    images: int
+    annotations: int
+    class_names: list[str]
+    problems: dict[str, Problem] = field(default_factory=dict)
+    unreadable: frozenset[int] = frozenset()
+    lines: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.json_file}: {self.images} images, {self.annotations} annotations, {len(self.class_names)} classes"
+        )
+        return "\n  ".join([head + ("; problems repaired or left out:" if self.lines else ""), *self.lines])
+
+
+def check_dataset(
+    json_file: str | Path,
+    image_root: str | Path,
+    level: str = "fast",
+    *,
+    on_error: str = "strict",
+    masks: bool = False,
+    allow_outside: bool = False,
+) -> CheckReport:
+    """Check a COCO-format data set; the report is also logged.
+
+    Args:
+        json_file: annotations in COCO's instances format.
+        image_root: folder that `file_name` is relative to.
+        level: "fast" reads the annotations, every image's header and the last bytes of its file; "full" decodes every
+            image; "off" reads the annotations only.
+        on_error: "strict" refuses what cannot be repaired; "skip" leaves it out and counts it.
+        masks: masks are needed.
+        allow_outside: file names may lead out of `image_root`.
+
+    Raises:
+        ConfigError: unknown `level` or `on_error`.
+        DataError: the data set cannot be used; the message counts every kind of problem and names its first offenders.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"DATASETS.CHECK is {level!r}; expected one of {', '.join(LEVELS)}")
+    if on_error not in ("strict", "skip"):
+        raise ConfigError(f"DATASETS.ON_ERROR is {on_error!r}; expected strict or skip")
+    findings = Findings()
+    data = read_annotations(json_file, findings, masks=masks, allow_outside=allow_outside)
+    unreadable = frozenset[int]()
+    if level != "off":
+        unreadable = _check_images(data, Path(image_root), level == "full", findings)
+        if len(unreadable) == len(data.images) > 0:
+            findings.add("no image that can be read", f"looked in {image_root}", fatal=True)
+    findings.raise_if_refused(str(json_file), on_error)
+    report = CheckReport(
+        json_file=str(json_file),
+        images=len(data.images) - len(unreadable),
+        annotations=sum(annotation["image_id"] not in unreadable for annotation in data.annotations),
+        class_names=data.class_names,
+        problems=findings.problems,
+        unreadable=unreadable,
+        lines=tuple(findings.lines()),
+    )
+    _logger.log(logging.WARNING if report.lines else logging.INFO, "%s", report)
+    return report
+
+
+def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) -> frozenset[int]:
+    """Ids of images that are missing, broken, or of another size than annotated."""
+    if not root.is_dir():
+        raise DataError(f"image folder {root} does not exist")
+    unreadable = set()
+    for image in data.images:
+        path = root / image["file_name"]
+        try:
+            if decode:
+                pixels = read_image(path, "RGB")
+                size = (pixels.shape[1], pixels.shape[0])
+            else:
+                size = read_header(path)
+            check_size(path, size, (image["width"], image["height"]))
+        except DataError as error:
+            kind = "image file that is missing" if not path.exists() else "image file that cannot be used"
+            findings.add(kind, f"image {image['id']}: {error}")
+            unreadable.add(image["id"])
+    return frozenset(unreadable)

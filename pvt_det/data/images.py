@@ -1,0 +1,139 @@
+"""Reading image files: right pixels for every mode, and one clear error for every way a file can be broken."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from pvt_det.errors import DataError
+
+# Above this an image is refused before it is decoded: Pillow's own bound, 256 MiB of RGB.
+MAX_PIXELS = 89_478_485
+
+_ORIENTATION_TAG = 274
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The last bytes of a complete file; a file that ends otherwise may still be whole, and is decoded to find out.
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_TAIL = 64
+
+
+def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[np.uint8]:
+    """Read an image, turned upright by its EXIF tag.
+
+    16-bit gray keeps its upper 8 bits, as Pillow does with 16-bit colour; an alpha channel is dropped.
+
+    Args:
+        path: the image file.
+        image_format: "RGB", "BGR" or "L".
+
+    Returns:
+        `H×W×3` (`H×W×1` for "L"), uint8, 0 … 255.
+
+    Raises:
+        DataError: the file is missing, empty, no image, truncated, too large, or of an unusable mode.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        image = _identify(path, file)
+        method = _TRANSPOSE.get(_orientation(image))
+        try:
+            image.load()
+            pixels = _to_uint8(image, "L" if image_format == "L" else "RGB", path)
+        except DataError:
+            raise
+        except (OSError, SyntaxError, ValueError, struct.error, MemoryError) as error:
+            raise DataError(f"image {path} is broken or cut short ({error}): replace it") from error
+    if method is not None:
+        pixels = np.array(Image.fromarray(pixels).transpose(method))
+    if image_format == "L":
+        return pixels[:, :, None]
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels after EXIF rotation, read from the header.
+
+    The pixels are decoded only where the end of a JPEG or PNG file lacks its end mark.
+
+    Raises:
+        DataError: as `read_image`, as far as header and end of the file tell.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        image = _identify(path, file)
+        # Asking a PNG for its EXIF data decodes it; what stands before the pixels is in `info`.
+        turned = (image.format == "JPEG" or "exif" in image.info) and _orientation(image) >= 5
+        end_mark = _END_MARKS.get(image.format or "")
+        file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        complete = end_mark is None or end_mark in file.read()
+        width, height = image.size
+    if not complete:
+        read_image(path, "RGB")
+    return (height, width) if turned else (width, height)
+
+
+def check_size(path: str | os.PathLike[str], found: tuple[int, int], stated: tuple[int, int]) -> None:
+    """Raise DataError where the width and height `found` in a file differ from those `stated` by its annotation."""
+    if found != stated:
+        raise DataError(
+            f"image {path} is {found[0]}x{found[1]} (after EXIF rotation), but its annotation says "
+            f"{stated[0]}x{stated[1]}: boxes would not fit; correct width and height, or the image"
+        )
+
+
+def _open(path: Path) -> IO[bytes]:
+    if not path.is_file():
+        raise DataError(f"image {path} {'is no regular file' if path.exists() else 'does not exist'}")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"image {path} cannot be read ({error.strerror})") from error
+
+
+def _identify(path: Path, file: IO[bytes]) -> Image.Image:
+    """Open the header and refuse a decompression bomb."""
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        start = file.read(16)
+        what = f"no image (it starts with {start!r})" if start else "empty (0 bytes)"
+        raise DataError(f"image {path} is {what}: replace it") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image {path} is too large ({error}); at most {MAX_PIXELS:,} pixels are read") from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise DataError(f"image {path} has a broken header ({error}): replace it") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"image {path} is too large ({width}x{height}); at most {MAX_PIXELS:,} pixels are read")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF block raises almost anything, and is no reason to lose the image
+        return 1
+
+
+def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return gray if mode == "L" else np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise DataError(f"image {path} holds {image.mode!r} pixels of 32 bits, whose range is unknown: save it with 8")
+    return np.array(image.convert(mode))

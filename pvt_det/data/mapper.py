@@ -1,0 +1,189 @@
+"""From a data set's record of one image to what a Detectron2 model takes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
+from pycocotools import mask as mask_util
+
+from pvt_det.data.images import check_size, read_image
+from pvt_det.data.transforms import build_augmentations, crops, numpy_random
+from pvt_det.errors import ConfigError
+
+# One object's mask: polygons, each of x, y, x, y … in pixels, or COCO's compressed run lengths.
+Mask = list[npt.NDArray[np.float32]] | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The objects of one image that are trained on, crowd regions left out.
+
+    Attributes:
+        boxes: `N×4` float64, x1, y1, x2, y2 in pixels of the file.
+        classes: `N` int64, contiguous from 0.
+        masks: N masks, or None where masks are not trained.
+    """
+
+    boxes: npt.NDArray[np.float64]
+    classes: npt.NDArray[np.int64]
+    masks: list[Mask] | None
+
+
+def pack_targets(annotations: list[dict[str, Any]], *, masks: bool) -> Targets:
+    """Pack Detectron2's per-object dictionaries into arrays, which workers read several times faster.
+
+    Args:
+        annotations: the "annotations" of a Detectron2 record.
+        masks: keep masks; objects without one are then left out.
+    """
+    kept = [a for a in annotations if not a.get("iscrowd", 0) and (a.get("segmentation") or not masks)]
+    boxes = np.array([a["bbox"] for a in kept], dtype=np.float64).reshape(-1, 4)
+    wh = np.array([a["bbox_mode"] == BoxMode.XYWH_ABS for a in kept], dtype=bool)
+    boxes[wh, 2:] += boxes[wh, :2]
+    classes = np.array([a["category_id"] for a in kept], dtype=np.int64)
+    return Targets(boxes, classes, [_pack_mask(a["segmentation"]) for a in kept] if masks else None)
+
+
+def _pack_mask(segmentation: list[Any] | dict[str, Any]) -> Mask:
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            return mask_util.frPyObjects(segmentation, *segmentation["size"])
+        return segmentation
+    return [np.asarray(polygon, dtype=np.float32) for polygon in segmentation]
+
+
+class PVTDatasetMapper:
+    """Read, augment and pack one image with its objects.
+
+    As Detectron2's `DatasetMapper`, with these differences: a sample's randomness can follow its position in the
+    training stream, images go through `pvt_det.data.images`, run-length masks work beside polygons, and all objects
+    of an image are transformed at once.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        masks: bool = False,
+        mask_format: str = "polygon",
+        tighten_boxes: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Make a mapper.
+
+        Args:
+            is_train: give "instances" for training; otherwise annotations are dropped.
+            augmentations: applied in this order.
+            image_format: "RGB" or "BGR", as `MODEL.PIXEL_MEAN`.
+            masks: give `gt_masks`.
+            mask_format: "polygon" or "bitmask"; an image with run-length masks gets bit masks in either case.
+            tighten_boxes: after cropping, take boxes from the masks (needs `masks`).
+            seed: with a sample's position the key of its randomness; 0 or greater.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.masks = masks
+        self.mask_format = mask_format
+        self.tighten_boxes = tighten_boxes
+        self.seed = seed
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, is_train: bool = True, seed: int = 0) -> dict[str, Any]:
+        """Read INPUT, MODEL.MASK_ON; the seed is the caller's, since SEED -1 must first be drawn for all processes.
+
+        Raises:
+            ConfigError: key points, precomputed proposals or an unknown INPUT value are asked for.
+        """
+        for key, asked in (
+            ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
+            ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
+        ):
+            if asked:
+                raise ConfigError(f"{key} is True, but this package's data loading has no such input: set it to False")
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; expected RGB or BGR")
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train=is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "masks": is_train and cfg.MODEL.MASK_ON,
+            "mask_format": cfg.INPUT.MASK_FORMAT,
+            "tighten_boxes": is_train and cfg.MODEL.MASK_ON and crops(cfg),
+            "seed": seed,
+        }
+
+    def __call__(self, record: dict[str, Any], position: int | None = None) -> dict[str, Any]:
+        """Map one record.
+
+        Args:
+            record: a Detectron2 record (`file_name`, `height`, `width`, `image_id`, `annotations`), or one whose
+                annotations were packed into `targets`.
+            position: place in the training stream; the augmentation then depends on the seed and it alone.
+
+        Returns:
+            The record with `image` (`3×H×W` uint8) and, in training, `instances`, without its annotations.
+
+        Raises:
+            DataError: the image cannot be read, or its size is not the record's.
+        """
+        image = read_image(record["file_name"], self.image_format)
+        height, width = image.shape[:2]
+        record = {"width": width, "height": height} | record
+        check_size(record["file_name"], (width, height), (record["width"], record["height"]))
+        aug_input = T.AugInput(image)
+        with nullcontext() if position is None else numpy_random(self.seed, position):
+            transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        # A channels-last view is fine for torch, but it cannot read backwards (a flip, or BGR from RGB).
+        if min(image.strides) < 0:
+            image = np.ascontiguousarray(image)
+        record["image"] = torch.as_tensor(image.transpose(2, 0, 1))
+        annotations = record.pop("annotations", None)
+        targets = record.pop("targets", None)
+        if self.is_train:
+            if targets is None and annotations is not None:
+                targets = pack_targets(annotations, masks=self.masks)
+            if targets is not None:
+                record["instances"] = self._instances(targets, transforms, (int(image.shape[0]), int(image.shape[1])))
+        return record
+
+    def _instances(self, targets: Targets, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+        instances = Instances(size)
+        boxes = transforms.apply_box(targets.boxes)
+        boxes = boxes.clip(min=0, max=np.array([size[1], size[0]] * 2))
+        instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
+        instances.gt_classes = torch.as_tensor(targets.classes)
+        if self.masks and targets.masks:
+            instances.gt_masks = self._transform_masks(targets.masks, transforms, size)
+            if self.tighten_boxes:
+                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return detection_utils.filter_empty_instances(instances)
+
+    def _transform_masks(
+        self, masks: list[Mask], transforms: T.TransformList, size: tuple[int, int]
+    ) -> PolygonMasks | BitMasks:
+        moved: list[list[npt.NDArray] | npt.NDArray] = []
+        for mask in masks:
+            if isinstance(mask, dict):
+                moved.append(transforms.apply_segmentation(mask_util.decode(mask)))
+            else:
+                # Not `apply_polygons`: it would cut polygons at a crop's edge, which filling them does anyway.
+                moved.append([transforms.apply_coords(p.reshape(-1, 2).astype(np.float64)).reshape(-1) for p in mask])
+        polygons_only = all(isinstance(mask, list) for mask in moved)
+        if polygons_only and self.mask_format == "polygon" and not self.tighten_boxes:
+            return PolygonMasks(moved)
+        filled = [polygons_to_bitmask(m, *size) if isinstance(m, list) else m.astype(bool) for m in moved]
+        return BitMasks(torch.from_numpy(np.stack(filled)))

@@ -1,0 +1,135 @@
+"""The data sets that a config names: registered, checked, and fitted to the model before the first step."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import zlib
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from pvt_det.data.check import check_dataset
+from pvt_det.data.coco import CocoSource, register_coco
+from pvt_det.errors import ConfigError, DataError
+
+_logger = logging.getLogger(__name__)
+
+# What the configs that Detectron2 ships with have; a data set given by its json takes its place without asking.
+_DEFAULT_CLASSES = 80
+
+
+def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
+    """Register and check the data sets of `cfg`, and fit `cfg` to them, in place; call before freezing it.
+
+    A data set given by DATASETS.TRAIN_JSON or VAL_JSON takes the place of DATASETS.TRAIN or TEST, and the model's
+    NUM_CLASSES is set from it. Named data sets must be in Detectron2's catalog and have as many classes as the model.
+
+    Args:
+        cfg: DATASETS and NUM_CLASSES may be changed.
+        training: False where only DATASETS.TEST is needed; training data is then left alone.
+
+    Raises:
+        ConfigError: a data set is unknown or incompletely given, or the model has another number of classes.
+        DataError: a data set is missing or broken, or training and test data have other classes.
+    """
+    given = {"TRAIN": bool(cfg.DATASETS.TRAIN_JSON), "VAL": bool(cfg.DATASETS.VAL_JSON)}
+    if not training:
+        cfg.DATASETS.TRAIN = ()
+    elif given["TRAIN"]:
+        cfg.DATASETS.TRAIN = (_register_given(cfg, "TRAIN"),)
+    if given["VAL"]:
+        cfg.DATASETS.TEST = (_register_given(cfg, "VAL"),)
+    elif training and given["TRAIN"]:
+        _logger.warning("DATASETS.VAL_JSON is empty: this run trains without evaluation")
+        cfg.DATASETS.TEST = ()
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        _check_named(cfg, name)
+    _fit_classes(cfg, from_json=given["TRAIN"] or given["VAL"])
+
+
+def _register_given(cfg: CfgNode, part: str) -> str:
+    """Check and register the data set of `DATASETS.<part>_JSON`; gives its name."""
+    json_file, image_root = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
+    if not image_root:
+        raise ConfigError(
+            f"DATASETS.{part}_JSON is {json_file}, but DATASETS.{part}_IMAGES is empty: "
+            f"give the folder of its images (--{part.lower()}-images)"
+        )
+    report = check_dataset(
+        json_file,
+        image_root,
+        cfg.DATASETS.CHECK,
+        on_error=cfg.DATASETS.ON_ERROR,
+        masks=cfg.MODEL.MASK_ON,
+        allow_outside=cfg.DATASETS.ALLOW_OUTSIDE,
+    )
+    settings = (cfg.DATASETS.ON_ERROR, cfg.DATASETS.ALLOW_OUTSIDE, report.unreadable)
+    source = CocoSource(json_file, image_root, *settings)
+    name = Path(json_file).stem
+    if name in DatasetCatalog and MetadataCatalog.get(name).get("coco_source") != source:
+        name = f"{name}_{zlib.crc32(repr(source).encode()):08x}"
+    on_error, allow_outside, unreadable = settings
+    register_coco(name, json_file, image_root, on_error=on_error, allow_outside=allow_outside, unreadable=unreadable)
+    return name
+
+
+def _check_named(cfg: CfgNode, name: str) -> None:
+    """Check a data set of Detectron2's catalog, as far as its files are known."""
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+        raise ConfigError(
+            f"data set {name!r} is not registered"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + " A COCO-format data set needs no registration: give DATASETS.TRAIN_JSON and TRAIN_IMAGES"
+        )
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("coco_source") is not None or metadata.get("evaluator_type") != "coco":
+        return
+    json_file, image_root = Path(metadata.json_file), Path(metadata.image_root)
+    missing = [
+        str(path) for path, there in ((json_file, json_file.is_file()), (image_root, image_root.is_dir())) if not there
+    ]
+    if missing:
+        raise DataError(
+            f"data set {name!r} is not complete: {' and '.join(missing)} missing. Put COCO's files there, or name the "
+            "folder that holds them as coco/ in the environment variable DETECTRON2_DATASETS; see datasets/README.md"
+        )
+    if cfg.DATASETS.CHECK != "off":
+        check_dataset(
+            json_file, image_root, cfg.DATASETS.CHECK, on_error=cfg.DATASETS.ON_ERROR, masks=cfg.MODEL.MASK_ON
+        )
+
+
+def _fit_classes(cfg: CfgNode, *, from_json: bool) -> None:
+    """Compare the classes of all data sets with each other and with the model."""
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    known = {name: found for name, found in classes.items() if found is not None}
+    if not known:
+        return
+    first = next(iter(known))
+    for name, found in known.items():
+        if found != known[first]:
+            raise DataError(
+                f"data sets {first!r} and {name!r} have other classes: {_short(known[first])} and {_short(found)}. "
+                "Their categories must have the same names in the order of their ids"
+            )
+    number = len(known[first])
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    stated = cfg.MODEL[head].NUM_CLASSES
+    if stated == number:
+        return
+    if not from_json or stated != _DEFAULT_CLASSES:
+        raise ConfigError(
+            f"MODEL.{head}.NUM_CLASSES is {stated}, but data set {first!r} has {number} classes "
+            f"({_short(known[first])}): set it to {number}"
+        )
+    _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, _short(known[first]))
+    cfg.MODEL.RETINANET.NUM_CLASSES = number
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
