@@ -34,6 +34,7 @@ CORRECTED_REQUIREMENTS = {"numpy<2": "numpy>=1.24", 'dataclasses; python_version
 # Imported but not declared; `detectron2.model_zoo` imports pkg_resources, which setuptools 82 no longer has.
 MISSING_REQUIREMENTS = ("fvcore<0.1.6,>=0.1.5", "iopath>=0.1.7", "setuptools<82")
 
+FIND_DETECTRON2 = "from importlib.util import find_spec; print(find_spec('detectron2') is not None)"
 VERIFY = """
 import torch, torchvision, detectron2, detectron2.engine, detectron2.model_zoo, pvt_det
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -118,13 +119,11 @@ def install(python: str) -> None:
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         run([python, "-m", "ensurepip"])
     pip = [python, "-m", "pip"]
+    quiet = [] if sys.stdout.isatty() else ["-qq"]  # someone who watches wants to see the downloads go on
     say("Installing torch and the other requirements (with an empty cache this takes several minutes and 3 GB)")
-    run([*pip, "install", "--quiet", "--editable", f"{ROOT}[dev]"])
+    run([*pip, "install", *quiet, "--editable", f"{ROOT}[dev]"])
     # -P: a folder that happens to be called detectron2 where the user stands is not an installed one.
-    if (
-        output_of([python, "-P", "-c", "import importlib.util as u; print(u.find_spec('detectron2') is not None)"])
-        == "True"
-    ):
+    if output_of([python, "-P", "-c", FIND_DETECTRON2]) == "True":
         say("Detectron2 is there already and stays as it is")
     else:
         say("Installing Detectron2")
@@ -140,18 +139,11 @@ def install_detectron2(python: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{DETECTRON2} --hash=sha256:{DETECTRON2_SHA256}\n")
-        download = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        run(
-            [
-                *download,
-                "--python-version=3.10",
-                "--require-hashes",
-                f"--dest={folder}",
-                f"--requirement={requirements}",
-            ]
-        )
+        download = [python, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
+        download += ["--python-version=3.10", "--require-hashes"]
+        run([*download, f"--dest={folder}", f"--requirement={requirements}"])
         wheel = repack(next(Path(folder).glob("*.whl")), Path(folder, "pure"), python)
-        run([python, "-m", "pip", "install", "--quiet", str(wheel)])
+        run([python, "-m", "pip", "install", "-qq", str(wheel)])
 
 
 def repack(wheel: Path, folder: Path, python: str) -> Path:
@@ -165,7 +157,7 @@ def repack(wheel: Path, folder: Path, python: str) -> Path:
     Returns:
         The new wheel file.
     """
-    run([python, "-m", "wheel", "unpack", str(wheel), f"--dest={folder}"], quiet=True)
+    output_of([python, "-m", "wheel", "unpack", str(wheel), f"--dest={folder}"])
     tree = next(folder.iterdir())
     # `tools` would be importable by that name and hide this project's folder of scripts.
     for unwanted in [*tree.glob("tools/**/*"), *tree.glob("detectron2/_C*")]:
@@ -177,7 +169,7 @@ def repack(wheel: Path, folder: Path, python: str) -> Path:
         path = info / name
         path.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")
     (info / "top_level.txt").write_text("detectron2\n")
-    run([python, "-m", "wheel", "pack", str(tree), f"--dest-dir={folder}"], quiet=True)
+    output_of([python, "-m", "wheel", "pack", str(tree), f"--dest-dir={folder}"])
     return next(folder.glob("*.whl"))
 
 
@@ -203,19 +195,22 @@ def pure_tags(text: str) -> str:
     return "\n".join([*kept, "Root-Is-Purelib: true", "Tag: py3-none-any"]) + "\n"
 
 
-def run(command: list[str], quiet: bool = False) -> None:
-    """Run a command; raise `SetupError` with its output's end where it fails."""
-    result = subprocess.run(command, stdout=subprocess.PIPE if quiet else None, text=True, check=False)
-    if result.returncode:
-        raise SetupError(f"`{' '.join(command)}` ended with exit code {result.returncode} (see its output above)")
+def run(command: list[str]) -> None:
+    """Run a command; raise `SetupError` where it fails."""
+    check(command, subprocess.run(command, check=False).returncode)
 
 
 def output_of(command: list[str]) -> str:
     """Return what a command prints; raise `SetupError` where it fails."""
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        raise SetupError(f"`{' '.join(command)}` ended with exit code {result.returncode} (see its output above)")
+    check(command, result.returncode)
     return result.stdout.strip()
+
+
+def check(command: list[str], code: int) -> None:
+    """Raise `SetupError` where a command's exit code is not 0."""
+    if code:
+        raise SetupError(f"`{' '.join(command)}` ended with exit code {code}; its own message stands above")
 
 
 def say(line: str) -> None:

@@ -1,0 +1,156 @@
+"""Set-up: what the package says of itself, and Detectron2's repacking."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import pvt_det
+
+
+@pytest.fixture(scope="module")
+def setup_env(repo_root: Path) -> ModuleType:
+    """`tools/setup_env.py` as a module."""
+    spec = importlib.util.spec_from_file_location("setup_env", repo_root / "tools/setup_env.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_setup_py_states_version_licence_and_python(repo_root: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "--name", "--version", "--license"]
+    lines = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=True).stdout.split()
+    assert lines == ["pvt_det", pvt_det.__version__, "Apache-2.0"]
+
+
+FILES = {
+    "detectron2/__init__.py": "__version__ = '0.7.2'\n",
+    "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "machine code",
+    "detectron2/model_zoo/configs/Base.yaml": "VERSION: 2\n",
+    "tools/__init__.py": "",
+    "tools/train_net.py": "print()\n",
+    "sal_detectron2-0.7.2.dist-info/LICENSE": "Apache License\n",
+    "sal_detectron2-0.7.2.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\nLicense-File: LICENSE\n"
+        'Requires-Dist: yacs>=0.1.8\nRequires-Dist: numpy<2\nRequires-Dist: dataclasses; python_version < "3.7"\n'
+    ),
+    "sal_detectron2-0.7.2.dist-info/WHEEL": (
+        "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n\n"
+    ),
+    "sal_detectron2-0.7.2.dist-info/top_level.txt": "detectron2\ntools\n",
+}
+
+
+def hash_of(content: bytes) -> str:
+    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+@pytest.fixture(scope="module")
+def repacked(setup_env: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small wheel made like the published one, repacked."""
+    folder = tmp_path_factory.mktemp("wheels")
+    source = folder / "sal_detectron2-0.7.2-cp310-none-any.whl"
+    record = "sal_detectron2-0.7.2.dist-info/RECORD"
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, text in FILES.items():
+            archive.writestr(name, text)
+        lines = [f"{name},{hash_of(text.encode())},{len(text)}" for name, text in FILES.items()]
+        archive.writestr(record, "\n".join([*lines, f"{record},,", ""]))
+    return setup_env.repack(source, folder / "pure", sys.executable)
+
+
+def test_repacked_wheel_holds_python_only(repacked: Path) -> None:
+    assert repacked.name == "sal_detectron2-0.7.2+pure-py3-none-any.whl"
+    info = "sal_detectron2-0.7.2+pure.dist-info"
+    with zipfile.ZipFile(repacked) as archive:
+        assert set(archive.namelist()) == {
+            "detectron2/__init__.py",
+            "detectron2/model_zoo/configs/Base.yaml",
+            *(f"{info}/{name}" for name in ("LICENSE", "METADATA", "RECORD", "WHEEL", "top_level.txt")),
+        }
+        assert archive.read(f"{info}/top_level.txt").decode().split() == ["detectron2"]
+        wheel = message_from_string(archive.read(f"{info}/WHEEL").decode())
+        assert wheel["Root-Is-Purelib"] == "true"
+        assert wheel.get_all("Tag") == ["py3-none-any"]
+        record = archive.read(f"{info}/RECORD").decode().splitlines()
+        for name, expected, size in (line.rsplit(",", 2) for line in record):
+            if name != f"{info}/RECORD":
+                content = archive.read(name)
+                assert (expected, size) == (hash_of(content), str(len(content)))
+        assert len(record) == len(archive.namelist())
+
+
+def test_repacked_wheel_states_what_it_needs(repacked: Path) -> None:
+    with zipfile.ZipFile(repacked) as archive:
+        text = archive.read("sal_detectron2-0.7.2+pure.dist-info/METADATA").decode()
+    metadata = message_from_string(text)
+    assert metadata["Version"] == "0.7.2+pure"
+    assert sorted(metadata.get_all("Requires-Dist", [])) == [
+        "fvcore<0.1.6,>=0.1.5",
+        "iopath>=0.1.7",
+        "numpy>=1.24",
+        "setuptools<82",
+        "yacs>=0.1.8",
+    ]
+
+
+def test_set_up_does_nothing_when_nothing_changed(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installs: list[str] = []
+    monkeypatch.setattr(setup_env, "install", installs.append)
+    python = setup_env.venv_python(tmp_path)
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.11.7\n")
+    setup_env.set_up_venv(tmp_path)
+    setup_env.set_up_venv(tmp_path)
+    assert installs == [str(python)]
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.12.1\n")
+    setup_env.set_up_venv(tmp_path)
+    assert len(installs) == 2
+
+
+def test_a_failed_set_up_is_tried_again(setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(python: str) -> None:
+        raise setup_env.SetupError(python)
+
+    python = setup_env.venv_python(tmp_path)
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.11.7\n")
+    monkeypatch.setattr(setup_env, "install", fail)
+    for _ in range(2):
+        with pytest.raises(setup_env.SetupError):
+            setup_env.set_up_venv(tmp_path)
+
+
+def test_an_old_python_is_refused_with_the_remedy(
+    setup_env: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_env.sys, "version_info", (3, 9, 2))
+    assert setup_env.main([]) == 1
+    assert "this is Python 3.9" in (error := capsys.readouterr().err)
+    assert "python3.11 tools/setup_env.py" in error
+
+
+def test_a_missing_venv_module_is_named(setup_env: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup_env.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
+    with pytest.raises(setup_env.SetupError, match="apt install python3-venv"):
+        setup_env.create_venv(tmp_path / ".venv")
+
+
+def test_a_failing_command_is_named(setup_env: ModuleType) -> None:
+    with pytest.raises(setup_env.SetupError, match=r"sys\.exit\(3\)` ended with exit code 3"):
+        setup_env.run([sys.executable, "-c", "import sys; sys.exit(3)"])
