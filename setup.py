@@ -34,6 +34,7 @@ setup(
         "timm>=1.0.20",
         "hotcoco>=1.3,<2",
         "pycocotools>=2.0.8",
+        "filelock>=3.12",
         "fvcore>=0.1.5.post20221221",
         "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
         "pillow>=11",

@@ -1,0 +1,14 @@
+"""Weights: where they are, how they are read, and the one strict way into a model."""
+
+from pvt_det.weights.loader import load_pretrained, read_checkpoint
+from pvt_det.weights.report import LoadReport
+from pvt_det.weights.writer import save_published, save_safetensors, to_published
+
+__all__ = [
+    "LoadReport",
+    "load_pretrained",
+    "read_checkpoint",
+    "save_published",
+    "save_safetensors",
+    "to_published",
+]

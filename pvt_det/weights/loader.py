@@ -1,0 +1,85 @@
+"""The one way weights get into a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pvt_det.errors import CheckpointError
+from pvt_det.weights.matching import match
+from pvt_det.weights.positions import Grid
+from pvt_det.weights.reader import read_tensors
+from pvt_det.weights.report import LoadReport
+from pvt_det.weights.source import locate
+from pvt_det.weights.translate import Translation, translate
+
+logger = logging.getLogger(__name__)
+
+
+def load_pretrained(model: nn.Module, source: str | Path, *, allow_partial: Sequence[str] = ()) -> LoadReport:
+    """Load weights into a classifier, a trunk, a backbone or a whole detector.
+
+    A classifier's or trunk's file goes to the trunk of a detector; of a detector's file, a trunk takes its part. Every
+    tensor of the model is set, apart from named exceptions (such as a detector's heads when the file is a classifier,
+    or a head for another number of classes), which the report lists. On an error the model is left as it was.
+
+    Args:
+        model: The model; its tensors are overwritten in place, on their device and in their number format.
+        source: What `locate` takes: a catalog name (`pvt://pvt_small`), a path, a URL, `hf://…`, `torchvision://…`
+            or `detectron2://…`.
+        allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
+
+    Returns:
+        The report, which is also logged.
+
+    Raises:
+        CheckpointError: If the file cannot be had, is broken or unsafe, or does not fit.
+        NumericError: If it holds NaN or infinity.
+    """
+    translation = translate_checkpoint(read_checkpoint(source), str(source))
+    current = model.state_dict()
+    chosen, report = match(current, translation, source=str(source), grids=_grids(model), allow_partial=allow_partial)
+    model.load_state_dict(current | chosen)
+    logger.info("%s", report)
+    return report
+
+
+def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, on the CPU, under the names in the file; fetches it where needed.
+
+    Args:
+        source: As for `load_pretrained`.
+
+    Raises:
+        CheckpointError: If the file cannot be had, is broken, holds no tensors, or would run code.
+    """
+    return read_tensors(locate(source))
+
+
+def translate_checkpoint(tensors: Mapping[str, Tensor], source: str) -> Translation:
+    """Bring a checkpoint's tensors under this package's names.
+
+    Args:
+        tensors: As `read_checkpoint` returns them.
+        source: For messages.
+
+    Raises:
+        CheckpointError: If the layout is unknown.
+    """
+    translation = translate(tensors)
+    if translation is None:
+        raise CheckpointError(
+            f"{source}: its {len(tensors)} tensors are in no known layout of PVT or ResNet weights (first keys: "
+            f"{', '.join(list(tensors)[:5])}); check that it is the right file"
+        )
+    return translation
+
+
+def _grids(model: nn.Module) -> Sequence[Grid]:
+    """Grids of the position embeddings, which the trunk knows; empty where there are none."""
+    trunk: Any = next((module for module in model.modules() if hasattr(module, "pos_embed1")), None)
+    return getattr(trunk, "grids", ())

@@ -1,0 +1,136 @@
+"""Read weight files without running anything that is in them: tensors, arrays and plain containers only."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pvt_det.errors import CheckpointError
+from pvt_det.weights.pickles import load_arrays, load_torch
+
+logger = logging.getLogger(__name__)
+
+# Where the weights stand in a file that holds more than weights; the first that is there is taken.
+_CONTAINERS = ("model", "state_dict_ema", "state_dict", "model_state_dict", "model_state", "blobs")
+# A file that torch.save wrote before its zip format begins with this pickled number.
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Metadata key of our own .safetensors files: SHA-256 of everything after the header.
+DIGEST_KEY = "data_sha256"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the weights in a `.pth`, `.pt`, `.bin`, `.safetensors` or Detectron2 `.pkl` file; the content decides.
+
+    Weights that lie in a `model`, `state_dict_ema`, `state_dict` or `blobs` entry are taken out of it.
+
+    Returns:
+        Tensors on the CPU under the names in the file.
+
+    Raises:
+        CheckpointError: If the file is missing, broken, no checkpoint, holds no tensors, or would run code.
+    """
+    content = read_file(path)
+    name = next((n for n in _CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(n), Mapping)), None)
+    found = content if name is None else content[name]
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(found).__name__}, expected a dictionary of tensors")
+    tensors = {str(k): torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in found.items()}
+    others = sorted(k for k, v in tensors.items() if not isinstance(v, Tensor))
+    tensors = {k: v for k, v in tensors.items() if isinstance(v, Tensor)}
+    if not tensors:
+        inside = ", ".join(map(repr, list(found)[:8])) or "nothing"
+        raise CheckpointError(f"{path}: no tensors in it, only {inside}; expected a state dict, plain or under 'model'")
+    if name:
+        logger.info("%s: weights taken from its entry %r", path, name)
+    if others:
+        logger.info("%s: left out %d entries that are no tensors: %s", path, len(others), ", ".join(others[:10]))
+    return tensors
+
+
+def read_file(path: Path) -> Any:
+    """Read a whole checkpoint file, tensors on the CPU, containers and numbers as they are.
+
+    Raises:
+        CheckpointError: If the file is missing, broken, no checkpoint, or would run code.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    read = _reader(path, start)
+    try:
+        return read(path)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, since a checkpoint may hold tensors and plain values only and this one holds code or "
+            f"objects ({_first_line(error)}); ask its maker for a .safetensors file or a plain state dict"
+        ) from error
+    # A broken file can raise nearly anything from the readers of torch, safetensors and pickle.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: broken or cut short ({type(error).__name__}: {_first_line(error)}); fetch it again"
+        ) from error
+
+
+def _reader(path: Path, start: bytes) -> Callable[[Path], Any]:
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty; fetch it again")
+    if start.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path}: a web page (HTML or XML), not a checkpoint; the download went wrong")
+    if start.startswith(b"version https://"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the checkpoint itself; run `git lfs pull`")
+    if start.startswith(b"PK"):
+        return _read_torch_zip
+    if start.startswith(_LEGACY_TORCH[: len(start)]):
+        return load_torch
+    if start[8:9] == b"{":
+        return _read_safetensors
+    if start[:1] == b"\x80" or path.suffix == ".pkl":
+        return load_arrays
+    raise CheckpointError(
+        f"{path}: not a checkpoint (it begins with {start[:8]!r}); expected .pth, .safetensors or Detectron2's .pkl"
+    )
+
+
+def _read_torch_zip(path: Path) -> Any:
+    # PyTorch does not check the sums that its own zip files carry.
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise CheckpointError(f"{path}: a compressed zip archive, not a file written by torch.save")
+        if damaged := archive.testzip():
+            raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is wrong; fetch or save it again")
+    return load_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if (expected := metadata.get(DIGEST_KEY)) and _data_digest(path) != expected:
+        raise CheckpointError(f"{path}: damaged, its tensors are not those that were saved; fetch or save it again")
+    return safetensors.torch.load_file(path)
+
+
+def _data_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    named = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
+    return named.strip()[:200]

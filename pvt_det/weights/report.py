@@ -1,0 +1,55 @@
+"""What became of every tensor of a file and of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class LoadReport:
+    """The outcome of loading; printed, it is the coverage line.
+
+    Attributes:
+        source: Where the weights came from.
+        dialect: The layout that they were in.
+        total: Number of tensors of the file, under this package's names.
+        loaded: Names of the model's tensors that were set.
+        dropped: Reason → names in the file that the model has no use for.
+        new: Reason → names in the model that the file does not fit; they keep their initial values.
+        notes: Anything else to know, such as resized position embeddings.
+    """
+
+    source: str
+    dialect: str
+    total: int
+    loaded: list[str] = field(default_factory=list)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    new: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.total} tensors: {len(self.loaded)} loaded"]
+        for what, groups in (("dropped", self.dropped), ("new in the model", self.new)):
+            if groups:
+                parts.append(f"{sum(map(len, groups.values()))} {what}: {', '.join(groups)}")
+        return "; ".join([f"{self.source} ({self.dialect}): " + ", ".join(parts), *self.notes])
+
+
+@dataclass
+class Faults:
+    """Tensors that keep a file from fitting a model, by name, each with what is wrong where that is not plain."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.shapes}
+        return "; ".join(
+            f"{len(found)} {kind}: {', '.join(found[:10])}{', …' if len(found) > 10 else ''}"
+            for kind, found in kinds.items()
+            if found
+        )
