@@ -1,0 +1,177 @@
+"""COCO evaluation of a detector during and after training."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from pvt_det.errors import ConfigError, DataError
+from pvt_det.evaluation.detections import Detections, pack_detections, write_results
+from pvt_det.evaluation.ground_truth import GroundTruth, load_ground_truth, read_ground_truth
+from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS, CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
+from pvt_det.evaluation.tables import class_table, metric_table
+
+_logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "coco_instances_results.json"
+_EVALUATORS = {"hotcoco": evaluate_hotcoco, "pycocotools": evaluate_pycocotools}
+_TITLES = {"bbox": "Box", "segm": "Mask"}
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """Box and mask AP on a COCO-format data set, gathered from all processes.
+
+    Every image must come exactly once. An image that the loader marks `unreadable` is left out of the ground truth
+    too, and counted in the log.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: tuple[str, ...],
+        output_dir: str | Path,
+        *,
+        evaluator: str = "hotcoco",
+        max_detections: int = COCO_MAX_DETECTIONS,
+    ) -> None:
+        """Read the ground truth.
+
+        Args:
+            dataset_name: registered name.
+            tasks: of "bbox" and "segm".
+            output_dir: folder for `coco_instances_results.json`.
+            evaluator: "hotcoco" or "pycocotools".
+            max_detections: detections per image that count; COCO's own is 100.
+
+        Raises:
+            ConfigError: unknown `evaluator`.
+            DataError: the annotations cannot be used.
+        """
+        if evaluator not in _EVALUATORS:
+            raise ConfigError(f"TEST.EVALUATOR is {evaluator!r}; expected one of {', '.join(_EVALUATORS)}")
+        self.dataset_name = dataset_name
+        self.tasks = tasks
+        self.results_file = Path(output_dir) / RESULTS_FILE
+        self.evaluator = evaluator
+        self.max_detections = max_detections
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("coco_source") is None and metadata.get("json_file") is None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            converted = str(Path(output_dir) / f"{dataset_name}_coco_format.json")
+            convert_to_coco_json(dataset_name, converted, allow_cached=False)
+            self.truth = read_ground_truth(converted)
+        else:
+            self.truth = load_ground_truth(metadata)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._detections: list[Detections] = []
+        self._unreadable: list[int] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take a batch of a loader's records and the model's outputs, each with "instances".
+
+        Raises:
+            NumericError: a prediction is NaN or infinite.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if record.get("unreadable"):
+                self._unreadable.append(record["image_id"])
+            else:
+                self._detections.append(pack_detections(output["instances"], record["image_id"]))
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Write the results json and measure.
+
+        Returns:
+            On the main process `{task: {metric: percent}}`: COCO's 12 numbers and `AP-<class>`, NaN where there is no
+            ground truth; elsewhere an empty dictionary.
+
+        Raises:
+            DataError: images are missing, come twice, or are not of this data set.
+        """
+        gathered = comm.gather((self._detections, self._unreadable), dst=0)
+        if not comm.is_main_process():
+            return {}
+        detections = [image for part, _ in gathered for image in part]
+        unreadable = [image_id for _, part in gathered for image_id in part]
+        self._check_complete([image.image_id for image in detections], unreadable)
+        self._check_classes(detections)
+        # One order whatever the number of processes: equal scores are ranked by it.
+        detections.sort(key=lambda image: image.image_id)
+        write_results(self.results_file, detections, self.truth.category_ids)
+        if unreadable:
+            _logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
+        truth = self.truth.without(set(unreadable))
+        return {task: self._measure(task, truth, detections) for task in self.tasks}
+
+    def _measure(self, task: str, truth: GroundTruth, detections: list[Detections]) -> dict[str, float]:
+        if task == "segm":
+            masked = truth.with_masks()
+            if left_out := len(truth.annotations) - len(masked.annotations):
+                _logger.warning("%d objects have no mask; mask AP is of the rest", left_out)
+            truth = masked
+        metrics = _EVALUATORS[self.evaluator](truth, detections, task, self.max_detections)
+        names = [category["name"] for category in truth.categories]
+        values = metrics.as_percent(names)
+        self._log(task, metrics, values, sum(len(image.scores) for image in detections))
+        return values
+
+    def _log(self, task: str, metrics: CocoMetrics, values: dict[str, float], found: int) -> None:
+        title = f"{_TITLES[task]} AP on {self.dataset_name} by {self.evaluator}, {found} detections"
+        if metrics.max_detections != COCO_MAX_DETECTIONS:
+            title += f", at most {metrics.max_detections} an image (COCO: {COCO_MAX_DETECTIONS})"
+        _logger.info("%s\n%s", title, metric_table(values))
+        if any(name.startswith("AP-") for name in values):
+            _logger.info("%s AP by class\n%s", _TITLES[task], class_table(values))
+
+    def _check_complete(self, evaluated: list[int], unreadable: list[int]) -> None:
+        counts = Counter([*evaluated, *unreadable])
+        wanted = self.truth.image_ids
+        faults = {
+            "come twice": sorted(image_id for image_id, count in counts.items() if count > 1),
+            "are missing": sorted(wanted - counts.keys()),
+            "are not of this data set": sorted(counts.keys() - wanted),
+        }
+        found = [f"{len(ids)} {fault} (ids {', '.join(map(str, ids[:5]))})" for fault, ids in faults.items() if ids]
+        if found:
+            raise DataError(
+                f"{self.dataset_name}: of {len(wanted)} images {'; '.join(found)}; metrics of such a set would "
+                "mislead. Evaluate every image exactly once"
+            )
+
+    def _check_classes(self, detections: list[Detections]) -> None:
+        number = len(self.truth.categories)
+        highest = max((int(image.classes.max()) for image in detections if len(image.classes)), default=-1)
+        if highest >= number:
+            raise ConfigError(
+                f"the model predicts class {highest}, but {self.dataset_name} has the classes 0 to {number - 1}: "
+                f"set NUM_CLASSES to {number}"
+            )
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> COCOEvaluator:
+    """Evaluator of box AP, and of mask AP with MODEL.MASK_ON, as `cfg.TEST` says.
+
+    Detections per image that count follow TEST.DETECTIONS_PER_IMAGE where it is above COCO's 100.
+
+    Raises:
+        ConfigError: TEST.EVALUATOR is unknown.
+        DataError: the annotations cannot be used.
+    """
+    return COCOEvaluator(
+        dataset_name,
+        ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        output_dir,
+        evaluator=cfg.TEST.EVALUATOR,
+        max_detections=max(COCO_MAX_DETECTIONS, cfg.TEST.DETECTIONS_PER_IMAGE),
+    )

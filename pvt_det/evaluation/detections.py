@@ -1,0 +1,110 @@
+"""Detections of one image in compact form, and COCO's results json."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.structures import Instances
+from hotcoco import mask as mask_util
+
+from pvt_det.errors import NumericError
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image.
+
+    Attributes:
+        image_id: id in the annotation file.
+        boxes: `N×4` float32, x, y, width, height in pixels.
+        scores: `N` float32, 0 … 1.
+        classes: `N` int64, contiguous from 0.
+        masks: N masks as COCO's compressed runs, or None.
+        size: height and width of the image in pixels.
+    """
+
+    image_id: int
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
+    masks: list[bytes] | None
+    size: tuple[int, int]
+
+    def rles(self) -> list[dict[str, Any]]:
+        """The masks as pycocotools takes them."""
+        size = list(self.size)
+        return [{"size": size, "counts": counts} for counts in self.masks or ()]
+
+
+def pack_detections(instances: Instances, image_id: int) -> Detections:
+    """Pack a model's output for one image; masks (`N×H×W` bool) become runs at once, so that memory stays small.
+
+    Raises:
+        NumericError: a box or score is NaN or infinite.
+    """
+    boxes = instances.pred_boxes.tensor.detach().float().cpu().numpy().copy()
+    scores = instances.scores.detach().float().cpu().numpy()
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise NumericError(
+            f"image {image_id}: the model predicts boxes or scores that are NaN or infinite; its weights have "
+            "probably diverged: evaluate an earlier checkpoint, or train with a lower learning rate"
+        )
+    boxes[:, 2:] -= boxes[:, :2]
+    masks = _encode(instances.pred_masks) if instances.has("pred_masks") else None
+    return Detections(image_id, boxes, scores, instances.pred_classes.cpu().numpy(), masks, instances.image_size)
+
+
+def _encode(masks: torch.Tensor) -> list[bytes]:
+    if len(masks) == 0:
+        return []
+    # COCO's runs go down the columns: `H×W×N` in Fortran order is N×W×H in memory.
+    columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+    return [rle["counts"] for rle in mask_util.encode(columns.transpose(2, 1, 0))]
+
+
+def write_results(path: Path, detections: Iterable[Detections], category_ids: npt.NDArray[np.int64]) -> None:
+    """Write COCO's results json; the file appears whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        detections: of all images.
+        category_ids: id in the annotation file of each contiguous class.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            separator = "["
+            for image in detections:
+                if len(image.scores):
+                    file.write(separator + json.dumps(_as_json(image, category_ids))[1:-1])
+                    separator = ",\n"
+            file.write("]" if separator != "[" else "[]")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _as_json(image: Detections, category_ids: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    columns = (category_ids[image.classes].tolist(), image.boxes.tolist(), image.scores.tolist())
+    results = [
+        {"image_id": image.image_id, "category_id": category, "bbox": box, "score": score}
+        for category, box, score in zip(*columns, strict=True)
+    ]
+    if image.masks is not None:
+        size = list(image.size)
+        for result, counts in zip(results, image.masks, strict=True):
+            result["segmentation"] = {"size": size, "counts": counts.decode("ascii")}
+    return results

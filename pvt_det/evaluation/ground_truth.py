@@ -1,0 +1,119 @@
+"""What detections are measured against: the annotations of a data set, with ids that every evaluator takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+import numpy.typing as npt
+from detectron2.data.catalog import Metadata
+from pycocotools.coco import COCO
+
+from pvt_det.errors import DataError
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Images, objects and categories in COCO's layout.
+
+    The objects' own ids are not used: pycocotools takes a match with id 0 for no match, so they are numbered anew.
+
+    Attributes:
+        images: each with `id`, `width`, `height`.
+        annotations: each with `image_id`, `category_id`, `bbox`, `area`, `iscrowd`, and `segmentation` if it has one.
+        categories: each with `id` and `name`, sorted by id.
+    """
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+    @property
+    def image_ids(self) -> set[int]:
+        """Ids of all images."""
+        return {image["id"] for image in self.images}
+
+    @property
+    def category_ids(self) -> npt.NDArray[np.int64]:
+        """Category id of each contiguous class number."""
+        return np.array([category["id"] for category in self.categories], dtype=np.int64)
+
+    def without(self, image_ids: Collection[int]) -> GroundTruth:
+        """The same less some images and their objects."""
+        if not image_ids:
+            return self
+        return replace(
+            self,
+            images=[image for image in self.images if image["id"] not in image_ids],
+            annotations=[a for a in self.annotations if a["image_id"] not in image_ids],
+        )
+
+    def with_masks(self) -> GroundTruth:
+        """The same less the objects that have no mask."""
+        return replace(self, annotations=[a for a in self.annotations if a.get("segmentation")])
+
+    def hotcoco(self, *, masks: bool = False) -> hotcoco.COCO:
+        """As hotcoco's data set; `masks` needs `with_masks`."""
+        found = self.annotations
+        return hotcoco.COCO.from_arrays(
+            [{**image, "file_name": image.get("file_name", "")} for image in self.images],
+            self.categories,
+            np.array([a["image_id"] for a in found], dtype=np.int64),
+            np.array([a["category_id"] for a in found], dtype=np.int64),
+            np.array([a["bbox"] for a in found], dtype=np.float64).reshape(-1, 4),
+            area=np.array([a["area"] for a in found], dtype=np.float64),
+            iscrowd=np.array([a["iscrowd"] for a in found], dtype=np.int64),
+            segmentation=[a["segmentation"] for a in found] if masks else None,
+        )
+
+    def pycocotools(self) -> COCO:
+        """As pycocotools' data set."""
+        api = COCO()
+        api.dataset = {
+            "info": {},
+            "images": self.images,
+            "categories": self.categories,
+            "annotations": [{**a, "id": number} for number, a in enumerate(self.annotations, start=1)],
+        }
+        api.createIndex()
+        return api
+
+
+def load_ground_truth(metadata: Metadata) -> GroundTruth:
+    """Ground truth of a registered data set.
+
+    Args:
+        metadata: with `coco_source` (a data set registered by this package), or else with `json_file`.
+
+    Raises:
+        DataError: the annotations cannot be used.
+    """
+    source = metadata.get("coco_source")
+    if source is not None:
+        data = source.load()
+        return GroundTruth(data.images, data.annotations, data.categories)
+    return read_ground_truth(metadata.json_file)
+
+
+def read_ground_truth(json_file: str | Path) -> GroundTruth:
+    """Ground truth of an annotation file that was checked before.
+
+    Raises:
+        DataError: the file cannot be read, or is not in COCO's instances format.
+    """
+    try:
+        data = json.loads(Path(json_file).read_bytes())
+        annotations = [
+            {**a, "iscrowd": a.get("iscrowd", 0), "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
+            for a in data["annotations"]
+        ]
+        return GroundTruth(data["images"], annotations, sorted(data["categories"], key=lambda c: c["id"]))
+    except OSError as error:
+        raise DataError(f"annotation file {json_file} cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(f"annotation file {json_file} is not in COCO's instances format ({error!r})") from error
