@@ -69,10 +69,12 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BETAS = (0.9, 0.999)
     # Number format of autocast while SOLVER.AMP.ENABLED: "bf16" or "fp16".
     cfg.SOLVER.AMP.PRECISION = "bf16"
-    # Optimizer steps are taken every so many batches; SOLVER.IMS_PER_BATCH counts the images of one batch.
+    # Batches of SOLVER.IMS_PER_BATCH images to an optimizer step. An iteration is one step: MAX_ITER counts steps.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Exponential moving average of the weights; evaluation and the best checkpoint then use the average.
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
+    # An iteration whose loss or gradient is NaN or infinite changes nothing; more than so many in a row end the run.
+    cfg.SOLVER.MAX_NONFINITE_STEPS = 10
 
     # --- evaluation ------------------------------------------------------------------------------------------
     # "hotcoco" or "pycocotools": the same numbers.
@@ -83,3 +85,5 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.TEST.VALIDATION_LOSS = False
     # Stop after this many evaluations without a better metric; 0 never stops early.
     cfg.TEST.EARLY_STOP_PATIENCE = 0
+    # Whether a failed evaluation in mid-run ends the run ("stop") or is passed over ("continue", in one process only).
+    cfg.TEST.ON_ERROR = "stop"

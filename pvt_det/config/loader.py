@@ -7,6 +7,7 @@ plain YAML only, refuses duplicate keys, and names the file and the key of whate
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,49 +41,46 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         ConfigError: A file is missing, not plain YAML or part of a circle; a key is unknown or given twice; a value is
             of the wrong type or out of range.
     """
-    cfg = get_config()
-    _merge_file(cfg, Path(path), chain=())
-    _merge_overrides(cfg, overrides)
+    cfg, defaults = get_config(), get_config()
+    _merge_file(cfg, defaults, Path(path), chain=())
+    _merge_overrides(cfg, defaults, overrides)
     validate_config(cfg, where=str(path))
     return cfg
 
 
-def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
-    resolved = path.resolve()
+def _merge_file(cfg: CfgNode, defaults: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
+    resolved = Path(os.path.realpath(path))  # unlike Path.resolve, not put off by links in a circle
     if resolved in chain:
         circle = " → ".join(str(p) for p in (*chain[chain.index(resolved) :], resolved))
         raise ConfigError(f"{BASE_KEY} goes in a circle: {circle}. Remove one of these references.")
     tree = _read_yaml(path, referrer=chain[-1] if chain else None)
     for base in _bases(tree.pop(BASE_KEY, []), path):
-        _merge_file(cfg, path.parent / base, (*chain, resolved))
-    _merge_tree(cfg, tree, root=cfg, prefix="", where=str(path))
+        _merge_file(cfg, defaults, path.parent / base, (*chain, resolved))
+    _merge_tree(cfg, defaults, tree, prefix="", where=str(path))
 
 
 def _bases(value: Any, path: Path) -> list[str]:
     bases = [value] if isinstance(value, str) else value
-    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+    if not isinstance(bases, list) or not all(isinstance(b, str) and b and "\0" not in b for b in bases):
         raise ConfigError(f"{path}: {BASE_KEY} = {value!r}: expected a file name or a list of file names.")
     return bases
 
 
-def _merge_tree(cfg: CfgNode, tree: Mapping[str, Any], root: CfgNode, prefix: str, where: str) -> None:
+def _merge_tree(cfg: CfgNode, defaults: CfgNode, tree: Mapping[str, Any], prefix: str, where: str) -> None:
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if name not in cfg:
-            raise _unknown_key(root, key, where)
-        if isinstance(cfg[name], CfgNode):
+        if name not in defaults:
+            raise _unknown_key(key, where)
+        if isinstance(defaults[name], CfgNode):
             if not isinstance(value, dict):
-                raise ConfigError(
-                    f"{where}: {key} = {value!r}: expected a section with keys such as {_some(cfg[name])}."
-                )
-            _merge_tree(cfg[name], value, root, f"{key}.", where)
-        elif key == "VERSION" and value != cfg[name]:
-            raise ConfigError(f"{where}: VERSION = {value!r}: only version {cfg[name]} of Detectron2's keys is known.")
+                some = ", ".join(list(defaults[name])[:3])
+                raise ConfigError(f"{where}: {key} = {value!r}: expected a section with keys such as {some}.")
+            _merge_tree(cfg[name], defaults[name], value, f"{key}.", where)
         else:
-            cfg[name] = coerce(value, cfg[name], key, where)
+            cfg[name] = coerce(value, defaults[name], key, where)
 
 
-def _merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+def _merge_overrides(cfg: CfgNode, defaults: CfgNode, overrides: Sequence[Any]) -> None:
     if len(overrides) % 2:
         raise ConfigError(
             f"{_COMMAND_LINE}: {list(overrides)} is an odd number of words; expected pairs, KEY VALUE KEY VALUE …"
@@ -91,11 +89,11 @@ def _merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         tree = value
         for name in reversed(str(key).split(".")):
             tree = {name: tree}
-        _merge_tree(cfg, tree, root=cfg, prefix="", where=_COMMAND_LINE)
+        _merge_tree(cfg, defaults, tree, prefix="", where=_COMMAND_LINE)
 
 
-def _unknown_key(root: CfgNode, key: str, where: str) -> ConfigError:
-    known = list(_keys(root))
+def _unknown_key(key: str, where: str) -> ConfigError:
+    known = list(_keys(get_config()))
     by_folded = {k.lower(): k for k in known}
     near = difflib.get_close_matches(key.lower(), by_folded, n=3, cutoff=0.6)
     tail = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1].upper()]
@@ -109,10 +107,6 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{prefix}{name}.")
-
-
-def _some(cfg: CfgNode) -> str:
-    return ", ".join(list(cfg)[:3])
 
 
 def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
@@ -131,6 +125,8 @@ def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deep for a config.") from error
+    except ValueError as error:  # a number of thousands of digits, a date in month 13
+        raise ConfigError(f"{path}: {error}.") from error
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise ConfigError(f"{path}: expected sections with keys (MODEL: …), found {found}.")
@@ -151,14 +147,21 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Mappings with text keys, each once; lists; scalars. No tags of any application, no aliases."""
+    """Mappings with text keys, each once; lists; scalars. No tags.
+
+    Aliases stand for flat lists only: dumped configs have these, and neither circles nor explosions can be made of them.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, f"alias *{event.anchor} is not supported in configs; write the value out", event.start_mark
-            )
+        event = self.peek_event()
+        problem = None
+        if isinstance(event, yaml.AliasEvent):
+            if not _is_flat_list(self.anchors.get(event.anchor)):
+                problem = f"alias *{event.anchor} is refused: only flat lists can be named; write the value out"
+        elif event.tag is not None:
+            problem = f"tag {event.tag} is refused: configs hold plain values and run nothing"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -173,9 +176,7 @@ class _PlainLoader(yaml.SafeLoader):
             seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
-    def refuse_tag(self, node: Any) -> Any:
-        problem = f"the tag {node.tag} is refused: configs hold plain values only and run nothing"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
-
-_PlainLoader.add_constructor(None, _PlainLoader.refuse_tag)
+def _is_flat_list(node: yaml.Node | None) -> bool:
+    complete = isinstance(node, yaml.SequenceNode) and node.end_mark is not None
+    return complete and all(isinstance(item, yaml.ScalarNode) for item in node.value)

@@ -22,6 +22,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.OPTIMIZER": ("adamw", "sgd"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
     "TEST.EVALUATOR": ("hotcoco", "pycocotools"),
+    "TEST.ON_ERROR": ("stop", "continue"),
 }
 _AT_LEAST_ONE = (
     "INPUT.MAX_SIZE_TRAIN",
@@ -37,6 +38,7 @@ _AT_LEAST_ONE = (
     "SOLVER.MAX_ITER",
     "TEST.DETECTIONS_PER_IMAGE",
 )
+_VERSION = 2
 # Closed below, open above.
 _FRACTIONS = ("MODEL.PVT.DROP_PATH_RATE", "SOLVER.BETAS", "SOLVER.EMA.DECAY", "MODEL.ANCHOR_GENERATOR.OFFSET")
 
@@ -64,6 +66,8 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
     for key in _FRACTIONS:
         if not all(0 <= value < 1 for value in _as_list(_get(cfg, key))):
             raise refuse(key, "expected 0 or more and less than 1.")
+    if cfg.VERSION != _VERSION:
+        raise refuse("VERSION", f"expected {_VERSION}, the version of Detectron2's keys.")
     _check_trunk(cfg, refuse)
     _check_pixels(cfg, refuse)
     _check_input_sizes(cfg, refuse)
@@ -150,5 +154,6 @@ def _as_list(value: Any) -> Iterable[Any]:
 
 
 def _expected_one_of(value: Any, choices: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"Expected one of {', '.join(choices)}."
+    by_folded = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(value).lower(), by_folded, n=1)
+    return (f"did you mean {by_folded[near[0]]}? " if near else "") + f"Expected one of {', '.join(choices)}."

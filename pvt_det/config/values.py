@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 from typing import Any
 
 from pvt_det.errors import ConfigError
@@ -22,6 +21,7 @@ _EXAMPLES: dict[str, Any] = {
     "TEST.KEYPOINT_OKS_SIGMAS": [0.0],
     "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
 }
+_LARGEST = 2**63
 _NAMES: dict[type, str] = {
     bool: "true or false",
     int: "an integer",
@@ -40,34 +40,34 @@ def coerce(value: Any, default: Any, key: str, where: str) -> Any:
 
     Args:
         value: As read from a file or the command line.
-        default: The value that the key has now.
+        default: The value that the key has before any file is read.
         key: Dotted name, for messages and the few exceptions.
         where: The file or "command line", for messages.
 
     Raises:
         ConfigError: The type is wrong, a number is not finite, or negative where it cannot be.
     """
-    if value is None and default is None:
+    if default is None and (value is None or _spelled(value) is None):
         return None
     example = _EXAMPLES.get(key, default)
     result = _match(value, example, key, where)
     numbers = list(_numbers(result))
-    if key not in _MAY_BE_INFINITE and not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{where}: {key} = {value!r}: only finite numbers can stand here.")
+    if key not in _MAY_BE_INFINITE and not all(-_LARGEST <= number <= _LARGEST for number in numbers):
+        raise ConfigError(f"{where}: {key} = {_shown(value)}: only finite numbers of ordinary size can stand here.")
     may_be_negative = key in _MAY_BE_NEGATIVE or any(number < 0 for number in _numbers(example))
     if not may_be_negative and any(number < 0 for number in numbers):
-        raise ConfigError(f"{where}: {key} = {value!r}: a negative number cannot stand here.")
+        raise ConfigError(f"{where}: {key} = {_shown(value)}: a negative number cannot stand here.")
     return result
 
 
 def _match(value: Any, example: Any, key: str, where: str) -> Any:
-    if isinstance(value, str) and not isinstance(example, str):
+    if not isinstance(example, str):
         value = _spelled(value)
     if isinstance(example, list | tuple) and isinstance(value, list | tuple):
-        # An example without elements says nothing about them.
-        items = [_match_item(item, example[0], key, where) if example else item for item in value]
+        # An example without elements says nothing about them, but that they are plain.
+        items = [_match_item(item, example[0] if example else _plain(item), key, where) for item in value]
         return type(example)(items)
-    if type(example) is float and type(value) is int:
+    if type(example) is float and type(value) is int and abs(value) <= _LARGEST:
         return float(value)
     if type(value) is type(example):
         return value
@@ -83,13 +83,28 @@ def _match_item(value: Any, example: Any, key: str, where: str) -> Any:
 
 def _wrong_type(value: Any, example: Any, key: str, where: str) -> ConfigError:
     expected = _NAMES.get(type(example), type(example).__name__)
-    shown = "null" if value is None else repr(value)
     hint = f" Write [{value}] for a list of one." if isinstance(example, list | tuple) and value is not None else ""
-    return ConfigError(f"{where}: {key} = {shown}: expected {expected}, such as {example!r}.{hint}")
+    return ConfigError(f"{where}: {key} = {_shown(value)}: expected {expected}, such as {example!r}.{hint}")
 
 
-def _spelled(text: str) -> Any:
-    """The Python literal that `text` spells, or the text itself."""
+def _shown(value: Any) -> str:
+    """The value as the user would write it, cut where it gets long."""
+    try:
+        text = "null" if value is None else repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a very long number"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _plain(item: Any) -> Any:
+    """An example that `item` agrees with if it is a scalar or list at all."""
+    return [] if isinstance(item, list | tuple) else item if isinstance(item, bool | int | float | str) else ""
+
+
+def _spelled(text: Any) -> Any:
+    """The Python literal that a text spells, or what was given."""
+    if not isinstance(text, str):
+        return text
     words = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in words:
         return words[text.lower()]

@@ -1,0 +1,288 @@
+"""What `load_config` takes, what it refuses, and that it never runs anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pvt_det.config import get_config, load_config, validate_config
+from pvt_det.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text: str, name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def refusal(path: Path, overrides=()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+def test_defaults_are_valid_and_fresh_each_time():
+    cfg = get_config()
+    validate_config(cfg)
+    cfg.SOLVER.BASE_LR = 7.0
+    assert get_config().SOLVER.BASE_LR != 7.0
+
+
+def test_file_over_defaults_over_overrides(write):
+    path = write("SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\nMODEL: {PVT: {VARIANT: pvt_tiny}}\n")
+    cfg = load_config(path, ["SOLVER.MAX_ITER", "9"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.MODEL.PVT.VARIANT) == (0.5, 9, "pvt_tiny")
+    assert cfg.SOLVER.GAMMA == get_config().SOLVER.GAMMA
+    assert not cfg.is_frozen()
+
+
+def test_later_bases_win_and_the_leaf_wins_over_all(tmp_path, write):
+    (tmp_path / "base").mkdir()
+    write("SOLVER: {BASE_LR: 1.0, GAMMA: 0.5, MOMENTUM: 0.1}\n", "base/root.yaml")
+    write("_BASE_: root.yaml\nSOLVER: {BASE_LR: 2.0, GAMMA: 0.6}\n", "base/one.yaml")
+    write("SOLVER: {BASE_LR: 3.0}\n", "base/two.yaml")
+    cfg = load_config(write("_BASE_: [base/one.yaml, base/two.yaml]\nSOLVER: {MAX_ITER: 4}\n"))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA, cfg.SOLVER.MOMENTUM, cfg.SOLVER.MAX_ITER) == (3.0, 0.6, 0.1, 4)
+    assert load_config(write("_BASE_: base/one.yaml\nSOLVER: {BASE_LR: 9}\n")).SOLVER.BASE_LR == 9.0
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("SOLVER.BASE_LR", "1e-4", 1e-4),  # YAML 1.1 reads this as a text
+        ("SOLVER.BASE_LR", "1", 1.0),
+        ("SOLVER.STEPS", "(60000, 80000)", (60000, 80000)),
+        ("SOLVER.STEPS", "[5]", (5,)),
+        ("SOLVER.AMP.ENABLED", "true", True),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "None", None),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "0", 0.0),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999", float("inf")),
+        ("MODEL.WEIGHTS", "123", "123"),
+        ("MODEL.WEIGHTS", "pvt://pvt_small", "pvt://pvt_small"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8.5], [16], [32], [64], [128]]", [[8.5], [16], [32], [64], [128]]),
+        ("MODEL.RPN.BOUNDARY_THRESH", "-1", -1),
+        ("DATASETS.TRAIN", "['a', 'b']", ("a", "b")),
+        ("SEED", "-1", -1),
+    ],
+)
+def test_values_mean_the_same_in_a_file_and_on_the_command_line(write, key, text, value):
+    base = "MODEL: {META_ARCHITECTURE: PVTRetinaNet}\nSEED: 5\n"
+    lines, indent = "", ""
+    for name in key.split("."):
+        lines += f"{indent}{name}:\n"
+        indent += "  "
+    write(base, "base.yaml")
+    in_file = load_config(write(f"_BASE_: base.yaml\n{lines[:-1]} {text}\n")) if key != "MODEL.WEIGHTS" else None
+    on_line = load_config(write(base), [key, text])
+    for cfg in filter(None, (in_file, on_line)):
+        node = cfg
+        for name in key.split("."):
+            node = node[name]
+        assert node == value
+        assert type(node) is type(value)
+
+
+def test_dump_loads_again_to_the_same(write):
+    cfg = load_config(ROOT / "configs/cascade_mask_rcnn_pvt_small.yaml", ["SOLVER.BETAS", "(0.8, 0.99)"])
+    assert "*id001" in cfg.dump()  # tuples that Detectron2's defaults share
+    again = load_config(write(cfg.dump()))
+    assert again == cfg
+    assert again.dump() == cfg.dump()
+    assert type(again.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS[1]) is tuple
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+HOSTILE = "!!python/object/apply:os.system"
+
+
+@pytest.mark.parametrize("where", ["direct", "base", "key", "python"])
+def test_nothing_runs(write, tmp_path, where):
+    ran = tmp_path / "ran"
+    hostile = write(f'OUTPUT_DIR: {HOSTILE} ["touch {ran}"]\n', "hostile.yaml")
+    path = {
+        "direct": lambda: hostile,
+        "base": lambda: write("_BASE_: hostile.yaml\n"),
+        "key": lambda: write(f'? {HOSTILE} ["touch {ran}"]\n: 1\n'),
+        "python": lambda: write(f"import os; os.system('touch {ran}'); cfg = {{}}\n", "config.py"),
+    }[where]()
+    message = refusal(path)
+    assert not ran.exists()
+    assert ("Python configs are not run" if where == "python" else "python/object/apply:os.system") in message
+    assert str(tmp_path / ("config.py" if where == "python" else "")) in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SOLVER: {BASE_LRR: 1.0}", ["SOLVER.BASE_LRR", "did you mean SOLVER.BASE_LR"]),
+        ("MODEL: {NUM_CLASSES: 3}", ["unknown key MODEL.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"]),
+        ("solver: {BASE_LR: 1.0}", ["unknown key solver", "SOLVER"]),
+        ("SOLVER: 3", ["SOLVER = 3", "section"]),
+        ("SOLVER: {MAX_ITER: {A: 1}}", ["SOLVER.MAX_ITER", "an integer"]),
+        ("SOLVER: {MAX_ITER: many}", ["SOLVER.MAX_ITER = 'many'", "an integer"]),
+        ("SOLVER: {MAX_ITER: null}", ["SOLVER.MAX_ITER = null", "an integer"]),
+        ("SOLVER: {MAX_ITER: 2.5}", ["SOLVER.MAX_ITER = 2.5", "an integer"]),
+        ("SOLVER: {MAX_ITER: true}", ["SOLVER.MAX_ITER = True", "an integer"]),
+        ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "negative"]),
+        ("SOLVER: {MAX_ITER: 0}", ["SOLVER.MAX_ITER = 0", "1 or more"]),
+        ("SOLVER: {STEPS: [10, -20]}", ["SOLVER.STEPS", "negative"]),
+        ("SOLVER: {STEPS: 10}", ["SOLVER.STEPS = 10", "a list", "[10]"]),
+        ("SOLVER: {BASE_LR: .nan}", ["SOLVER.BASE_LR", "finite"]),
+        ("SOLVER: {BASE_LR: .inf}", ["SOLVER.BASE_LR", "finite"]),
+        ("SOLVER: {BETAS: [0.9, .nan]}", ["SOLVER.BETAS", "finite"]),
+        ("SOLVER: {MAX_ITER: " + "9" * 400 + "}", ["SOLVER.MAX_ITER", "finite"]),
+        ("SOLVER: {MAX_ITER: " + "9" * 5000 + "}", ["digits"]),
+        ("SEED: 2020-13-45", ["month"]),
+        ("MODEL: {MASK_ON: 1}", ["MODEL.MASK_ON = 1", "true or false"]),
+        ("DATASETS: {TRAIN: [1]}", ["DATASETS.TRAIN", "a text"]),
+        ("TEST: {EXPECTED_RESULTS: [[2020-01-01]]}", ["TEST.EXPECTED_RESULTS"]),
+        ("SEED: 1\nSEED: 2", ["line 2", "SEED stands twice", "line 1"]),
+        ("MODEL:\n  PVT: {VARIANT: pvt_tiny}\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL stands twice"]),
+        ("SEED: &a 1\nVIS_PERIOD: *a", ["line 2", "alias *a"]),
+        ("SOLVER: {STEPS: &a [1, *a]}", ["alias *a"]),
+        ("_BASE_: &a [x]\nDATASETS: {TRAIN: &b [*a, *a], TEST: [*b, *b]}", ["alias *b"]),
+        ("SEED: !!int 1", ["tag", "int"]),
+        ("1: 2", ["not a text"]),
+        ("", ["found nothing"]),
+        ("# only a comment", ["found nothing"]),
+        ("- SEED\n- 1", ["found a list"]),
+        ("just words", ["found a str"]),
+        ("SEED: [1", ["line "]),
+        ("[" * 5000, ["nested too deep"]),
+        ("_BASE_: 3", ["_BASE_ = 3", "file name"]),
+        ("_BASE_: null", ["_BASE_", "file name"]),
+        ("_BASE_: nowhere.yaml", ["nowhere.yaml", "named by _BASE_ in"]),
+        ("_BASE_: base.py", ["base.py", "Python configs are not run"]),
+        ("VERSION: 1", ["VERSION = 1", "expected 2"]),
+    ],
+)
+def test_broken_files_are_refused_by_name(write, text, expected):
+    path = write(text + "\n")
+    message = refusal(path)
+    assert str(path) in message
+    for words in expected:
+        assert words.lower() in message.lower()
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("MODEL.PVT.VARIANT", "pvt_tinny", "did you mean pvt_tiny?"),
+        ("MODEL.META_ARCHITECTURE", "RetinaNett", "did you mean"),
+        ("MODEL.BACKBONE.NAME", "build_pvt", "Expected one of"),
+        ("MODEL.ROI_HEADS.NAME", "PVTROIHead", "did you mean"),
+        ("MODEL.RETINANET.LOSS_NORMALIZER", "mean", "ema, batch"),
+        ("INPUT.RESIZE_BACKEND", "opencv", "pil, cv2"),
+        ("INPUT.RANDOM_FLIP", "both", "horizontal"),
+        ("SOLVER.OPTIMIZER", "adam", "did you mean adamw?"),
+        ("SOLVER.AMP.PRECISION", "fp8", "bf16, fp16"),
+        ("TEST.EVALUATOR", "coco", "hotcoco, pycocotools"),
+        ("DATASETS.ON_ERROR", "ignore", "strict, skip"),
+        ("DATASETS.CHECK", "quick", "full, fast, off"),
+        ("MODEL.PVT.FROZEN_STAGES", "5", "0 to 4"),
+        ("MODEL.PVT.CHECKPOINT_STAGES", "[0, 1]", "1, 2, 3, 4"),
+        ("MODEL.PVT.OUT_FEATURES", "['stage2', 'stage1']", "in this order"),
+        ("MODEL.PVT.OUT_FEATURES", "[]", "stage1"),
+        ("MODEL.PVT.DROP_PATH_RATE", "1.0", "less than 1"),
+        ("MODEL.PVT.PRETRAIN_IMG_SIZE", "100", "multiple of 32"),
+        ("SOLVER.BETAS", "(0.9, 1.0)", "less than 1"),
+        ("SOLVER.ACCUMULATE_STEPS", "0", "1 or more"),
+        ("MODEL.PIXEL_STD", "[1, 1]", "3 number"),
+        ("MODEL.PIXEL_STD", "[1, 0, 1]", "above 0"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]", "expected 1 list or 5"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[]]", "above 0"),
+        ("INPUT.MIN_SIZE_TRAIN", "[]", "one or more sizes"),
+        ("INPUT.CROP_BRANCH.SIZE", "(600, 384)", "least"),
+    ],
+)
+def test_values_out_of_their_range_are_refused(key, value, expected):
+    message = refusal(ROOT / "configs/retinanet_pvt_tiny.yaml", [key, value])
+    assert key in message
+    assert expected in message
+
+
+def test_circle_of_bases_is_printed(write, tmp_path):
+    write("_BASE_: b.yaml\n", "a.yaml")
+    write("_BASE_: c.yaml\n", "b.yaml")
+    write("_BASE_: [a.yaml]\n", "c.yaml")
+    message = refusal(tmp_path / "a.yaml")
+    assert " → ".join(str(tmp_path / f"{name}.yaml") for name in "abca") in message
+    write("_BASE_: self.yaml\n", "self.yaml")
+    assert "self.yaml → " in refusal(tmp_path / "self.yaml")
+
+
+def test_missing_file_suggests_its_neighbours(tmp_path):
+    message = refusal(ROOT / "configs/retinanet_pvt_tinny.yaml")
+    assert "Did you mean retinanet_pvt_tiny.yaml" in message
+    assert "Is a directory" in refusal_of_folder(tmp_path)
+
+
+def refusal_of_folder(tmp_path) -> str:
+    (tmp_path / "folder.yaml").mkdir()
+    return refusal(tmp_path / "folder.yaml")
+
+
+def test_links_in_a_circle_and_bytes_are_refused(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    assert "loop.yaml" in refusal(tmp_path / "loop.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00S")
+    assert "not a text file" in refusal(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["SOLVER.MAX_ITER"], "odd number"),
+        (["SOLVER.MAX_ITR", "3"], "SOLVER.MAX_ITER"),
+        (["SOLVER", "3"], "section"),
+        (["SOLVER..MAX_ITER", "3"], "unknown key"),
+        (["SOLVER.MAX_ITER", "__import__('os').getpid()"], "an integer"),
+        (["SOLVER.MAX_ITER", "((((" * 3000], "an integer"),
+    ],
+)
+def test_bad_overrides_are_refused(overrides, expected):
+    message = refusal(ROOT / "configs/retinanet_pvt_tiny.yaml", overrides)
+    assert message.startswith("command line")
+    assert expected in message
+    assert len(message) < 600
+
+
+LEAF = (ROOT / "configs/mask_rcnn_pvt_large.yaml").read_text().replace("base/", f"{ROOT}/configs/base/")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(LEAF)), st.integers(0, 12), st.text(max_size=8), st.booleans())
+def test_mutated_files_load_or_are_refused(tmp_path, start, length, insert, swap):
+    lines = LEAF.splitlines(keepends=True)
+    text = "".join(lines[::-1]) if swap else LEAF
+    path = tmp_path / "mutated.yaml"
+    path.write_text(text[:start] + insert + text[start + length :], encoding="utf-8", newline="")
+    try:
+        cfg = load_config(path)
+    except ConfigError:
+        return
+    assert yaml.safe_load(cfg.dump())["MODEL"]["META_ARCHITECTURE"]
+
+
+def test_config_loads_in_a_process_of_its_own():
+    """Config, models and builders import one another: no order of imports may fail."""
+    code = (
+        "from pvt_det.config import load_config; print(load_config('configs/retinanet_pvt_tiny.yaml').SOLVER.MAX_ITER)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "87960", done.stderr
