@@ -1,0 +1,49 @@
+"""What every script in `tools/` shares: one-line errors, documented exit codes, options that suggest a spelling."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from pvt_det.errors import ConfigError, Interrupted, PvtDetError
+
+# What a shell reports for a program that Ctrl-C ended.
+EXIT_CTRL_C = 130
+
+
+def run_cli(main: Callable[[], int | None]) -> int:
+    """Run a script's `main` and turn a user's error into one line on stderr and its exit code.
+
+    Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable, 130 stopped by Ctrl-C with
+    nothing to save. Any other exception is our own mistake and keeps its traceback.
+    """
+    try:
+        return main() or 0
+    except PvtDetError as error:
+        kind = "stopped" if isinstance(error, Interrupted) else "error"
+        print(f"{kind}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C, before there was anything to save.", file=sys.stderr, flush=True)
+        return EXIT_CTRL_C
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser whose errors are `ConfigError`s that suggest the option which was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError`, where argparse would print its usage and exit."""
+        words = message.removeprefix("unrecognized arguments: ").split()
+        guesses = [match for word in words if word.startswith("-") for match in self._near(word)]
+        hint = f" Did you mean {' or '.join(guesses)}?" if guesses else ""
+        raise ConfigError(f"{self.prog}: {message}.{hint} See {self.prog} --help.")
+
+    def _near(self, word: str) -> list[str]:
+        return difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=2)
+
+    def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse `argv` (None: the program's own), options and positional words in any order."""
+        return self.parse_intermixed_args(argv)

@@ -1,0 +1,139 @@
+"""Hooks of the training loop: periodic checkpoints; evaluation with the best checkpoint and early stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from pvt_det.engine.rng import random_state_kept
+from pvt_det.errors import ConfigError, Interrupted, NumericError
+
+_log = logging.getLogger(__name__)
+BEST_NAME = "model_best.pth"
+
+
+class CheckpointHook(HookBase):
+    """Saves every `period` iterations."""
+
+    def __init__(self, period: int) -> None:
+        self._period = period
+
+    def after_step(self) -> None:
+        """Save where it is time; the last iteration is saved by the trainer, under its own name."""
+        done = self.trainer.iter + 1
+        if done % self._period == 0 and done < self.trainer.max_iter:
+            self.trainer.save()
+
+
+class EvaluationHook(HookBase):
+    """Evaluates, keeps the best checkpoint, and stops a run that no longer gains.
+
+    The state is saved before every evaluation, so that no fault of an evaluation costs training. An evaluation that an
+    interruption prevented is made up for when the run is resumed.
+
+    Args:
+        period: Iterations between evaluations; 0 evaluates at the end only.
+        metric: `task/name` of the metric that decides; a metric with "loss" in its name is better when lower.
+        patience: Stop after so many evaluations without a better metric; 0 never stops.
+        stop_on_error: Whether a failed evaluation in mid-run ends the run, or is reported and passed over.
+    """
+
+    def __init__(self, period: int, metric: str, patience: int, *, stop_on_error: bool) -> None:
+        self._period = period
+        self._metric = metric
+        self._patience = patience
+        self._stop_on_error = stop_on_error
+        self.best: float | None = None
+        self.best_iteration = 0
+        self._without_gain = 0
+        self._evaluated_at = 0
+        self.results: dict[str, Any] = {}
+
+    def before_train(self) -> None:
+        """Make up for an evaluation that the run was stopped before."""
+        done = self.trainer.start_iter
+        if self._is_due(done) and self._evaluated_at < done:
+            self._run(done)
+
+    def after_step(self) -> None:
+        """Evaluate where it is time."""
+        done = self.trainer.iter + 1
+        if self._is_due(done):
+            self._run(done)
+
+    def finish(self, done: int) -> None:
+        """Evaluate the final weights, if that has not been done, after `done` iterations."""
+        if self._evaluated_at < done or not self.results:
+            self._run(done, is_final=True)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the metric has not gained for as many evaluations as are allowed."""
+        return 0 < self._patience <= self._without_gain
+
+    def _is_due(self, done: int) -> bool:
+        return self._period > 0 and 0 < done < self.trainer.max_iter and done % self._period == 0
+
+    def _run(self, done: int, *, is_final: bool = False) -> None:
+        self.trainer.save_once()
+        try:
+            with random_state_kept():
+                results = self.trainer.evaluate()
+        except (Interrupted, NumericError, ConfigError):
+            raise
+        except Exception as error:
+            # Other processes cannot know that this one failed, and would wait for it.
+            if self._stop_on_error or is_final or comm.get_world_size() > 1:
+                raise
+            _log.exception("Evaluation after iteration %d failed (%s); training goes on.", done, error)
+            self._evaluated_at = done
+            return
+        self.results = comm.all_gather(results)[0]
+        self._evaluated_at = done
+        flat = {name: float(value) for name, value in flatten_results_dict(self.results).items()}
+        self.trainer.storage.put_scalars(
+            smoothing_hint=False, cur_iter=done - 1, **{n: v for n, v in flat.items() if math.isfinite(v)}
+        )
+        self._compare(flat, done)
+
+    def _compare(self, metrics: dict[str, float], done: int) -> None:
+        if self._metric not in metrics:
+            known = ", ".join(sorted(metrics)[:20])
+            raise ConfigError(f"TEST.BEST_METRIC = {self._metric!r}: this evaluation gives {known}.")
+        value = metrics[self._metric]
+        sign = -1 if "loss" in self._metric else 1
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
+            self.best, self.best_iteration, self._without_gain = value, done, 0
+            self.trainer.save(BEST_NAME, is_last=False)
+            _log.info("%s %.4f after iteration %d: the best so far, saved as %s", self._metric, value, done, BEST_NAME)
+        else:
+            self._without_gain += 1
+            best = "none so far" if self.best is None else f"{self.best:.4f} after iteration {self.best_iteration}"
+            _log.info("%s %.4f after iteration %d (best: %s)", self._metric, value, done, best)
+
+    def summary(self) -> dict[str, Any]:
+        """The best metric so far: `metric`, `value`, `iteration`; empty before the first evaluation."""
+        if self.best is None:
+            return {}
+        return {"metric": self._metric, "value": self.best, "iteration": self.best_iteration}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know of the evaluations so far."""
+        return {
+            "best": self.best,
+            "best_iteration": self.best_iteration,
+            "without_gain": self._without_gain,
+            "evaluated_at": self._evaluated_at,
+            "results": {task: dict(values) for task, values in self.results.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.best, self.best_iteration = state["best"], state["best_iteration"]
+        self._without_gain, self._evaluated_at = state["without_gain"], state["evaluated_at"]
+        self.results = state["results"]

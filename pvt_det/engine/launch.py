@@ -1,0 +1,175 @@
+"""Starting a job's processes: one, several on this machine, several machines, or those that `torchrun` started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from pvt_det.engine.cli import run_cli
+from pvt_det.errors import ConfigError, Interrupted
+
+# A process that waits this long for the others takes them for lost.
+_TIMEOUT = timedelta(minutes=30)
+# Seconds that the others get to end by themselves after one process ended with an error.
+_GRACE = 20.0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which processes a job runs in.
+
+    Attributes:
+        per_machine: Processes on each machine; one GPU each, or CPU processes joined by gloo.
+        machines: Number of machines.
+        machine_rank: Number of this machine.
+        url: Where they meet, `tcp://host:port`, or "auto" for a free port of this machine.
+        device: "cuda" or "cpu".
+    """
+
+    per_machine: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    url: str = "auto"
+    device: str = "cpu"
+
+
+def under_torchrun() -> bool:
+    """Whether `torchrun` (or a like launcher) started this process and says what group to join."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def launch(job: Callable[..., int], arguments: tuple[Any, ...], processes: Processes) -> int:
+    """Run `job(*arguments)` in every process and return the exit code.
+
+    Under `torchrun`, joins its one group. SIGTERM and Ctrl-C reach all processes. Process groups are destroyed in the
+    end, however the job ends.
+
+    Args:
+        job: A function that can be imported by name; returns an exit code.
+        arguments: Its arguments, which can be pickled.
+        processes: How many, and where they meet.
+
+    Raises:
+        ConfigError: More processes are asked for than can be had.
+    """
+    if under_torchrun():
+        if processes.per_machine * processes.machines > 1:
+            raise ConfigError("torchrun starts the processes by itself: leave --num-gpus and --num-machines out.")
+        with _group(
+            processes.device,
+            "env://",
+            rank=_env("RANK"),
+            world_size=_env("WORLD_SIZE"),
+            local_rank=_env("LOCAL_RANK"),
+            local_size=_env("LOCAL_WORLD_SIZE"),
+        ):
+            return _run(job, arguments)
+    _check(processes)
+    if processes.per_machine * processes.machines == 1:
+        return job(*arguments)
+    url = f"tcp://127.0.0.1:{_free_port()}" if processes.url == "auto" else processes.url
+    context = mp.start_processes(
+        _start, args=(job, arguments, processes, url), nprocs=processes.per_machine, join=False, start_method="spawn"
+    )
+    with _signals_handed_to(context.pids()):
+        try:
+            while not context.join(grace_period=_GRACE):
+                pass
+        except mp.ProcessExitedException as error:
+            # That process has said why.
+            return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+    return 0
+
+
+def _start(
+    local_rank: int, job: Callable[..., int], arguments: tuple[Any, ...], processes: Processes, url: str
+) -> None:
+    rank = processes.machine_rank * processes.per_machine + local_rank
+    world_size = processes.machines * processes.per_machine
+    with _group(processes.device, url, rank, world_size, local_rank, processes.per_machine):
+        code = run_cli(lambda: _run(job, arguments))
+    sys.exit(code)
+
+
+def _run(job: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+    try:
+        return job(*arguments)
+    except Interrupted as error:
+        # All processes stop together: one says so.
+        if comm.is_main_process():
+            raise
+        return error.exit_code
+
+
+@contextmanager
+def _group(device: str, url: str, rank: int, world_size: int, local_rank: int, local_size: int) -> Iterator[None]:
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    try:
+        comm.create_local_process_group(local_size)
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _signals_handed_to(pids: list[int]) -> Iterator[None]:
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    # Ctrl-C reaches the whole process group by itself: this process only has to wait.
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
+
+
+def _check(processes: Processes) -> None:
+    if processes.per_machine < 1 or processes.machines < 1:
+        raise ConfigError("--num-gpus and --num-machines must be 1 or more.")
+    if not 0 <= processes.machine_rank < processes.machines:
+        raise ConfigError(
+            f"--machine-rank {processes.machine_rank}: expected 0 to {processes.machines - 1}, as --num-machines is "
+            f"{processes.machines}."
+        )
+    if processes.machines > 1 and processes.url == "auto":
+        raise ConfigError("With several machines, --dist-url names the meeting point: tcp://HOST-OF-MACHINE-0:PORT.")
+    if processes.device == "cuda" and processes.per_machine > torch.cuda.device_count():
+        raise ConfigError(
+            f"--num-gpus {processes.per_machine}: this machine has {torch.cuda.device_count()}. Several CPU processes "
+            "need MODEL.DEVICE cpu."
+        )
+
+
+def _env(name: str) -> int:
+    return int(os.environ[name])
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,68 @@
+"""One run at a time in an output folder."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+
+from pvt_det.errors import ConfigError
+
+LOCK_NAME = ".lock"
+
+
+class FolderLock:
+    """While entered, no other process can enter the same folder.
+
+    The lock is the operating system's: it ends with the process, however that dies, so nothing stale stays behind.
+    It is of the kind that child processes do not inherit; data loader workers cannot keep it alive.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        ConfigError: On entering: another process holds the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_NAME
+        self._file: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"OUTPUT_DIR {self._path.parent} cannot be written: {error.strerror}. Choose another with --output."
+            ) from error
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
+            self._close()
+            raise ConfigError(
+                f"Another run (process {holder}) is writing in {self._path.parent}. Wait for it, or choose another "
+                "folder with --output."
+            ) from error
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "%s knows no file locks (%s): make sure that no second run writes there.",
+                self._path.parent,
+                error.strerror,
+            )
+            return self
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

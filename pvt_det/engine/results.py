@@ -1,0 +1,113 @@
+"""The files that a run leaves for people and for `tools/compare.py`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from pvt_det.engine.checkpoint import write_atomically
+from pvt_det.engine.evaluate import inference_folder
+
+RESULTS_NAME = "results.json"
+METRICS_NAME = "metrics.json"
+# Of each task of an evaluation, where its detections are written.
+_DETECTIONS_NAME = "coco_instances_results.json"
+
+
+def write_results(
+    cfg: CfgNode, model: nn.Module, metrics: dict[str, Any], *, config_file: str, iterations: int, best: dict[str, Any]
+) -> Path:
+    """Write `results.json`: what was trained, how, on what, and how well it does.
+
+    Metrics that have no value (no ground truth of a class or size) are null, since JSON knows no NaN.
+
+    Args:
+        cfg: The run's config.
+        model: The detector, for its number of parameters.
+        metrics: As `pvt_det.engine.evaluate.evaluate` gives them.
+        config_file: The file that the run was started with.
+        iterations: Optimizer steps taken; 0 where they are not known.
+        best: The best metric's name, value and iteration; empty where nothing was compared.
+    """
+    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    results = {
+        "config_file": config_file,
+        "model": model_name(cfg),
+        "recipe": recipe(cfg),
+        "dataset": dataset,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "metrics": _without_nan(metrics),
+        "best": _without_nan(best),
+        "results_file": _relative_detections(cfg, dataset),
+        "annotations": MetadataCatalog.get(dataset).get("json_file", "") if dataset else "",
+        "iterations": iterations,
+        "seed": cfg.SEED,
+    }
+    path = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
+    write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
+    return path
+
+
+def model_name(cfg: CfgNode) -> str:
+    """Meta-architecture and backbone, such as "RetinaNet pvt_tiny" or "Mask R-CNN R50"."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if "RetinaNet" in architecture:
+        head = "RetinaNet"
+    elif cfg.MODEL.ROI_HEADS.NAME.startswith("Cascade"):
+        head = "Cascade Mask R-CNN" if cfg.MODEL.MASK_ON else "Cascade R-CNN"
+    elif architecture == "GeneralizedRCNN":
+        head = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
+    else:
+        head = architecture
+    is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME
+    return f"{head} {cfg.MODEL.PVT.VARIANT if is_pvt else f'R{cfg.MODEL.RESNETS.DEPTH}'}"
+
+
+def recipe(cfg: CfgNode) -> str:
+    """What must be alike for two runs to be compared: optimizer, batch, schedule and image sizes."""
+    solver, size = cfg.SOLVER, cfg.INPUT
+    short = "-".join(str(side) for side in sorted({min(size.MIN_SIZE_TRAIN), max(size.MIN_SIZE_TRAIN)}))
+    return (
+        f"{solver.OPTIMIZER} lr {solver.BASE_LR:g}, batch {solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS}, "
+        f"{solver.MAX_ITER} iterations, short side {short}"
+    )
+
+
+def trim_metrics(folder: Path, start_iteration: int) -> None:
+    """Drop the lines of `metrics.json` that a run resumed at `start_iteration` writes again, and torn ones."""
+    path = folder / METRICS_NAME
+    if not path.exists():
+        return
+    kept = [
+        line
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if _before(line, start_iteration)
+    ]
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _before(line: str, start_iteration: int) -> bool:
+    try:
+        return int(json.loads(line)["iteration"]) < start_iteration
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _relative_detections(cfg: CfgNode, dataset: str) -> str:
+    if not dataset:
+        return ""
+    return str((inference_folder(cfg, dataset) / _DETECTIONS_NAME).relative_to(cfg.OUTPUT_DIR))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,252 @@
+"""The detection trainer: Detectron2's loop of steps and hooks, with runs that can be stopped and resumed exactly."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import hooks as detectron2_hooks
+from detectron2.engine.train_loop import HookBase, TrainerBase
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from rich.console import Console
+from torch import nn
+
+from pvt_det.data.build import build_detection_train_loader
+from pvt_det.engine import evaluate
+from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.console import PERIOD, ProgressHook
+from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
+from pvt_det.engine.rng import random_state, set_random_state
+from pvt_det.engine.signals import StopRequest
+from pvt_det.engine.step import TrainStep
+from pvt_det.errors import CheckpointError, Interrupted
+from pvt_det.solver.build import build_lr_scheduler
+from pvt_det.weights import load_pretrained
+
+_log = logging.getLogger(__name__)
+FINAL_NAME = "model_final.pth"
+
+
+class PVTTrainer(TrainerBase):
+    """Trains the detector of a config.
+
+    An iteration is one optimizer step, over `SOLVER.ACCUMULATE_STEPS` batches. A resumed run goes on as if it had not
+    been stopped: weights, optimizer, schedule, average, random states and the place in the data are all saved.
+
+    Args:
+        cfg: A complete config whose data sets are registered; `OUTPUT_DIR` exists, and no other run writes there.
+        console: Gets the progress; a terminal shows a live bar.
+    """
+
+    def __init__(self, cfg: CfgNode, console: Console | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.iter: int = 0
+        self.start_iter: int = 0
+        self.model: nn.Module = build_model(cfg)
+        self.model.train()
+        self._step = TrainStep.from_config(cfg, self.model)
+        self.optimizer = self._step.optimizer
+        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        self.store = CheckpointStore(Path(cfg.OUTPUT_DIR))
+        self.last_saved: Path | None = None
+        self._saved_at = -1
+        self._stop = StopRequest()
+        self._stop_agreed = False
+        self._restored_random: dict[str, Any] | None = None
+        self._evaluation = self._build_evaluation()
+        self.register_hooks(self._build_hooks(console or Console()))
+
+    # --- starting ------------------------------------------------------------------------------------------------
+
+    def resume_or_load(self, resume: bool = True, allow_partial: Sequence[str] = ()) -> None:
+        """Go on from the last checkpoint of the output folder, or start from `MODEL.WEIGHTS`, or from nothing.
+
+        Args:
+            resume: Whether to look for a checkpoint in the output folder.
+            allow_partial: Patterns of keys that `MODEL.WEIGHTS` may lack or have besides.
+
+        Raises:
+            CheckpointError: The checkpoint or the weights are missing, damaged or of another model.
+        """
+        path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
+        if path is not None:
+            self._restore(path)
+        elif self.cfg.MODEL.WEIGHTS:
+            load_pretrained(self.model, self.cfg.MODEL.WEIGHTS, allow_partial=allow_partial)
+            self._step.sync_average()
+        else:
+            _log.info("MODEL.WEIGHTS is empty: training starts from random weights.")
+
+    def _restore(self, path: Path) -> None:
+        state = self.store.load(path)
+        try:
+            self._step.load_state_dict(state)
+            # Detectron2's `iteration` is the index of the last finished one.
+            super().load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is of another model or optimizer than this config's: {error}. Resume with the config that the "
+                "run was started with (config.yaml beside it), or choose another folder with --output."
+            ) from error
+        self.start_iter = self.iter + 1
+        self.last_saved, self._saved_at = path, self.iter
+        if len(state["random"]) == comm.get_world_size():
+            self._restored_random = state["random"][comm.get_rank()]
+        else:
+            _log.warning(
+                "%s was written by %d processes and is resumed by %d: the run goes on, but not bit for bit.",
+                path.name,
+                len(state["random"]),
+                comm.get_world_size(),
+            )
+        _log.info("Resumed from %s: going on with iteration %d of %d.", path, self.start_iter, self.max_iter)
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, evaluate, and save.
+
+        Returns:
+            The final metrics, as `pvt_det.engine.evaluate.evaluate` nests them; empty without test data.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; everything is saved.
+            NumericError: The run diverged; the last checkpoint is from before.
+            CheckpointError: A checkpoint cannot be written.
+        """
+        self.iter = self.start_iter - 1
+        with EventStorage(self.start_iter) as self.storage, self._stop:
+            batches = self._open_data()
+            try:
+                self.before_train()
+                self._iterate(batches)
+                self._finish()
+            finally:
+                self.after_train()
+        return self._evaluation.results
+
+    def _open_data(self) -> Iterator[Any]:
+        start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
+        batches = iter(build_detection_train_loader(self.cfg, start_batch=start_batch))
+        # Only now, since opening the data may draw random numbers.
+        if self._restored_random is not None:
+            set_random_state(self._restored_random)
+        return batches
+
+    def _iterate(self, batches: Iterator[Any]) -> None:
+        for iteration in range(self.start_iter, self.max_iter):
+            if self._evaluation.is_exhausted:
+                _log.info("No gain in %d evaluations: stopped early.", self.cfg.TEST.EARLY_STOP_PATIENCE)
+                return
+            self.iter = iteration
+            self.before_step()
+            self._run_step(batches)
+            self.after_step()
+            if self._stop_agreed:
+                self.save_once()
+                raise self._interrupted()
+
+    def _run_step(self, batches: Iterator[Any]) -> None:
+        report = self._step(batches, stop=self._stop.signal_name is not None)
+        self._stop_agreed = report.stop
+        finite = {name: value for name, value in report.losses.items() if math.isfinite(value)}
+        if len(finite) == len(report.losses):
+            finite["total_loss"] = sum(report.losses.values())
+        if math.isfinite(report.gradient_norm):
+            finite["gradient_norm"] = report.gradient_norm
+        self.storage.put_scalars(data_time=report.data_seconds, **finite)
+        self.storage.put_scalar("skipped_steps", self._step.skipped, smoothing_hint=False)
+
+    def _finish(self) -> None:
+        if self.last_saved is None or self.last_saved.name != FINAL_NAME or self._saved_at != self.iter:
+            self.save(FINAL_NAME)
+        if self.cfg.DATASETS.TEST:
+            self._evaluation.finish(self.iter + 1)
+        if self._step.skipped:
+            _log.warning("%d iterations were skipped, since their loss or gradient was not finite.", self._step.skipped)
+
+    def _interrupted(self) -> Interrupted:
+        name = self._stop.signal_name or "a signal to another process"
+        return Interrupted(f"by {name} after iteration {self.iter + 1}; everything is saved in {self.last_saved}.")
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate a bare detector on the test data of `cfg`."""
+        return evaluate.evaluate(cfg, model)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the weights, or their average where one is kept; ends early when the run is asked to stop."""
+
+        def check() -> None:
+            if self._stop.signal_name is not None:
+                raise self._interrupted()
+
+        return evaluate.evaluate(self.cfg, self._step.evaluated_model, check)
+
+    def best(self) -> dict[str, Any]:
+        """The best metric so far: `metric`, `value`, `iteration`; empty before the first evaluation."""
+        return self._evaluation.summary()
+
+    # --- saving --------------------------------------------------------------------------------------------------
+
+    def save(self, name: str | None = None, *, is_last: bool = True) -> None:
+        """Save everything that a resumed run needs; to be called on all processes.
+
+        Raises:
+            NumericError: The weights are not finite; nothing is written.
+            CheckpointError: The file cannot be written.
+        """
+        self._step.check_finite()
+        state = self.state_dict() | {"random": comm.all_gather(random_state())}
+        path = self.store.folder / (name or f"model_{self.iter:07d}.pth")
+        if comm.is_main_process():
+            self.store.save(path.name, state, self.iter, is_last=is_last)
+        if is_last:
+            self.last_saved, self._saved_at = path, self.iter
+        comm.synchronize()
+
+    def save_once(self) -> None:
+        """Save, unless this iteration is saved already."""
+        if self._saved_at != self.iter:
+            self.save()
+
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint gets."""
+        # AdamW keeps two numbers for every weight.
+        copies = 3 + (self._step.ema is not None)
+        return copies * sum(p.nbytes for p in self.model.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step's state, Detectron2's `iteration` and `hooks`, and the seed."""
+        return {**super().state_dict(), **self._step.state_dict(), "seed": self.cfg.SEED}
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def _build_evaluation(self) -> EvaluationHook:
+        test = self.cfg.TEST
+        metric = test.BEST_METRIC or ("segm/AP" if self.cfg.MODEL.MASK_ON else "bbox/AP")
+        period = test.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0
+        return EvaluationHook(period, metric, test.EARLY_STOP_PATIENCE, stop_on_error=test.ON_ERROR == "stop")
+
+    def _build_hooks(self, console: Console) -> list[HookBase]:
+        hooks: list[HookBase] = [
+            detectron2_hooks.IterationTimer(),
+            detectron2_hooks.LRScheduler(),
+            CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD),
+            self._evaluation,
+        ]
+        if comm.is_main_process():
+            folder = self.cfg.OUTPUT_DIR
+            writers = [JSONWriter(str(Path(folder) / "metrics.json")), TensorboardXWriter(folder)]
+            hooks += [ProgressHook(console), detectron2_hooks.PeriodicWriter(writers, period=PERIOD)]
+        return hooks
