@@ -43,6 +43,11 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # Whether a proposal that is some box's best is matched with that box even when it overlaps another more
     # (MMDetection's "match_low_quality" with its least overlap equal to the threshold, as in its Mask R-CNN).
     cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES = False
+    # Share of channels that the semantic head drops before its classifier.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
+    # What the semantic loss is averaged over: "valid" pixels (Detectron2), or "all" (MMSegmentation 0.x), ignored and
+    # padded ones too.
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_AVERAGE = "valid"
 
     # --- input -----------------------------------------------------------------------------------------------
     # "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).
@@ -50,12 +55,29 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # Half of the training images take a second way, as in DETR and PVT v2's 3x recipe: resize the short side to one
     # of RESIZE, cut a random window whose sides lie within SIZE (least, most; pixels), then resize as all others.
     cfg.INPUT.CROP_BRANCH = CfgNode({"ENABLED": False, "RESIZE": (400, 500, 600), "SIZE": (384, 600)})
+    # The next four are for semantic segmentation (META_ARCHITECTURE SemanticSegmentor). Training images: least and
+    # greatest factor that MIN_SIZE_TRAIN and MAX_SIZE_TRAIN are multiplied by, drawn anew for each image.
+    cfg.INPUT.SCALE_RANGE = (1.0, 1.0)
+    # Crops of which a single class fills more than this share are drawn again, at most 10 times.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Random brightness, contrast, saturation and hue, as in SSD.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Sides of test images are resized up to multiples of this many pixels.
+    cfg.INPUT.SIZE_DIVISOR_TEST = 1
 
     # --- data sets without code: COCO-format json and its image folder; they take the place of DATASETS.TRAIN/TEST
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
+    # For semantic segmentation, folders of label maps: a PNG for each image, named as it, whose values are class numbers
+    # (255: none); LABEL_NAMES names them from 0 on. For Panoptic FPN they come beside the json files, class 0 stands
+    # for all things, and VAL_PANOPTIC_JSON is the ground truth in COCO's panoptic format, its PNG files in the folder
+    # of the same name without ".json".
+    cfg.DATASETS.TRAIN_LABELS = ""
+    cfg.DATASETS.VAL_LABELS = ""
+    cfg.DATASETS.LABEL_NAMES = []
+    cfg.DATASETS.VAL_PANOPTIC_JSON = ""
     # What to do with an image or annotation that is broken: "strict" stops, "skip" leaves it out and counts it.
     cfg.DATASETS.ON_ERROR = "strict"
     # Whether the json's file names may be absolute or lead out of the image folder with "..".
@@ -67,6 +89,8 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # "adamw" or "sgd".
     cfg.SOLVER.OPTIMIZER = "adamw"
     cfg.SOLVER.BETAS = (0.9, 0.999)
+    # Exponent of LR_SCHEDULER_NAME WarmupPolyLR, which falls as (1 - iteration / MAX_ITER) ^ power.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
     # Number format of autocast while SOLVER.AMP.ENABLED: "bf16" or "fp16".
     cfg.SOLVER.AMP.PRECISION = "bf16"
     # Batches of SOLVER.IMS_PER_BATCH images to an optimizer step. An iteration is one step: MAX_ITER counts steps.

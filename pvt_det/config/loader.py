@@ -149,7 +149,7 @@ def _one_line(error: yaml.YAMLError) -> str:
 class _PlainLoader(yaml.SafeLoader):
     """Mappings with text keys, each once; lists; scalars. No tags.
 
-    Aliases stand for flat lists only: dumped configs have these, and neither circles nor explosions can be made of them.
+    Aliases stand for flat lists only: dumped configs have these, and no circle or explosion can be made of them.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -178,5 +178,6 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _is_flat_list(node: yaml.Node | None) -> bool:
-    complete = isinstance(node, yaml.SequenceNode) and node.end_mark is not None
-    return complete and all(isinstance(item, yaml.ScalarNode) for item in node.value)
+    if not isinstance(node, yaml.SequenceNode) or node.end_mark is None:  # without an end mark it is still being read
+        return False
+    return all(isinstance(item, yaml.ScalarNode) for item in node.value)

@@ -12,6 +12,7 @@ from pvt_det.errors import ConfigError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.RETINANET.LOSS_NORMALIZER": ("ema", "batch"),
+    "MODEL.SEM_SEG_HEAD.LOSS_AVERAGE": ("valid", "all"),
     "INPUT.RESIZE_BACKEND": ("pil", "cv2"),
     "INPUT.FORMAT": ("RGB", "BGR", "L", "YUV-BT.601"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -27,11 +28,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST_ONE = (
     "INPUT.MAX_SIZE_TRAIN",
     "INPUT.MAX_SIZE_TEST",
+    "INPUT.SIZE_DIVISOR_TEST",
     "MODEL.FPN.OUT_CHANNELS",
     "MODEL.RETINANET.NUM_CLASSES",
     "MODEL.ROI_HEADS.NUM_CLASSES",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "SOLVER.ACCUMULATE_STEPS",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.IMS_PER_BATCH",
@@ -40,7 +43,20 @@ _AT_LEAST_ONE = (
 )
 _VERSION = 2
 # Closed below, open above.
-_FRACTIONS = ("MODEL.PVT.DROP_PATH_RATE", "SOLVER.BETAS", "SOLVER.EMA.DECAY", "MODEL.ANCHOR_GENERATOR.OFFSET")
+_FRACTIONS = (
+    "MODEL.PVT.DROP_PATH_RATE",
+    "MODEL.SEM_SEG_HEAD.DROPOUT",
+    "SOLVER.BETAS",
+    "SOLVER.EMA.DECAY",
+    "MODEL.ANCHOR_GENERATOR.OFFSET",
+)
+# Augmentations that only semantic segmentation has, and the values that leave them out.
+_SEMANTIC_INPUT = {
+    "INPUT.SCALE_RANGE": (1.0, 1.0),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    "INPUT.COLOR_AUG_SSD": False,
+    "INPUT.SIZE_DIVISOR_TEST": 1,
+}
 
 
 def validate_config(cfg: CfgNode, where: str = "config") -> None:
@@ -71,6 +87,7 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
     _check_trunk(cfg, refuse)
     _check_pixels(cfg, refuse)
     _check_input_sizes(cfg, refuse)
+    _check_semantic(cfg, refuse)
     _check_anchors(cfg, refuse)
 
 
@@ -79,7 +96,12 @@ _Refuse = Callable[[str, str], ConfigError]
 
 def _registered_names() -> dict[str, tuple[str, ...]]:
     # Imported here: the registries are filled by `import pvt_det`, which may be under way when this module loads.
-    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+    from detectron2.modeling import (
+        BACKBONE_REGISTRY,
+        META_ARCH_REGISTRY,
+        ROI_HEADS_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
+    )
 
     from pvt_det.models import list_models
 
@@ -88,6 +110,7 @@ def _registered_names() -> dict[str, tuple[str, ...]]:
         "MODEL.META_ARCHITECTURE": tuple(name for name, _ in META_ARCH_REGISTRY),
         "MODEL.BACKBONE.NAME": tuple(name for name, _ in BACKBONE_REGISTRY),
         "MODEL.ROI_HEADS.NAME": tuple(name for name, _ in ROI_HEADS_REGISTRY),
+        "MODEL.SEM_SEG_HEAD.NAME": tuple(name for name, _ in SEM_SEG_HEADS_REGISTRY),
     }
 
 
@@ -126,6 +149,18 @@ def _check_input_sizes(cfg: CfgNode, refuse: _Refuse) -> None:
         raise refuse("INPUT.CROP_BRANCH.RESIZE", "expected one or more sizes of at least 1 pixel.")
     if len(crop.SIZE) != 2 or not 1 <= crop.SIZE[0] <= crop.SIZE[1]:
         raise refuse("INPUT.CROP_BRANCH.SIZE", "expected two sizes in pixels, the least and the most.")
+
+
+def _check_semantic(cfg: CfgNode, refuse: _Refuse) -> None:
+    scales = cfg.INPUT.SCALE_RANGE
+    if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
+        raise refuse("INPUT.SCALE_RANGE", "expected two factors above 0, the least and the most.")
+    if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE not in range(256):
+        raise refuse("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "expected 0 to 255, as label maps have 8 bits.")
+    if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+        for key, off in _SEMANTIC_INPUT.items():
+            if _get(cfg, key) != off:
+                raise refuse(key, f"only MODEL.META_ARCHITECTURE SemanticSegmentor has this; expected {off!r}.")
 
 
 def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
