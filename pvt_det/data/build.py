@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from typing import Any
 
 import cv2
@@ -17,9 +18,16 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from pvt_det.data.mapper import PVTDatasetMapper, pack_targets
 from pvt_det.data.sets import register_datasets
 from pvt_det.data.stream import BatchStream, Sample
+from pvt_det.data.transforms import build_augmentations
 from pvt_det.errors import ConfigError, DataError
 
-__all__ = ["MappedDataset", "build_detection_test_loader", "build_detection_train_loader", "register_datasets"]
+__all__ = [
+    "MappedDataset",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "build_detection_validation_loader",
+    "register_datasets",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -137,6 +145,26 @@ def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     return _loader(cfg, dataset, BatchSampler(InferenceSampler(len(dataset)), batch_size=1, drop_last=False))
 
 
+def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """As `build_detection_test_loader`, with "instances": for losses on data that is not trained on.
+
+    Images without any object are left out.
+
+    Raises:
+        DataError: the data set is empty.
+    """
+    records = _records([dataset_name], filter_empty=True)
+    mapper = PVTDatasetMapper(
+        is_train=True,
+        augmentations=build_augmentations(cfg, is_train=False),
+        image_format=cfg.INPUT.FORMAT,
+        masks=cfg.MODEL.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+    )
+    dataset = MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR)
+    return _loader(cfg, dataset, sampler=InferenceSampler(len(dataset)), batch_size=1)
+
+
 def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
@@ -172,4 +200,8 @@ def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _start_worker(worker_id: int) -> None:
+    # Ctrl-C and SIGTERM often reach the whole process group. The training process needs its workers to finish its
+    # step, and ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader

@@ -117,7 +117,7 @@ def _fit_classes(cfg: CfgNode, *, from_json: bool) -> None:
                 "Their categories must have the same names in the order of their ids"
             )
     number = len(known[first])
-    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
     stated = cfg.MODEL[head].NUM_CLASSES
     if stated == number:
         return
