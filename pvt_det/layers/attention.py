@@ -52,7 +52,15 @@ class SpatialReductionAttention(nn.Module):
 
         With `sr_ratio` 1, `x` may hold tokens besides those of the map (the class token).
         """
-        return self.proj(attend(self.q(x), self.kv(self.source(x, size)), self.num_heads))
+        return self.query(x, self.key_value(x, size))
+
+    def query(self, x: Tensor, key_value: Tensor) -> Tensor:
+        """Let any number of tokens, `N×L×C`, attend to `key_value`, `N×S×2C`."""
+        return self.proj(attend(self.q(x), key_value, self.num_heads))
+
+    def key_value(self, x: Tensor, size: Size) -> Tensor:
+        """Keys and values of all tokens of the map, `N×(H·W)×C` to `N×S×2C`."""
+        return self.kv(self.source(x, size))
 
     def source(self, x: Tensor, size: Size) -> Tensor:
         """Tokens that keys and values are made of, `N×S×C`."""

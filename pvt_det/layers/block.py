@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from pvt_det.layers.attention import SpatialReductionAttention
+from pvt_det.layers.mlp import ConvMlp, Mlp
 from pvt_det.layers.patch import Size
+
+# Hidden values of the MLP that one thread of a CPU works on at a time: 4 MB in fp32, a share of the last-level cache.
+BAND_VALUES = 1 << 20
 
 
 class Block(nn.Module):
@@ -13,12 +19,12 @@ class Block(nn.Module):
 
     Args:
         dim: Channels of the tokens.
-        attention: Called with `(tokens, size)`.
-        mlp: Called with `(tokens, size)`.
+        attention: Spatial-reduction attention of `dim` channels.
+        mlp: Feed-forward layers of `dim` channels.
         drop_path: Probability of skipping each of the two branches for a sample, in [0, 1).
     """
 
-    def __init__(self, dim: int, attention: nn.Module, mlp: nn.Module, drop_path: float) -> None:
+    def __init__(self, dim: int, attention: SpatialReductionAttention, mlp: Mlp | ConvMlp, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = attention
@@ -28,5 +34,39 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform tokens `N×L×C` of a map of `size` `(H, W)`."""
+        if self._bands_pay(x, size):
+            return torch.cat([self._infer(sample, size) for sample in x.split(1)])
         x = x + self.drop_path(self.attn(self.norm1(x), size))
         return x + self.drop_path(self.mlp(self.norm2(x), size))
+
+    def _bands_pay(self, x: Tensor, size: Size) -> bool:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return False
+        # A class token, which is of no row, means that the map is small.
+        return x.shape[1] == size[0] * size[1] > self._band_length()
+
+    def _band_length(self) -> int:
+        return torch.get_num_threads() * BAND_VALUES // self.mlp.fc1.out_features
+
+    def _infer(self, x: Tensor, size: Size) -> Tensor:
+        """Compute the same for one sample, a band of the map's rows at a time.
+
+        On a CPU most time beyond the matrix products goes to moving the large intermediate tensors between memory and
+        cache; those of a band stay in cache. Only keys and values need all tokens at once.
+        """
+        height, width = size
+        rows = max(1, self._band_length() // width)
+        normed = self.norm1(x)
+        key_value = self.attn.key_value(normed, size)
+        attended, out = torch.empty_like(x), torch.empty_like(x)
+        for top in range(0, height, rows):
+            band = slice(top * width, (top + rows) * width)
+            torch.add(self.attn.query(normed[:, band], key_value), x[:, band], out=attended[:, band])
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            above, below = max(0, top - self.mlp.reach), min(height, bottom + self.mlp.reach)
+            y = self.mlp(self.norm2(attended[:, above * width : below * width]), (below - above, width))
+            y = y[:, (top - above) * width : (bottom - above) * width]
+            band = slice(top * width, bottom * width)
+            torch.add(y, attended[:, band], out=out[:, band])
+        return out

@@ -14,7 +14,12 @@ class Mlp(nn.Module):
     Args:
         dim: Channels of the tokens.
         ratio: Hidden channels as a multiple of `dim`.
+
+    Attributes:
+        reach: Rows of the map above and below that a token's output depends on.
     """
+
+    reach = 0
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
@@ -45,7 +50,12 @@ class ConvMlp(nn.Module):
         dim: Channels of the tokens.
         ratio: Hidden channels as a multiple of `dim`.
         relu: Put a ReLU before the convolution, as the linear variant does.
+
+    Attributes:
+        reach: Rows of the map above and below that a token's output depends on.
     """
+
+    reach = 1
 
     def __init__(self, dim: int, ratio: int, relu: bool) -> None:
         super().__init__()
