@@ -29,6 +29,9 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.MODEL.PVT.DROP_PATH_RATE = 0.1
     # Side in pixels of the square images that the position embeddings were made for (v1 only).
     cfg.MODEL.PVT.PRETRAIN_IMG_SIZE = 224
+    # Epsilon of the LayerNorms after patch embedding and spatial reduction: 1e-5 in the published code, 1e-6 for
+    # detectors that were trained with MMDetection's own PVT. All others have 1e-6.
+    cfg.MODEL.PVT.EMBED_NORM_EPS = 1e-5
     # Stages 1 … n get no gradient and stay in evaluation mode; 0 freezes none.
     cfg.MODEL.PVT.FROZEN_STAGES = 0
     # Stages (of 1 … 4) whose activations are recomputed in the backward pass to save memory.
@@ -70,10 +73,10 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
-    # For semantic segmentation, folders of label maps: a PNG for each image, named as it, whose values are class numbers
-    # (255: none); LABEL_NAMES names them from 0 on. For Panoptic FPN they come beside the json files, class 0 stands
-    # for all things, and VAL_PANOPTIC_JSON is the ground truth in COCO's panoptic format, its PNG files in the folder
-    # of the same name without ".json".
+    # Segmentation: folders of label maps, a PNG file for each image, named as it, whose values are class numbers (255:
+    # none); LABEL_NAMES names them from 0 on. For Panoptic FPN they come beside the json files, 0 stands for all
+    # things, and VAL_PANOPTIC_JSON is the ground truth in COCO's panoptic format, its PNG files in the folder of the
+    # same name without ".json".
     cfg.DATASETS.TRAIN_LABELS = ""
     cfg.DATASETS.VAL_LABELS = ""
     cfg.DATASETS.LABEL_NAMES = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from pvt_det.models.trunk import STRIDES, pad_image
 from pvt_det.models.variants import VARIANTS, Variant
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
+_EMBED_NORM = re.compile(r"patch_embed\d\.norm|block\d\.\d+\.attn\.norm")
 
 
 class PVTBackbone(Backbone):
@@ -34,6 +36,8 @@ class PVTBackbone(Backbone):
         out_features: Which of "stage1" … "stage4", of strides 4, 8, 16, 32, `forward` returns.
         drop_path_rate: Stochastic depth of the last block, in [0, 1), rising linearly from 0 at the first.
         pretrain_img_size: Side in pixels of the images that the position embeddings were made for (v1 only).
+        embed_norm_eps: Epsilon of the LayerNorms after patch embedding and spatial reduction: 1e-5 in the published
+            code, 1e-6 in MMDetection's PVT.
         frozen_stages: Stages 1 … n get no gradient and stay in evaluation mode; 0 freezes none.
         checkpoint_stages: Stages of 1 … 4 whose activations are recomputed in the backward pass.
 
@@ -58,11 +62,15 @@ class PVTBackbone(Backbone):
         out_features: Sequence[str] = STAGES,
         drop_path_rate: float = 0.0,
         pretrain_img_size: int = 224,
+        embed_norm_eps: float = 1e-5,
         frozen_stages: int = 0,
         checkpoint_stages: Collection[int] = (),
     ) -> None:
         _check_arguments(out_features, drop_path_rate, frozen_stages, checkpoint_stages)
         self._init_trunk(VARIANTS[variant], drop_path_rate, pretrain_img_size)
+        for name, norm in self.named_modules():
+            if isinstance(norm, nn.LayerNorm) and _EMBED_NORM.fullmatch(name):
+                norm.eps = embed_norm_eps
         self.checkpoint_stages = set(checkpoint_stages)
         self._out_features = list(out_features)
         self._out_feature_channels = dict(zip(STAGES, self.embed_dims, strict=True))
@@ -157,6 +165,7 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
         out_features=pvt.OUT_FEATURES,
         drop_path_rate=pvt.DROP_PATH_RATE,
         pretrain_img_size=pvt.PRETRAIN_IMG_SIZE,
+        embed_norm_eps=pvt.EMBED_NORM_EPS,
         frozen_stages=pvt.FROZEN_STAGES,
         checkpoint_stages=pvt.CHECKPOINT_STAGES,
     )

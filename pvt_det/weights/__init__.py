@@ -2,13 +2,14 @@
 
 from pvt_det.weights.loader import load_pretrained, read_checkpoint
 from pvt_det.weights.report import LoadReport
-from pvt_det.weights.writer import save_published, save_safetensors, to_published
+from pvt_det.weights.writer import save_checkpoint, save_safetensors, to_ours, to_published
 
 __all__ = [
     "LoadReport",
     "load_pretrained",
     "read_checkpoint",
-    "save_published",
+    "save_checkpoint",
     "save_safetensors",
+    "to_ours",
     "to_published",
 ]

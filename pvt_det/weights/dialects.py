@@ -50,12 +50,14 @@ class Dialect:
         marker: A regular expression; the layout is this one if some key matches it whole.
         rules: Tried in order; the first that matches a key is used.
         prefix: What a trunk's keys may begin with in this layout, or the keys of a detector's trunk must begin with.
+        note: What else differs where these weights were made; told when they are loaded.
     """
 
     name: str
     marker: str
     rules: tuple[Rule, ...]
     prefix: str = ""
+    note: str = ""
 
 
 _AS_IS = _rules([(r"(?P<k>.+)", "{k}")])
@@ -85,11 +87,15 @@ _BLOCK = "block{s+1}.{b}."
 _RESNET_BN = "(?P<p>weight|bias|running_mean|running_var|num_batches_tracked)"
 _RESNET_BLOCK = "res{s+1}.{b}."
 
+_EPS_NOTE = "for exactly MMDetection's outputs, set MODEL.PVT.EMBED_NORM_EPS to 1e-6"
+
 # Layouts of a trunk or classifier.
 TRUNKS = (
     Dialect("published PVT", r"patch_embed1\.proj\.weight", _AS_IS, prefix="backbone."),
-    Dialect("MMDetection PVT", r"layers\.0\.1\.0\.pos_embed", _rules(_mmdet_blocks(1, 3)), prefix="backbone."),
-    Dialect("MMDetection PVT v2", r"layers\.0\.1\.0\.norm1\.weight", _rules(_mmdet_blocks(0, 4)), prefix="backbone."),
+    Dialect("MMDetection PVT", r"layers\.0\.1\.0\.pos_embed", _rules(_mmdet_blocks(1, 3)), "backbone.", _EPS_NOTE),
+    Dialect(
+        "MMDetection PVT v2", r"layers\.0\.1\.0\.norm1\.weight", _rules(_mmdet_blocks(0, 4)), "backbone.", _EPS_NOTE
+    ),
     Dialect(
         "OpenMixup PVT",
         r"patch_embed1\.projection\.weight",

@@ -61,6 +61,7 @@ def match(
         NumericError: If a tensor holds NaN or infinity.
     """
     report = LoadReport(source, translation.dialect, len(translation.tensors) + len(translation.unknown))
+    report.notes += [translation.note] if translation.note else []
     matcher = _Matcher(model, report, grids, allow_partial)
     found = matcher.align(translation)
     chosen = matcher.choose(found)
@@ -118,7 +119,7 @@ class _Matcher:
             if self.from_trunk and not name.startswith(self.prefix):
                 self._put(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
             elif label := _label(exceptions, name):
-                self._put(self.report.new, label, name)
+                self._put(self.report.defaults, label, name)
             elif self._is_allowed(name):
                 self._put(self.report.new, "allowed partial", name)
             else:
@@ -145,7 +146,9 @@ class _Matcher:
         fitted = fit_position(value, wanted, stage, grid, needs_slot=self.prefix + "cls_token" in self.model)
         if fitted is None:
             return value
-        self.report.notes.append(f"{name} resized from {value.shape[1]} to {fitted.shape[1]} positions")
+        change = f"{value.shape[1]} to {fitted.shape[1]} positions"
+        same = value.shape[1] + 1 == fitted.shape[1]
+        self.report.notes.append(f"{name}: {'unused class slot added' if same else 'resized'}, {change}")
         return fitted
 
     def _is_folded(self, found: Mapping[str, Tensor]) -> bool:

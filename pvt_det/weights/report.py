@@ -15,7 +15,8 @@ class LoadReport:
         total: Number of tensors of the file, under this package's names.
         loaded: Names of the model's tensors that were set.
         dropped: Reason → names in the file that the model has no use for.
-        new: Reason → names in the model that the file does not fit; they keep their initial values.
+        new: Reason → names in the model that keep their initial values and have yet to be trained.
+        defaults: Reason → names in the model that are not weights and stay at their defaults.
         notes: Anything else to know, such as resized position embeddings.
     """
 
@@ -25,11 +26,12 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     dropped: dict[str, list[str]] = field(default_factory=dict)
     new: dict[str, list[str]] = field(default_factory=dict)
+    defaults: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{self.total} tensors: {len(self.loaded)} loaded"]
-        for what, groups in (("dropped", self.dropped), ("new in the model", self.new)):
+        for what, groups in (("dropped", self.dropped), ("new", self.new), ("at defaults", self.defaults)):
             if groups:
                 parts.append(f"{sum(map(len, groups.values()))} {what}: {', '.join(groups)}")
         return "; ".join([f"{self.source} ({self.dialect}): " + ", ".join(parts), *self.notes])

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 from pvt_det.errors import CheckpointError
-from pvt_det.weights.catalog import CATALOG, Remote, detectron2_file, hub_file
+from pvt_det.weights.catalog import CATALOG, CLASSIFIERS, Remote, detectron2_file, hub_file
 from pvt_det.weights.download import fetch
 
 _RESNETS = ("resnet18", "resnet50", "resnet101")
@@ -99,10 +99,9 @@ def _is_plain(path: str) -> bool:
 
 
 def _unknown(name: str, path: Path | None) -> str:
-    close = difflib.get_close_matches(name, CATALOG, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
     if path is not None and path.is_dir():
         return f"{path}: a folder; give the file of weights in it"
-    return (
-        f"{name}: {'no such file, and ' if path else ''}no such name in the catalog; {hint}Known: {', '.join(CATALOG)}"
-    )
+    close = difflib.get_close_matches(name, CATALOG, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    where = "no such file, and no such name in the catalog" if path else "no such name in the catalog"
+    return f"{name}: {where}; {hint}Names are {', '.join(CLASSIFIERS)} and others, see pvt_det/weights/catalog.py"

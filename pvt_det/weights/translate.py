@@ -26,12 +26,14 @@ class Translation:
         tensors: Translated tensors by name.
         unknown: Keys of the source that no rule matches, with why where it is not that.
         is_detector: Whether the names are a detector's (`backbone.bottom_up.…`) or a bare trunk's.
+        note: The dialect's.
     """
 
     dialect: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     unknown: dict[str, Tensor] = field(default_factory=dict)
     is_detector: bool = False
+    note: str = ""
 
 
 def translate(tensors: Mapping[str, Tensor]) -> Translation | None:
@@ -49,7 +51,7 @@ def translate(tensors: Mapping[str, Tensor]) -> Translation | None:
     done, unknown = _apply(detector.rules, outside)
     done |= {TRUNK_PREFIX + k: v for k, v in trunk.tensors.items()}
     unknown |= {detector.prefix + k: v for k, v in trunk.unknown.items()}
-    return Translation(f"{detector.name}, {trunk.dialect}", done, unknown, is_detector=True)
+    return Translation(f"{detector.name}, {trunk.dialect}", done, unknown, True, trunk.note)
 
 
 def _translate_trunk(tensors: dict[str, Tensor]) -> Translation | None:
@@ -57,7 +59,7 @@ def _translate_trunk(tensors: dict[str, Tensor]) -> Translation | None:
         stripped = {k.removeprefix(dialect.prefix): v for k, v in tensors.items()}
         if _has(dialect.marker, stripped):
             done, unknown = _apply(dialect.rules, stripped)
-            return Translation(dialect.name, done, unknown)
+            return Translation(dialect.name, done, unknown, note=dialect.note)
     return None
 
 

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -35,35 +36,51 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
     _write_atomically(Path(path), safetensors.torch.save(plain, {**metadata, DIGEST_KEY: digest}))
 
 
-def save_published(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a trunk or classifier to a `.pth` file in the published layout: a plain state dict, nothing around it.
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a `.pth` file, atomically: tensors by name, the published layout, or those under "model", Detectron2's.
 
     Args:
         path: The file; its folder is made where missing.
-        tensors: A classifier's, trunk's or detector's tensors in any known layout; of a detector, the trunk is written.
+        content: Tensors, or dictionaries of tensors, by name.
 
     Raises:
-        CheckpointError: If the layout is unknown or the file cannot be written.
+        CheckpointError: If the file cannot be written.
     """
     buffer = io.BytesIO()
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_published(tensors).items()}, buffer)
+    torch.save(_detached(content), buffer)
     _write_atomically(Path(path), buffer.getvalue())
 
 
-def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a classifier's, trunk's or detector's tensors to the published trunk's names.
+def to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a classifier, trunk or detector in any known layout to this package's names.
 
     Raises:
-        CheckpointError: If the layout is unknown, or keys are left that no rule of the layout knows.
+        CheckpointError: If the layout is unknown, or it has names that none of its rules knows.
     """
     translation = translate(tensors)
     if translation is None or translation.unknown:
-        keys = list(tensors if translation is None else translation.unknown)
-        raise CheckpointError(f"no known layout of PVT or ResNet weights: {', '.join(keys[:10])}")
-    if not translation.is_detector:
-        return translation.tensors
-    inside = translation.tensors.items()
-    return {name.removeprefix(TRUNK_PREFIX): t for name, t in inside if name.startswith(TRUNK_PREFIX)}
+        names = list(tensors if translation is None else translation.unknown)
+        raise CheckpointError(f"in no known layout of PVT or ResNet weights: {', '.join(names[:10])}")
+    return translation.tensors
+
+
+def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a classifier's, trunk's or detector's tensors to the published names; of a detector, the trunk's only.
+
+    Raises:
+        CheckpointError: If the layout is unknown, or it has names that none of its rules knows.
+    """
+    ours = to_ours(tensors)
+    trunk = {name.removeprefix(TRUNK_PREFIX): t for name, t in ours.items() if name.startswith(TRUNK_PREFIX)}
+    return trunk or ours
+
+
+def _detached(content: Mapping[str, Any]) -> dict[str, Any]:
+    # Copies, so that a view does not bring the whole memory behind it into the file.
+    return {
+        name: value.detach().cpu().clone() if isinstance(value, Tensor) else _detached(value)
+        for name, value in content.items()
+    }
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

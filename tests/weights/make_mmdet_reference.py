@@ -1,0 +1,153 @@
+"""Record what MMDetection's own detectors compute, for `test_mmdet_parity.py`.
+
+Needs an environment of its own, since MMDetection holds other packages back:
+
+    python3.11 -m venv mmdet_env
+    mmdet_env/bin/pip install mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0 torch torchvision
+    mmdet_env/bin/python tests/weights/make_mmdet_reference.py tests/weights/golden/mmdet_reference.json
+
+MMDetection's compiled operators are absent from mmcv-lite. None of them is needed before non-maximum suppression apart
+from RoIAlign, for which mmcv offers torchvision's in a configuration key. The absent module is replaced by one whose
+functions fail when they are called.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import zlib
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+SIZES = ((200, 250), (320, 416))
+SAMPLES = 48
+LAYERS = [2, 2, 2, 2]
+TINY = {"type": "PyramidVisionTransformer", "num_layers": LAYERS, "_delete_": True}
+B0 = {"type": "PyramidVisionTransformerV2", "embed_dims": 32, "num_layers": LAYERS, "_delete_": True}
+# Our config → MMDetection's, and what to change in it: backbone, channels of its maps.
+CASES = {
+    "retinanet_pvt_tiny": ("pvt/retinanet_pvt-t_fpn_1x_coco.py", None, None),
+    "retinanet_pvt_v2_b0": ("pvt/retinanet_pvtv2-b0_fpn_1x_coco.py", None, None),
+    "retinanet_R_18": ("retinanet/retinanet_r18_fpn_1x_coco.py", None, None),
+    "mask_rcnn_pvt_tiny": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", TINY, [64, 128, 320, 512]),
+    "mask_rcnn_pvt_v2_b0": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
+    "mask_rcnn_R_50": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", None, None),
+}
+
+
+class _Absent(types.ModuleType):
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def fail(*args, **kwargs):
+            raise RuntimeError(f"mmcv's compiled operator {name} is not here")
+
+        return fail
+
+
+def seeded(key, shape):
+    """The same value for a key on every machine; batch-norm variances are positive."""
+    v = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if key.endswith("running_var") or (v.dim() == 1 and key.endswith("weight")):
+        return 1 + 0.1 * v.clamp(-5, 5)
+    if v.dim() >= 2 and "pos_embed" not in key:
+        return v / v[0].numel() ** 0.5
+    return 0.02 * v
+
+
+def image(height, width):
+    """Pixels 0 … 255, 3×H×W, RGB."""
+    generator = torch.Generator().manual_seed(height * 10007 + width)
+    return torch.randint(0, 256, (3, height, width), generator=generator).float()
+
+
+def boxes(height, width):
+    """Eight proposals of all sizes inside an image, x0 y0 x1 y1."""
+    fractions = torch.rand(8, 4, generator=torch.Generator().manual_seed(height + width))
+    corners = torch.stack([fractions[:, :2], fractions[:, 2:]]).sort(dim=0).values
+    return torch.cat([corners[0], corners[1]], dim=1) * torch.tensor([width, height, width, height])
+
+
+def sample(t):
+    n, flat = t.numel(), t.flatten().double()
+    values = flat[[(j * n) // SAMPLES for j in range(SAMPLES)]]
+    return {
+        "shape": list(t.shape),
+        "mean": round(flat.mean().item(), 7),
+        "std": round(flat.std().item(), 7),
+        "values": [round(v, 6) for v in values.tolist()],
+    }
+
+
+def build(name):
+    import mmdet
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+
+    file, backbone, channels = CASES[name]
+    cfg = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs" / file)
+    changes = {"model.backbone.init_cfg": None}
+    if backbone:
+        cfg.merge_from_dict({"model.backbone": backbone})
+        changes["model.neck.in_channels"] = channels
+    if "roi_head" in cfg.model:
+        for head in ("bbox_roi_extractor", "mask_roi_extractor"):
+            changes[f"model.roi_head.{head}.roi_layer.use_torchvision"] = True
+    cfg.merge_from_dict(changes)
+    model = MODELS.build(cfg.model).eval()
+    model.load_state_dict({k: seeded(k, v.shape) for k, v in model.state_dict().items()})
+    return model
+
+
+def run(model, height, width):
+    # MMDetection reads images as BGR and turns them into RGB.
+    data = model.data_preprocessor({"inputs": [image(height, width).flip(0)], "data_samples": None})
+    maps = model.backbone(data["inputs"])
+    pyramid = model.neck(maps)
+    out = {f"backbone{i}": m for i, m in enumerate(maps)} | {f"fpn{i}": p for i, p in enumerate(pyramid)}
+    head = model.bbox_head if hasattr(model, "bbox_head") else model.rpn_head
+    for i, (scores, deltas) in enumerate(zip(*head(pyramid), strict=True)):
+        out |= {f"scores{i}": scores, f"deltas{i}": deltas}
+    if hasattr(model, "roi_head"):
+        rois = torch.cat([torch.zeros(8, 1), boxes(height, width)], dim=1)
+        roi_head = model.roi_head
+        box_features = roi_head.bbox_roi_extractor(pyramid[:4], rois)
+        out["box_scores"], out["box_deltas"] = roi_head.bbox_head(box_features)
+        out["masks"] = roi_head.mask_head(roi_head.mask_roi_extractor(pyramid[:4], rois))
+    return {k: sample(v) for k, v in out.items()}
+
+
+def anchors(model):
+    """Anchors at the first place of every level, in MMDetection's order."""
+    head = model.bbox_head if hasattr(model, "bbox_head") else model.rpn_head
+    return [[[round(x, 4) for x in a] for a in level.tolist()] for level in head.prior_generator.base_anchors]
+
+
+@torch.no_grad()
+def main(path):
+    sys.modules["mmcv._ext"] = _Absent("mmcv._ext")
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
+
+    record = {"versions": {p: metadata.version(p) for p in ("mmdet", "mmengine", "mmcv-lite", "torch", "torchvision")}}
+    record["cases"] = {}
+    for name in CASES:
+        model = build(name)
+        record["cases"][name] = {
+            "keys": {k: list(v.shape) for k, v in model.state_dict().items()},
+            "anchors": anchors(model),
+            "outputs": {f"{h}x{w}": run(model, h, w) for h, w in SIZES},
+        }
+        print(name, len(record["cases"][name]["keys"]), "tensors")
+    Path(path).write_text(json.dumps(record, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
