@@ -1,0 +1,172 @@
+"""PVTBackbone: the trunk's maps by name, its keys unchanged, frozen and checkpointed stages."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pickle
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, Backbone
+
+import pvt_det.modeling.fpn
+from pvt_det.config import get_config
+from pvt_det.errors import ConfigError
+from pvt_det.modeling.backbone import STAGES, PVTBackbone, build_pvt_backbone
+from pvt_det.modeling.registration import register
+from pvt_det.models import create_model, list_models
+
+ONE_OF_EACH = ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"]
+
+
+@pytest.mark.parametrize("variant", list_models())
+def test_keys_and_shapes_are_the_trunks(variant):
+    with torch.device("meta"):
+        ours = PVTBackbone(variant=variant).state_dict()
+        trunk = create_model(variant, num_classes=0).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in trunk.items()}
+    assert list(ours) == list(trunk)
+
+
+@pytest.mark.parametrize("variant", ONE_OF_EACH)
+def test_maps_are_the_trunks(variant):
+    trunk = create_model(variant, num_classes=0).eval()
+    backbone = PVTBackbone(variant=variant).eval()
+    backbone.load_state_dict(trunk.state_dict())
+    image = torch.randn(2, 3, 75, 130)
+    with torch.no_grad():
+        maps, expected = backbone(image), trunk.forward_pyramid(image)
+    assert list(maps) == list(STAGES)
+    for ours, theirs in zip(maps.values(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_it_is_a_backbone_with_detectrons_interface():
+    backbone = PVTBackbone(variant="pvt_v2_b0", out_features=["stage2", "stage4"])
+    assert isinstance(backbone, Backbone)
+    assert backbone.size_divisibility == 32
+    assert backbone.output_shape() == {
+        "stage2": ShapeSpec(channels=64, stride=8),
+        "stage4": ShapeSpec(channels=256, stride=32),
+    }
+    maps = backbone(torch.randn(1, 3, 64, 96))
+    assert {name: tuple(m.shape) for name, m in maps.items()} == {"stage2": (1, 64, 8, 12), "stage4": (1, 256, 2, 3)}
+
+
+@pytest.mark.parametrize("variant", ONE_OF_EACH)
+@pytest.mark.parametrize("size", [(1, 1), (31, 500), (224, 224), (97, 33)])
+def test_any_image_size(variant, size):
+    maps = PVTBackbone(variant=variant).eval()(torch.randn(1, 3, *size))
+    assert all(m.isfinite().all() and m.shape[-1] >= 1 for m in maps.values())
+
+
+def test_stages_behind_the_last_asked_for_neither_run_nor_train():
+    backbone = PVTBackbone(variant="pvt_tiny", out_features=["stage2"])
+    ran = []
+    for name, module in backbone.named_children():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for _, block in module.named_children():
+            block.register_forward_hook(lambda *_, name=name: ran.append(name))
+    backbone(torch.randn(1, 3, 64, 64))["stage2"].sum().backward()
+    assert {name[-1] for name in ran} == {"1", "2"}
+    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in backbone.named_parameters() if p.grad is not None}
+    assert {name.split(".")[0][-1] for name in trained} == {"1", "2"}
+
+
+@pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
+def test_frozen_stages_do_not_learn_and_stay_in_evaluation_mode(variant):
+    backbone = PVTBackbone(variant=variant, frozen_stages=2, drop_path_rate=0.9)
+    frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+    parts = ("patch_embed1", "block1", "patch_embed2", "block2")
+    parts += ("pos_embed1", "pos_embed2") if variant == "pvt_tiny" else ("norm1", "norm2")
+    assert frozen == {name for name, _ in backbone.named_parameters() if name.split(".")[0] in parts}
+    for model in (backbone, backbone.eval().train()):
+        assert model.training
+        assert not any(m.training for part in ("patch_embed1", "block2") for m in getattr(model, part).modules())
+        assert all(m.training for m in model.block3.modules())
+    image = torch.randn(1, 3, 64, 64)
+    first, second = backbone(image), backbone(image)
+    assert torch.equal(first["stage2"], second["stage2"])
+    assert not torch.equal(first["stage4"], second["stage4"])
+
+
+@pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
+def test_checkpointing_changes_no_gradient(variant):
+    image = torch.randn(1, 3, 64, 64)
+    gradients = []
+    for stages in ([], [1, 2, 3, 4]):
+        torch.manual_seed(0)
+        backbone = PVTBackbone(variant=variant, drop_path_rate=0.3, checkpoint_stages=stages)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            loss = sum(m.square().mean() for m in backbone(image).values())
+        loss.backward()
+        gradients.append(([p.grad for p in backbone.parameters()], sum(kept)))
+    (plain, plain_kept), (checkpointed, checkpointed_kept) = gradients
+    torch.testing.assert_close(plain, checkpointed, rtol=1e-6, atol=1e-9)
+    assert checkpointed_kept < plain_kept / 3
+
+
+@pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
+def test_copies_and_pickles_are_equal(variant):
+    backbone = PVTBackbone(variant=variant, frozen_stages=1).eval()
+    image = torch.randn(1, 3, 40, 64)
+    for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert type(other) is type(backbone)
+        assert torch.equal(other(image)["stage4"], backbone(image)["stage4"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"variant": "pvt_smal"}, "did you mean pvt_small"),
+        ({"variant": "pvt_tiny", "out_features": ["res2"]}, "stage1"),
+        ({"variant": "pvt_tiny", "out_features": []}, "stage1"),
+        ({"variant": "pvt_tiny", "frozen_stages": 5}, "0 to 4"),
+        ({"variant": "pvt_tiny", "checkpoint_stages": [5]}, "1, 2, 3, 4"),
+        ({"variant": "pvt_tiny", "drop_path_rate": 1.0}, "less than 1"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, expected):
+    with pytest.raises(ConfigError, match=expected):
+        PVTBackbone(**arguments)
+
+
+def test_builder_reads_the_config():
+    cfg = get_config()
+    cfg.MODEL.PVT.update(
+        VARIANT="pvt_tiny",
+        OUT_FEATURES=["stage1", "stage3"],
+        DROP_PATH_RATE=0.25,
+        PRETRAIN_IMG_SIZE=256,
+        FROZEN_STAGES=1,
+        CHECKPOINT_STAGES=[3],
+    )
+    backbone = build_pvt_backbone(cfg, ShapeSpec(channels=3))
+    assert list(backbone.output_shape()) == ["stage1", "stage3"]
+    assert backbone.pos_embed1.shape == (1, 64 * 64, 64)
+    assert backbone.checkpoint_stages == {3}
+    assert not backbone.pos_embed1.requires_grad
+    image = torch.randn(8, 3, 32, 32)
+    assert not torch.equal(backbone(image)["stage3"], backbone(image)["stage3"])
+    with pytest.raises(ConfigError, match="three channels"):
+        build_pvt_backbone(cfg, ShapeSpec(channels=1))
+
+
+def test_import_registers_and_doing_so_again_is_no_error():
+    names = {
+        BACKBONE_REGISTRY: ["build_pvt_backbone", "build_pvt_fpn_backbone", "build_retinanet_pvt_fpn_backbone"],
+        META_ARCH_REGISTRY: ["PVTRetinaNet"],
+        ROI_HEADS_REGISTRY: ["PVTROIHeads", "PVTCascadeROIHeads"],
+    }
+    assert all(name in registry for registry, listed in names.items() for name in listed)
+    importlib.reload(pvt_det.modeling.fpn)
+
+    def build_pvt_backbone(cfg, input_shape):
+        """Another package's builder of the same name."""
+
+    with pytest.raises(AssertionError, match="already registered"):
+        register(BACKBONE_REGISTRY)(build_pvt_backbone)

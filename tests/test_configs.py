@@ -1,0 +1,222 @@
+"""Every config that is shipped: loads, is short, builds its model; and every key the package adds is read."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from pvt_det.config import get_config, load_config
+from pvt_det.models import list_models
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+# configs/classification is read by another loader.
+FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if "classification" not in p.parts)
+LEAVES = [p for p in FILES if p.parent.name != "base"]
+PUBLISHED = [
+    p.stem
+    for p in LEAVES
+    if p.parent == CONFIGS and p.stem.startswith(("retinanet_", "mask_rcnn_", "faster_rcnn_", "cascade_"))
+]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def load(name: str) -> CfgNode:
+    return load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu"])
+
+
+def build_without_memory(cfg: CfgNode) -> torch.nn.Module:
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_is_plain_yaml(path):
+    text = path.read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    assert "!!" not in text
+    assert len(text.splitlines()) <= 45
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name_of)
+def test_leaf_loads_and_builds(path):
+    cfg = load_config(path)
+    model = build_without_memory(cfg)
+    assert model.backbone.size_divisibility == 32
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    if path.parent == CONFIGS:
+        assert len(path.read_text().splitlines()) < 15
+
+
+def test_every_published_row_has_its_config():
+    v1 = [f"pvt_{size}" for size in ("tiny", "small", "medium", "large")]
+    baselines = [f"R_{depth}" for depth in (18, 50, 101)]
+    v2 = [name for name in list_models() if name.startswith("pvt_v2")]
+    expected = {
+        f"{task}_{backbone}{recipe}"
+        for task, backbone, recipe in itertools.product(("retinanet", "mask_rcnn"), v1 + baselines, ("", "_3x", "_d2"))
+    }
+    expected |= {f"{task}_{backbone}" for task, backbone in itertools.product(("retinanet", "mask_rcnn"), v2)}
+    expected |= {"mask_rcnn_pvt_v2_b2_3x", "mask_rcnn_pvt_v2_b2_li_3x"}
+    expected |= {"cascade_mask_rcnn_pvt_v2_b2", "cascade_mask_rcnn_pvt_v2_b2_li"}
+    expected |= {"faster_rcnn_pvt_small", "cascade_mask_rcnn_pvt_small"}
+    assert expected <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_name_tells_backbone_and_weights(name):
+    cfg = load(name)
+    backbone = re.search(r"(pvt_(?:v2_)?[a-z0-9]+(?:_li)?|R_\d+)", name)[1]
+    if backbone.startswith("R_"):
+        depth = int(backbone[2:])
+        assert (depth, f"torchvision://resnet{depth}") == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.WEIGHTS)
+    else:
+        assert (backbone, f"pvt://{backbone}") == (cfg.MODEL.PVT.VARIANT, cfg.MODEL.WEIGHTS)
+        assert (0.0 if backbone in ("pvt_medium", "pvt_large") else 0.1) == cfg.MODEL.PVT.DROP_PATH_RATE
+
+
+# Millions of parameters: published for v1 and ResNet, the detection backbone's own and 10.25 for v2.
+RETINANET = {"R_18": 21.3, "R_50": 37.7, "R_101": 56.7}
+RETINANET |= {"pvt_tiny": 23.0, "pvt_small": 34.2, "pvt_medium": 53.9, "pvt_large": 71.1}
+V2_BACKBONES = {"b0": 3.41, "b1": 13.50, "b2": 24.85, "b2_li": 22.04, "b3": 44.73, "b4": 62.04, "b5": 81.44}
+MASK_RCNN = {"R_18": 31.2, "R_50": 44.2, "R_101": 63.2}
+MASK_RCNN |= {"pvt_tiny": 32.9, "pvt_small": 44.1, "pvt_medium": 63.9, "pvt_large": 81.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [(f"retinanet_{k}", v) for k, v in RETINANET.items()] + [(f"mask_rcnn_{k}", v) for k, v in MASK_RCNN.items()],
+)
+def test_parameters_are_the_published(name, millions):
+    """The published counts of ResNets leave out the frozen stem and res2, but not the BatchNorms of later stages."""
+    model = build_without_memory(load(name))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    norms = sum(b.numel() for k, b in model.named_buffers() if re.search(r"res[345].*norm\.(weight|bias)$", k))
+    assert (trained + norms) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if re.fullmatch(r"retinanet_pvt_(tiny|small|v2_b\d(_li)?)", n)])
+def test_retinanet_is_the_backbone_and_10_25_million(name):
+    model = build_without_memory(load(name))
+    backbone = count(model.backbone.bottom_up) / 1e6
+    if "v2" in name:
+        assert backbone == pytest.approx(V2_BACKBONES[name.removeprefix("retinanet_pvt_v2_")], abs=0.006)
+    # b0's last maps are narrower than the others'.
+    assert count(model) / 1e6 - backbone == pytest.approx(9.54 if name.endswith("b0") else 10.25, abs=0.006)
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+def lr_and_batch(name: str) -> tuple[float, int]:
+    cfg = load(name)
+    return cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
+
+
+def test_published_learning_rates():
+    for name in ("tiny", "small", "medium", "large", "v2_b0", "v2_b2_li", "v2_b3"):
+        assert lr_and_batch(f"retinanet_pvt_{name}") == (1e-4, 16)
+    for name in ("tiny", "small", "medium", "v2_b0", "v2_b2_li", "v2_b3"):
+        assert lr_and_batch(f"mask_rcnn_pvt_{name}") == (2e-4, 16)
+    for name in ("retinanet_pvt_v2_b4", "retinanet_pvt_v2_b5"):
+        assert lr_and_batch(name) == (pytest.approx(1e-4 / 1.4), 8)
+    for name in ("mask_rcnn_pvt_large", "mask_rcnn_pvt_v2_b4", "mask_rcnn_pvt_v2_b5"):
+        assert lr_and_batch(name) == (pytest.approx(2e-4 / 1.4), 8)
+    assert lr_and_batch("retinanet_R_50") == (0.01, 16)
+    assert lr_and_batch("mask_rcnn_R_50") == (0.02, 16)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.endswith("_d2")])
+def test_paper_recipe(name):
+    cfg = load(name)
+    solver, epoch = cfg.SOLVER, 7330 * 16 // cfg.SOLVER.IMS_PER_BATCH
+    long = name.endswith("_3x") or name.startswith("cascade_mask_rcnn_pvt_v2")
+    epochs = (36, 27, 33) if long else (12, 8, 11)
+    assert (solver.MAX_ITER, *solver.STEPS) == tuple(n * epoch for n in epochs)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (500, 0.001, "linear")
+    assert not solver.CLIP_GRADIENTS.ENABLED
+    assert (cfg.INPUT.RESIZE_BACKEND, cfg.INPUT.MAX_SIZE_TRAIN) == ("cv2", 1333)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+    assert (cfg.MODEL.RETINANET.LOSS_NORMALIZER, cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA) == ("batch", 0.0)
+    assert not cfg.MODEL.FPN.P7_RELU
+    assert (not name.startswith(("faster", "cascade"))) == cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES
+    if "v2" in name and long:
+        assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (1e-4, 0.05, 0.0)
+        assert tuple(range(480, 801, 32)) == cfg.INPUT.MIN_SIZE_TRAIN
+        assert cfg.INPUT.CROP_BRANCH == {"ENABLED": True, "RESIZE": (400, 500, 600), "SIZE": (384, 600)}
+    else:
+        assert solver.WEIGHT_DECAY == 1e-4
+        assert not cfg.INPUT.CROP_BRANCH.ENABLED
+        assert ((640, 800) if long else (800,)) == cfg.INPUT.MIN_SIZE_TRAIN
+        assert ("range" if long else "choice") == cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if "_R_" in name:
+        assert (solver.OPTIMIZER, solver.MOMENTUM) == ("sgd", 0.9)
+        assert (cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.RESNETS.NORM) == (False, "FrozenBN")
+        assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    else:
+        assert solver.OPTIMIZER == "adamw"
+        assert long or solver.WEIGHT_DECAY_NORM == 1e-4
+        assert solver.WEIGHT_DECAY_BIAS is None
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if n.endswith("_d2")])
+def test_detectron2_recipe(name):
+    cfg = load(name)
+    assert (cfg.SOLVER.MAX_ITER, *cfg.SOLVER.STEPS, cfg.SOLVER.IMS_PER_BATCH) == (90000, 60000, 80000, 16)
+    assert (cfg.INPUT.RESIZE_BACKEND, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ("pil", "choice")
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
+    assert (cfg.MODEL.RETINANET.LOSS_NORMALIZER, cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA) == ("ema", 0.1)
+    assert cfg.MODEL.FPN.P7_RELU
+    assert not cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES
+
+
+def test_anchor_sizes_are_the_octaves():
+    sizes = load("retinanet_pvt_tiny").MODEL.ANCHOR_GENERATOR.SIZES
+    for level, row in enumerate(sizes):
+        assert row == pytest.approx([4 * 8 * 2**level * 2 ** (k / 3) for k in range(3)], rel=1e-14)
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+def keys_of(cfg: CfgNode, prefix: str = "") -> set[str]:
+    keys = set()
+    for name, value in cfg.items():
+        keys |= keys_of(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}"}
+    return keys
+
+
+ADDED = sorted(keys_of(get_config()) - keys_of(get_cfg()))
+
+
+@pytest.mark.parametrize("key", ADDED)
+def test_every_added_key_is_read(key):
+    """Somewhere outside `pvt_det/config` its section and its name stand in one file, as attributes or as text."""
+    section, name = key.split(".")[-2:]
+    sources = [p for p in (ROOT / "pvt_det").rglob("*.py") if "config" not in p.relative_to(ROOT).parts]
+    # TRAIN_JSON and VAL_JSON are also read as f"{part}_JSON".
+    read = rf"\.{name}\b|\}}_{name.partition('_')[2] or name}\b"
+    texts = [p.read_text() for p in sources]
+    assert any(re.search(rf"\.{section}\b", text) and re.search(read, text) for text in texts), f"no code reads {key}"
+
+
+def test_every_added_key_is_explained():
+    lines = (ROOT / "pvt_det/config/keys.py").read_text().partition("def add_pvt_config")[2].splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"    cfg\.[A-Z_.]+ = (?!CfgNode\(\))", line):
+            above = [text.strip() for text in lines[:number]]
+            comment = next(text for text in reversed(above) if not text.startswith("cfg."))
+            assert comment.startswith("#"), line
