@@ -1,0 +1,127 @@
+"""Pictures of detections beside the ground truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+# RGB, H×W×3.
+Picture = NDArray[np.uint8]
+Objects = Sequence[dict[str, Any]]
+
+_CAPTION_HEIGHT = 18
+_GAP = 4  # pixels of white between pictures
+
+
+def save_pictures(
+    dataset_name: str,
+    results_file: str | Path,
+    folder: str | Path,
+    *,
+    count: int = 12,
+    min_score: float = 0.5,
+    width: int = 384,
+) -> list[Path]:
+    """Save pictures of evenly spread images of a data set, ground truth on the left and detections on the right.
+
+    Args:
+        dataset_name: a registered data set.
+        results_file: its detections in COCO's results format.
+        folder: where to write; made where absent.
+        count: at most so many pictures.
+        min_score: detections below this score are not shown.
+        width: of each half, in pixels.
+
+    Returns:
+        The files, PNG, named after their images.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    records = DatasetCatalog.get(dataset_name)
+    chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)]
+    detections: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in chosen}
+    for detection in json.loads(Path(results_file).read_text()):
+        if detection["image_id"] in detections and detection["score"] >= min_score:
+            detections[detection["image_id"]].append(detection)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for record in chosen:
+        path = folder / f"{Path(record['file_name']).stem}.png"
+        Image.fromarray(beside_truth(record, detections[record["image_id"]], metadata, width)).save(path)
+        files.append(path)
+    return files
+
+
+def beside_truth(record: dict[str, Any], detections: Objects, metadata: Metadata, width: int = 384) -> Picture:
+    """Return one picture: an image with its ground truth, and again with `detections`.
+
+    Args:
+        record: Detectron2's record of the image, with `annotations`.
+        detections: of this image, in COCO's results format.
+        metadata: of the data set; class names and ids are read.
+        width: of each half, in pixels.
+    """
+    with Image.open(record["file_name"]) as file:
+        image = np.asarray(file.convert("RGB"))
+    classes = metadata.thing_dataset_id_to_contiguous_id
+    found = [
+        {**d, "category_id": classes[d["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+        for d in sorted(detections, key=lambda d: d["score"])
+    ]
+    halves = (("ground truth", record["annotations"]), ("detections", found))
+    return sheet([_captioned(_draw(image, objects, metadata, width), text) for text, objects in halves], columns=2)
+
+
+def sheet(pictures: Sequence[Picture], columns: int) -> Picture:
+    """Lay pictures out in rows of `columns`, on white; each row is as high as its highest."""
+    rows = [_join(pictures[start : start + columns], axis=1) for start in range(0, len(pictures), columns)]
+    return _join(rows, axis=0)
+
+
+def _join(pictures: Sequence[Picture], axis: int) -> Picture:
+    other = 1 - axis
+    longest = max(picture.shape[other] for picture in pictures)
+    padded = []
+    for number, picture in enumerate(pictures):
+        pad = [(0, 0), (0, 0), (0, 0)]
+        pad[other] = (0, longest - picture.shape[other])
+        pad[axis] = (_GAP if number else 0, 0)
+        padded.append(np.pad(picture, pad, constant_values=255))
+    return np.concatenate(padded, axis)
+
+
+def _draw(image: Picture, objects: Objects, metadata: Metadata, width: int) -> Picture:
+    visualizer = Visualizer(image, metadata, scale=width / image.shape[1])
+    if not objects:
+        return visualizer.output.get_image()
+    classes = [o["category_id"] for o in objects]
+    colours = colormap(rgb=True, maximum=1)
+    masks = [o.get("segmentation") for o in objects]
+    output = visualizer.overlay_instances(
+        boxes=np.array([BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]),
+        masks=masks if all(masks) else None,
+        labels=[_label(metadata.thing_classes[c], o) for c, o in zip(classes, objects, strict=True)],
+        assigned_colors=[colours[c % len(colours)] for c in classes],
+    )
+    return output.get_image()
+
+
+def _label(name: str, shown: dict[str, Any]) -> str:
+    return f"{name} {shown['score']:.0%}" if "score" in shown else name
+
+
+def _captioned(picture: Picture, text: str) -> Picture:
+    strip = Image.new("RGB", (picture.shape[1], _CAPTION_HEIGHT), "white")
+    ImageDraw.Draw(strip).text((2, 2), text, fill="black")
+    return np.concatenate([np.asarray(strip), picture])
