@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -39,8 +40,11 @@ class P6P7(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return P6 and P7, each half the size of what it is made from, rounded up."""
-        p6 = self.p6(x)
-        return [p6, self.p7(F.relu(p6) if self.relu else p6)]
+        # Out of autocast: on CPU, bf16 leaves parts of the weights' gradient unset where the input is 1×1 (oneDNN,
+        # torch 2.14), and such maps cost nothing in any format.
+        with torch.autocast(x.device.type, enabled=False):
+            p6 = self.p6(x.to(self.p6.weight.dtype))
+            return [p6, self.p7(F.relu(p6) if self.relu else p6)]
 
 
 @register(BACKBONE_REGISTRY)
