@@ -1,0 +1,149 @@
+"""Images in tar files, in the layout of WebDataset: `<key>.jpg` with `<key>.cls` or `<key>.json` beside it.
+
+A shard is read at random places, not from end to end, so that sampling, sharding over processes and resuming are those
+of single files, to the bit, while the file system sees a few large files. The places are looked up once and cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pvt_det.errors import DataError
+
+logger = logging.getLogger(__name__)
+_LABELS = (".cls", ".json")
+
+
+def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
+    """The tar files of a split: `root/*<name>*.tar`, or all in `root/<name>/`, for the first name that has any."""
+    for name in names:
+        if shards := sorted(root.glob(f"*{name}*.tar")) or sorted((root / name).glob("*.tar")):
+            return shards
+    return []
+
+
+class ShardImages:
+    """Images in tar files, read by number.
+
+    Args:
+        shards: The tar files.
+        classes: Class names. By default those of `classes.txt` in the shards' folder or the one above, one a line, or
+            else the numbers from 0 to the largest label.
+
+    Raises:
+        DataError: A shard cannot be read, an image has no label, or a label is out of range.
+    """
+
+    def __init__(self, shards: Sequence[Path], classes: Sequence[str] | None = None) -> None:
+        self._shards = [shard.resolve() for shard in shards]
+        self._files: dict[int, int] = {}
+        index = _load_index(self._shards)
+        self._keys, self._places, self.labels = index["keys"], index["places"], index["labels"]
+        largest = int(self.labels.max())
+        names = _class_names(shards[0].parent) if classes is None else classes
+        self.classes = tuple(names or map(str, range(largest + 1)))
+        if largest >= len(self.classes):
+            raise DataError(
+                f"{shards[0].parent}: a label in the shards is {largest}, but only {len(self.classes)} classes are "
+                "known. Labels count from 0."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        """The image file's content; raises `OSError` if it cannot be read."""
+        shard, offset, size = (int(value) for value in self._places[index])
+        if shard not in self._files:
+            self._files[shard] = os.open(self._shards[shard], os.O_RDONLY)
+        # Reads at a place of its own: processes that share the file do not disturb each other.
+        return os.pread(self._files[shard], size, offset)
+
+    def name(self, index: int) -> str:
+        """Shard and name of the image in it."""
+        return f"{self._shards[self._places[index][0]]}: {os.fsdecode(bytes(self._keys[index]))}"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    for path in (folder / "classes.txt", folder.parent / "classes.txt"):
+        if path.is_file():
+            return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return None
+
+
+def _load_index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Where every image lies: `keys` (N names), `places` (N×3: shard, offset, size), `labels` (N)."""
+    identity = [(str(shard), (stat := shard.stat()).st_size, stat.st_mtime_ns) for shard in shards]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+    folder = Path(os.environ.get("PVT_DET_CACHE", "~/.cache/pvt_det")).expanduser() / "shards"
+    cached = folder / f"{digest}.npz"
+    if cached.is_file():
+        with np.load(cached, allow_pickle=False) as file:
+            return dict(file)
+    logger.info("Looking up the images in %d shards of %s", len(shards), shards[0].parent)
+    rows = [(number, *row) for number, shard in enumerate(shards) for row in _scan(shard)]
+    index = {
+        "keys": np.asarray([os.fsencode(key) for _, key, _, _, _ in rows], dtype=np.bytes_),
+        "places": np.asarray([(number, offset, size) for number, _, offset, size, _ in rows], dtype=np.int64),
+        "labels": np.asarray([label for *_, label in rows], dtype=np.int64),
+    }
+    _store(cached, index)
+    return index
+
+
+def _store(path: Path, index: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **index)
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("%s: cannot be written (%s), so the shards are looked up at every start", path, error.strerror)
+
+
+def _scan(shard: Path) -> list[tuple[str, int, int, int]]:
+    """Name, offset, size and label of every image of a shard."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                # The key ends at the first dot of the file's name, as in WebDataset.
+                folder, _, name = member.name.rpartition("/")
+                stem, dot, extension = name.partition(".")
+                key, extension = f"{folder}/{stem}", (dot + extension).lower()
+                if member.isfile() and extension.endswith(IMG_EXTENSIONS):
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif member.isfile() and extension in _LABELS and key not in labels:
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    labels[key] = _label(content.read(), extension)
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{shard}: cannot be read as a shard of images and labels ({error!r}). Copy it anew."
+        ) from error
+    if missing := sorted(set(images) - set(labels)):
+        raise DataError(f"{shard}: {images[missing[0]][0]} has no label; expected {missing[0]}.cls or .json beside it.")
+    if not images:
+        raise DataError(f"{shard}: no images in it, expected files such as 000000.jpg and 000000.cls.")
+    return [(*place, labels[key]) for key, place in images.items()]
+
+
+def _label(content: bytes, extension: str) -> int:
+    label = int(json.loads(content)["label"] if extension == ".json" else content)
+    if label < 0:
+        raise ValueError(f"label {label} is negative")
+    return label

@@ -1,0 +1,296 @@
+"""A classification run from its options: builds model, data and optimizer, then trains or evaluates."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.data import Mixup
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pvt_det.data.imagenet import ImageSource, open_images
+from pvt_det.data.imagenet_input import (
+    EvalImages,
+    TrainImages,
+    TrainSampler,
+    build_eval_loader,
+    build_train_loader,
+    derive_seed,
+)
+from pvt_det.data.imagenet_transforms import Augmentation, DeviceInput, EvalTransform, TrainTransform
+from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
+from pvt_det.engine.classification import CLASSES_KEY, Parts, Trainer
+from pvt_det.engine.classification_dist import Process
+from pvt_det.engine.classification_eval import Accuracy, evaluate
+from pvt_det.engine.classification_options import Options, check_same_run, dump_options
+from pvt_det.engine.lock import FolderLock
+from pvt_det.engine.rng import seed_all
+from pvt_det.engine.signals import StopRequest
+from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.models import create_model
+from pvt_det.solver.classification import build_optimizer, build_schedule
+from pvt_det.weights import load_pretrained
+
+OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
+_FORMATS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_log = logging.getLogger(__name__)
+
+
+def train(options: Options, process: Process, resume_command: str) -> float:
+    """Train; returns the best top-1 in percent.
+
+    Args:
+        options: Of the run.
+        process: This process.
+        resume_command: What to type to go on after an interruption, for messages.
+
+    Raises:
+        PvtDetError: Of the kinds that `Trainer.train`, `open_images` and `CheckpointStore` raise, or
+            `ConfigError` where options do not fit the data, the folder or the processes.
+    """
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with FolderLock(output) if process.is_main else nullcontext(), StopRequest() as stop:
+        state = _saved_state(options)
+        images, validation = _open_data(options, process)
+        trainer = Trainer(options, build_parts(options, process, images, validation), process, stop, resume_command)
+        if state is not None:
+            _check_classes(state["classes"], images, f"the run in {output}")
+            trainer.load(state)
+            _log.info("Going on in epoch %d, after update %d", trainer.progress.epoch, trainer.update)
+        elif process.is_main:
+            write_atomically(output / OPTIONS_NAME, dump_options(options))
+            write_atomically(output / CLASSES_NAME, json.dumps(images.classes, indent=0, ensure_ascii=False))
+        _describe(options, process, images, validation)
+        try:
+            return trainer.train()
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"out of memory with {_batch(options, process)} images in a process: give --accumulate-steps "
+                f"{2 * options.accumulate_steps} (the same recipe), or --checkpoint-stages 1,2."
+            ) from error
+
+
+def evaluate_only(options: Options, process: Process) -> Accuracy:
+    """Evaluate `options.weights` on the validation images.
+
+    Raises:
+        CheckpointError: The weights do not fit the model, or have no classifier.
+        DataError: The images cannot be read, or are of other classes than the weights.
+    """
+    classes = _classes_of(options.weights)
+    with process.main_first():
+        images = open_images(options.data, "val", classes, options.val_labels or None)
+    model = create_model(options.model, len(images.classes), img_size=options.img_size)
+    report = load_pretrained(model, options.weights)
+    if report.new:
+        raise CheckpointError(
+            f"{options.weights}: has no classifier for the {len(images.classes)} classes of {options.data} "
+            f"({', '.join(chain.from_iterable(report.new.values()))}). Give weights trained on these classes."
+        )
+    return _evaluation(options, process, images)(model.to(process.device), lambda batch: None)
+
+
+def build_parts(options: Options, process: Process, images: ImageSource, validation: ImageSource) -> Parts:
+    """Everything that a `Trainer` needs.
+
+    Raises:
+        ConfigError: The batch size does not divide into the processes, or is larger than an epoch.
+    """
+    batch_size, pin = _batch(options, process), process.device.type == "cuda"
+    sampler = TrainSampler(len(images), options.repeats, options.seed, process.rank, process.world_size)
+    transform = TrainTransform(
+        options.img_size,
+        Augmentation(
+            crop_scale=(options.crop_scale, 1.0),
+            flip=options.flip,
+            rand_augment=options.rand_augment,
+            color_jitter=options.color_jitter,
+            interpolation=options.interpolation,
+        ),
+    )
+    dataset = TrainImages(images, transform, options.seed)
+    loader = build_train_loader(dataset, sampler, batch_size, options.workers, pin)
+    updates = len(loader) // options.accumulate_steps
+    if updates == 0:
+        raise ConfigError(
+            f"batch_size = {options.batch_size} exceeds the {len(sampler) * process.world_size} images of an epoch."
+        )
+    model = _build_model(options, process, len(images.classes))
+    optimizer = build_optimizer(
+        model, options.scaled_lr(), options.weight_decay, (options.beta1, options.beta2), options.eps
+    )
+    return Parts(
+        model=model,
+        ema=_build_ema(model, options.ema_decay),
+        optimizer=optimizer,
+        schedule=build_schedule(
+            optimizer,
+            epochs=options.epochs,
+            updates_per_epoch=updates,
+            warmup_epochs=options.warmup_epochs,
+            warmup_lr=options.warmup_lr,
+            min_lr=options.min_lr,
+        ),
+        scaler=torch.amp.GradScaler(process.device.type, enabled=options.amp == "fp16"),
+        autocast=_autocast(options, process),
+        mixup=_build_mixup(options, len(images.classes)),
+        prepare=DeviceInput(process.device, options.erase_prob, options.erase_mode, options.channels_last),
+        images=images,
+        sampler=sampler,
+        loader=loader,
+        evaluate=_evaluation(options, process, validation),
+    )
+
+
+def _batch(options: Options, process: Process) -> int:
+    """Images of one batch in one process."""
+    parts = process.world_size * options.accumulate_steps
+    size, rest = divmod(options.batch_size, parts)
+    mixed = bool(options.mixup or options.cutmix)
+    if rest or size == 0 or (mixed and size % 2):
+        even = ", each of an even number of images for mixup and cutmix" if mixed else ""
+        raise ConfigError(
+            f"batch_size = {options.batch_size} does not divide into {parts} batches ({process.world_size} processes, "
+            f"{options.accumulate_steps} accumulated){even}: change --batch-size or --accumulate-steps."
+        )
+    return size
+
+
+def _open_data(options: Options, process: Process) -> tuple[ImageSource, ImageSource]:
+    if not options.data:
+        raise ConfigError("give the folder with the images: --data DIR.")
+    # The main process looks up shards and stores what it found; the others read that.
+    with process.main_first():
+        images = open_images(options.data, "train")
+        validation = open_images(options.data, "val", images.classes, options.val_labels or None)
+    return images, validation
+
+
+def _saved_state(options: Options) -> dict[str, Any] | None:
+    """The state to resume from, or None at the start of a run."""
+    store = CheckpointStore(Path(options.output))
+    latest = store.latest()
+    if latest is None:
+        return None
+    if not options.resume:
+        raise ConfigError(f"{options.output}: holds a run already. Give --resume auto to go on, or another --output.")
+    state = store.load(latest)
+    if not {"options", "progress", "interval"} <= state.keys():
+        raise CheckpointError(f"{latest}: is no checkpoint of a classification run. Give another --output.")
+    check_same_run(state["options"], options)
+    return state
+
+
+def _build_model(options: Options, process: Process, num_classes: int) -> nn.Module:
+    seed_all(derive_seed(options.seed))
+    model = create_model(options.model, num_classes, options.drop_path_rate, options.img_size)
+    model.checkpoint_stages = options.stages()
+    # Also where only one of the device's libraries would differ: the bits of a resumed run shall be the same.
+    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
+    model.to(process.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if options.compile:
+        model.compile()
+    return model
+
+
+def _build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+
+def _build_mixup(options: Options, num_classes: int) -> Mixup | None:
+    if not (options.mixup or options.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        prob=options.mix_prob,
+        switch_prob=options.mix_switch_prob,
+        label_smoothing=options.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _autocast(options: Options, process: Process) -> Callable[[], torch.autocast]:
+    return functools.partial(
+        torch.autocast, process.device.type, dtype=_FORMATS[options.amp], enabled=options.amp != "none"
+    )
+
+
+def _evaluation(
+    options: Options, process: Process, images: ImageSource
+) -> Callable[[nn.Module, Callable[[int], None]], Accuracy]:
+    """A function that evaluates a network on `images`, with a check for a stop before each batch."""
+    transform = EvalTransform(options.img_size, options.crop_pct, options.interpolation)
+    loader = build_eval_loader(
+        EvalImages(images, transform, options.img_size),
+        options.eval_batch_size,
+        options.workers,
+        process.device.type == "cuda",
+        process.rank,
+        process.world_size,
+    )
+    prepare = DeviceInput(process.device, channels_last=options.channels_last)
+
+    def run(network: nn.Module, check_stop: Callable[[int], None]) -> Accuracy:
+        return evaluate(
+            network,
+            loader,
+            images,
+            prepare,
+            _autocast(options, process),
+            process,
+            max_broken=options.max_broken,
+            check_stop=check_stop,
+        )
+
+    return run
+
+
+def _classes_of(source: str) -> list[str] | None:
+    """The class index in a weight file that this package wrote, or None."""
+    path = Path(source)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(CLASSES_KEY)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is no sound .safetensors file ({error}).") from error
+    return None if text is None else json.loads(text)
+
+
+def _check_classes(saved: Sequence[str], images: ImageSource, what: str) -> None:
+    if tuple(saved) != tuple(images.classes):
+        raise DataError(
+            f"{what} was trained on {len(saved)} classes ({', '.join(saved[:3])}, …), the images have "
+            f"{len(images.classes)} ({', '.join(images.classes[:3])}, …): give the same --data."
+        )
+
+
+def _describe(options: Options, process: Process, images: ImageSource, validation: ImageSource) -> None:
+    if process.is_main:
+        _log.info(
+            "%s on %d training and %d validation images of %d classes: %d processes on %s, %d images each a batch, %d "
+            "batches an update, learning rate %.3g",
+            options.model,
+            len(images),
+            len(validation),
+            len(images.classes),
+            process.world_size,
+            process.device.type,
+            _batch(options, process),
+            options.accumulate_steps,
+            options.scaled_lr(),
+        )
