@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
@@ -74,11 +73,14 @@ class PVTRetinaNet(RetinaNet):
         valid = labels >= 0
         positive = valid & (labels != self.num_classes)
         normalizer = self._normalizer(positive.sum(), num_images=len(labels))
-        targets = F.one_hot(labels[valid], num_classes=self.num_classes + 1)[:, :-1]
         with torch.autocast(labels.device.type, enabled=False):
+            logits = torch.cat(pred_logits, dim=1).float()
+            # Written in place: one_hot would be 64-bit integers for every anchor and class.
+            targets = torch.zeros_like(logits)
+            targets[(*positive.nonzero(as_tuple=True), labels[positive])] = 1
             loss_cls = sigmoid_focal_loss(
-                torch.cat(pred_logits, dim=1)[valid].float(),
-                targets.float(),
+                logits[valid],
+                targets[valid],
                 alpha=self.focal_loss_alpha,
                 gamma=self.focal_loss_gamma,
                 reduction="sum",
