@@ -1,0 +1,239 @@
+"""Every key layout is translated exactly: the models that own a layout and ours compute the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import Tensor, nn
+
+from pvt_det.models import create_model
+from pvt_det.models.variants import VARIANTS
+from pvt_det.weights.dialects import DETECTORS, TRUNKS
+from pvt_det.weights.ops import OPS
+from pvt_det.weights.translate import translate
+
+CLASSES = 7
+IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+SQUARE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def scramble(model: nn.Module) -> nn.Module:
+    """Give every tensor values of its own, so that no two can be confused."""
+    generator = torch.Generator().manual_seed(2)
+    for t in model.state_dict().values():
+        if t.is_floating_point():
+            t.copy_(0.05 * torch.randn(t.shape, generator=generator) + (1.0 if t.dim() == 1 else 0.0))
+    return model.eval()
+
+
+def ours(name: str, tensors: Mapping[str, Tensor], dialect: str, img_size: int = 224) -> nn.Module:
+    translation = translate(tensors)
+    assert translation.dialect == dialect
+    assert not translation.unknown
+    model = create_model(name, num_classes=CLASSES, img_size=img_size)
+    model.load_state_dict(translation.tensors, strict=True)
+    return model.eval()
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, row in VARIANTS.items() if row.family == "v2"])
+def test_timm_names_and_shapes_of_every_variant(name: str) -> None:
+    with torch.device("meta"):
+        theirs, model = timm.create_model(name), create_model(name)
+    translation = translate(theirs.state_dict())
+    assert {k: v.shape for k, v in translation.tensors.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_v2_b2_li"])
+@torch.no_grad()
+def test_timm(name: str) -> None:
+    theirs = scramble(timm.create_model(name, num_classes=CLASSES))
+    model = ours(name, theirs.state_dict(), "timm PVT v2")
+    close(model(IMAGE), theirs(IMAGE))
+    for a, b in zip(
+        model.forward_pyramid(IMAGE), theirs.forward_intermediates(IMAGE, intermediates_only=True), strict=True
+    ):
+        close(a, b)
+
+
+@torch.no_grad()
+def test_transformers_v1() -> None:
+    config = transformers.PvtConfig(image_size=64, depths=[2, 2, 2, 2], num_labels=CLASSES)
+    theirs = scramble(transformers.PvtForImageClassification(config))
+    model = ours("pvt_tiny", theirs.state_dict(), "transformers PVT", img_size=64)
+    close(model(SQUARE), theirs(SQUARE).logits)
+
+
+@pytest.mark.parametrize(("name", "linear"), [("pvt_v2_b0", False), ("pvt_v2_b2_li", True)])
+@torch.no_grad()
+def test_transformers_v2(name: str, linear: bool) -> None:
+    row = VARIANTS[name]
+    config = transformers.PvtV2Config(
+        hidden_sizes=list(row.embed_dims),
+        depths=list(row.depths),
+        mlp_ratios=list(row.mlp_ratios),
+        linear_attention=linear,
+        num_labels=CLASSES,
+    )
+    theirs = scramble(transformers.PvtV2ForImageClassification(config))
+    model = ours(name, theirs.state_dict(), "transformers PVT v2")
+    close(model(IMAGE), theirs(IMAGE).logits)
+
+
+def test_a_trunk_of_transformers_without_its_prefix() -> None:
+    theirs = transformers.PvtV2Model(transformers.PvtV2Config())
+    translation = translate(theirs.state_dict())
+    assert translation.tensors.keys() == create_model("pvt_v2_b0", num_classes=0).state_dict().keys()
+
+
+# The layouts of code that cannot be installed here, spelled out from its sources.
+OPENMIXUP = (
+    (r"patch_embed(\d)\.proj\.", r"patch_embed\1.projection."),
+    (r"^block(\d)\.", r"blocks\1."),
+    (r"\.norm([12])\.", r".ln\1."),
+    (r"\.mlp\.", ".ffn."),
+    (r"^norm\.", "norm3."),
+    (r"^(?!head)", "backbone."),
+    (r"^head\.", "head.layers.head."),
+)
+
+
+def renamed(tensors: Mapping[str, Tensor], table: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    result = {}
+    for key, value in tensors.items():
+        for pattern, target in table:
+            key = re.sub(pattern, target, key)
+        result[key] = value
+    return result
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_openmixup() -> None:
+    state = scramble(create_model("pvt_tiny")).state_dict()
+    there = renamed(state, OPENMIXUP)
+    assert "backbone.blocks3.1.ln2.weight" in there
+    assert "head.layers.head.bias" in there
+    translation = translate(there)
+    assert translation.dialect == "OpenMixup PVT"
+    assert equal(translation.tensors, state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "_orig_mod.", "module._orig_mod.", "module.backbone."])
+def test_published_with_prefixes(prefix: str) -> None:
+    state = scramble(create_model("pvt_v2_b0", num_classes=0)).state_dict()
+    translation = translate({prefix + k: v for k, v in state.items()})
+    assert translation.dialect == "published PVT"
+    assert equal(translation.tensors, state)
+
+
+def test_published_detector_has_the_published_trunk_under_mmdetections_heads() -> None:
+    state = scramble(create_model("pvt_tiny", num_classes=0)).state_dict()
+    heads = {
+        "neck.lateral_convs.0.conv.weight": torch.randn(256, 128, 1, 1),
+        "neck.fpn_convs.3.conv.bias": torch.randn(256),
+        "bbox_head.cls_convs.2.conv.weight": torch.randn(256, 256, 3, 3),
+        "bbox_head.retina_cls.weight": torch.randn(720, 256, 3, 3),
+    }
+    translation = translate({f"backbone.{k}": v for k, v in state.items()} | heads)
+    assert translation.dialect == "MMDetection RetinaNet, published PVT"
+    assert translation.is_detector
+    assert not translation.unknown
+    expected = {f"backbone.bottom_up.{k}": v for k, v in state.items()} | {
+        "backbone.fpn_lateral3.weight": heads["neck.lateral_convs.0.conv.weight"],
+        "backbone.top_block.p6.bias": heads["neck.fpn_convs.3.conv.bias"],
+        "head.cls_subnet.4.weight": heads["bbox_head.cls_convs.2.conv.weight"],
+        # Anchor 1 of MMDetection, ratio 0.5 and the second size, is Detectron2's anchor 3.
+        "head.cls_score.weight": translation.tensors["head.cls_score.weight"],
+    }
+    assert equal(translation.tensors, expected)
+    moved = translation.tensors["head.cls_score.weight"]
+    assert torch.equal(moved[3 * 80 : 4 * 80], heads["bbox_head.retina_cls.weight"][80:160])
+
+
+def test_caffe2_resnet_as_detectron2_reads_it() -> None:
+    from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+
+    convs = ["conv1"] + [
+        f"res{s}_{b}_branch{n}"
+        for s, blocks in zip((2, 3, 4, 5), (3, 4, 6, 3), strict=True)
+        for b in range(blocks)
+        for n in ("2a", "2b", "2c", *(["1"] if b == 0 else []))
+    ]
+    norms = ["res_conv1_bn", *(f"{c}_bn" for c in convs[1:])]
+    keys = [f"{c}_w" for c in convs] + [f"{n}_{p}" for n in norms for p in "sb"]
+    translation = translate({k: torch.tensor(i) for i, k in enumerate(keys)})
+    assert translation.dialect == "Caffe2 ResNet"
+    assert not translation.unknown
+    assert {k: int(v) for k, v in translation.tensors.items()} == {
+        k: i for i, k in enumerate(convert_basic_c2_names(keys))
+    }
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvision_resnet(depth: int) -> None:
+    import torchvision
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import build_resnet_backbone
+
+    from pvt_det.config import get_config
+
+    theirs = scramble(getattr(torchvision.models, f"resnet{depth}")(weights=None))
+    for k, v in theirs.state_dict().items():
+        if k.endswith("running_var"):
+            v.abs_().add_(0.5)
+    cfg = get_config()
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    if depth == 18:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    model = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    translation = translate(theirs.state_dict())
+    assert translation.dialect == "torchvision ResNet"
+    keys = model.state_dict().keys()
+    assert {k for k in translation.tensors.keys() - keys if "num_batches" not in k} == {
+        "stem.fc.weight",
+        "stem.fc.bias",
+    }
+    model.load_state_dict({k: translation.tensors[k] for k in keys}, strict=True)
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(IMAGE))))
+        x = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
+        close(model(IMAGE)["res5"], x)
+
+
+def test_half_of_a_joined_pair_is_not_used() -> None:
+    theirs = transformers.PvtV2ForImageClassification(transformers.PvtV2Config()).state_dict()
+    lost = "pvt_v2.encoder.layers.1.blocks.0.attention.key.weight"
+    del theirs[lost]
+    translation = translate(theirs)
+    assert list(translation.unknown) == ["encoder.layers.1.blocks.0.attention.value.weight"]
+    assert "block2.0.attn.kv.weight" not in translation.tensors
+
+
+def test_unknown_layout() -> None:
+    assert translate({"layer.0.weight": torch.zeros(1)}) is None
+    assert translate({"backbone.bottom_up.net.weight": torch.zeros(1)}) is None
+    assert translate({}) is None
+
+
+@pytest.mark.parametrize("dialect", [*TRUNKS, *DETECTORS], ids=lambda d: d.name)
+def test_tables_are_sound(dialect: object) -> None:
+    for rule in dialect.rules:
+        assert rule.op in OPS
+        for source in rule.sources:
+            names = set(re.compile(source).groupindex)
+            for target in rule.targets:
+                assert set(re.findall(r"\{(\w+?)(?:[-+*]\d+)?\}", target)) <= names
