@@ -20,10 +20,11 @@ setup:
 demo: setup
 	$(RUN) tools/demo.py
 
+# --resume: a run that was interrupted goes on, one that is finished is only evaluated again.
 compare: setup
 	$(RUN) datasets/make_shapes.py
-	$(RUN) tools/train_net.py --config-file configs/shapes/retinanet_pvt_tiny.yaml OUTPUT_DIR $(SHAPES)/retinanet_pvt_tiny
-	$(RUN) tools/train_net.py --config-file configs/shapes/retinanet_R_18.yaml OUTPUT_DIR $(SHAPES)/retinanet_R_18
+	$(RUN) tools/train_net.py --resume --config-file configs/shapes/retinanet_pvt_tiny.yaml --output $(SHAPES)/retinanet_pvt_tiny
+	$(RUN) tools/train_net.py --resume --config-file configs/shapes/retinanet_R_18.yaml --output $(SHAPES)/retinanet_R_18
 	$(RUN) tools/compare.py $(SHAPES)/retinanet_pvt_tiny $(SHAPES)/retinanet_R_18
 
 test: setup
@@ -36,6 +37,7 @@ lint: setup
 	.venv/bin/lint-imports
 
 package: setup
+	rm -rf build dist
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
