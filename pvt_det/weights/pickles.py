@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray
+from numpy._core import multiarray, numeric
 
 
 class Inert:
@@ -21,13 +22,21 @@ class Inert:
     def __setstate__(self, state: object) -> None: ...
 
 
-# NumPy moved this module between its versions 1 and 2.
+class NotPlainError(pickle.UnpicklingError):
+    """A pickle names something that is neither array nor container: code, or an object of some class."""
+
+
+# NumPy moved these modules between its versions 1 and 2.
 _ARRAYS: dict[str, Callable] = {
-    f"numpy.{core}.multiarray.{name}": getattr(multiarray, name)
+    f"numpy.{core}.{module.__name__.rpartition('.')[2]}.{name}": getattr(module, name)
     for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
+    for module, name in ((multiarray, "_reconstruct"), (multiarray, "scalar"), (numeric, "_frombuffer"))
 } | {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
 _DTYPES = tuple({type(np.dtype(code)) for code in "?bhilqBHILQefdSU"})
+# How torch's reader begins to say that it met something else.
+_TORCH_REFUSES = re.compile(
+    r"(Unsupported (global|class)|Trying to (load|call)|Can only|Only persistent_load).{,120}?(?=\. |\n|$)"
+)
 # Training checkpoints of timm, of the published classification code and of MMEngine carry these beside the weights.
 _INERT = ("argparse.Namespace", "mmengine.logging.history_buffer.HistoryBuffer")
 
@@ -36,20 +45,25 @@ def load_torch(path: Path) -> Any:
     """Read a file of torch.save: tensors, arrays, containers, numbers; the inert classes come back empty.
 
     Raises:
-        pickle.UnpicklingError: If the file names anything else.
+        NotPlainError: If the file names anything else.
     """
     allowed: list[Any] = [(value, name) for name, value in _ARRAYS.items()]
     allowed += [*_DTYPES, *((type(name.rpartition(".")[2], (Inert,), {}), name) for name in _INERT)]
-    with torch.serialization.safe_globals(allowed):
-        # Said here, since TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD takes effect only where it is not.
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals(allowed):
+            # Said here, since TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD takes effect only where it is not.
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if refusal := _TORCH_REFUSES.search(str(error)):
+            raise NotPlainError(refusal[0]) from error
+        raise
 
 
 def load_arrays(path: Path) -> Any:
     """Read a plain pickle of NumPy arrays and containers, Python 2's included.
 
     Raises:
-        pickle.UnpicklingError: If the file names anything else.
+        NotPlainError: If the file names anything else.
     """
     with path.open("rb") as file:
         return _ArrayUnpickler(file, encoding="latin1").load()
@@ -59,12 +73,12 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         allowed = {**_ARRAYS, "collections.OrderedDict": OrderedDict, "_codecs.encode": _encode_latin1}
         if (value := allowed.get(f"{module}.{name}")) is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
+            raise NotPlainError(f"it names {module}.{name}")
         return value
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
     """Python 3 writes the bytes of an array to old pickle protocols as text with a call to this."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise NotPlainError(f"it asks for the encoding {encoding!r}")
     return text.encode("latin1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError
-from pvt_det.weights.pickles import load_arrays, load_torch
+from pvt_det.weights.pickles import NotPlainError, load_arrays, load_torch
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +73,10 @@ def read_file(path: Path) -> Any:
         return read(path)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
+    except NotPlainError as error:
         raise CheckpointError(
             f"{path}: refused, since a checkpoint may hold tensors and plain values only and this one holds code or "
-            f"objects ({_first_line(error)}); ask its maker for a .safetensors file or a plain state dict"
+            f"objects ({error}); ask its maker for a .safetensors file or a plain state dict"
         ) from error
     # A broken file can raise nearly anything from the readers of torch, safetensors and pickle.
     except Exception as error:
@@ -131,6 +130,4 @@ def _data_digest(path: Path) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    named = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
-    return named.strip()[:200]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]

@@ -1,0 +1,289 @@
+"""Files are read safely: what is whole comes back as it was, anything else is refused with a reason, nothing runs."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import random
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pvt_det.errors import CheckpointError
+from pvt_det.weights import save_checkpoint, save_safetensors
+from pvt_det.weights.reader import read_tensors
+
+TENSORS = {
+    "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b.half": torch.tensor([1.5, -2.0], dtype=torch.float16),
+    "c.count": torch.tensor(7),
+    "d.brain": torch.ones(3, dtype=torch.bfloat16),
+}
+ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "c.count": np.array(7)}
+
+
+def write_pickle(path: Path, content: object, protocol: int = 2) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor] = TENSORS) -> bool:
+    return found.keys() == wanted.keys() and all(
+        torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in wanted.items()
+    )
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "state_dict_ema", "model_state_dict"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files(tmp_path: Path, wrapper: str | None, zipped: bool) -> None:
+    content = {wrapper: TENSORS, "epoch": 3, "optimizer": {"state": {0: {"m": torch.zeros(2)}}}} if wrapper else TENSORS
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert same(read_tensors(tmp_path / "x.pth"))
+
+
+def test_the_average_is_taken_before_the_plain_weights_as_timm_does(tmp_path: Path) -> None:
+    plain = {k: torch.zeros_like(v) for k, v in TENSORS.items()}
+    torch.save({"state_dict": plain, "state_dict_ema": TENSORS}, tmp_path / "x.pth")
+    assert same(read_tensors(tmp_path / "x.pth"))
+
+
+def test_safetensors_of_others(tmp_path: Path) -> None:
+    safetensors.torch.save_file(TENSORS, tmp_path / "x.safetensors")
+    assert same(read_tensors(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("wrapper", [None, "model", "blobs"])
+def test_detectron2_pickles(tmp_path: Path, protocol: int, wrapper: str | None) -> None:
+    content = {wrapper: ARRAYS, "__author__": "someone", "matching_heuristics": True} if wrapper else ARRAYS
+    found = read_tensors(write_pickle(tmp_path / "x.pkl", content, protocol))
+    assert same(found, {k: torch.from_numpy(v) for k, v in ARRAYS.items()})
+    found["a.weight"].add_(1)
+
+
+def test_a_pickle_of_python_2(tmp_path: Path) -> None:
+    """What cPickle wrote for `{"conv1_w": numpy.arange(2, dtype="float32")}`: the array's bytes as a string."""
+    data = np.arange(2, dtype="<f4").tobytes()
+    dtype = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x02t"
+    raw = b"\x80\x02}U\x07conv1_w" + array + dtype + b"\x89U" + bytes([len(data)]) + data + b"tbs."
+    (tmp_path / "x.pkl").write_bytes(raw)
+    assert read_tensors(tmp_path / "x.pkl")["conv1_w"].tolist() == [0.0, 1.0]
+
+
+def test_what_is_no_tensor_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pvt_det")
+    torch.save({"model": {**TENSORS, "note": "hello"}}, tmp_path / "x.pth")
+    assert same(read_tensors(tmp_path / "x.pth"))
+    assert "1 entries that are no tensors: note" in caplog.text
+
+
+def test_harmless_objects_beside_the_weights_come_back_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    monkeypatch.setitem(sys.modules, "mmengine", types.ModuleType("mmengine"))
+    monkeypatch.setitem(sys.modules, "mmengine.logging", types.ModuleType("mmengine.logging"))
+    monkeypatch.setitem(sys.modules, "mmengine.logging.history_buffer", module)
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    buffer = module.HistoryBuffer()
+    buffer.history = np.ones(3)
+    content = {
+        "state_dict": TENSORS,
+        "args": argparse.Namespace(lr=0.1, output_dir="somewhere"),
+        "message_hub": {"log_scalars": {"loss": buffer}, "seen": np.float64(3), "n": np.int64(4)},
+    }
+    torch.save(content, tmp_path / "x.pth")
+    assert same(read_tensors(tmp_path / "x.pth"))
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path, way: str) -> None:
+        self.marker, self.way = marker, way
+
+    def __reduce__(self) -> tuple:
+        if self.way == "system":
+            return os.system, (f"touch {self.marker}",)
+        if self.way == "eval":
+            return eval, (f"open({str(self.marker)!r}, 'w')",)
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture(params=["system", "eval", "method"])
+def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Hostile:
+    return Hostile(tmp_path / "it_ran", request.param)
+
+
+def refused(path: Path, marker: Path) -> None:
+    with pytest.raises(CheckpointError, match="refused, since a checkpoint may hold tensors and plain values") as error:
+        read_tensors(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not marker.exists()
+
+
+def test_the_hostile_object_would_run(hostile: Hostile) -> None:
+    pickle.loads(pickle.dumps(hostile))
+    assert hostile.marker.exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["instead", "inside", "beside"])
+def test_f04_hostile_torch_file(
+    tmp_path: Path, hostile: Hostile, place: str, zipped: bool, force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if force:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content = {"instead": hostile, "inside": {**TENSORS, "z": hostile}, "beside": {"model": TENSORS, "z": hostile}}
+    torch.save(content[place], tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    refused(tmp_path / "x.pth", hostile.marker)
+
+
+@pytest.mark.parametrize("name", ["x.pkl", "x.pth", "x.safetensors"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_f03_hostile_pickle(tmp_path: Path, hostile: Hostile, name: str, protocol: int) -> None:
+    path = write_pickle(tmp_path / name, {"model": {**ARRAYS, "z": hostile}}, protocol)
+    if protocol == 0 and name != "x.pkl":
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            read_tensors(path)
+    else:
+        refused(path, hostile.marker)
+    assert not hostile.marker.exists()
+
+
+def test_an_array_of_hostile_objects(tmp_path: Path, hostile: Hostile) -> None:
+    refused(write_pickle(tmp_path / "x.pkl", {"a": np.array([hostile], dtype=object)}), hostile.marker)
+
+
+def test_a_pickle_may_not_ask_for_other_encodings(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.")
+    with pytest.raises(CheckpointError, match="rot13"):
+        read_tensors(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"\n\n <html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01", "not a checkpoint"),
+        (b"PK\x03\x04 cut off", "broken or cut short"),
+        (b"\x80\x02}q\x00(X\x01", "broken or cut short"),
+        (b"\x08\x00\x00\x00\x00\x00\x00\x00{broken}", "broken or cut short"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{", "broken or cut short"),
+    ],
+)
+def test_wrong_content(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason) as error:
+        read_tensors(tmp_path / "x.pth")
+    assert str(tmp_path / "x.pth") in str(error.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"model": {"a": 1}}, {"a": "b"}, TENSORS["a.weight"]])
+def test_no_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: (no tensors in it|holds a \w+, expected a dictionary)"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "x.pth", "No such file"), (tmp_path, "directory")):
+        with pytest.raises(CheckpointError, match=reason):
+            read_tensors(path)
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "x.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as old,
+        zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_tensors(tmp_path / "y.pth")
+
+
+def whole_files(folder: Path) -> list[Path]:
+    save_checkpoint(folder / "a.pth", {"model": TENSORS})
+    torch.save(TENSORS, folder / "b.pth", _use_new_zipfile_serialization=False)
+    save_safetensors(folder / "c.safetensors", TENSORS, {"who": "test"})
+    return [folder / "a.pth", folder / "b.pth", folder / "c.safetensors", write_pickle(folder / "d.pkl", ARRAYS)]
+
+
+def test_f34_cut_short_anywhere(tmp_path: Path) -> None:
+    for path in whole_files(tmp_path):
+        content = path.read_bytes()
+        for length in {0, 1, 7, 8, 9, 20, len(content) - 1, *range(0, len(content), 1 + len(content) // 40)}:
+            path.write_bytes(content[:length])
+            with pytest.raises(CheckpointError):
+                read_tensors(path)
+
+
+def test_f34_one_bit_flipped(tmp_path: Path) -> None:
+    """A flip in the numbers is found by the checksums of both formats that this package writes."""
+    generator = random.Random(0)
+    for path in whole_files(tmp_path)[0::2]:
+        content = path.read_bytes()
+        numbers = content.find(TENSORS["a.weight"].numpy().tobytes())
+        for _ in range(60):
+            at, flipped = generator.randrange(numbers, numbers + 24), bytearray(content)
+            flipped[at] ^= 1 << generator.randrange(8)
+            path.write_bytes(flipped)
+            with pytest.raises(CheckpointError, match="damaged"):
+                read_tensors(path)
+
+
+def test_any_byte_changed_gives_a_typed_error_or_tensors(tmp_path: Path) -> None:
+    generator = random.Random(1)
+    for path in whole_files(tmp_path):
+        content = path.read_bytes()
+        for _ in range(150):
+            changed = bytearray(content)
+            for _ in range(generator.choice([1, 1, 4])):
+                changed[generator.randrange(len(content))] = generator.randrange(256)
+            path.write_bytes(changed)
+            try:
+                found = read_tensors(path)
+            except CheckpointError:
+                continue
+            assert all(isinstance(t, Tensor) for t in found.values())
+
+
+def test_a_saved_view_does_not_carry_the_memory_behind_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x.pth", {"a": torch.zeros(1_000_000)[:2]})
+    assert (tmp_path / "x.pth").stat().st_size < 10_000
+
+
+def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_safetensors(tmp_path / "deep/x.safetensors", TENSORS, {})
+    before = (tmp_path / "deep/x.safetensors").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_safetensors(tmp_path / "deep/x.safetensors", {"b": torch.ones(3)}, {})
+    assert (tmp_path / "deep/x.safetensors").read_bytes() == before
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.safetensors"]
+
+
+def test_safetensors_metadata_is_kept(tmp_path: Path) -> None:
+    save_safetensors(tmp_path / "x.safetensors", TENSORS, {"source": "here"})
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata()["source"] == "here"
+    assert same(safetensors.torch.load(io.BytesIO((tmp_path / "x.safetensors").read_bytes()).getvalue()))
