@@ -14,7 +14,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.RETINANET.LOSS_NORMALIZER": ("ema", "batch"),
     "MODEL.SEM_SEG_HEAD.LOSS_AVERAGE": ("valid", "all"),
     "INPUT.RESIZE_BACKEND": ("pil", "cv2"),
-    "INPUT.FORMAT": ("RGB", "BGR", "L", "YUV-BT.601"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -128,12 +128,9 @@ def _check_trunk(cfg: CfgNode, refuse: _Refuse) -> None:
 
 
 def _check_pixels(cfg: CfgNode, refuse: _Refuse) -> None:
-    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(_get(cfg, key)) != channels:
-            raise refuse(
-                key, f"expected {channels} number(s), as many as INPUT.FORMAT {cfg.INPUT.FORMAT} has channels."
-            )
+        if len(_get(cfg, key)) != len(cfg.INPUT.FORMAT):
+            raise refuse(key, f"expected 3 numbers, one for each channel of INPUT.FORMAT {cfg.INPUT.FORMAT}.")
     if 0 in cfg.MODEL.PIXEL_STD:
         raise refuse("MODEL.PIXEL_STD", "expected numbers above 0.")
 
@@ -164,6 +161,8 @@ def _check_semantic(cfg: CfgNode, refuse: _Refuse) -> None:
 
 
 def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        return
     levels_key = (
         "MODEL.RETINANET.IN_FEATURES" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "MODEL.RPN.IN_FEATURES"
     )
