@@ -42,9 +42,10 @@ class PatchMerging(nn.Conv2d):
         rows, columns = size[0] // k, size[1] // k
         windows = tokens.unflatten(1, size)[:, : rows * k, : columns * k]
         windows = windows.unflatten(2, (columns, k)).unflatten(1, (rows, k)).transpose(2, 3)
-        return F.linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self._matrix(), self.bias)
+        return F.linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self.matrix(), self.bias)
 
-    def _matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
+        """The weight as a matrix `C_out×(k·k·C_in)`, a view of it."""
         return self.weight.permute(0, 2, 3, 1).flatten(1)
 
 

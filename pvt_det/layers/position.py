@@ -29,20 +29,19 @@ def resize_position(table: Tensor, old: Size, new: Size) -> Tensor:
     return F.interpolate(grid, size=new, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-class _Entry(NamedTuple):
-    source: Tensor
-    version: int
-    resized: Tensor
+class _Kept(NamedTuple):
+    table: Tensor  # a copy of the table as it was
+    resized: dict[Size, Tensor]
 
 
 class PositionCache:
-    """Keeps the resized position embeddings of the last few sizes while no gradient is wanted.
+    """Keeps the resized position embeddings of the last few sizes while no gradient is wanted, on a CPU.
 
-    An entry belongs to one state of one table: it is used only as long as the table is the same memory and was not
-    written to since (an optimizer step and `load_state_dict` both count as writing). It holds on to that memory, so the
-    address cannot come to mean something else. While the table is being learned nothing is kept, and the gradient
-    flows through the resize. Copies and pickles of a cache start empty. Threads may share one: the entries are
-    replaced as a whole, never changed.
+    The table is compared with a copy of what it was, value by value: that costs a few hundredths of the resize, and is
+    the only sure way, since PyTorch's version counters miss fused optimizers and writes through `.data`. While the
+    table is being learned nothing is kept, and the gradient flows through the resize. A GPU resizes each time: there
+    the comparison would stall it for longer than the resize takes. Copies and pickles of a cache start empty. Threads
+    may share one: what it keeps is replaced as a whole, never changed.
 
     Args:
         capacity: Number of sizes kept.
@@ -50,35 +49,26 @@ class PositionCache:
 
     def __init__(self, capacity: int = 4) -> None:
         self.capacity = capacity
-        self._entries: dict[Size, _Entry] = {}
+        self._kept: _Kept | None = None
 
     def __reduce__(self) -> tuple[type[PositionCache], tuple[int]]:
         return PositionCache, (self.capacity,)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return 0 if self._kept is None else len(self._kept.resized)
 
     def get(self, table: Tensor, old: Size, new: Size) -> Tensor:
         """Return what `resize_position` returns, without computing it again when nothing changed."""
         learning = torch.is_grad_enabled() and table.requires_grad
-        if old == new or learning or torch.compiler.is_compiling() or table.is_inference():
+        if old == new or learning or torch.compiler.is_compiling() or table.device.type != "cpu":
             return resize_position(table, old, new)
-        entry = self._entries.get(new)
-        if entry is not None and _is_current(entry, table):
-            return entry.resized
-        # Outside inference mode, so that the entry can take part in training later (a frozen stage).
+        kept = self._kept
+        # Outside inference mode, so that what is kept can take part in training later (a frozen stage).
         with torch.inference_mode(False), torch.no_grad():
-            entry = _Entry(table.detach(), table._version, resize_position(table, old, new).contiguous())
-        others = [(size, kept) for size, kept in self._entries.items() if size != new and _is_current(kept, table)]
-        self._entries = dict([*others[-(self.capacity - 1) :], (new, entry)])
-        return entry.resized
-
-
-def _is_current(entry: _Entry, table: Tensor) -> bool:
-    return (
-        entry.version == table._version
-        and entry.source.data_ptr() == table.data_ptr()
-        and entry.source.dtype == table.dtype
-        and entry.source.device == table.device
-        and entry.source.stride() == table.stride()
-    )
+            if kept is None or kept.table.dtype != table.dtype or not torch.equal(kept.table, table):
+                kept = _Kept(table.clone(), {})
+            if new not in kept.resized:
+                recent = list(kept.resized.items())[1 - self.capacity :] if self.capacity > 1 else []
+                resized = resize_position(kept.table, old, new).contiguous()
+                self._kept = kept = _Kept(kept.table, dict([*recent, (new, resized)]))
+        return kept.resized[new]

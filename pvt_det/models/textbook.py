@@ -8,6 +8,7 @@ every forward pass. Nothing else in the package uses this.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from pvt_det.layers.attention import LinearSpatialReductionAttention, SpatialReductionAttention
 from pvt_det.layers.block import Block
-from pvt_det.layers.mlp import ConvMlp
+from pvt_det.layers.mlp import ConvMlp, Mlp
 from pvt_det.layers.patch import Size
 from pvt_det.layers.position import resize_position
 from pvt_det.models.pvt import PyramidVisionTransformer
@@ -24,6 +25,9 @@ from pvt_det.models.trunk import Trunk, pad_image
 
 class Textbook(nn.Module):
     """Computes what `trunk` computes, with a copy of its weights and the same `forward` and `forward_pyramid`."""
+
+    # Of the model's own class, whose layers are reached by their published names.
+    trunk: Any
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -40,9 +44,7 @@ class Textbook(nn.Module):
         tokens, size = self._embed(4, x)
         class_token = (self.trunk.cls_token + self.trunk.pos_embed4[:, :1]).expand(x.shape[0], -1, -1)
         tokens = torch.cat([class_token, tokens], dim=1)
-        for block in self.trunk.block4:
-            tokens = _block(block, tokens, size)
-        return self.trunk.head(self.trunk.norm(tokens)[:, 0])
+        return self.trunk.head(self.trunk.norm(self._blocks(4, tokens, size))[:, 0])
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """Return the four maps of images `N×3×H×W`."""
@@ -53,11 +55,15 @@ class Textbook(nn.Module):
 
     def _stage(self, i: int, x: Tensor) -> Tensor:
         tokens, size = self._embed(i, x)
-        for block in getattr(self.trunk, f"block{i}"):
-            tokens = _block(block, tokens, size)
+        tokens = self._blocks(i, tokens, size)
         if not isinstance(self.trunk, PyramidVisionTransformer):
             tokens = getattr(self.trunk, f"norm{i}")(tokens)
         return _to_map(tokens, size).contiguous()
+
+    def _blocks(self, i: int, tokens: Tensor, size: Size) -> Tensor:
+        for block in getattr(self.trunk, f"block{i}"):
+            tokens = _block(block, tokens, size)
+        return tokens
 
     def _embed(self, i: int, x: Tensor) -> tuple[Tensor, Size]:
         embed = getattr(self.trunk, f"patch_embed{i}")
@@ -79,8 +85,7 @@ def _block(block: Block, x: Tensor, size: Size) -> Tensor:
     return x + block.drop_path(_mlp(block.mlp, block.norm2(x), size))
 
 
-def _attention(layer: nn.Module, x: Tensor, size: Size) -> Tensor:
-    assert isinstance(layer, SpatialReductionAttention)
+def _attention(layer: SpatialReductionAttention, x: Tensor, size: Size) -> Tensor:
     n, length, dim = x.shape
     heads = layer.num_heads
     q = layer.q(x).reshape(n, length, heads, dim // heads).permute(0, 2, 1, 3)
@@ -94,7 +99,7 @@ def _attention(layer: nn.Module, x: Tensor, size: Size) -> Tensor:
     return layer.proj((weights @ v).transpose(1, 2).reshape(n, length, dim))
 
 
-def _mlp(layer: nn.Module, x: Tensor, size: Size) -> Tensor:
+def _mlp(layer: Mlp | ConvMlp, x: Tensor, size: Size) -> Tensor:
     x = layer.fc1(x)
     if isinstance(layer, ConvMlp):
         x = layer.dwconv.dwconv(_to_map(F.relu(x) if layer.relu else x, size)).flatten(2).transpose(1, 2)

@@ -1,0 +1,45 @@
+"""Size and cost of any module: parameters, and multiply-accumulates with the attention products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, each counted once, trained or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_gmacs(call: Callable[..., object], *inputs: object) -> float:
+    """Count the multiply-accumulates of one forward pass, in units of 10⁹ ("GFLOPs" in papers).
+
+    Matrix products, convolutions and both products of attention count; norms, activations and resizing do not. The
+    pass is really run, on the inputs given.
+
+    Args:
+        call: A module, which runs in evaluation mode here and is then put back, or any function such as
+            `trunk.forward_pyramid`.
+        inputs: What `call` takes: an image batch for a trunk, the list of dictionaries for a Detectron2 detector.
+    """
+    modes = {part: part.training for part in call.modules()} if isinstance(call, nn.Module) else {}
+    # PyTorch's counter does not know the kernel that attention takes on a CPU.
+    cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    try:
+        for part in modes:
+            part.training = False
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=cpu_attention) as counter:
+            call(*inputs)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    return counter.get_total_flops() / 2e9
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, out_shape: object = None, **__: object
+) -> int:
+    return sdpa_flop_count(query, key, value)

@@ -1,0 +1,55 @@
+"""Inference in bands of rows computes what training computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pvt_det.layers import block as block_module
+from pvt_det.layers.attention import LinearSpatialReductionAttention, SpatialReductionAttention
+from pvt_det.layers.block import Block
+from pvt_det.layers.mlp import ConvMlp, Mlp
+
+
+def make(kind: str) -> Block:
+    attention = LinearSpatialReductionAttention(8, 2) if kind == "linear" else SpatialReductionAttention(8, 2, 2)
+    mlp = Mlp(8, 4) if kind == "v1" else ConvMlp(8, 4, relu=kind == "linear")
+    return Block(8, attention, mlp, drop_path=0.5).eval()
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2", "linear"])
+@pytest.mark.parametrize("size", [(11, 6), (2, 40), (30, 2)])
+@pytest.mark.parametrize("band_values", [1, 32 * 13, 32 * 30])
+def test_bands_do_not_show(monkeypatch, kind, size, band_values):
+    block = make(kind)
+    x = torch.randn(2, size[0] * size[1], 8)
+    whole = block(x, size)
+    assert whole.requires_grad
+    monkeypatch.setattr(block_module, "BAND_VALUES", band_values)
+    calls = []
+    block.mlp.register_forward_hook(lambda *_: calls.append(1))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(block(x, size), whole.detach(), rtol=1e-5, atol=1e-5)
+    assert len(calls) > 4  # more than once a sample: it did go in bands
+
+
+def test_input_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(block_module, "BAND_VALUES", 1)
+    block = make("v2")
+    x = torch.randn(1, 24, 8)
+    before = x.clone()
+    with torch.no_grad():
+        block(x, (4, 6))
+    assert torch.equal(x, before)
+
+
+def test_drop_path_skips_whole_branches_of_a_sample():
+    block = make("v1").train()
+    torch.nn.init.constant_(block.mlp.fc2.bias, 1.0)
+    x = torch.zeros(200, 4, 8)
+    with torch.no_grad():
+        out = block(x, (2, 2))
+    skipped = (out == 0).all(dim=(1, 2))
+    # Both branches of a sample are skipped with probability 1/4.
+    assert 25 <= int(skipped.sum()) <= 80
