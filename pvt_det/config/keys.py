@@ -76,7 +76,7 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # Segmentation: folders of label maps, a PNG file for each image, named as it, whose values are class numbers (255:
     # none); LABEL_NAMES names them from 0 on. For Panoptic FPN they come beside the json files, 0 stands for all
     # things, and VAL_PANOPTIC_JSON is the ground truth in COCO's panoptic format, its PNG files in the folder of the
-    # same name without ".json".
+    # same name without ".json", beside it or beside its folder.
     cfg.DATASETS.TRAIN_LABELS = ""
     cfg.DATASETS.VAL_LABELS = ""
     cfg.DATASETS.LABEL_NAMES = []

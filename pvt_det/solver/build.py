@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
@@ -48,20 +50,35 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build Detectron2's schedule: a warm-up, then steps, a cosine or a fixed decay; one tick per iteration.
+    """Build the schedule: a warm-up, then Detectron2's steps, cosine or fixed decay, or a power; one tick an iteration.
 
     Raises:
         ConfigError: The schedule's name or numbers are wrong.
     """
     try:
+        if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR":
+            return _build_poly_scheduler(cfg, optimizer)
         return build_detectron2_lr_scheduler(cfg, optimizer)
     except (ValueError, AssertionError) as error:
         solver = cfg.SOLVER
         raise ConfigError(
             f"SOLVER.LR_SCHEDULER_NAME = {solver.LR_SCHEDULER_NAME!r} with STEPS = {tuple(solver.STEPS)}, MAX_ITER = "
             f"{solver.MAX_ITER}, WARMUP_METHOD = {solver.WARMUP_METHOD!r}: {error or 'impossible values'}. "
-            "Known names: WarmupMultiStepLR, WarmupCosineLR, WarmupStepWithFixedGammaLR; STEPS must rise."
+            "Known names: WarmupMultiStepLR, WarmupCosineLR, WarmupStepWithFixedGammaLR, WarmupPolyLR; STEPS must rise."
         ) from error
+
+
+def _build_poly_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """MMSegmentation's "poly" policy (DeepLab, arXiv 1606.00915, section 4.1), after Detectron2's warm-up."""
+    solver = cfg.SOLVER
+    schedule = WarmupParamScheduler(
+        PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+        solver.RESCALE_INTERVAL,
+    )
+    return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
 
 
 def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
