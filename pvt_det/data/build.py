@@ -15,10 +15,10 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from pvt_det.data.mapper import PVTDatasetMapper, pack_targets
+from pvt_det.data.labels import LabelMaps
+from pvt_det.data.mapper import PVTDatasetMapper, augmentations_of, pack_targets
 from pvt_det.data.sets import register_datasets
 from pvt_det.data.stream import BatchStream, Sample
-from pvt_det.data.transforms import build_augmentations
 from pvt_det.errors import ConfigError, DataError
 
 __all__ = [
@@ -80,7 +80,7 @@ class MappedDataset(Dataset[dict[str, Any]]):
 
 
 def _blank(record: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: record[key] for key in ("file_name", "height", "width", "image_id")}
+    kept = {key: record[key] for key in ("file_name", "height", "width", "image_id") if key in record}
     return kept | {"image": torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), "unreadable": True}
 
 
@@ -146,7 +146,7 @@ def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """As `build_detection_test_loader`, with "instances": for losses on data that is not trained on.
+    """As `build_detection_test_loader`, with "instances" and labels: for losses on data that is not trained on.
 
     Images without any object are left out.
 
@@ -156,13 +156,14 @@ def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLo
     records = _records([dataset_name], filter_empty=True)
     mapper = PVTDatasetMapper(
         is_train=True,
-        augmentations=build_augmentations(cfg, is_train=False),
+        augmentations=augmentations_of(cfg, is_train=False),
         image_format=cfg.INPUT.FORMAT,
         masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
+        labels=LabelMaps.from_config(cfg),
     )
     dataset = MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR)
-    return _loader(cfg, dataset, sampler=InferenceSampler(len(dataset)), batch_size=1)
+    return _loader(cfg, dataset, BatchSampler(InferenceSampler(len(dataset)), batch_size=1, drop_last=False))
 
 
 def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -50,18 +51,29 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
     with _open(path) as file:
         image = _identify(path, file)
         method = _TRANSPOSE.get(_orientation(image))
-        try:
-            image.load()
-            pixels = _to_uint8(image, "L" if image_format == "L" else "RGB", path)
-        except DataError:
-            raise
-        except (OSError, SyntaxError, ValueError, struct.error, MemoryError) as error:
-            raise DataError(f"image {path} is broken or cut short ({error}): replace it") from error
+        pixels = _decode(path, image, lambda: _to_uint8(image, "L" if image_format == "L" else "RGB", path))
     if method is not None:
         pixels = np.array(Image.fromarray(pixels).transpose(method))
     if image_format == "L":
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """Read a label map, `H×W`: an image of one channel whose values are class numbers; a palette is for display only.
+
+    Raises:
+        DataError: as `read_image`, or the image has several channels or more than 8 bits.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        image = _identify(path, file)
+        if image.mode not in ("L", "P"):
+            raise DataError(
+                f"label map {path} is of mode {image.mode!r}; expected one channel of 8 bits with class numbers "
+                "(mode L, or P with a palette)"
+            )
+        return _decode(path, image, lambda: np.array(image))
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -121,6 +133,17 @@ def _identify(path: Path, file: IO[bytes]) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise DataError(f"image {path} is too large ({width}x{height}); at most {MAX_PIXELS:,} pixels are read")
     return image
+
+
+def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Decode an image and convert it, with one kind of error for a broken file."""
+    try:
+        image.load()
+        return convert()
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, struct.error, MemoryError) as error:
+        raise DataError(f"image {path} is broken or cut short ({error}): replace it") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -16,6 +16,8 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from pycocotools import mask as mask_util
 
 from pvt_det.data.images import check_size, read_image
+from pvt_det.data.labels import LabelMaps
+from pvt_det.data.semantic_transforms import build_semantic_augmentations
 from pvt_det.data.transforms import build_augmentations, crops, numpy_random
 from pvt_det.errors import ConfigError
 
@@ -61,6 +63,16 @@ def _pack_mask(segmentation: list[Any] | dict[str, Any]) -> Mask:
     return [np.asarray(polygon, dtype=np.float32) for polygon in segmentation]
 
 
+def augmentations_of(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
+    """The augmentations of `cfg.INPUT`, in the order that suits the model.
+
+    Raises:
+        ConfigError: an INPUT key has an unknown value.
+    """
+    is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    return (build_semantic_augmentations if is_semantic else build_augmentations)(cfg, is_train=is_train)
+
+
 class PVTDatasetMapper:
     """Read, augment and pack one image with its objects.
 
@@ -79,6 +91,7 @@ class PVTDatasetMapper:
         masks: bool = False,
         mask_format: str = "polygon",
         tighten_boxes: bool = False,
+        labels: LabelMaps | None = None,
         seed: int = 0,
     ) -> None:
         """Make a mapper.
@@ -90,6 +103,7 @@ class PVTDatasetMapper:
             masks: give `gt_masks`.
             mask_format: "polygon" or "bitmask"; an image with run-length masks gets bit masks in either case.
             tighten_boxes: after cropping, take boxes from the masks (needs `masks`).
+            labels: how to read the record's `sem_seg_file_name`; None where the model takes no label maps.
             seed: with a sample's position the key of its randomness; 0 or greater.
         """
         self.is_train = is_train
@@ -98,6 +112,7 @@ class PVTDatasetMapper:
         self.masks = masks
         self.mask_format = mask_format
         self.tighten_boxes = tighten_boxes
+        self.labels = labels
         self.seed = seed
 
     @classmethod
@@ -117,11 +132,12 @@ class PVTDatasetMapper:
             raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; expected RGB or BGR")
         return {
             "is_train": is_train,
-            "augmentations": build_augmentations(cfg, is_train=is_train),
+            "augmentations": augmentations_of(cfg, is_train=is_train),
             "image_format": cfg.INPUT.FORMAT,
             "masks": is_train and cfg.MODEL.MASK_ON,
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "tighten_boxes": is_train and cfg.MODEL.MASK_ON and crops(cfg),
+            "labels": LabelMaps.from_config(cfg),
             "seed": seed,
         }
 
@@ -134,16 +150,18 @@ class PVTDatasetMapper:
             position: place in the training stream; the augmentation then depends on the seed and it alone.
 
         Returns:
-            The record with `image` (`3×H×W` uint8) and, in training, `instances`, without its annotations.
+            The record with `image` (`3×H×W` uint8), without its annotations. In training it has `instances` and, with
+            label maps, `sem_seg` (`H×W` int64); otherwise, with label maps, `true_labels` (uint8, at the file's size).
 
         Raises:
-            DataError: the image cannot be read, or its size is not the record's.
+            DataError: the image or label map cannot be read, or its size is not the record's.
         """
         image = read_image(record["file_name"], self.image_format)
         height, width = image.shape[:2]
         record = {"width": width, "height": height} | record
         check_size(record["file_name"], (width, height), (record["width"], record["height"]))
-        aug_input = T.AugInput(image)
+        labels = self._labels(record, (width, height))
+        aug_input = T.AugInput(image, sem_seg=labels if self.is_train else None)
         with nullcontext() if position is None else numpy_random(self.seed, position):
             transforms = self.augmentations(aug_input)
         image = aug_input.image
@@ -151,6 +169,10 @@ class PVTDatasetMapper:
         if min(image.strides) < 0:
             image = np.ascontiguousarray(image)
         record["image"] = torch.as_tensor(image.transpose(2, 0, 1))
+        if aug_input.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+        elif labels is not None:
+            record["true_labels"] = labels
         annotations = record.pop("annotations", None)
         targets = record.pop("targets", None)
         if self.is_train:
@@ -159,6 +181,13 @@ class PVTDatasetMapper:
             if targets is not None:
                 record["instances"] = self._instances(targets, transforms, (int(image.shape[0]), int(image.shape[1])))
         return record
+
+    def _labels(self, record: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+        if self.labels is None or (not self.is_train and "sem_seg_file_name" not in record):
+            return None
+        if "sem_seg_file_name" not in record:
+            raise ConfigError(f"image {record['file_name']}: its data set gives no `sem_seg_file_name` to train on")
+        return self.labels.read(record["sem_seg_file_name"], size)
 
     def _instances(self, targets: Targets, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
         instances = Instances(size)

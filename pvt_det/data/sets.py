@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pvt_det.data.check import check_dataset
 from pvt_det.data.coco import CocoSource, register_coco
+from pvt_det.data.label_sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
 
 _logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         ConfigError: a data set is unknown or incompletely given, or the model has another number of classes.
         DataError: a data set is missing or broken, or training and test data have other classes.
     """
-    given = {"TRAIN": bool(cfg.DATASETS.TRAIN_JSON), "VAL": bool(cfg.DATASETS.VAL_JSON)}
+    given = {part: bool(cfg.DATASETS[f"{part}_JSON"] or cfg.DATASETS[f"{part}_LABELS"]) for part in ("TRAIN", "VAL")}
     if not training:
         cfg.DATASETS.TRAIN = ()
     elif given["TRAIN"]:
@@ -42,21 +43,31 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     if given["VAL"]:
         cfg.DATASETS.TEST = (_register_given(cfg, "VAL"),)
     elif training and given["TRAIN"]:
-        _logger.warning("DATASETS.VAL_JSON is empty: this run trains without evaluation")
+        _logger.warning("DATASETS.VAL_JSON and VAL_LABELS are empty: this run trains without evaluation")
         cfg.DATASETS.TEST = ()
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         _check_named(cfg, name)
+        check_named_labels(cfg, name)
+    fit_label_classes(cfg)
     _fit_classes(cfg, from_json=given["TRAIN"] or given["VAL"])
 
 
 def _register_given(cfg: CfgNode, part: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_JSON`; gives its name."""
-    json_file, image_root = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
-    if not image_root:
+    """Check and register the data set of `DATASETS.<part>_JSON` and `<part>_LABELS`; gives its name."""
+    json_file, labels = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_LABELS"]
+    if not cfg.DATASETS[f"{part}_IMAGES"]:
+        key, value = ("JSON", json_file) if json_file else ("LABELS", labels)
         raise ConfigError(
-            f"DATASETS.{part}_JSON is {json_file}, but DATASETS.{part}_IMAGES is empty: "
+            f"DATASETS.{part}_{key} is {value}, but DATASETS.{part}_IMAGES is empty: "
             f"give the folder of its images (--{part.lower()}-images)"
         )
+    name = _register_given_json(cfg, part) if json_file else ""
+    return register_given_labels(cfg, part, name) if labels else name
+
+
+def _register_given_json(cfg: CfgNode, part: str) -> str:
+    """Check and register the data set of `DATASETS.<part>_JSON`; gives its name."""
+    json_file, image_root = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
     report = check_dataset(
         json_file,
         image_root,

@@ -49,7 +49,16 @@ class ResizeShortSide(T.Augmentation):
     scale = min(short / min(h, w), max_size / max(h, w)), sides int(x · scale + 0.5), at least 1.
     """
 
-    def __init__(self, short_sides: Sequence[int], max_size: float, sample_style: str, backend: str) -> None:
+    def __init__(
+        self,
+        short_sides: Sequence[int],
+        max_size: float,
+        sample_style: str,
+        backend: str,
+        *,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        divisor: int = 1,
+    ) -> None:
         """Make the augmentation.
 
         Args:
@@ -57,12 +66,17 @@ class ResizeShortSide(T.Augmentation):
             max_size: bound on the long side, pixels.
             sample_style: "choice" or "range".
             backend: "pil" or "cv2", see `ResizeTransform`.
+            scale_range: least and greatest factor, drawn anew for each image, of both lengths (MMSegmentation's
+                "ratio_range").
+            divisor: sides are rounded up to multiples of this (MMSegmentation's "size_divisor" in PVT's AlignResize).
         """
         super().__init__()
         self.short_sides = tuple(short_sides)
         self.max_size = max_size
         self.sample_style = sample_style
         self.backend = backend
+        self.scale_range = scale_range
+        self.divisor = divisor
 
     def get_transform(self, image: npt.NDArray) -> T.Transform:
         """Draw a length and give the transform for this image."""
@@ -74,7 +88,10 @@ class ResizeShortSide(T.Augmentation):
         if short == 0:
             return T.NoOpTransform()
         scale = min(short / min(height, width), self.max_size / max(height, width))
-        new_height, new_width = (max(1, int(side * scale + 0.5)) for side in (height, width))
+        if self.scale_range != (1.0, 1.0):
+            scale *= np.random.uniform(*self.scale_range)
+        sides = (max(1, int(side * scale + 0.5)) for side in (height, width))
+        new_height, new_width = (-(-side // self.divisor) * self.divisor for side in sides)
         return ResizeTransform(height, width, new_height, new_width, self.backend)
 
 
