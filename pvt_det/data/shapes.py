@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pvt_det.data.shapes_labels import make_folders, panoptic_json, write_labels
 from pvt_det.errors import DataError
 
 SPLITS = ("train", "val")
@@ -53,8 +54,8 @@ class Shape:
 def write_shapes(root: str | Path, *, train: int = 800, val: int = 200, image_size: int = 128, seed: int = 0) -> Path:
     """Write the set below `root` and return that folder.
 
-    Layout: `annotations/instances_{train,val}.json`, `train/*.png`, `val/*.png`. Files that are there already are
-    overwritten.
+    Layout: `annotations/instances_{train,val}.json`, `train/*.png`, `val/*.png`; and for segmentation what
+    `pvt_det.data.shapes_labels` describes. Files that are there already are overwritten.
 
     Args:
         root: folder to write to; made where absent.
@@ -75,15 +76,21 @@ def write_shapes(root: str | Path, *, train: int = 800, val: int = 200, image_si
     root = Path(root)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for index, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
-        annotations = _write_split(root, split, count, image_size, (seed, index))
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(annotations))
+        instances, segments = _write_split(root, split, count, image_size, (seed, index))
+        for kind, content in (("instances", instances), ("panoptic", panoptic_json(instances, segments))):
+            (root / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
     return root
 
 
-def _write_split(root: Path, split: str, count: int, size: int, stream: tuple[int, int]) -> dict[str, Any]:
+def _write_split(
+    root: Path, split: str, count: int, size: int, stream: tuple[int, int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write one split's images and label maps; returns its instances json and its panoptic annotations."""
     (root / split).mkdir(exist_ok=True)
+    make_folders(root, split)
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
+    segments: list[dict[str, Any]] = []
     for number in range(count):
         pixels, shapes = make_image(np.random.RandomState([*stream, number]), size)
         # Numbers alternate between the splits, so that no id or file name occurs in both.
@@ -91,15 +98,18 @@ def _write_split(root: Path, split: str, count: int, size: int, stream: tuple[in
         name = f"{image_id:06d}.png"
         Image.fromarray(pixels).save(root / split / name, compress_level=1)
         images.append({"id": image_id, "file_name": name, "height": size, "width": size})
+        first = len(objects)
         for shape in shapes:
             objects.append({"id": len(objects) + 1, "image_id": image_id, "iscrowd": 0, **annotation_of(shape)})
-    return {
+        segments.append(write_labels(root, split, images[-1], [shape.visible for shape in shapes], objects[first:]))
+    instances = {
         "info": {"description": f"generated shapes, {split}", "size": size, "seed": stream[0]},
         "licenses": [],
         "images": images,
         "annotations": objects,
         "categories": [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CATEGORIES)],
     }
+    return instances, segments
 
 
 def make_image(random: np.random.RandomState, size: int) -> tuple[Pixels, list[Shape]]:
