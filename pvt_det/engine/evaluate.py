@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pvt_det.data.build import build_detection_test_loader, build_detection_validation_loader
-from pvt_det.evaluation.coco import build_evaluator
+from pvt_det.evaluation.build import build_evaluator
 
 Results = dict[str, Any]
 

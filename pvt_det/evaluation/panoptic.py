@@ -1,0 +1,139 @@
+"""Evaluation of panoptic segmentation: panoptic quality (arXiv 1801.00868)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from hotcoco.panoptic import PanopticEval
+from PIL import Image
+
+from pvt_det.errors import DataError
+from pvt_det.evaluation.tables import metric_table
+
+_logger = logging.getLogger(__name__)
+
+PREDICTIONS_FILE = "panoptic_predictions.json"
+_GROUPS = {"All": "", "Things": "_th", "Stuff": "_st"}
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """PQ, SQ and RQ by hotcoco, gathered from all processes; predictions are left in COCO's panoptic format.
+
+    Every image must come exactly once. Images that the loader marks `unreadable` are left out of the ground truth too,
+    and counted in the log.
+
+    Args:
+        dataset_name: Registered name of a data set with `panoptic_json` and `panoptic_root` in its metadata.
+        output_dir: Folder for `panoptic_predictions.json` and the PNG files of the folder `panoptic_predictions`.
+
+    Raises:
+        DataError: The ground truth is missing or cannot be read.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | Path) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.predictions = Path(output_dir) / PREDICTIONS_FILE
+        self.predictions.with_suffix("").mkdir(parents=True, exist_ok=True)
+        self._things = {n: id_ for id_, n in metadata.thing_dataset_id_to_contiguous_id.items()}
+        self._stuff = {n: id_ for id_, n in metadata.stuff_dataset_id_to_contiguous_id.items()}
+        self._truth = _read(metadata.panoptic_json)
+        self._truth_folder = metadata.panoptic_root
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._annotations: list[dict[str, Any]] = []
+        self._unreadable: list[int] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Add a batch.
+
+        Args:
+            inputs: The mapper's records, with `image_id`.
+            outputs: The model's, with `panoptic_seg`: a map of segment ids, `H×W`, 0 for none, and a dictionary a
+                segment with "id", "isthing" and the contiguous "category_id".
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if record.get("unreadable"):
+                self._unreadable.append(record["image_id"])
+                continue
+            segments, infos = output["panoptic_seg"]
+            name = Path(record["file_name"]).with_suffix(".png").name
+            Image.fromarray(id_to_rgb(segments.cpu().numpy())).save(self.predictions.with_suffix("") / name)
+            found = [{"id": info["id"], "category_id": self._category_id(info)} for info in infos]
+            self._annotations.append({"image_id": record["image_id"], "file_name": name, "segments_info": found})
+
+    def _category_id(self, info: dict[str, Any]) -> int:
+        return (self._things if info["isthing"] else self._stuff)[info["category_id"]]
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Write the predictions json and measure.
+
+        Returns:
+            On the main process `{"panoptic_seg": {…}}` in percent: "PQ", "SQ", "RQ", the same with "_th" for things and
+            "_st" for stuff, and "PQ-<category>"; elsewhere nothing.
+
+        Raises:
+            DataError: Images are missing, come twice, or are not of this data set.
+        """
+        gathered = comm.gather((self._annotations, self._unreadable), dst=0)
+        if not comm.is_main_process():
+            return {}
+        annotations = sorted((a for part, _ in gathered for a in part), key=lambda a: a["image_id"])
+        unreadable = {image_id for _, part in gathered for image_id in part}
+        truth = self._truth | {
+            "annotations": [a for a in self._truth["annotations"] if a["image_id"] not in unreadable]
+        }
+        self._check_complete(annotations, truth)
+        if unreadable:
+            _logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
+        self.predictions.write_text(json.dumps(truth | {"annotations": annotations}), encoding="utf-8")
+        evaluator = PanopticEval(
+            truth,
+            str(self.predictions),
+            gt_folder=self._truth_folder,
+            pred_folder=str(self.predictions.with_suffix("")),
+        )
+        evaluator.evaluate()
+        results = evaluator.results()
+        values = {
+            f"{key.upper()}{suffix}": 100 * results[group][key]
+            for group, suffix in _GROUPS.items()
+            for key in ("pq", "sq", "rq")
+        }
+        _logger.info("Panoptic quality on %s, %d images\n%s", self.dataset_name, len(annotations), metric_table(values))
+        names = {category["id"]: category["name"] for category in truth["categories"]}
+        return {"panoptic_seg": values | {f"PQ-{names[i]}": 100 * row["pq"] for i, row in results["per_class"].items()}}
+
+    def _check_complete(self, annotations: list[dict[str, Any]], truth: dict[str, Any]) -> None:
+        found = sorted(annotation["image_id"] for annotation in annotations)
+        wanted = sorted(annotation["image_id"] for annotation in truth["annotations"])
+        if found != wanted:
+            missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+            raise DataError(
+                f"{self.dataset_name}: of {len(wanted)} images {len(missing)} are missing (ids {missing[:5]}), "
+                f"{len(extra)} are not of this data set (ids {extra[:5]}) and {len(found) - len(set(found))} come "
+                "twice; metrics of such a set would mislead. Evaluate every image exactly once"
+            )
+
+
+def id_to_rgb(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+    """Segment ids `H×W`, below 256³, as the colours `H×W×3` of COCO's panoptic files: R + 256 G + 256² B."""
+    return np.stack([segments >> shift & 255 for shift in (0, 8, 16)], axis=2).astype(np.uint8)
+
+
+def _read(panoptic_json: str) -> dict[str, Any]:
+    try:
+        truth = json.loads(Path(panoptic_json).read_text(encoding="utf-8"))
+        return {key: truth[key] for key in ("images", "annotations", "categories")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r})") from error
