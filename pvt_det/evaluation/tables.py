@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -42,3 +43,28 @@ def render(table: Table, width: int = _WIDTH) -> str:
 
 def _number(value: float) -> str:
     return "-" if value != value else f"{value:.2f}"
+
+
+def as_table(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows with the same keys as a table with lines for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same keys as comma-separated values, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")

@@ -1,0 +1,204 @@
+"""Finished runs side by side: size, cost, published and measured AP, and whether a difference is more than chance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+
+from pvt_det.errors import DataError
+from pvt_det.evaluation.ground_truth import read_ground_truth
+from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS
+from pvt_det.evaluation.published import PUBLISHED_DATASET, find_published
+
+RESULTS_NAME = "results.json"
+TASKS = ("bbox", "segm")
+_TITLES = {"bbox": "box AP", "segm": "mask AP"}
+# Samples of the images, with replacement, for one interval: a second each at COCO val2017's size.
+BOOTSTRAP = 200
+_FIELDS: dict[str, type] = {
+    "config_file": str,
+    "model": str,
+    "recipe": str,
+    "dataset": str,
+    "parameters": int,
+    "metrics": dict,
+    "results_file": str,
+    "annotations": str,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its `results.json` tells.
+
+    Attributes:
+        folder: the run's output folder.
+        config_file: the config that it was started with.
+        model: head and backbone.
+        recipe: what must be alike for two runs to be compared.
+        dataset: name of the evaluated data set.
+        parameters: number of parameters.
+        metrics: percent by task and metric, None where there is no ground truth.
+        results_file: detections in COCO's results format.
+        annotations: ground truth in COCO's format.
+    """
+
+    folder: Path
+    config_file: str
+    model: str
+    recipe: str
+    dataset: str
+    parameters: int
+    metrics: dict[str, dict[str, float | None]]
+    results_file: Path
+    annotations: Path
+
+    def ap(self, task: str) -> float | None:
+        """AP of "bbox" or "segm" in percent, None where it was not measured."""
+        return self.metrics.get(task, {}).get("AP")
+
+    @property
+    def max_detections(self) -> int:
+        """Detections per image that counted, as the name of the last recall tells."""
+        limits = [int(name[2:]) for name in self.metrics.get("bbox", {}) if re.fullmatch(r"AR\d+", name)]
+        return max([COCO_MAX_DETECTIONS, *limits])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """AP of one run less another's, percent, with its 95% bootstrap interval over images."""
+
+    value: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} [{self.lower:+.2f}, {self.upper:+.2f}]"
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run's output folder, or its `results.json`.
+
+    Raises:
+        DataError: the file is missing, broken, or lacks a field.
+    """
+    file = Path(path)
+    file = file / RESULTS_NAME if file.is_dir() else file
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be read ({error.strerror}): give the output folder of a run that was finished and evaluated"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{file} is broken: {error}") from error
+    for name, kind in _FIELDS.items():
+        if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
+            raise DataError(f"{file} has no {name!r} ({kind.__name__}): it is not the results file of a run")
+    fields: dict[str, Any] = {name: raw[name] for name in _FIELDS if name not in ("results_file", "annotations")}
+    return Run(
+        folder=file.parent,
+        results_file=file.parent / raw["results_file"],
+        annotations=Path(raw["annotations"]),
+        **fields,
+    )
+
+
+def difference(run: Run, base: Run, task: str, *, samples: int = BOOTSTRAP) -> Difference:
+    """AP of `run` less that of `base` on the same images, with its interval.
+
+    Raises:
+        DataError: annotations or results of a run cannot be read.
+    """
+    found = hotcoco.compare(_evaluator(base, task), _evaluator(run, task), n_bootstrap=samples, confidence=0.95)
+    interval = found["ci"]["AP"]
+    return Difference(*(100 * value for value in (found["deltas"]["AP"], interval["lower"], interval["upper"])))
+
+
+def comparison_warnings(runs: Sequence[Run]) -> list[str]:
+    """What makes the runs incomparable, one sentence each."""
+    found = []
+    for what, values in {
+        "recipes": [run.recipe for run in runs],
+        "data sets": [f"{run.dataset} ({_digest(run.annotations)})" for run in runs],
+        "limits on detections per image": [str(run.max_detections) for run in runs],
+    }.items():
+        if len(set(values)) > 1:
+            listed = "; ".join(f"{run.folder.name}: {value}" for run, value in zip(runs, values, strict=True))
+            found.append(f"{what} differ: {listed}")
+    return found
+
+
+def same_data(run: Run, base: Run) -> bool:
+    """Whether two runs were measured on the same annotations."""
+    return _digest(run.annotations) == _digest(base.annotations) != ""
+
+
+def comparison_rows(
+    runs: Sequence[Run], gmacs: Mapping[Path, str], *, samples: int = BOOTSTRAP
+) -> list[dict[str, str]]:
+    """One row a run, all with the same columns, as text.
+
+    Published AP is shown where the config has a published row, and subtracted only on the data it was measured on.
+
+    Args:
+        runs: the first is what the others are compared with.
+        gmacs: cost by `Run.folder`, as text.
+        samples: bootstrap samples of an interval.
+    """
+    tasks = [task for task in TASKS if any(run.ap(task) is not None for run in runs)]
+    return [_row(run, runs[0], tasks, gmacs[run.folder], samples) for run in runs]
+
+
+def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int) -> dict[str, str]:
+    row = {
+        "run": run.folder.name,
+        "model": run.model,
+        "recipe": run.recipe,
+        "data": run.dataset,
+        "parameters (M)": f"{run.parameters / 1e6:.1f}",
+        "GMACs": cost,
+    }
+    published = find_published(run.config_file)
+    for task in tasks:
+        title, measured = _TITLES[task], run.ap(task)
+        known = None if published is None else (published.box if task == "bbox" else published.mask).get("AP")
+        row[f"{title} published"] = "-" if known is None else f"{known:.1f}"
+        row[title] = "-" if measured is None else f"{measured:.2f}"
+        if known is not None and measured is not None and run.dataset == PUBLISHED_DATASET:
+            row[f"{title} less published"] = f"{measured - known:+.2f}"
+        else:
+            row[f"{title} less published"] = "-"
+        has_both = measured is not None and base.ap(task) is not None
+        with_interval = run is not base and has_both and same_data(run, base)
+        row[f"{title} less first [95%]"] = str(difference(run, base, task, samples=samples)) if with_interval else "-"
+    return row
+
+
+def _evaluator(run: Run, task: str) -> hotcoco.COCOeval:
+    truth = read_ground_truth(run.annotations)
+    truth = truth.with_masks() if task == "segm" else truth
+    api = truth.hotcoco(masks=task == "segm")
+    try:
+        found = api.load_res(str(run.results_file))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(f"results {run.results_file} cannot be read ({error})") from error
+    evaluator = hotcoco.COCOeval(api, found, task)
+    evaluator.params.max_dets = [1, 10, run.max_detections]
+    evaluator.evaluate()
+    return evaluator
+
+
+def _digest(path: Path) -> str:
+    """First digits of a file's SHA-256; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    except OSError:
+        return ""

@@ -1,0 +1,159 @@
+"""The evaluator: complete, finite, the same from memory and from the file that it writes."""
+
+import json
+
+import hotcoco
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from pvt_det.config import get_config
+from pvt_det.data.coco import register_coco
+from pvt_det.errors import ConfigError, DataError, NumericError
+from pvt_det.evaluation.coco import COCOEvaluator, build_evaluator
+from pvt_det.evaluation.detections import Detections, pack_detections, write_results
+
+SIDE = 64
+BOX = [8, 8, 24, 16]  # x, y, width, height
+
+
+@pytest.fixture
+def dataset(tmp_path, request):
+    """Three images with one box and mask each, class ids 3 and 9."""
+    polygon = [[8, 8, 32, 8, 32, 24, 8, 24]]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE} for i in range(3)],
+        "categories": [{"id": 9, "name": "cup"}, {"id": 3, "name": "bowl"}],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": (3, 9, 3)[i],
+                "bbox": BOX,
+                "area": 384,
+                "iscrowd": 0,
+                "segmentation": polygon,
+            }
+            for i in range(3)
+        ],
+    }
+    json_file = tmp_path / "set.json"
+    json_file.write_text(json.dumps(content))
+    register_coco(request.node.nodeid, json_file, tmp_path)
+    return request.node.nodeid
+
+
+def perfect(classes, *, masks=False):
+    instances = Instances((SIDE, SIDE))
+    x, y, w, h = BOX
+    instances.pred_boxes = Boxes(torch.tensor([[x, y, x + w, y + h]] * len(classes), dtype=torch.float32))
+    instances.scores = torch.full((len(classes),), 0.9)
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    if masks:
+        instances.pred_masks = torch.zeros(len(classes), SIDE, SIDE, dtype=torch.bool)
+        instances.pred_masks[:, y : y + h, x : x + w] = True
+    return {"instances": instances}
+
+
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+def test_perfect_detections(dataset, tmp_path, evaluator):
+    cfg = get_config()
+    cfg.MODEL.MASK_ON = True
+    cfg.TEST.EVALUATOR = evaluator
+    judge = build_evaluator(cfg, dataset, tmp_path / "out")
+    for image_id, number in ((2, 0), (0, 0), (1, 1)):  # bowl, the lower id, is class 0
+        judge.process([{"image_id": image_id}], [perfect([number], masks=True)])
+    results = judge.evaluate()
+    for task in ("bbox", "segm"):
+        assert results[task]["AP"] == pytest.approx(100)
+        assert results[task]["AP-bowl"] == pytest.approx(100)
+        assert results[task]["AP-cup"] == pytest.approx(100)
+        assert results[task]["APs"] == pytest.approx(100)
+        assert np.isnan(results[task]["APl"])
+    written = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+    assert [(r["image_id"], r["category_id"], r["bbox"]) for r in written] == [(0, 3, BOX), (1, 9, BOX), (2, 3, BOX)]
+    assert hotcoco.mask.area(written[0]["segmentation"]) == 384
+
+
+def test_no_detections(dataset, tmp_path):
+    judge = COCOEvaluator(dataset, ("bbox", "segm"), tmp_path)
+    judge.process([{"image_id": i} for i in range(3)], [perfect([], masks=True)] * 3)
+    results = judge.evaluate()
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == results["segm"]["AP-cup"] == 0
+    assert json.loads((tmp_path / "coco_instances_results.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [((0, 1), "1 are missing .ids 2"), ((0, 1, 2, 2), "1 come twice .ids 2"), ((0, 1, 2, 7), "7")],
+)
+def test_incomplete_set_is_refused(dataset, tmp_path, images, message):
+    judge = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    judge.process([{"image_id": i} for i in images], [perfect([0])] * len(images))
+    with pytest.raises(DataError, match=message):
+        judge.evaluate()
+    assert not (tmp_path / "coco_instances_results.json").exists()
+
+
+def test_unreadable_image_is_left_out(dataset, tmp_path, caplog):
+    judge = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    judge.process([{"image_id": 0}], [perfect([0])])
+    judge.process([{"image_id": 1, "unreadable": True}], [perfect([0])])
+    judge.process([{"image_id": 2}], [perfect([0])])
+    assert judge.evaluate()["bbox"]["AP"] == pytest.approx(100)
+    assert "1 images could not be read" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["box", "score"])
+def test_nan_prediction_is_refused(dataset, tmp_path, field):
+    judge = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    output = perfect([0])
+    if field == "box":
+        output["instances"].pred_boxes.tensor[0, 1] = float("nan")
+    else:
+        output["instances"].scores[0] = float("nan")
+    with pytest.raises(NumericError, match="image 2"):
+        judge.process([{"image_id": 2}], [output])
+
+
+def test_class_beyond_the_data_is_refused(dataset, tmp_path):
+    judge = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    judge.process([{"image_id": i} for i in range(3)], [perfect([2])] * 3)
+    with pytest.raises(ConfigError, match="NUM_CLASSES to 2"):
+        judge.evaluate()
+
+
+def test_limit_on_detections_is_told(dataset, tmp_path, caplog):
+    cfg = get_config()
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    judge = build_evaluator(cfg, dataset, tmp_path)
+    judge.process([{"image_id": i} for i in range(3)], [perfect([0])] * 3)
+    with caplog.at_level("INFO"):
+        assert "AR300" in judge.evaluate()["bbox"]
+    assert "at most 300 an image" in caplog.text
+
+
+def test_unknown_evaluator(dataset, tmp_path):
+    with pytest.raises(ConfigError, match="hotcoco, pycocotools"):
+        COCOEvaluator(dataset, ("bbox",), tmp_path, evaluator="other")
+
+
+def test_masks_are_encoded_as_cocos_tools_do():
+    generator = torch.Generator().manual_seed(0)
+    instances = perfect([0, 0, 0])["instances"]
+    instances = Instances((5, 7), **instances.get_fields())
+    instances.pred_masks = torch.rand(3, 5, 7, generator=generator) > 0.5
+    packed = pack_detections(instances, 1)
+    decoded = hotcoco.mask.decode(packed.rles())
+    assert (decoded.transpose(2, 0, 1) == instances.pred_masks.numpy()).all()
+
+
+def test_results_file_appears_whole_or_not_at_all(tmp_path):
+    def failing():
+        yield Detections(1, np.zeros((1, 4)), np.ones(1), np.zeros(1, np.int64), None, (SIDE, SIDE))
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_results(tmp_path / "results.json", failing(), np.array([1]))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,34 @@
+"""The published tables are FACTS of the field: spot checks, and a config for every row of the paper."""
+
+import pytest
+
+from pvt_det.evaluation.published import find_published, published_results
+
+
+@pytest.mark.parametrize(
+    ("config", "box", "mask"),
+    [
+        ("retinanet_pvt_tiny", 36.7, None),
+        ("retinanet_pvt_large_3x", 43.4, None),
+        ("mask_rcnn_pvt_small", 40.4, 37.8),
+        ("mask_rcnn_R_50_3x", 41.0, 37.1),
+        ("retinanet_pvt_v2_b2_li", 43.6, None),
+    ],
+)
+def test_rows(config, box, mask):
+    row = find_published(f"configs/{config}.yaml")
+    assert row.box["AP"] == box
+    assert row.mask.get("AP") == mask
+
+
+def test_rows_are_unique_and_have_configs_and_sources(repo_root):
+    rows = published_results()
+    names = [row.config for row in rows]
+    assert len(set(names)) == len(names) == 44
+    assert all(row.source for row in rows)
+    missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
+    assert missing == []
+
+
+def test_unknown_config_has_no_row():
+    assert find_published("configs/shapes/retinanet_pvt_tiny_shapes.yaml") is None
