@@ -25,7 +25,7 @@ compare: setup
 	$(RUN) datasets/make_shapes.py
 	$(RUN) tools/train_net.py --resume --config-file configs/shapes/retinanet_pvt_tiny.yaml --output $(SHAPES)/retinanet_pvt_tiny
 	$(RUN) tools/train_net.py --resume --config-file configs/shapes/retinanet_R_18.yaml --output $(SHAPES)/retinanet_R_18
-	$(RUN) tools/compare.py $(SHAPES)/retinanet_pvt_tiny $(SHAPES)/retinanet_R_18
+	$(RUN) tools/compare.py $(SHAPES)/retinanet_R_18 $(SHAPES)/retinanet_pvt_tiny
 
 test: setup
 	$(RUN) -m pytest -n 2
