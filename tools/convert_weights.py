@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pvt_det.engine.cli import ArgumentParser, run_cli
-from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.errors import ConfigError
 from pvt_det.weights import load_pretrained, read_checkpoint, save_checkpoint, save_safetensors, to_ours, to_published
 
 _EXAMPLES = """
@@ -54,7 +54,7 @@ def for_config(source: str, config_file: str) -> dict[str, Tensor]:
     """Fit a detector's weights to the model of a config, and print the coverage.
 
     Raises:
-        CheckpointError: If the file does not give every tensor of the model.
+        CheckpointError: If the file does not give every weight of the model, as a classifier does not.
         ConfigError: If the config is at fault.
     """
     # Imported here, so that the other conversions work without Detectron2.
@@ -65,11 +65,7 @@ def for_config(source: str, config_file: str) -> dict[str, Tensor]:
     model = build_model(load_config(config_file, ["MODEL.DEVICE", "cpu"]))
     report = load_pretrained(model, source)
     print(report)
-    if report.new:
-        raise CheckpointError(
-            f"{source}: no whole detector for {config_file}: it does not give {', '.join(report.new)}. A classifier "
-            "needs no conversion: give it as MODEL.WEIGHTS"
-        )
+    report.require_whole()
     state = model.state_dict()
     return {name: state[name] for name in report.loaded}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pvt_det.errors import CheckpointError, NumericError
 from pvt_det.weights.identify import identify
 from pvt_det.weights.positions import Grid, fit_position, position_stage
-from pvt_det.weights.report import Faults, LoadReport
+from pvt_det.weights.report import ALLOWED, Faults, LoadReport
 from pvt_det.weights.translate import TRUNK_PREFIX, Translation
 
 # What a file may hold and the model not need: name → pattern of keys. The first are a classifier's, for dense
@@ -107,7 +107,7 @@ class _Matcher:
             elif (label := _label(_CLASS_LAYERS, name)) and value.shape[1:] == wanted.shape[1:]:
                 self._put(self.report.new, f"{label} ({len(wanted)} outputs, {len(value)} in the file)", name)
             elif self._is_allowed(name):
-                self._put(self.report.new, "allowed partial", name)
+                self._put(self.report.new, ALLOWED, name)
             else:
                 self.faults.shapes.append(f"{name} is {_shape(value)}, the model's {_shape(wanted)}")
         return chosen
@@ -116,12 +116,12 @@ class _Matcher:
         """Sort what the model has and the file has not into exceptions and faults."""
         exceptions = _COUNTERS | (_FOLDED if self._is_folded(found) else {})
         for name in (name for name in self.model if name not in found):
-            if self.from_trunk and not name.startswith(self.prefix):
-                self._put(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
-            elif label := _label(exceptions, name):
+            if label := _label(exceptions, name):
                 self._put(self.report.defaults, label, name)
+            elif self.from_trunk and not name.startswith(self.prefix):
+                self._put(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
             elif self._is_allowed(name):
-                self._put(self.report.new, "allowed partial", name)
+                self._put(self.report.new, ALLOWED, name)
             else:
                 self.faults.missing.append(name)
 
@@ -134,7 +134,7 @@ class _Matcher:
             if label and name in found:
                 self._put(self.report.dropped, label, name)
             elif self._is_allowed(name):
-                self._put(self.report.dropped, "allowed partial", name)
+                self._put(self.report.dropped, ALLOWED, name)
             else:
                 self.faults.unexpected.append(name)
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pvt_det.errors import CheckpointError
+
+# The reason given for what the user's patterns name.
+ALLOWED = "allowed partial"
+
 
 @dataclass
 class LoadReport:
@@ -28,6 +33,21 @@ class LoadReport:
     new: dict[str, list[str]] = field(default_factory=dict)
     defaults: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def require_whole(self) -> None:
+        """Check that no weight of the model was left at its initial value, for a model that is not going to be trained.
+
+        What `allow_partial` named counts as wanted so.
+
+        Raises:
+            CheckpointError: If some were.
+        """
+        if lacking := [reason for reason in self.new if reason != ALLOWED]:
+            count = sum(len(self.new[reason]) for reason in lacking)
+            raise CheckpointError(
+                f"{self.source} ({self.dialect}) leaves {count} tensors of the model untrained: {', '.join(lacking)}; "
+                "give weights of a whole model with the same classes"
+            )
 
     def __str__(self) -> str:
         parts = [f"{self.total} tensors: {len(self.loaded)} loaded"]
