@@ -19,7 +19,7 @@ from pvt_det.data.images import check_size, read_image
 from pvt_det.data.labels import LabelMaps
 from pvt_det.data.semantic_transforms import build_semantic_augmentations
 from pvt_det.data.transforms import build_augmentations, crops, numpy_random
-from pvt_det.errors import ConfigError
+from pvt_det.errors import ConfigError, DataError
 
 # One object's mask: polygons, each of x, y, x, y … in pixels, or COCO's compressed run lengths.
 Mask = list[npt.NDArray[np.float32]] | dict[str, Any]
@@ -186,7 +186,7 @@ class PVTDatasetMapper:
         if self.labels is None or (not self.is_train and "sem_seg_file_name" not in record):
             return None
         if "sem_seg_file_name" not in record:
-            raise ConfigError(f"image {record['file_name']}: its data set gives no `sem_seg_file_name` to train on")
+            raise DataError(f"image {record['file_name']}: its data set gives no `sem_seg_file_name` to train on")
         return self.labels.read(record["sem_seg_file_name"], size)
 
     def _instances(self, targets: Targets, transforms: T.TransformList, size: tuple[int, int]) -> Instances:

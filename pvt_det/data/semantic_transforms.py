@@ -10,7 +10,7 @@ import numpy.typing as npt
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from pvt_det.data.transforms import ResizeShortSide
+from pvt_det.data.transforms import ResizeShortSide, crop_size
 
 
 class PhotometricTransform(T.Transform):
@@ -124,10 +124,10 @@ class PadTransform(T.Transform):
 class PadToSize(T.Augmentation):
     """Pad images that are smaller than `size` (height, width), so that all of a batch are alike."""
 
-    def __init__(self, size: Sequence[int], colour: Sequence[float], label: int) -> None:
+    def __init__(self, size: Sequence[float], colour: Sequence[float], label: int) -> None:
         """Make the augmentation; `colour` is rounded, `label` is what padded pixels get."""
         super().__init__()
-        self.size = tuple(size)
+        self.size = tuple(int(side) for side in size)
         self.colour = tuple(round(value) for value in colour)
         self.label = label
 
@@ -159,7 +159,7 @@ def build_semantic_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augm
     if size.CROP.ENABLED:
         augmentations.append(
             T.RandomCrop_CategoryAreaConstraint(
-                size.CROP.TYPE, size.CROP.SIZE, size.CROP.SINGLE_CATEGORY_MAX_AREA, ignore
+                size.CROP.TYPE, crop_size(cfg), size.CROP.SINGLE_CATEGORY_MAX_AREA, ignore
             )
         )
     if size.RANDOM_FLIP != "none":
@@ -168,5 +168,5 @@ def build_semantic_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augm
     if size.COLOR_AUG_SSD:
         augmentations.append(PhotometricDistortion(size.FORMAT))
     if size.CROP.ENABLED and size.CROP.TYPE == "absolute":
-        augmentations.append(PadToSize(size.CROP.SIZE, cfg.MODEL.PIXEL_MEAN, ignore))
+        augmentations.append(PadToSize(crop_size(cfg), cfg.MODEL.PIXEL_MEAN, ignore))
     return augmentations

@@ -109,7 +109,7 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     if cfg.INPUT.CROP.ENABLED:
-        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, crop_size(cfg)))
     branch = cfg.INPUT.CROP_BRANCH
     if branch.ENABLED:
         # DETR's second branch (arXiv 2005.12872, section 4): resize, crop, then as all images.
@@ -121,6 +121,12 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]
     style = _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
     augmentations.append(ResizeShortSide(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style, backend))
     return augmentations
+
+
+def crop_size(cfg: CfgNode) -> tuple[float, ...]:
+    """`INPUT.CROP.SIZE`, whose numbers are pixels for the absolute types and shares of the sides for the others."""
+    is_absolute = cfg.INPUT.CROP.TYPE.startswith("absolute")
+    return tuple(int(side) if is_absolute else side for side in cfg.INPUT.CROP.SIZE)
 
 
 def crops(cfg: CfgNode) -> bool:
