@@ -4,9 +4,14 @@ Importing the package registers its backbones and heads with Detectron2 where De
 (`pvt_det.models`), the weights (`pvt_det.weights`) and classification work without it.
 """
 
+import warnings
 from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
 if find_spec("detectron2") is not None:
-    from pvt_det import modeling as _modeling  # noqa: F401  (registers the builders)
+    with warnings.catch_warnings():
+        # Detectron2 and fvcore compile functions with TorchScript as they are imported.
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        from pvt_det import modeling as _modeling  # noqa: F401  (registers the builders)

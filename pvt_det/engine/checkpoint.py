@@ -151,14 +151,20 @@ class CheckpointStore:
         if not intact:
             raise CheckpointError(f"{path} is damaged: its content is not what was saved (SHA-256 differs).")
 
-    def verify_if_listed(self, path: Path) -> None:
+    def verify_if_listed(self, path: Path) -> int:
         """Check a file that may have been written by `save`, or come from elsewhere.
+
+        Returns:
+            The number of iterations that it was saved after; 0 where it comes from elsewhere.
 
         Raises:
             CheckpointError: The manifest lists it with another content.
         """
-        if path.name in self._read_manifest():
-            self.verify(path)
+        entry = self._read_manifest().get(path.name)
+        if entry is None:
+            return 0
+        self.verify(path)
+        return int(entry["iteration"]) + 1
 
     def load(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint that `save` wrote, onto the CPU, after verifying it; nothing in it can run.
@@ -168,7 +174,7 @@ class CheckpointStore:
         """
         self.verify(path)
         state = read_file(path)
-        if not isinstance(state, dict) or not {"model", "iteration"} <= state.keys():
+        if not isinstance(state, dict) or not {"model", "iteration", "optimizer", "random", "seed"} <= state.keys():
             raise CheckpointError(f"{path} holds no training state: give it as MODEL.WEIGHTS, without --resume.")
         return state
 

@@ -6,6 +6,8 @@ import datetime
 import logging
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,11 +24,11 @@ PERIOD = 20
 _log = logging.getLogger(__name__)
 
 
-def setup_logging(folder: Path, rank: int, console: Console) -> None:
-    """Send this package's messages to `console` (first process only) and all messages, with details, to a file.
+@contextmanager
+def run_logging(folder: Path, rank: int, console: Console) -> Iterator[None]:
+    """While entered, send messages to the console (first process only) and, with all details, to a file.
 
-    Detectron2's messages reach the console as warnings and errors only, Python's warnings not at all. A second call
-    replaces the first.
+    Detectron2's messages reach the console as warnings and errors only, Python's warnings not at all.
 
     Args:
         folder: Gets `log.txt`; other processes than the first write `log.txt.rank1` ….
@@ -35,20 +37,25 @@ def setup_logging(folder: Path, rank: int, console: Console) -> None:
     """
     to_file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log.txt.rank{rank}"), encoding="utf-8")
     to_file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
-    handlers: list[logging.Handler] = [to_file]
-    if rank == 0:
-        handlers.append(_console_handler(console))
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        for old in [h for h in logger.handlers if getattr(h, "of_run", False)]:
-            logger.removeHandler(old)
-            old.close()
-        logger.setLevel(logging.DEBUG)
-        for handler in handlers:
-            handler.of_run = True  # type: ignore[attr-defined]
-            logger.addHandler(handler)
-        logger.propagate = False
+    handlers: list[logging.Handler] = [to_file, *([_console_handler(console)] if rank == 0 else [])]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.level, logger.propagate) for logger in loggers]
     logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.propagate = propagate
+            for handler in handlers:
+                logger.removeHandler(handler)
+        to_file.close()
 
 
 def _console_handler(console: Console) -> logging.Handler:

@@ -13,11 +13,10 @@ from torch import nn
 
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.evaluate import inference_folder
+from pvt_det.evaluation.coco import RESULTS_FILE
 
 RESULTS_NAME = "results.json"
 METRICS_NAME = "metrics.json"
-# Of each task of an evaluation, where its detections are written.
-_DETECTIONS_NAME = "coco_instances_results.json"
 
 
 def write_results(
@@ -79,9 +78,8 @@ def recipe(cfg: CfgNode) -> str:
     )
 
 
-def trim_metrics(folder: Path, start_iteration: int) -> None:
+def trim_metrics(path: Path, start_iteration: int) -> None:
     """Drop the lines of `metrics.json` that a run resumed at `start_iteration` writes again, and torn ones."""
-    path = folder / METRICS_NAME
     if not path.exists():
         return
     kept = [
@@ -102,7 +100,7 @@ def _before(line: str, start_iteration: int) -> bool:
 def _relative_detections(cfg: CfgNode, dataset: str) -> str:
     if not dataset:
         return ""
-    return str((inference_folder(cfg, dataset) / _DETECTIONS_NAME).relative_to(cfg.OUTPUT_DIR))
+    return str((inference_folder(cfg, dataset) / RESULTS_FILE).relative_to(cfg.OUTPUT_DIR))
 
 
 def _without_nan(value: Any) -> Any:

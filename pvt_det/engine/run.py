@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine import evaluate, results
 from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
-from pvt_det.engine.console import setup_logging
+from pvt_det.engine.console import run_logging
 from pvt_det.engine.lock import FolderLock
 from pvt_det.engine.rng import seed_all
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
@@ -74,8 +74,7 @@ def run_job(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     console = Console()
     folder = Path(cfg.OUTPUT_DIR)
     _make_folder(folder)
-    with FolderLock(folder) if comm.is_main_process() else nullcontext():
-        setup_logging(folder, comm.get_rank(), console)
+    with _lock(folder), run_logging(folder, comm.get_rank(), console):
         _fit_to_machine(cfg)
         _refuse_unsupported(cfg)
         register_datasets(cfg, training=not options.eval_only)
@@ -98,13 +97,11 @@ def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any
     cfg.SEED = _seed(cfg, resume)
     seed_all(cfg.SEED + comm.get_rank())
     cfg.freeze()
-    if comm.is_main_process():
-        write_atomically(folder / CONFIG_NAME, cfg.dump())
     trainer = PVTTrainer(cfg, console)
     trainer.resume_or_load(resume, options.allow_partial)
     if comm.is_main_process():
+        write_atomically(folder / CONFIG_NAME, cfg.dump())
         store.check_space(trainer.checkpoint_bytes())
-        results.trim_metrics(folder, trainer.start_iter)
         _say_what_is_trained(cfg, trainer)
     try:
         metrics = trainer.train()
@@ -126,32 +123,38 @@ def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any
 def _evaluate(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("There is nothing to evaluate on: give --val-json and --val-images, or DATASETS.TEST.")
-    weights = _weights_to_evaluate(cfg, options)
+    weights, iterations = _weights_to_evaluate(cfg, options)
     cfg.freeze()
     model = build_model(cfg)
-    load_pretrained(model, weights, allow_partial=options.allow_partial)
+    load_pretrained(model, weights, allow_partial=options.allow_partial).require_whole()
     metrics = evaluate.evaluate(cfg, model)
     if comm.is_main_process():
-        path = results.write_results(cfg, model, metrics, config_file=options.config_file, iterations=0, best={})
+        path = results.write_results(
+            cfg, model, metrics, config_file=options.config_file, iterations=iterations, best={}
+        )
         _log.info("Metrics of %s are in %s.", weights, path)
     return metrics
 
 
-def _weights_to_evaluate(cfg: CfgNode, options: JobOptions) -> str:
+def _weights_to_evaluate(cfg: CfgNode, options: JobOptions) -> tuple[str, int]:
+    """The weights' file or catalog name, and the iterations they were trained for, 0 where that is not known."""
     if options.resume:
-        last = CheckpointStore(Path(cfg.OUTPUT_DIR)).latest()
+        store = CheckpointStore(Path(cfg.OUTPUT_DIR))
+        last = store.latest()
         if last is None:
             raise CheckpointError(f"{cfg.OUTPUT_DIR} holds no checkpoint to evaluate: give one as MODEL.WEIGHTS.")
-        return str(last)
+        return str(last), store.verify_if_listed(last)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only needs weights: add MODEL.WEIGHTS path/to/model_final.pth, or --resume for the last checkpoint "
             "of OUTPUT_DIR."
         )
     path = Path(cfg.MODEL.WEIGHTS)
-    if path.is_file():
-        CheckpointStore(path.parent).verify_if_listed(path)
-    return str(cfg.MODEL.WEIGHTS)
+    return cfg.MODEL.WEIGHTS, CheckpointStore(path.parent).verify_if_listed(path) if path.is_file() else 0
+
+
+def _lock(folder: Path) -> AbstractContextManager[Any]:
+    return FolderLock(folder) if comm.is_main_process() else nullcontext()
 
 
 def _make_folder(folder: Path) -> None:

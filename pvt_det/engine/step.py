@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -111,12 +112,12 @@ class TrainStep:
         """The model to evaluate and to hand on: the average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def __call__(self, batches: Iterator[Any], *, stop: bool = False) -> StepReport:
+    def __call__(self, batches: Iterator[Any], *, asked_to_stop: Callable[[], bool] = lambda: False) -> StepReport:
         """Train on the next batches.
 
         Args:
             batches: Gives at least `accumulate` more.
-            stop: Whether this process was asked to stop; the report says whether any was.
+            asked_to_stop: Whether this process was asked to stop; the report says whether any was.
 
         Raises:
             NumericError: Losses or gradients were not finite too many times in a row.
@@ -137,7 +138,7 @@ class TrainStep:
                 totals[name] = totals.get(name, 0) + value.detach().float() / self._accumulate
         self._scaler.unscale_(self.optimizer)
         norm = total_gradient_norm(self._parameters, self._norm_type)
-        report = self._report(totals, norm, data_seconds, stop)
+        report = self._report(totals, norm, data_seconds, asked_to_stop())
         self._update(report, norm)
         return report
 
@@ -151,26 +152,28 @@ class TrainStep:
         return StepReport(dict(zip(losses, means, strict=True)), norm_value, data_seconds, stops > 0)
 
     def _update(self, report: StepReport, norm: Tensor) -> None:
-        numbers = torch.tensor([*report.losses.values(), report.gradient_norm])
-        if bool(torch.isfinite(numbers).all()):
+        is_finite = all(map(math.isfinite, [*report.losses.values(), report.gradient_norm]))
+        if is_finite:
             if self._clipper is not None:
                 self._clipper(self._parameters, norm)
             self._scaler.step(self.optimizer)
-            self._skipped_in_row = 0
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
-        else:
-            self.skipped += 1
-            # Overflow of the gradients is how loss scaling finds its factor.
-            if not self._scaler.is_enabled() or self._scaler.get_scale() <= 1:
-                self._skipped_in_row += 1
-            if self._skipped_in_row > self._max_nonfinite:
-                raise NumericError(
-                    f"The loss or its gradient was NaN or infinite in {self._skipped_in_row} iterations in a row "
-                    f"(now {report.losses}, gradient norm {report.gradient_norm}). Lower SOLVER.BASE_LR, warm up "
-                    "longer, clip with SOLVER.CLIP_GRADIENTS, or try bf16 instead of fp16."
-                )
+        scale = self._scaler.get_scale()
         self._scaler.update()
+        # Overflow of the gradients is how loss scaling finds its factor; nothing is wrong until that is small.
+        is_scaling = 1 < self._scaler.get_scale() < scale
+        if is_finite:
+            self._skipped_in_row = 0
+            return
+        self.skipped += 1
+        self._skipped_in_row += not is_scaling
+        if self._skipped_in_row > self._max_nonfinite:
+            raise NumericError(
+                f"The loss or its gradient was NaN or infinite in {self._skipped_in_row} iterations in a row (now "
+                f"{report.losses}, gradient norm {report.gradient_norm}). Lower SOLVER.BASE_LR, warm up longer, clip "
+                "with SOLVER.CLIP_GRADIENTS, or try bf16 instead of fp16."
+            )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision is None:

@@ -22,10 +22,11 @@ from pvt_det.engine import evaluate
 from pvt_det.engine.checkpoint import CheckpointStore
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
+from pvt_det.engine.results import METRICS_NAME, trim_metrics
 from pvt_det.engine.rng import random_state, set_random_state
 from pvt_det.engine.signals import StopRequest
 from pvt_det.engine.step import TrainStep
-from pvt_det.errors import CheckpointError, Interrupted
+from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.weights import load_pretrained
 
@@ -75,6 +76,7 @@ class PVTTrainer(TrainerBase):
 
         Raises:
             CheckpointError: The checkpoint or the weights are missing, damaged or of another model.
+            ConfigError: The checkpoint was trained with another seed.
         """
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
         if path is not None:
@@ -87,14 +89,19 @@ class PVTTrainer(TrainerBase):
 
     def _restore(self, path: Path) -> None:
         state = self.store.load(path)
+        if state["seed"] != self.cfg.SEED:
+            raise ConfigError(
+                f"{path} was trained with SEED {state['seed']}, and SEED is {self.cfg.SEED}: the data would come in "
+                f"another order. Resume with SEED {state['seed']}, or choose another folder with --output."
+            )
         try:
             self._step.load_state_dict(state)
             # Detectron2's `iteration` is the index of the last finished one.
             super().load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path} is of another model or optimizer than this config's: {error}. Resume with the config that the "
-                "run was started with (config.yaml beside it), or choose another folder with --output."
+                f"{path} is of another model or optimizer than this config's: {_first_lines(error)}. Resume with the "
+                "config that the run was started with (config.yaml beside it), or choose another folder with --output."
             ) from error
         self.start_iter = self.iter + 1
         self.last_saved, self._saved_at = path, self.iter
@@ -125,6 +132,7 @@ class PVTTrainer(TrainerBase):
         self.iter = self.start_iter - 1
         with EventStorage(self.start_iter) as self.storage, self._stop:
             batches = self._open_data()
+            self._open_metrics()
             try:
                 self.before_train()
                 self._iterate(batches)
@@ -155,7 +163,7 @@ class PVTTrainer(TrainerBase):
                 raise self._interrupted()
 
     def _run_step(self, batches: Iterator[Any]) -> None:
-        report = self._step(batches, stop=self._stop.signal_name is not None)
+        report = self._step(batches, asked_to_stop=lambda: self._stop.signal_name is not None)
         self._stop_agreed = report.stop
         finite = {name: value for name, value in report.losses.items() if math.isfinite(value)}
         if len(finite) == len(report.losses):
@@ -246,7 +254,19 @@ class PVTTrainer(TrainerBase):
             self._evaluation,
         ]
         if comm.is_main_process():
-            folder = self.cfg.OUTPUT_DIR
-            writers = [JSONWriter(str(Path(folder) / "metrics.json")), TensorboardXWriter(folder)]
-            hooks += [ProgressHook(console), detectron2_hooks.PeriodicWriter(writers, period=PERIOD)]
+            hooks.append(ProgressHook(console))
         return hooks
+
+    def _open_metrics(self) -> None:
+        """Make the files of metrics ready, without what a resumed run is about to repeat."""
+        if comm.is_main_process():
+            folder = self.store.folder
+            trim_metrics(folder / METRICS_NAME, self.start_iter)
+            writers = [JSONWriter(str(folder / METRICS_NAME)), TensorboardXWriter(str(folder))]
+            self.register_hooks([detectron2_hooks.PeriodicWriter(writers, period=PERIOD)])
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    rest = f"; … and {len(lines) - count} more" if len(lines) > count else ""
+    return "; ".join(lines[:count]) + rest

@@ -1,0 +1,130 @@
+"""A run that is stopped and resumed is the run that was not: weights equal bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.engine.step import TrainStep
+from pvt_det.errors import CheckpointError, ConfigError, Interrupted
+
+RESUME = JobOptions(resume=True, command="python tools/train_net.py --resume")
+EMA = {"SOLVER__EMA__ENABLED": True, "SOLVER__EMA__DECAY": 0.9}
+
+
+def assert_same(weights, others):
+    assert weights.keys() == others.keys()
+    different = [name for name in weights if not torch.equal(weights[name], others[name])]
+    assert not different
+
+
+def stop_after(monkeypatch, calls, number=signal.SIGTERM):
+    """Send this process a signal within optimizer step `calls`."""
+    run, count = TrainStep.__call__, iter(range(1, 1000))
+
+    def step(self, batches, *, asked_to_stop):
+        if next(count) == calls:
+            os.kill(os.getpid(), number)
+        return run(self, batches, asked_to_stop=asked_to_stop)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+
+
+@pytest.mark.parametrize(
+    ("cut", "settings"),
+    [
+        (1, {}),
+        (3, {}),
+        (2, {"DATALOADER__NUM_WORKERS": 2}),
+        (2, {"SOLVER__ACCUMULATE_STEPS": 2, **EMA}),
+        (2, {"SOLVER__AMP__ENABLED": True, "SOLVER__OPTIMIZER": "sgd"}),
+        # Slow on a CPU: fp16 convolutions have no fast kernels there.
+        pytest.param(2, {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__PRECISION": "fp16"}, marks=pytest.mark.slow),
+    ],
+    ids=["cut-1", "cut-3", "workers", "accumulate-ema", "bf16-sgd", "fp16"],
+)
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_cfg, saved_weights, monkeypatch, cut, settings):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_job(tiny_cfg(whole, **settings | {"DATALOADER__NUM_WORKERS": 0}), JobOptions())
+    with monkeypatch.context() as patch:
+        stop_after(patch, cut)
+        with pytest.raises(Interrupted):
+            run_job(tiny_cfg(parts, **settings), JobOptions())
+    torch.manual_seed(99)
+    run_job(tiny_cfg(parts, **settings), RESUME)
+    assert_same(saved_weights(whole / "model_final.pth"), saved_weights(parts / "model_final.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [1, 2])
+def test_mask_rcnn_resumes_exactly(tmp_path, tiny_words, repo_root, saved_weights, monkeypatch, cut):
+    from pvt_det.config import load_config
+
+    def cfg(output):
+        words = tiny_words(output, MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=32, SOLVER__MAX_ITER=3, SOLVER__STEPS=[])
+        return load_config(repo_root / "configs/mask_rcnn_pvt_tiny.yaml", words)
+
+    run_job(cfg(tmp_path / "whole"), JobOptions())
+    with monkeypatch.context() as patch:
+        stop_after(patch, cut)
+        with pytest.raises(Interrupted):
+            run_job(cfg(tmp_path / "parts"), JobOptions())
+    run_job(cfg(tmp_path / "parts"), RESUME)
+    assert_same(saved_weights(tmp_path / "whole/model_final.pth"), saved_weights(tmp_path / "parts/model_final.pth"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_with_everything_saved(tmp_path, tiny_cfg, monkeypatch, number):
+    stop_after(monkeypatch, 2, number)
+    with pytest.raises(Interrupted, match=r"after iteration 2; .*model_0000001.pth.*Go on with: python .*--resume"):
+        run_job(tiny_cfg(tmp_path), RESUME)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_an_evaluation_in_mid_run_changes_no_weight(tmp_path, tiny_cfg, saved_weights):
+    plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
+    run_job(tiny_cfg(plain), JobOptions())
+    run_job(tiny_cfg(evaluated, val=True, TEST__EVAL_PERIOD=2, TEST__VALIDATION_LOSS=True), JobOptions())
+    assert_same(saved_weights(plain / "model_final.pth"), saved_weights(evaluated / "model_final.pth"))
+    # The state was saved before the evaluation, although no checkpoint was due.
+    assert (evaluated / "model_0000001.pth").exists()
+
+
+def test_seed_is_drawn_once_and_kept(tmp_path, tiny_cfg, saved_weights, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run_job(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), JobOptions())
+    run_job(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), RESUME)
+    seed = json.loads((tmp_path / "a/results.json").read_text())["seed"]
+    run_job(tiny_cfg(tmp_path / "b", SEED=seed, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), JobOptions())
+    assert_same(saved_weights(tmp_path / "a/model_final.pth"), saved_weights(tmp_path / "b/model_final.pth"))
+
+
+def test_resume_refuses_another_seed_and_another_model(tmp_path, tiny_cfg):
+    run_job(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]), JobOptions())
+    with pytest.raises(ConfigError, match="trained with SEED 3"):
+        run_job(tiny_cfg(tmp_path, SEED=4), RESUME)
+    with pytest.raises(CheckpointError, match=r"another model.*config\.yaml"):
+        run_job(tiny_cfg(tmp_path, MODEL__FPN__OUT_CHANNELS=64), RESUME)
+
+
+def test_a_new_run_does_not_write_over_an_old_one(tmp_path, tiny_cfg):
+    (tmp_path / "model_final.pth").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match=r"model_final\.pth.*--resume"):
+        run_job(tiny_cfg(tmp_path), JobOptions())
+    assert (tmp_path / "model_final.pth").read_bytes() == b"precious"
+
+
+def test_metrics_of_repeated_iterations_are_dropped(tmp_path):
+    from pvt_det.engine.results import trim_metrics
+
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 19, "a": 1}\n{"iteration": 39, "a": 2}\n{"itera')
+    trim_metrics(path, 39)
+    assert path.read_text() == '{"iteration": 19, "a": 1}\n'
