@@ -176,6 +176,6 @@ def _explain(translation: Translation, model: Mapping[str, Tensor], report: Load
     here, there = identify(translation.tensors), identify(model)
     hint = f"this file is a {here}, the model is {there}; " if here and there and here != there else ""
     return (
-        f"{report.source} ({translation.dialect}, {report.total} tensors) does not fit the model: {faults}; {hint}"
-        "choose the model and file that belong together, or name what may differ with --allow-partial PATTERN"
+        f"{report.source} ({translation.dialect}, {report.total} tensors) does not fit the model: {hint}{faults}. "
+        "Choose the model and file that belong together, or name what may differ with --allow-partial PATTERN"
     )
