@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -35,7 +36,7 @@ _logger = logging.getLogger(__name__)
 _BLANK = 64
 
 
-class MappedDataset(Dataset[dict[str, Any]]):
+class MappedDataset(Dataset[dict[str, Any] | DataError]):
     """Records of images, mapped when asked for.
 
     The records lie in one shared buffer, so that worker processes do not copy them. With `on_error` "skip" a sample
@@ -56,11 +57,13 @@ class MappedDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, sample: Sample | int) -> dict[str, Any]:
+    def __getitem__(self, sample: Sample | int) -> dict[str, Any] | DataError:
         """Map `(position, index)` of a training stream, or the index of a test image.
 
-        Raises:
-            DataError: the image cannot be read, under "strict"; or no image at all can be, under "skip".
+        Returns:
+            The mapped record; or, for the loader to raise, what is wrong: the image cannot be read, under "strict",
+            or no image at all can be, under "skip". Raised here, in a worker process, it would come out wrapped in
+            that worker's traceback.
         """
         position, index = (None, sample) if isinstance(sample, int) else sample
         for step in range(len(self)):
@@ -69,14 +72,14 @@ class MappedDataset(Dataset[dict[str, Any]]):
                 return self.mapper(record, position)
             except DataError as error:
                 if self.on_error == "strict":
-                    raise
+                    return error
                 self.skipped += 1
                 if record["file_name"] not in self._reported:
                     self._reported.add(record["file_name"])
                     _logger.warning("Left out: %s", error)
                 if not self.mapper.is_train:
                     return _blank(record)
-        raise DataError(f"none of the {len(self)} images can be read; the last was {record['file_name']}")
+        return DataError(f"none of the {len(self)} images can be read; the last was {record['file_name']}")
 
 
 def _blank(record: dict[str, Any]) -> dict[str, Any]:
@@ -184,8 +187,19 @@ def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray |
     raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; expected TrainingSampler or RepeatFactorTrainingSampler")
 
 
+class _Loader(DataLoader):
+    """Raises in the main process the error that a sample came out as."""
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            for sample in batch:
+                if isinstance(sample, DataError):
+                    raise sample
+            yield batch
+
+
 def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoader:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

@@ -92,8 +92,8 @@ def _check_named(cfg: CfgNode, name: str) -> None:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         raise ConfigError(
             f"data set {name!r} is not registered"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + " A COCO-format data set needs no registration: give DATASETS.TRAIN_JSON and TRAIN_IMAGES"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+            + ". A COCO-format data set needs no registration: give DATASETS.TRAIN_JSON and TRAIN_IMAGES"
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("coco_source") is not None or metadata.get("evaluator_type") != "coco":
