@@ -15,11 +15,14 @@ import hotcoco
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import read_ground_truth
 from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS
-from pvt_det.evaluation.published import PUBLISHED_DATASET, find_published
+from pvt_det.evaluation.published import find_published
 
 RESULTS_NAME = "results.json"
-TASKS = ("bbox", "segm")
-_TITLES = {"bbox": "box AP", "segm": "mask AP"}
+# The metric of each task that runs are compared by.
+TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}
+_TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}
+# Tasks of which the written results tell how far a difference is chance.
+_WITH_INTERVAL = ("bbox", "segm")
 # Samples of the images, with replacement, for one interval: a second each at COCO val2017's size.
 BOOTSTRAP = 200
 _FIELDS: dict[str, type] = {
@@ -60,9 +63,9 @@ class Run:
     results_file: Path
     annotations: Path
 
-    def ap(self, task: str) -> float | None:
-        """AP of "bbox" or "segm" in percent, None where it was not measured."""
-        return self.metrics.get(task, {}).get("AP")
+    def value(self, task: str) -> float | None:
+        """The metric of a task of `TASKS` in percent, None where it was not measured."""
+        return self.metrics.get(task, {}).get(TASKS[task])
 
     @property
     def max_detections(self) -> int:
@@ -146,14 +149,15 @@ def comparison_rows(
 ) -> list[dict[str, str]]:
     """One row a run, all with the same columns, as text.
 
-    Published AP is shown where the config has a published row, and subtracted only on the data it was measured on.
+    A published number is shown where the config has a published row, and subtracted only on the data it was measured
+    on.
 
     Args:
         runs: the first is what the others are compared with.
         gmacs: cost by `Run.folder`, as text.
         samples: bootstrap samples of an interval.
     """
-    tasks = [task for task in TASKS if any(run.ap(task) is not None for run in runs)]
+    tasks = [task for task in TASKS if any(run.value(task) is not None for run in runs)]
     return [_row(run, runs[0], tasks, gmacs[run.folder], samples) for run in runs]
 
 
@@ -168,15 +172,17 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int) -> 
     }
     published = find_published(run.config_file)
     for task in tasks:
-        title, measured = _TITLES[task], run.ap(task)
-        known = None if published is None else (published.box if task == "bbox" else published.mask).get("AP")
+        title, measured = _TITLES[task], run.value(task)
+        known = None if published is None else published.value(task, TASKS[task])
         row[f"{title} published"] = "-" if known is None else f"{known:.1f}"
         row[title] = "-" if measured is None else f"{measured:.2f}"
-        if known is not None and measured is not None and run.dataset == PUBLISHED_DATASET:
+        if published is not None and known is not None and measured is not None and run.dataset == published.dataset:
             row[f"{title} less published"] = f"{measured - known:+.2f}"
         else:
             row[f"{title} less published"] = "-"
-        has_both = measured is not None and base.ap(task) is not None
+        if task not in _WITH_INTERVAL:
+            continue
+        has_both = measured is not None and base.value(task) is not None
         with_interval = run is not base and has_both and same_data(run, base)
         row[f"{title} less first [95%]"] = str(difference(run, base, task, samples=samples)) if with_interval else "-"
     return row

@@ -1,15 +1,12 @@
-"""Published results on COCO val2017, each with its source."""
+"""Published results on COCO val2017 and ADE20K, each with its source."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-
-# The only data that published numbers may be set against.
-PUBLISHED_DATASET = "coco_2017_val"
 
 
 @dataclass(frozen=True)
@@ -19,11 +16,13 @@ class PublishedResult:
     Attributes:
         config: name, without suffix, of the config of this repository that follows the row's recipe.
         model: head and backbone.
-        schedule: "1x" (12 epochs) or "3x" (36).
+        schedule: "1x" (12 epochs) or "3x" (36) on COCO, "40k" (iterations) on ADE20K.
         parameters_millions: of the whole detector; None where not published.
         box: box AP and the like, percent.
         mask: mask AP and the like, percent; empty without masks.
         source: where the numbers stand.
+        semantic: mIoU, percent; empty for detectors.
+        dataset: the only data that the row may be set against.
     """
 
     config: str
@@ -33,6 +32,12 @@ class PublishedResult:
     box: dict[str, float]
     mask: dict[str, float]
     source: str
+    semantic: dict[str, float] = field(default_factory=dict)
+    dataset: str = "coco_2017_val"
+
+    def value(self, task: str, metric: str) -> float | None:
+        """A metric of "bbox", "segm", "sem_seg" or another task, None where it was not published."""
+        return {"bbox": self.box, "segm": self.mask, "sem_seg": self.semantic}.get(task, {}).get(metric)
 
 
 @cache

@@ -24,10 +24,24 @@ def test_rows(config, box, mask):
 def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     rows = published_results()
     names = [row.config for row in rows]
-    assert len(set(names)) == len(names) == 44
+    assert len(set(names)) == len(names) == 49
     assert all(row.source for row in rows)
     missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
     assert missing == []
+
+
+def test_semantic_rows_are_of_ade20k():
+    rows = [row for row in published_results() if row.dataset != "coco_2017_val"]
+    found = {row.config: row.value("sem_seg", "mIoU") for row in rows}
+    assert found == {
+        "semantic_fpn_R_50": 36.7,
+        "semantic_fpn_pvt_tiny": 36.6,
+        "semantic_fpn_pvt_small": 41.9,
+        "semantic_fpn_pvt_medium": 43.5,
+        "semantic_fpn_pvt_large": 43.5,
+    }
+    assert {row.dataset for row in rows} == {"ade20k_sem_seg_val"}
+    assert rows[0].value("bbox", "AP") is None
 
 
 def test_unknown_config_has_no_row():

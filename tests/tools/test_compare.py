@@ -106,6 +106,19 @@ def test_csv(compare, make_run, capsys, tmp_path):
     assert "data sets differ" in printed.err
 
 
+def test_segmentation_runs_are_compared_by_miou(compare, make_run, capsys):
+    semantic = {"config_file": "configs/semantic_fpn_pvt_tiny.yaml", "annotations": "", "results_file": ""}
+    a = make_run("a", 0.0, **semantic, dataset="ade20k_sem_seg_val", metrics={"sem_seg": {"mIoU": 37.0, "pACC": 78.0}})
+    b = make_run(
+        "b", 0.0, **semantic, dataset="shapes", metrics={"sem_seg": {"mIoU": 80.0}, "panoptic_seg": {"PQ": 61.0}}
+    )
+    compare.main([str(a), str(b), "--format", "csv"])
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (first["mIoU published"], first["mIoU"], first["mIoU less published"]) == ("36.6", "37.00", "+0.40")
+    assert (second["mIoU"], second["mIoU less published"], second["PQ"]) == ("80.00", "-", "61.00")
+    assert "box AP" not in first
+
+
 def test_markdown_has_a_line_for_each_run(compare, make_run, capsys):
     compare.main([str(make_run("a", 0.0)), str(make_run("b", 1.0)), "--format", "markdown", "--bootstrap", "20"])
     lines = capsys.readouterr().out.splitlines()
