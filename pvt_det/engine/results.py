@@ -63,7 +63,7 @@ def model_name(cfg: CfgNode) -> str:
     elif architecture == "GeneralizedRCNN":
         head = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
     else:
-        head = architecture
+        head = {"SemanticSegmentor": "Semantic FPN", "PanopticFPN": "Panoptic FPN"}.get(architecture, architecture)
     is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME
     return f"{head} {cfg.MODEL.PVT.VARIANT if is_pvt else f'R{cfg.MODEL.RESNETS.DEPTH}'}"
 
@@ -100,7 +100,8 @@ def _before(line: str, start_iteration: int) -> bool:
 def _relative_detections(cfg: CfgNode, dataset: str) -> str:
     if not dataset:
         return ""
-    return str((inference_folder(cfg, dataset) / RESULTS_FILE).relative_to(cfg.OUTPUT_DIR))
+    path = inference_folder(cfg, dataset) / RESULTS_FILE
+    return str(path.relative_to(cfg.OUTPUT_DIR)) if path.exists() else ""
 
 
 def _without_nan(value: Any) -> Any:
