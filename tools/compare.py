@@ -20,7 +20,7 @@ from rich.console import Console
 import pvt_det  # noqa: F401  (registers the models)
 from pvt_det.engine.cli import ArgumentParser, run_cli
 from pvt_det.engine.cost import describe_gmacs
-from pvt_det.evaluation.compare import BOOTSTRAP, Run, comparison_rows, comparison_warnings, load_run
+from pvt_det.evaluation.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
 from pvt_det.evaluation.tables import as_csv, as_markdown, as_table, render
 
 # Wide enough for the plain table in a file.
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [load_run(path) for path in arguments.runs]
     for warning in comparison_warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)
-    rows = comparison_rows(runs, {run.folder: _gmacs(run) for run in runs}, samples=arguments.bootstrap)
+    gmacs = {run.folder: _gmacs(run) for run in runs}
+    rows = comparison_rows(runs, gmacs, samples=arguments.bootstrap, tolerance=arguments.tolerance)
     table = as_table(rows)
     if arguments.format == "table":
         Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
@@ -59,6 +60,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
     parser.add_argument(
         "--bootstrap", type=int, default=BOOTSTRAP, metavar="N", help=f"samples of an interval (default {BOOTSTRAP})"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="POINTS",
+        help="how far a measured number may be from the published one and count as reproduced (default %(default)s)",
     )
     return parser.parse_args(argv)
 

@@ -129,6 +129,9 @@ def _evaluate(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     load_pretrained(model, weights, allow_partial=options.allow_partial).require_whole()
     metrics = evaluate.evaluate(cfg, model)
     if comm.is_main_process():
+        # Beside a training run's own config nothing is written: that one says how its checkpoints were made.
+        if not (folder := Path(cfg.OUTPUT_DIR)).joinpath(CONFIG_NAME).exists():
+            write_atomically(folder / CONFIG_NAME, cfg.dump())
         path = results.write_results(
             cfg, model, metrics, config_file=options.config_file, iterations=iterations, best={}
         )

@@ -23,6 +23,8 @@ TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}
 _TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}
 # Tasks of which the written results tell how far a difference is chance.
 _WITH_INTERVAL = ("bbox", "segm")
+# Points of AP that a reproduction may differ by: what training with another seed moves COCO's AP by.
+TOLERANCE = 0.3
 # Samples of the images, with replacement, for one interval: a second each at COCO val2017's size.
 BOOTSTRAP = 200
 _FIELDS: dict[str, type] = {
@@ -145,7 +147,7 @@ def same_data(run: Run, base: Run) -> bool:
 
 
 def comparison_rows(
-    runs: Sequence[Run], gmacs: Mapping[Path, str], *, samples: int = BOOTSTRAP
+    runs: Sequence[Run], gmacs: Mapping[Path, str], *, samples: int = BOOTSTRAP, tolerance: float = TOLERANCE
 ) -> list[dict[str, str]]:
     """One row a run, all with the same columns, as text.
 
@@ -156,12 +158,21 @@ def comparison_rows(
         runs: the first is what the others are compared with.
         gmacs: cost by `Run.folder`, as text.
         samples: bootstrap samples of an interval.
+        tolerance: points that a measured number may differ from the published one and count as reproduced.
     """
     tasks = [task for task in TASKS if any(run.value(task) is not None for run in runs)]
-    return [_row(run, runs[0], tasks, gmacs[run.folder], samples) for run in runs]
+    return [_row(run, runs[0], tasks, gmacs[run.folder], samples, tolerance) for run in runs]
 
 
-def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int) -> dict[str, str]:
+def verdict(measured: float, published: float, tolerance: float) -> str:
+    """Whether a published number, in percent, was reproduced to `tolerance` points, as a word or two."""
+    # Both are known to a tenth or a hundredth; the subtraction adds rounding of its own.
+    if abs(measured - published) <= tolerance + 1e-9:
+        return "reproduced"
+    return "above" if measured > published else "below"
+
+
+def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tolerance: float) -> dict[str, str]:
     row = {
         "run": run.folder.name,
         "model": run.model,
@@ -177,7 +188,8 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int) -> 
         row[f"{title} published"] = "-" if known is None else f"{known:.1f}"
         row[title] = "-" if measured is None else f"{measured:.2f}"
         if published is not None and known is not None and measured is not None and run.dataset == published.dataset:
-            row[f"{title} less published"] = f"{measured - known:+.2f}"
+            judged = verdict(measured, known, tolerance)
+            row[f"{title} less published"] = f"{measured - known:+.2f} ({judged}, ±{tolerance:g})"
         else:
             row[f"{title} less published"] = "-"
         if task not in _WITH_INTERVAL:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pvt_det.errors import DataError
-from pvt_det.evaluation.compare import comparison_warnings, difference, load_run
+from pvt_det.evaluation.compare import comparison_warnings, difference, load_run, verdict
 
 IMAGES = 40
 
@@ -99,7 +99,7 @@ def test_csv(compare, make_run, capsys, tmp_path):
     assert first["GMACs"] == "-"  # these runs have no config.yaml
     assert (first["box AP published"], first["box AP"]) == ("36.7", "50.00")
     # Published numbers are subtracted on COCO val2017 only.
-    assert (first["box AP less published"], second["box AP less published"]) == ("-", "+10.30")
+    assert (first["box AP less published"], second["box AP less published"]) == ("-", "+10.30 (above, ±0.3)")
     assert first["box AP less first [95%]"] == "-"
     assert second["box AP less first [95%]"].startswith("-")
     assert "[" in second["box AP less first [95%]"]
@@ -114,7 +114,8 @@ def test_segmentation_runs_are_compared_by_miou(compare, make_run, capsys):
     )
     compare.main([str(a), str(b), "--format", "csv"])
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert (first["mIoU published"], first["mIoU"], first["mIoU less published"]) == ("36.6", "37.00", "+0.40")
+    measured = (first["mIoU published"], first["mIoU"], first["mIoU less published"])
+    assert measured == ("36.6", "37.00", "+0.40 (above, ±0.3)")
     assert (second["mIoU"], second["mIoU less published"], second["PQ"]) == ("80.00", "-", "61.00")
     assert "box AP" not in first
 
@@ -158,3 +159,17 @@ def test_lost_detections_are_named(make_run):
     (folder / "detections.json").write_text("[{")
     with pytest.raises(DataError, match=r"detections\.json"):
         difference(run, run, "bbox")
+
+
+@pytest.mark.parametrize(
+    ("measured", "tolerance", "word"),
+    [
+        (40.1, 0.3, "reproduced"),
+        (40.7, 0.3, "reproduced"),
+        (40.71, 0.3, "above"),
+        (40.0, 0.3, "below"),
+        (40, 0.5, "reproduced"),
+    ],
+)
+def test_verdict(measured, tolerance, word):
+    assert verdict(measured, 40.4, tolerance) == word
