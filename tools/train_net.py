@@ -31,6 +31,8 @@ _SHORT_FOR = {
     "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "their images"),
     "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on"),
     "val_images": ("DATASETS.VAL_IMAGES", "DIR", "their images"),
+    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "their label maps, for segmentation"),
+    "val_labels": ("DATASETS.VAL_LABELS", "DIR", "theirs, to evaluate on"),
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how the data is checked before the first step"),
     "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "what computes AP; the numbers are the same"),
 }
