@@ -42,7 +42,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}.{hint} See {self.prog} --help.")
 
     def _near(self, word: str) -> list[str]:
-        return difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=2)
+        return difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
 
     def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse `argv` (None: the program's own), options and positional words in any order."""

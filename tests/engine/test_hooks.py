@@ -1,0 +1,120 @@
+"""Evaluation in mid-run: the best checkpoint, early stopping, faults, and what a resumed run remembers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from detectron2.utils.events import EventStorage
+
+from pvt_det.engine.hooks import EvaluationHook
+from pvt_det.errors import ConfigError
+
+
+class Trainer(SimpleNamespace):
+    """Runs a hook's evaluations on given values of bbox/AP; an exception among them is raised."""
+
+    def run(self, hook, values, max_iter=100, start=0, steps=None):
+        self.saved, self.iter, self.max_iter, self.start_iter = [], start - 1, max_iter, start
+        self.values = iter(values)
+        hook.trainer = self
+        with EventStorage() as self.storage:
+            hook.before_train()
+            for self.iter in range(start, start + (len(values) if steps is None else steps)):
+                if hook.is_exhausted:
+                    break
+                hook.after_step()
+        return self
+
+    def save(self, name, is_last=True):
+        self.saved.append((name, self.iter + 1))
+
+    def save_once(self):
+        self.saved.append(("periodic", self.iter + 1))
+
+    def evaluate(self):
+        value = next(self.values)
+        if isinstance(value, Exception):
+            raise value
+        return {"bbox": {"AP": value, "APs": float("nan")}}
+
+
+def build(patience=0, metric="bbox/AP", stop_on_error=True):
+    return EvaluationHook(1, metric, patience, stop_on_error=stop_on_error)
+
+
+def best_saves(trainer):
+    return [iteration for name, iteration in trainer.saved if name == "model_best.pth"]
+
+
+def test_best_is_saved_when_it_gains_and_only_then():
+    hook = build()
+    trainer = Trainer().run(hook, [1.0, 3.0, 2.0, 3.0, 4.0])
+    assert best_saves(trainer) == [1, 2, 5]
+    assert hook.summary() == {"metric": "bbox/AP", "value": 4.0, "iteration": 5}
+
+
+def test_the_state_is_saved_before_each_evaluation():
+    trainer = Trainer().run(build(), [1.0, 2.0])
+    assert [name for name, _ in trainer.saved] == ["periodic", "model_best.pth"] * 2
+
+
+def test_a_loss_is_better_when_lower():
+    class Losses(Trainer):
+        def evaluate(self):
+            return {"validation": {"total_loss": next(self.values)}}
+
+    trainer = Losses().run(build(metric="validation/total_loss"), [3.0, 2.0, 2.5])
+    assert best_saves(trainer) == [1, 2]
+
+
+def test_a_metric_that_is_not_finite_is_never_the_best():
+    hook = build()
+    assert best_saves(Trainer().run(hook, [float("nan"), 0.0])) == [2]
+
+
+def test_early_stop_counts_evaluations_without_gain_across_a_resume():
+    hook = build(patience=3)
+    Trainer().run(hook, [5.0, 1.0, 1.0])
+    assert not hook.is_exhausted
+    resumed = build(patience=3)
+    resumed.load_state_dict(hook.state_dict())
+    trainer = Trainer().run(resumed, [2.0, 9.0], start=3)
+    assert resumed.is_exhausted
+    assert trainer.iter == 4
+    assert best_saves(trainer) == []
+    assert resumed.best == 5.0
+
+
+def test_an_evaluation_that_an_interruption_prevented_is_made_up_for():
+    hook = build()
+    Trainer().run(hook, [1.0])
+    late = build()
+    late.load_state_dict(hook.state_dict())
+    # The state was saved after 2 iterations, before their evaluation.
+    trainer = Trainer().run(late, [7.0, 8.0], start=2, steps=1)
+    assert best_saves(trainer) == [2, 3]
+
+
+def test_a_failed_evaluation_stops_or_is_passed_over_as_chosen():
+    fault = OSError("disk")
+    with pytest.raises(OSError, match="disk"):
+        Trainer().run(build(), [1.0, fault, 3.0])
+    trainer = Trainer().run(build(stop_on_error=False), [1.0, fault, 3.0])
+    assert best_saves(trainer) == [1, 3]
+    assert ("periodic", 2) in trainer.saved
+
+
+def test_an_unknown_metric_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"bbox/ap.*gives bbox/AP, bbox/APs"):
+        Trainer().run(build(metric="bbox/ap"), [1.0])
+
+
+def test_the_last_iteration_is_left_to_the_final_evaluation():
+    hook = build()
+    trainer = Trainer().run(hook, [1.0, 2.0], max_iter=2)
+    assert best_saves(trainer) == [1]
+    with EventStorage() as trainer.storage:
+        hook.finish(2)
+        hook.finish(2)
+    assert best_saves(trainer) == [1, 2]

@@ -1,0 +1,133 @@
+"""A whole small run: what it leaves, what can be done with it, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pvt_det.config import load_config
+from pvt_det.engine import evaluate
+from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.engine.trainer import PVTTrainer
+from pvt_det.errors import CheckpointError, ConfigError, NumericError
+
+
+@pytest.fixture
+def finished(tmp_path, tiny_cfg):
+    """The folder of a run of 2 iterations with an average of the weights."""
+    cfg = tiny_cfg(
+        tmp_path / "run",
+        val=True,
+        SOLVER__MAX_ITER=2,
+        SOLVER__STEPS=[],
+        SOLVER__EMA__ENABLED=True,
+        TEST__EVAL_PERIOD=1,
+        TEST__VALIDATION_LOSS=True,
+    )
+    run_job(cfg, JobOptions(config_file="tiny.yaml"))
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_weights_metrics_and_a_config_that_evaluates_alike(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["config_file"] == "tiny.yaml"
+    assert results["model"] == "RetinaNet pvt_v2_b0"
+    assert (results["dataset"], results["iterations"], results["seed"]) == ("instances_val", 2, 3)
+    assert results["best"]["metric"] == "bbox/AP"
+    assert results["metrics"]["validation"]["total_loss"] > 0
+    assert isinstance(json.loads((finished / results["results_file"]).read_text()), list)
+    lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "gradient_norm", "bbox/AP"} <= {
+        key for line in lines for key in line
+    }
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert (finished / "model_best.pth").exists()
+
+    cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
+    config_before = (finished / "config.yaml").read_text()
+    metrics = run_job(cfg, JobOptions(eval_only=True))
+    assert metrics["validation"] == pytest.approx(results["metrics"]["validation"])
+    assert json.loads((finished / "results.json").read_text())["iterations"] == 2
+    assert (finished / "config.yaml").read_text() == config_before
+
+
+def test_the_average_is_what_is_saved_as_the_model(finished, saved_weights):
+    from pvt_det.weights.reader import read_file
+
+    state = read_file(finished / "model_final.pth")
+    assert state["ema_updates"] == 2
+    different = [
+        name for name, value in state["model"].items() if not torch.equal(value, state["training_model"][name])
+    ]
+    assert "head.cls_score.weight" in different
+
+
+def test_a_finished_run_can_be_resumed_and_is_left_as_it_is(finished, saved_weights):
+    before = saved_weights(finished / "model_final.pth")
+    run_job(load_config(finished / "config.yaml"), JobOptions(resume=True))
+    after = saved_weights(finished / "model_final.pth")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_evaluation_refuses_a_damaged_checkpoint_and_missing_weights(finished):
+    content = bytearray((finished / "model_final.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (finished / "model_final.pth").write_bytes(content)
+    cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
+    with pytest.raises(CheckpointError, match=r"model_final\.pth is damaged"):
+        run_job(cfg, JobOptions(eval_only=True))
+    with pytest.raises(ConfigError, match="--eval-only needs weights"):
+        run_job(load_config(finished / "config.yaml"), JobOptions(eval_only=True))
+    with pytest.raises(CheckpointError):
+        run_job(load_config(finished / "config.yaml"), JobOptions(resume=True))
+
+
+def test_validation_losses_leave_model_and_mode_alone(tmp_path, tiny_cfg):
+    from pvt_det.data.sets import register_datasets
+
+    cfg = tiny_cfg(tmp_path, val=True)
+    register_datasets(cfg)
+    trainer = PVTTrainer(cfg)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    losses = evaluate.validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
+    assert losses.keys() == {"total_loss", "loss_cls", "loss_box_reg"}
+    assert losses["total_loss"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert losses == evaluate.validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
+
+
+def test_a_run_that_diverges_ends_with_its_last_good_state(tmp_path, tiny_cfg):
+    # The first step blows the weights up; every later loss is not finite.
+    settings = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__BASE_LR": 1e12, "SOLVER__WARMUP_ITERS": 0}
+    cfg = tiny_cfg(tmp_path, SOLVER__MAX_ITER=20, SOLVER__STEPS=[], SOLVER__MAX_NONFINITE_STEPS=2, **settings)
+    with pytest.raises(NumericError, match=r"in a row|holds NaN"):
+        run_job(cfg, JobOptions())
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_run_without_validation_data_trains(tmp_path, tiny_cfg):
+    assert run_job(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]), JobOptions()) == {}
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["dataset"], results["metrics"], results["iterations"]) == ("", {}, 1)
+
+
+def test_early_stopping_ends_a_run(tmp_path, tiny_cfg):
+    cfg = tiny_cfg(
+        tmp_path,
+        val=True,
+        SOLVER__BASE_LR=0.0,
+        SOLVER__MAX_ITER=50,
+        SOLVER__STEPS=[],
+        TEST__EVAL_PERIOD=1,
+        TEST__EARLY_STOP_PATIENCE=1,
+    )
+    run_job(cfg, JobOptions())
+    assert json.loads((tmp_path / "results.json").read_text())["iterations"] == 2
+
+
+@pytest.mark.parametrize("key", ["TEST__AUG__ENABLED", "TEST__PRECISE_BN__ENABLED"])
+def test_keys_without_effect_are_refused(tmp_path, tiny_cfg, key):
+    with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
+        run_job(tiny_cfg(tmp_path, **{key: True}), JobOptions())
