@@ -41,10 +41,12 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.5",
+        "simplejpeg>=1.8",
         "tensorboard>=2.16",
         "matplotlib>=3.8",
     ],
     extras_require={
+        "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "dev": [
             "hypothesis>=6.100",
             "import-linter>=2.5",
@@ -53,6 +55,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "scipy>=1.13",
             "transformers>=5",
             "types-PyYAML",
             "wheel>=0.45",

@@ -17,6 +17,7 @@ from pvt_det.engine.classification_dist import start_process
 from pvt_det.engine.classification_options import Options, add_flags, load_options
 from pvt_det.engine.classification_run import evaluate_only, train
 from pvt_det.engine.cli import ArgumentParser, run_cli
+from pvt_det.evaluation.published import published_top1
 
 RECIPES = Path(__file__).parents[1] / "configs/classification"
 _EXAMPLES = """
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.eval_only:
             result = evaluate_only(options, process)
             if process.is_main:
-                print(f"{options.model} {options.weights}: {result}")
+                top1 = published_top1(options.model)
+                print(f"{options.model} {options.weights}: {result} (published ImageNet-1k top-1: {top1} %)")
         else:
             best = train(options, process, f"python tools/train_cls.py {shlex.join(words)} --resume auto")
             if process.is_main:

@@ -103,7 +103,7 @@ class TrainSampler(Sampler[SampleKey]):
             else DistributedSampler(images, world_size, rank, shuffle=True, drop_last=True)  # type: ignore[arg-type]
         )
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._epoch = self._start = 0
+        self.set_position(0, 0)
 
     def set_position(self, epoch: int, start: int) -> None:
         """Let the next iteration give `epoch`'s samples without this process's first `start`."""

@@ -27,6 +27,7 @@ from pvt_det.errors import ConfigError
 
 # From an image, H×W×3 uint8, to the network's, 3×size×size uint8.
 Transform = Callable[[np.ndarray], Tensor]
+_THREE_CHANNELS = ("YCbCr", "RGB", "Gray")
 
 
 class BrokenImageError(Exception):
@@ -44,9 +45,11 @@ def decode_rgb(content: bytes) -> np.ndarray:
     """
     if content.startswith(b"\xff\xd8"):
         try:
-            return simplejpeg.decode_jpeg(content, "RGB", strict=True)
+            # Of four-channel JPEGs the two libraries make slightly different colours.
+            if simplejpeg.decode_jpeg_header(content)[2] in _THREE_CHANNELS:
+                return simplejpeg.decode_jpeg(content, "RGB", strict=True)
         except ValueError:
-            # CMYK, or a file with harmless faults: Pillow tells these from broken ones.
+            # Broken, or with harmless faults: Pillow knows the difference.
             pass
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -264,6 +264,8 @@ class Trainer:
     def _check_stop(self) -> None:
         if self.process.any(self._stop.signal_name is not None):
             self.save()
+            # A launcher ends the other processes once one has ended: not while the main one still writes.
+            self.process.wait()
             raise Interrupted(
                 f"{self._stop.signal_name or 'a signal'} in epoch {self.progress.epoch}, after update {self.update}. "
                 f"Go on with: {self._resume_command}"

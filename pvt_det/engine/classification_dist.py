@@ -51,14 +51,19 @@ class Process:
         dist.all_gather_object(values, value)
         return values
 
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """A block that the main process enters alone, and the others once it has left."""
-        if self.world_size > 1 and not self.is_main:
-            dist.barrier()
+        if not self.is_main:
+            self.wait()
         yield
-        if self.world_size > 1 and self.is_main:
-            dist.barrier()
+        if self.is_main:
+            self.wait()
 
 
 @contextmanager

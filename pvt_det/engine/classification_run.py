@@ -39,6 +39,7 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import create_model
 from pvt_det.solver.classification import build_optimizer, build_schedule
 from pvt_det.weights import load_pretrained
+from pvt_det.weights.reader import read_file
 
 OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
 _FORMATS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -178,14 +179,13 @@ def _open_data(options: Options, process: Process) -> tuple[ImageSource, ImageSo
 
 def _saved_state(options: Options) -> dict[str, Any] | None:
     """The state to resume from, or None at the start of a run."""
-    store = CheckpointStore(Path(options.output))
-    latest = store.latest()
+    latest = CheckpointStore(Path(options.output)).latest()
     if latest is None:
         return None
     if not options.resume:
         raise ConfigError(f"{options.output}: holds a run already. Give --resume auto to go on, or another --output.")
-    state = store.load(latest)
-    if not {"options", "progress", "interval"} <= state.keys():
+    state = read_file(latest)
+    if not isinstance(state, dict) or not {"options", "progress", "interval"} <= state.keys():
         raise CheckpointError(f"{latest}: is no checkpoint of a classification run. Give another --output.")
     check_same_run(state["options"], options)
     return state

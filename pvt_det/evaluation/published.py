@@ -51,3 +51,9 @@ def find_published(config_file: str) -> PublishedResult | None:
     """The published row of a config file's recipe, if there is one."""
     name = Path(config_file).stem
     return next((row for row in published_results() if row.config == name), None)
+
+
+def published_top1(model: str) -> float | None:
+    """Published ImageNet-1k top-1 of a classifier at 224 pixels, percent (ResNets: the PVT paper's reruns)."""
+    text = resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8")
+    return json.loads(text)["imagenet"].get(model, {}).get("top1")
