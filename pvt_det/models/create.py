@@ -49,8 +49,10 @@ def create_model(
     return PyramidVisionTransformerV2(variant, num_classes, drop_path_rate)
 
 
-def _image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIDE for side in size):
-        raise ConfigError(f"img_size is {img_size!r}: give one side or (height, width), in pixels, at least {MIN_SIDE}")
-    return size[0], size[1]
+def _image_size(img_size: object) -> tuple[int, int]:
+    match img_size:
+        case int(side) if side >= MIN_SIDE:
+            return side, side
+        case (int(height), int(width)) if min(height, width) >= MIN_SIDE:
+            return height, width
+    raise ConfigError(f"img_size is {img_size!r}: give one side or (height, width), in pixels, at least {MIN_SIDE}")
