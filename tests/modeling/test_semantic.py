@@ -69,6 +69,11 @@ def test_labels_that_are_all_ignored_give_no_loss_and_no_nan(average):
     assert predictions.grad.abs().max() == 0
 
 
+def test_training_starts_near_even_odds():
+    loss = head()(features(), torch.randint(0, CLASSES, (2, 64, 96)))[1]["loss_sem_seg"]
+    assert math.isclose(loss.item(), math.log(CLASSES), rel_tol=0.05)
+
+
 def test_dropout_takes_whole_channels_before_the_classifier_in_training_only():
     module = head(dropout=0.5).train()
     seen = []
