@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +18,7 @@ from pvt_det.data.labels import LabelMaps
 from pvt_det.data.mapper import PVTDatasetMapper, augmentations_of, pack_targets
 from pvt_det.data.sets import register_datasets
 from pvt_det.data.stream import BatchStream, Sample
+from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import ConfigError, DataError
 
 __all__ = [
@@ -187,7 +186,7 @@ def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray |
     raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; expected TrainingSampler or RepeatFactorTrainingSampler")
 
 
-class _Loader(DataLoader):
+class _Loader(WorkerLoader):
     """Raises in the main process the error that a sample came out as."""
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
@@ -204,7 +203,7 @@ def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoade
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # Its own generator: making an iterator otherwise draws from torch's, and changes the training run.
         generator=torch.Generator().manual_seed(0),
     )
@@ -212,11 +211,3 @@ def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoade
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return batch
-
-
-def _start_worker(worker_id: int) -> None:
-    # Ctrl-C and SIGTERM often reach the whole process group. The training process needs its workers to finish its
-    # step, and ends them itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader

@@ -7,7 +7,6 @@ workers and processes, and a run resumes in mid-epoch by skipping places.
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from pvt_det.data.imagenet import ImageSource
 from pvt_det.data.imagenet_transforms import BrokenImageError, Transform, decode_rgb
+from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import DataError
 
 # How many neighbours are tried in place of a broken image.
@@ -192,13 +192,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _start_worker(worker_id: int) -> None:
-    # Ctrl-C and SIGTERM often reach the whole process group, and the training process needs its workers to finish its
-    # step. It ends them itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def build_train_loader(
     images: TrainImages,
     sampler: TrainSampler,
@@ -207,7 +200,7 @@ def build_train_loader(
     pin: bool,
 ) -> DataLoader:
     """Whole batches of `batch_size` for this process, in the sampler's order; what is left over is dropped."""
-    return DataLoader(
+    return WorkerLoader(
         images,
         batch_size=batch_size,
         sampler=sampler,
@@ -215,7 +208,7 @@ def build_train_loader(
         collate_fn=collate,
         pin_memory=pin,
         num_workers=workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         prefetch_factor=_PREFETCH_BATCHES if workers else None,
         # A generator of its own: starting an epoch leaves the process's random state alone.
@@ -232,13 +225,13 @@ def build_eval_loader(
     world_size: int = 1,
 ) -> DataLoader:
     """Every `world_size`-th image from the `rank`-th on: together the processes see each image once."""
-    return DataLoader(
+    return WorkerLoader(
         images,
         batch_size=batch_size,
         sampler=range(rank, len(images), world_size),
         collate_fn=collate,
         pin_memory=pin,
         num_workers=workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),
     )

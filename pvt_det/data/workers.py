@@ -1,0 +1,39 @@
+"""Loader workers that outlive a signal to their process group, and end with the program."""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cv2
+from torch.utils.data import DataLoader
+
+
+class WorkerLoader(DataLoader):
+    """A loader for workers started by `start_worker`.
+
+    At exit Python sends SIGTERM to the workers of an iterator that still lives, which they ignore, and waits for them:
+    they are ended before that.
+    """
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        weakref.finalize(iterator, _kill, getattr(iterator, "_workers", []))
+        return iterator
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepare a worker process; `worker_init_fn` of a loader."""
+    # Ctrl-C and SIGTERM often reach the whole process group. The training process needs its workers to finish its
+    # step, and ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
