@@ -22,7 +22,8 @@ def resize_position(table: Tensor, old: Size, new: Size) -> Tensor:
     Returns:
         `1×(new H · new W)×C`; the table itself when the size does not change.
     """
-    if old == new:
+    # A program compiled or exported for any size must not even ask whether it is this one.
+    if not torch.compiler.is_compiling() and old == new:
         return table
     # PyTorch's CPU kernel is several times faster on plain than on channels-last memory here.
     grid = table.unflatten(1, old).permute(0, 3, 1, 2)
@@ -60,7 +61,7 @@ class PositionCache:
     def get(self, table: Tensor, old: Size, new: Size) -> Tensor:
         """Return what `resize_position` returns, without computing it again when nothing changed."""
         learning = torch.is_grad_enabled() and table.requires_grad
-        if old == new or learning or torch.compiler.is_compiling() or table.device.type != "cpu":
+        if torch.compiler.is_compiling() or learning or table.device.type != "cpu" or old == new:
             return resize_position(table, old, new)
         kept = self._kept
         # Outside inference mode, so that what is kept can take part in training later (a frozen stage).
