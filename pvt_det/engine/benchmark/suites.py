@@ -1,0 +1,93 @@
+"""The suites: trunks against their rivals, and growth with the image side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+
+import torch
+
+from pvt_det.engine.benchmark.contestants import OURS, Case, build, contestants
+from pvt_det.engine.benchmark.measure import in_own_process, median_ratio, peak_memory, take_turns
+
+GROWTH_MODELS = ("pvt_small", "pvt_v2_b2", "pvt_v2_b2_li", "resnet50")
+GROWTH_SIDES = (224, 448, 672, 896, 1120, 1344, 1536)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's result in one case.
+
+    Attributes:
+        case: What was measured.
+        contestant: Who.
+        seconds: Median time of a step.
+        speedup: How many times as fast `pvt_det` was; the median of the rounds' ratios.
+        memory_mib: Peak memory of a step over what the model and the images take, or None where not measured.
+        memory_share: `pvt_det`'s peak memory as a part of this contestant's, or None.
+    """
+
+    case: Case
+    contestant: str
+    seconds: float
+    speedup: float
+    memory_mib: float | None = None
+    memory_share: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The row as plain values, for JSON."""
+        return asdict(self.case) | {key: value for key, value in asdict(self).items() if key != "case"}
+
+
+def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, compiled: bool) -> Iterator[Row]:
+    """Compare all that can run each case, in time, and in memory where it is training."""
+    for case in cases:
+        names = contestants(case, compiled)
+        seconds = take_turns({name: build(name, case, device) for name in names}, device, repeats)
+        memory = {name: memory_of(name, case, device) for name in names} if case.mode == "training" else {}
+        for name in names:
+            yield Row(
+                case,
+                name,
+                statistics.median(seconds[name]),
+                median_ratio(seconds[name], seconds[OURS]),
+                memory.get(name),
+                memory[OURS] / memory[name] if memory else None,
+            )
+
+
+def run_growth(
+    models: Iterable[str], sides: Iterable[int], mode: str, dtype: str, device: torch.device, repeats: int
+) -> Iterator[Row]:
+    """Measure time and memory of square images of growing side, batch 1."""
+    for model in models:
+        for side in sides:
+            case = Case(model, "pyramid", mode, dtype, 1, side, side)
+            seconds = take_turns({OURS: build(OURS, case, device)}, device, repeats)[OURS]
+            yield Row(case, OURS, statistics.median(seconds), 1.0, memory_of(OURS, case, device))
+
+
+def cross(
+    models: Iterable[str],
+    sizes: Iterable[tuple[int, int, int]],
+    tasks: Iterable[str],
+    modes: Iterable[str],
+    dtypes: Iterable[str],
+) -> list[Case]:
+    """All combinations as cases; a size is (batch, height, width)."""
+    everything = product(sizes, models, tasks, modes, dtypes)
+    return [Case(model, task, mode, dtype, *size) for size, model, task, mode, dtype in everything]
+
+
+def memory_of(contestant: str, case: Case, device: torch.device) -> float:
+    """Peak memory of one step in a process of its own, in MiB over what model and images take."""
+    return in_own_process(_step_memory, contestant, case, device, torch.get_num_threads())
+
+
+def _step_memory(contestant: str, case: Case, device: torch.device, threads: int) -> float:
+    torch.set_num_threads(threads)
+    # A tiny step first, so that what libraries set up once is not taken for the step's own.
+    build(contestant, replace(case, batch=1, height=224, width=224), device)()
+    return peak_memory(build(contestant, case, device), device)
