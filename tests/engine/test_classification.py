@@ -181,6 +181,19 @@ def test_the_result_loads_into_classifier_and_trunk(whole_run):
     assert not load_pretrained(classifier, Path(whole_run.output) / "model_last.pth").new
 
 
+def test_the_result_feeds_a_detector(repo_root, whole_run):
+    detection = pytest.importorskip("detectron2.modeling")
+    from pvt_det.config import load_config
+
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", f"{whole_run.output}/best.safetensors"]
+    cfg = load_config(repo_root / "configs/retinanet_pvt_v2_b0.yaml", overrides)
+    detector = detection.build_model(cfg)
+    report = load_pretrained(detector, cfg.MODEL.WEIGHTS)
+    trunk = {key for key in detector.state_dict() if key.startswith("backbone.bottom_up.")}
+    assert set(report.loaded) == trunk
+    assert set(report.dropped) == {"head"}
+
+
 def test_a_second_run_in_the_folder_is_refused(whole_run):
     with pytest.raises(ConfigError, match="holds a run already"):
         classification_run.train(whole_run, CPU, "resume")
