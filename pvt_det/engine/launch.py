@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from pvt_det.engine.cli import run_cli
+from pvt_det.engine.torchrun import join_torchrun_group, under_torchrun
 from pvt_det.errors import ConfigError, Interrupted
 
 # A process that waits this long for the others takes them for lost.
@@ -46,11 +47,6 @@ class Processes:
     device: str = "cpu"
 
 
-def under_torchrun() -> bool:
-    """Whether `torchrun` (or a like launcher) started this process and says what group to join."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-
-
 def launch(job: Callable[..., int], arguments: tuple[Any, ...], processes: Processes) -> int:
     """Run `job(*arguments)` in every process and return the exit code.
 
@@ -68,14 +64,9 @@ def launch(job: Callable[..., int], arguments: tuple[Any, ...], processes: Proce
     if under_torchrun():
         if processes.per_machine * processes.machines > 1:
             raise ConfigError("torchrun starts the processes by itself: leave --num-gpus and --num-machines out.")
-        with _group(
-            processes.device,
-            "env://",
-            rank=_env("RANK"),
-            world_size=_env("WORLD_SIZE"),
-            local_rank=_env("LOCAL_RANK"),
-            local_size=_env("LOCAL_WORLD_SIZE"),
-        ):
+        with _group(processes.device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) as backend:
+            join_torchrun_group(backend, _TIMEOUT)
+            comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
             return _run(job, arguments)
     _check(processes)
     if processes.per_machine * processes.machines == 1:
@@ -99,7 +90,9 @@ def _start(
 ) -> None:
     rank = processes.machine_rank * processes.per_machine + local_rank
     world_size = processes.machines * processes.per_machine
-    with _group(processes.device, url, rank, world_size, local_rank, processes.per_machine):
+    with _group(processes.device, local_rank, processes.per_machine) as backend:
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        comm.create_local_process_group(processes.per_machine)
         code = run_cli(lambda: _run(job, arguments))
     sys.exit(code)
 
@@ -115,18 +108,18 @@ def _run(job: Callable[..., int], arguments: tuple[Any, ...]) -> int:
 
 
 @contextmanager
-def _group(device: str, url: str, rank: int, world_size: int, local_rank: int, local_size: int) -> Iterator[None]:
+def _group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
+    """Give this process its share of the machine and the name of its backend; leave the group in the end."""
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        share = len(os.sched_getaffinity(0)) // local_size
+        torch.set_num_threads(max(1, min(share, torch.get_num_threads())))
     try:
-        comm.create_local_process_group(local_size)
-        yield
+        yield "nccl" if device == "cuda" else "gloo"
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -163,10 +156,6 @@ def _check(processes: Processes) -> None:
             f"--num-gpus {processes.per_machine}: this machine has {torch.cuda.device_count()}. Several CPU processes "
             "need MODEL.DEVICE cpu."
         )
-
-
-def _env(name: str) -> int:
-    return int(os.environ[name])
 
 
 def _free_port() -> int:

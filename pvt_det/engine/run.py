@@ -24,6 +24,7 @@ from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
 from pvt_det.engine.console import run_logging
 from pvt_det.engine.lock import FolderLock
 from pvt_det.engine.rng import seed_all
+from pvt_det.engine.torchrun import restarts
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.weights import load_pretrained
@@ -85,7 +86,7 @@ def run_job(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
 
 def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR)
-    resume = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    resume = options.resume or restarts() > 0
     store = CheckpointStore(folder)
     if comm.is_main_process():
         store.clean()
