@@ -110,13 +110,16 @@ def _run(job: Callable[..., int], arguments: tuple[Any, ...]) -> int:
 @contextmanager
 def _group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
     """Give this process its share of the machine and the name of its backend; leave the group in the end."""
-    if device == "cuda":
+    on_gpu = device == "cuda" and torch.cuda.is_available()
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise ConfigError(f"Process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}.")
+    if on_gpu:
         torch.cuda.set_device(local_rank)
     else:
         share = len(os.sched_getaffinity(0)) // local_size
         torch.set_num_threads(max(1, min(share, torch.get_num_threads())))
     try:
-        yield "nccl" if device == "cuda" else "gloo"
+        yield "nccl" if on_gpu else "gloo"
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -151,7 +154,8 @@ def _check(processes: Processes) -> None:
         )
     if processes.machines > 1 and processes.url == "auto":
         raise ConfigError("With several machines, --dist-url names the meeting point: tcp://HOST-OF-MACHINE-0:PORT.")
-    if processes.device == "cuda" and processes.per_machine > torch.cuda.device_count():
+    # One process falls back to the CPU; several would be a surprise there.
+    if processes.device == "cuda" and processes.per_machine > max(1, torch.cuda.device_count()):
         raise ConfigError(
             f"--num-gpus {processes.per_machine}: this machine has {torch.cuda.device_count()}. Several CPU processes "
             "need MODEL.DEVICE cpu."

@@ -128,3 +128,26 @@ def test_metrics_of_repeated_iterations_are_dropped(tmp_path):
     path.write_text('{"iteration": 19, "a": 1}\n{"iteration": 39, "a": 2}\n{"itera')
     trim_metrics(path, 39)
     assert path.read_text() == '{"iteration": 19, "a": 1}\n'
+
+
+def test_a_signal_during_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tmp_path, tiny_cfg, monkeypatch):
+    from pvt_det.engine import evaluate
+
+    evaluated = []
+
+    def interrupted_evaluation(cfg, model, before_image):
+        evaluated.append(len(evaluated))
+        if len(evaluated) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        before_image()
+        return {"bbox": {"AP": float(len(evaluated))}}
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupted_evaluation)
+    settings = {"val": True, "TEST__EVAL_PERIOD": 2}
+    with pytest.raises(Interrupted, match=r"after iteration 2; .*model_0000001\.pth"):
+        run_job(tiny_cfg(tmp_path, **settings), JobOptions())
+    run_job(tiny_cfg(tmp_path, **settings), RESUME)
+    # The interrupted one, the same again, the final one.
+    assert len(evaluated) == 3
+    best = json.loads((tmp_path / "results.json").read_text())["best"]
+    assert best == {"metric": "bbox/AP", "value": 3.0, "iteration": 4}

@@ -69,6 +69,7 @@ def weights(folder):
         (["SOLVER.MAX_ITER"], 2, "odd number of words"),
         (["SOLVER.IMS_PER_BATCH", "-1"], 2, "SOLVER.IMS_PER_BATCH"),
         (["--machine-rank", "3"], 2, "--machine-rank 3"),
+        (["--num-gpus", "99", "MODEL.DEVICE", "cuda"], 2, "--num-gpus 99"),
         (["MODEL.WEIGHTS", "nowhere.pth"], 4, "nowhere.pth"),
         (["--train-json", "nowhere.json"], 3, "nowhere.json"),
         (["--eval-only"], 3, "coco_2017_val"),
@@ -105,6 +106,13 @@ def test_options_reach_the_config(monkeypatch, tmp_path):
         "python tools/train_net.py --resume --config-file configs/mask_rcnn_pvt_tiny.yaml"
     )
     assert (seen["processes"].per_machine, seen["processes"].device) == (2, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_a_run_falls_back_to_the_cpu_and_says_so(words, tmp_path, capsys):
+    assert run_cli(lambda: train_net.main([*words(overrides="SOLVER.MAX_ITER 1"), "MODEL.DEVICE", "cuda"])) == 0
+    assert "running on the CPU" in capsys.readouterr().out
+    assert load_config(tmp_path / "run/config.yaml").MODEL.DEVICE == "cpu"
 
 
 def test_help_shows_an_example(capsys):
