@@ -27,7 +27,8 @@ from pvt_det.errors import DataError
 SPLITS = ("train", "val")
 MAX_OBJECTS = 5  # in an image
 EMPTY_IMAGES = 0.04  # real sets have images without objects too
-COLOUR_SPREAD = 40  # of each of red, green and blue, about the class's colour
+COLOUR_SPREAD = 30  # of each of red, green and blue, about the class's colour
+TILT = 0.1  # radians that a shape leans at most
 MIN_VISIBLE = 0.6  # of a shape's area, whatever covers it
 OUTLINE_SCALE = 8  # masks are enlarged this much before their outlines are traced
 
@@ -119,12 +120,12 @@ def make_image(random: np.random.RandomState, size: int) -> tuple[Pixels, list[S
     empty = random.uniform() < EMPTY_IMAGES
     for _ in range(0 if empty else random.randint(1, MAX_OBJECTS + 1)):
         _place(random, size, shapes)
-    pixels = random.randint(40, 216) + _smooth_noise(random, size, 45)
+    pixels = random.randint(80, 176) + _smooth_noise(random, size, 40)
     for shape in shapes:
         colour = COLOURS[shape.category] + random.randint(-COLOUR_SPREAD, COLOUR_SPREAD + 1, 3)
-        paint = colour + _smooth_noise(random, size, 30)
+        paint = colour + _smooth_noise(random, size, 20)
         pixels[shape.visible] = paint[shape.visible]
-    pixels += random.randint(-20, 21, pixels.shape)
+    pixels += random.randint(-12, 13, pixels.shape)
     return pixels.round().clip(0, 255).astype(np.uint8), shapes
 
 
@@ -148,7 +149,7 @@ def _place(random: np.random.RandomState, size: int, shapes: list[Shape]) -> Non
     for _ in range(20):
         radius = size * random.uniform(0.1, 0.26)
         centre = random.uniform(radius, size - radius, 2)
-        angle = random.uniform(0, 2 * np.pi)
+        angle = UPRIGHT[category] + random.uniform(-TILT, TILT)
         outline = (centre + radius * OUTLINES[category](angle)).round(2)
         full = _fill(outline, size)
         left = [shape.visible & ~full for shape in shapes]
@@ -210,6 +211,8 @@ OUTLINES: tuple[Callable[[float], NDArray[np.float64]], ...] = (
     _regular(3),
     _regular(5, 0.45),
 )
+# Angles in radians at which they stand upright, y pointing down.
+UPRIGHT = (0.0, np.pi / 4, -np.pi / 2, -np.pi / 2)
 CATEGORIES = ("circle", "square", "triangle", "star")
 # A class has its own colour, give or take: outlines alone take a transformer far longer to learn than a demo may last.
-COLOURS = ((190, 60, 60), (60, 170, 80), (60, 90, 200), (210, 180, 60))
+COLOURS = ((210, 50, 50), (50, 170, 60), (50, 80, 210), (220, 200, 40))
