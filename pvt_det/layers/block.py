@@ -7,11 +7,9 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from pvt_det.layers.attention import SpatialReductionAttention
+from pvt_det.layers.bands import band_length
 from pvt_det.layers.mlp import ConvMlp, Mlp
 from pvt_det.layers.patch import Size
-
-# Hidden values of the MLP that one thread of a CPU works on at a time: 4 MB in fp32, a share of the last-level cache.
-BAND_VALUES = 1 << 20
 
 
 class Block(nn.Module):
@@ -43,19 +41,15 @@ class Block(nn.Module):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
             return False
         # A class token, which is of no row, means that the map is small.
-        return x.shape[1] == size[0] * size[1] > self._band_length()
-
-    def _band_length(self) -> int:
-        return torch.get_num_threads() * BAND_VALUES // self.mlp.fc1.out_features
+        return x.shape[1] == size[0] * size[1] > band_length(self.mlp.fc1.out_features)
 
     def _infer(self, x: Tensor, size: Size) -> Tensor:
         """Compute the same for one sample, a band of the map's rows at a time.
 
-        On a CPU most time beyond the matrix products goes to moving the large intermediate tensors between memory and
-        cache; those of a band stay in cache. Only keys and values need all tokens at once.
+        Only keys and values need all tokens at once.
         """
         height, width = size
-        rows = max(1, self._band_length() // width)
+        rows = max(1, band_length(self.mlp.fc1.out_features) // width)
         normed = self.norm1(x)
         key_value = self.attn.key_value(normed, size)
         attended, out = torch.empty_like(x), torch.empty_like(x)

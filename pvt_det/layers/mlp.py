@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvt_det.layers.bands import BandedMlp, band_length
 from pvt_det.layers.patch import Size, to_map, to_tokens
 
 
@@ -28,7 +30,18 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform `N×L×C` token by token; `size` is not needed here, and is in PVT v2."""
+        if self._bands_pay(x):
+            out = BandedMlp.apply(x.flatten(0, 1), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            return out.unflatten(0, x.shape[:2])
         return self.fc2(F.gelu(self.fc1(x)))
+
+    def _bands_pay(self, x: Tensor) -> bool:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return False
+        # In bf16 the sums over bands would lose digits; a layer that someone replaced is called as it is.
+        plain = type(self.fc1) is type(self.fc2) is nn.Linear and x.dtype == self.fc1.weight.dtype
+        exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+        return plain and exact and x.shape[0] * x.shape[1] > band_length(self.fc1.out_features)
 
 
 class DepthwiseConv(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvt_det.layers import block as block_module
+from pvt_det.layers import bands
 from pvt_det.layers.attention import LinearSpatialReductionAttention, SpatialReductionAttention
 from pvt_det.layers.block import Block
 from pvt_det.layers.mlp import ConvMlp, Mlp
@@ -25,7 +25,7 @@ def test_bands_do_not_show(monkeypatch, kind, size, band_values):
     x = torch.randn(2, size[0] * size[1], 8)
     whole = block(x, size)
     assert whole.requires_grad
-    monkeypatch.setattr(block_module, "BAND_VALUES", band_values)
+    monkeypatch.setattr(bands, "BAND_VALUES", band_values)
     calls = []
     block.mlp.register_forward_hook(lambda *_: calls.append(1))
     for mode in (torch.no_grad, torch.inference_mode):
@@ -35,7 +35,7 @@ def test_bands_do_not_show(monkeypatch, kind, size, band_values):
 
 
 def test_input_is_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(block_module, "BAND_VALUES", 1)
+    monkeypatch.setattr(bands, "BAND_VALUES", 1)
     block = make("v2")
     x = torch.randn(1, 24, 8)
     before = x.clone()

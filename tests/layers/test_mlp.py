@@ -1,0 +1,55 @@
+"""The MLP in bands gives what it gives as a whole, and keeps less for the backward pass."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pvt_det.layers import bands
+from pvt_det.layers.bands import BandedMlp
+from pvt_det.layers.mlp import Mlp
+
+
+def plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+
+def make_arguments() -> list[Tensor]:
+    shapes = ((13, 4), (6, 4), (6,), (4, 6), (4,))
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def test_gradients_of_bands(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_VALUES", 6 * 5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    arguments = make_arguments()
+    torch.testing.assert_close(BandedMlp.apply(*arguments), plain(*arguments))
+    assert torch.autograd.gradcheck(BandedMlp.apply, arguments)
+
+
+def kept(layer: Mlp, x: Tensor) -> int:
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        layer(x, (x.shape[1], 1))
+    return sum(sizes)
+
+
+def test_large_maps_go_in_bands_and_keep_less(monkeypatch):
+    layer, x = Mlp(8, 8), torch.randn(2, 500, 8)
+    whole, whole_kept = layer(x, (500, 1)), kept(layer, x)
+    monkeypatch.setattr(bands, "BAND_VALUES", 1 << 10)
+    torch.testing.assert_close(layer(x, (500, 1)), whole)
+    assert kept(layer, x) < 0.6 * whole_kept
+
+
+def test_autocast_and_replaced_layers_are_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_VALUES", 1)
+    layer, x = Mlp(8, 2), torch.randn(2, 50, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x, (50, 1)).dtype == torch.bfloat16
+    calls = []
+    layer.fc1 = torch.nn.Sequential(layer.fc1)
+    layer.fc1.register_forward_hook(lambda *_: calls.append(1))
+    layer(x, (50, 1))
+    assert calls == [1]
