@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pvt_det.engine.torchrun import join_torchrun_group, under_torchrun
 from pvt_det.errors import ConfigError
 
 
@@ -79,7 +80,7 @@ def start_process(device: str) -> Iterator[Process]:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda': PyTorch sees no GPU here. Give --device cpu, or mend the driver.")
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if "RANK" not in os.environ:
+    if not under_torchrun():
         yield Process(torch.device(kind))
         return
     local = int(os.environ["LOCAL_RANK"])
@@ -91,7 +92,7 @@ def start_process(device: str) -> Iterator[Process]:
             )
         torch.cuda.set_device(local)
     place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    join_torchrun_group("nccl" if kind == "cuda" else "gloo", dist.default_pg_timeout)
     try:
         yield Process(place, dist.get_rank(), dist.get_world_size())
     finally:
