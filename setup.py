@@ -26,6 +26,8 @@ setup(
     keywords=["object detection", "instance segmentation", "vision transformer", "detectron2", "pvt"],
     python_requires=">=3.11",
     packages=find_packages(include=["pvt_det", "pvt_det.*"]),
+    py_modules=["pvt_det_command"],
+    entry_points={"console_scripts": ["pvt-det = pvt_det_command:main"]},
     package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
     install_requires=[
         "torch>=2.14",
@@ -41,6 +43,7 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.5",
+        "shtab>=1.7",
         "simplejpeg>=1.8",
         "tensorboard>=2.16",
         "matplotlib>=3.8",

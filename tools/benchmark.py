@@ -1,130 +1,17 @@
-"""Time and memory of the models against others' forms of them, their growth with the image, and the batch that fits.
-
-Examples:
-    python tools/benchmark.py --json output/benchmark.json
-    python tools/benchmark.py --models pvt_small pvt_v2_b2 --sizes 1x800x1216 8x224x224 --dtypes fp32 bf16 --compile
-    python tools/benchmark.py --suite growth --plot output/growth.png
-    python tools/benchmark.py --suite input --data imagenet/val
-    python tools/benchmark.py --plan --memory 16 --models configs/retinanet_pvt_small.yaml --sizes 1x800x1333
-
-Contestants take turns, step by step, in one process; medians are shown, and the median of the rounds' ratios.
-"pvt_det" is this package, "textbook" the same models with softmax(q k^T) v and plain convolutions; transformers and
-timm join where they have the model. Memory is a step's peak, measured in a process of its own.
-"""
+"""Measure time and memory: `pvt-det benchmark` from a checkout."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
-import torch
-from rich.console import Console
-
-from pvt_det.engine.benchmark import suites
-from pvt_det.engine.benchmark.contestants import DTYPE_NAMES
-from pvt_det.engine.benchmark.inputs import InputRow, input_table, run_inputs
-from pvt_det.engine.benchmark.measure import environment
-from pvt_det.engine.benchmark.plan import Plan, plan_batches
-from pvt_det.engine.benchmark.report import as_table, plan_table, plot_growth, write_json
-from pvt_det.engine.cli import ArgumentParser, run_cli
-from pvt_det.errors import ConfigError
-from pvt_det.models.variants import VARIANTS
-
-_MODES = ("inference", "training")
-_TASKS = ("pyramid", "classifier")
+from pvt_det.commands.start import start
+from pvt_det.engine.cli import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is asked for, print one table, and write it where asked."""
-    arguments = _parse(argv)
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    found = environment(device)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(" · ".join(f"{key} {value}" for key, value in found.items()), style="dim", highlight=False)
-    results: list[suites.Row] | list[Plan] | list[InputRow]
-    if arguments.plan:
-        results = plans = list(plan_batches(_plan_cases(arguments), arguments.memory * 1024, device))
-        console.print(plan_table(plans, arguments.memory * 1024))
-    elif arguments.suite == "input":
-        results = inputs = list(run_inputs(arguments.data, arguments.limit, arguments.repeats))
-        console.print(input_table(inputs))
-    else:
-        results = rows = _measure(arguments, device)
-        console.print(as_table(rows))
-        if arguments.plot:
-            about = f"{found['device']}, {found['threads']} threads, torch {torch.__version__}"
-            plot_growth(rows, arguments.plot, about)
-    if arguments.json:
-        write_json(arguments.json, found, results)
-    return 0
-
-
-def _measure(arguments: argparse.Namespace, device: torch.device) -> list[suites.Row]:
-    if arguments.suite == "growth":
-        models, (mode, *_), (dtype, *_) = arguments.models or suites.GROWTH_MODELS, arguments.modes, arguments.dtypes
-        return list(suites.run_growth(models, arguments.sides, mode, dtype, device, arguments.repeats))
-    models = arguments.models or ["pvt_small"]
-    cases = suites.cross(models, arguments.sizes, arguments.tasks, arguments.modes, arguments.dtypes)
-    return list(suites.run_trunk(cases, device, arguments.repeats, arguments.compile))
-
-
-def _plan_cases(arguments: argparse.Namespace) -> list[suites.Case]:
-    cases = []
-    for model in arguments.models or ["pvt_small"]:
-        task = "detector" if model.endswith((".yaml", ".yml")) else "pyramid"
-        for case in suites.cross([model], arguments.sizes, [task], arguments.modes, arguments.dtypes):
-            cases += [case, replace(case, checkpointed=True)] if case.mode == "training" else [case]
-    return cases
-
-
-def _size(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if match is None or min(size := (int(match[1]), int(match[2]), int(match[3]))) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxHEIGHTxWIDTH, such as 1x800x1216")
-    return size
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--suite", choices=("trunk", "growth", "input"), default="trunk")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="photos for the input suite")
-    parser.add_argument("--limit", type=int, default=200, metavar="N", help="how many of them (default 200)")
-    parser.add_argument("--plan", action="store_true", help="say which batch fits into --memory")
-    parser.add_argument("--memory", type=float, default=16.0, metavar="GIB", help="for --plan (default 16)")
-    parser.add_argument(
-        "--models", nargs="+", metavar="NAME", help="variants (default pvt_small); --plan: also configs"
-    )
-    parser.add_argument("--sizes", nargs="+", type=_size, default=[(1, 800, 1216)], metavar="BxHxW")
-    parser.add_argument("--sides", nargs="+", type=int, default=list(suites.GROWTH_SIDES), help="of the growth suite")
-    parser.add_argument("--tasks", nargs="+", choices=_TASKS, default=["pyramid"])
-    parser.add_argument("--modes", nargs="+", choices=_MODES, default=list(_MODES))
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPE_NAMES, default=["fp32"], help="bf16 is by autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile joins; needs a C++ compiler on a CPU")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds that count (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="of the growth suite")
-    arguments = parser.parse_args(argv)
-    unknown = [name for name in arguments.models or () if not _is_known(name, arguments)]
-    if arguments.suite == "input" and arguments.data is None:
-        raise ConfigError("--suite input needs --data DIR, a folder of photos")
-    if unknown:
-        raise ConfigError(f"--models {unknown[0]}: known are {', '.join(VARIANTS)}; resnet50 with --suite growth")
-    return arguments
-
-
-def _is_known(name: str, arguments: argparse.Namespace) -> bool:
-    also = arguments.suite == "growth" and name == "resnet50"
-    return name in VARIANTS or also or (arguments.plan and name.endswith((".yaml", ".yml")))
+    """Run the command and give its exit code."""
+    return start("benchmark", argv, "python tools/benchmark.py")
 
 
 if __name__ == "__main__":

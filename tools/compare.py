@@ -1,74 +1,17 @@
-"""Compare finished runs in one table: size, cost, published and measured AP, and the difference between runs.
-
-Example:
-    python tools/compare.py output/pvt_tiny output/resnet18 --format markdown --output comparison.md
-
-The first run is what the others are compared with; differences come with a 95% bootstrap interval over the images.
-Differing recipes or data are warned of on stderr.
-"""
+"""Compare finished runs: `pvt-det compare` from a checkout."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
-
-import pvt_det  # noqa: F401  (registers the models)
-from pvt_det.engine.cli import ArgumentParser, run_cli
-from pvt_det.engine.cost import describe_gmacs
-from pvt_det.evaluation.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
-from pvt_det.evaluation.tables import as_csv, as_markdown, as_table, render
-
-# Wide enough for the plain table in a file.
-_FILE_WIDTH = 240
+from pvt_det.commands.start import start
+from pvt_det.engine.cli import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the runs, print the table, and write it where asked."""
-    arguments = _parse(argv)
-    logging.getLogger("detectron2").setLevel(logging.ERROR)
-    runs = [load_run(path) for path in arguments.runs]
-    for warning in comparison_warnings(runs):
-        print(f"warning: {warning}", file=sys.stderr)
-    gmacs = {run.folder: _gmacs(run) for run in runs}
-    rows = comparison_rows(runs, gmacs, samples=arguments.bootstrap, tolerance=arguments.tolerance)
-    table = as_table(rows)
-    if arguments.format == "table":
-        Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
-        text = render(table, _FILE_WIDTH)
-    else:
-        text = (as_markdown if arguments.format == "markdown" else as_csv)(rows)
-        print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    return 0
-
-
-def _gmacs(run: Run) -> str:
-    return describe_gmacs(run.folder / "config.yaml", run.annotations)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run, or its results.json")
-    parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
-    parser.add_argument(
-        "--bootstrap", type=int, default=BOOTSTRAP, metavar="N", help=f"samples of an interval (default {BOOTSTRAP})"
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        metavar="POINTS",
-        help="how far a measured number may be from the published one and count as reproduced (default %(default)s)",
-    )
-    return parser.parse_args(argv)
+    """Run the command and give its exit code."""
+    return start("compare", argv, "python tools/compare.py")
 
 
 if __name__ == "__main__":

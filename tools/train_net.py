@@ -1,94 +1,17 @@
-"""Train and evaluate a detector, on one device, several, or several machines; also under torchrun."""
+"""Train and evaluate a detector: `pvt-det train` from a checkout."""
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
-from pvt_det.config import load_config
-from pvt_det.engine.cli import ArgumentParser, run_cli
-from pvt_det.engine.launch import Processes, launch
-from pvt_det.engine.run import JobOptions, job
-
-_EXAMPLES = """
-examples:
-  on your own data, in COCO's format, without any code:
-    python tools/train_net.py --config-file configs/retinanet_pvt_tiny.yaml --output output/mine \\
-        --train-json train.json --train-images images/ --val-json val.json --val-images images/
-  go on after an interruption:
-    the same command with --resume
-  evaluate:
-    python tools/train_net.py --eval-only --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_best.pth
-
-exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
-"""
-# Options that stand for a key of the config.
-_SHORT_FOR = {
-    "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
-    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; classes come from it"),
-    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "their images"),
-    "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on"),
-    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "their images"),
-    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "their label maps, for segmentation"),
-    "val_labels": ("DATASETS.VAL_LABELS", "DIR", "theirs, to evaluate on"),
-    "check_data": ("DATASETS.CHECK", "full|fast|off", "how the data is checked before the first step"),
-    "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "what computes AP; the numbers are the same"),
-}
-
-
-def build_parser() -> ArgumentParser:
-    """The command line's options."""
-    parser = ArgumentParser(
-        prog="train_net.py", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="one of configs/, or your own")
-    parser.add_argument("--resume", action="store_true", help="go on from the output folder's last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
-    for name, (key, value, text) in _SHORT_FOR.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{text} ({key})")
-    parser.add_argument(
-        "--allow-partial",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="keys of MODEL.WEIGHTS that may be missing or left over, such as 'head.*'; may be repeated",
-    )
-    parser.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        help="processes on each machine: GPUs, or with MODEL.DEVICE cpu, parts of the CPU",
-    )
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="where the processes meet, tcp://HOST:PORT")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config and their values")
-    return parser
+from pvt_det.commands.start import start
+from pvt_det.engine.cli import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script."""
-    arguments = build_parser().parse_words(argv)
-    given = {key: getattr(arguments, name) for name, (key, _, _) in _SHORT_FOR.items()}
-    short = [word for key, value in given.items() if value is not None for word in (key, value)]
-    cfg = load_config(arguments.config_file, [*arguments.overrides, *short])
-    options = JobOptions(
-        config_file=arguments.config_file,
-        command=f"python tools/train_net.py --resume {shlex.join(sys.argv[1:] if argv is None else argv)}",
-        resume=arguments.resume,
-        eval_only=arguments.eval_only,
-        allow_partial=tuple(arguments.allow_partial),
-    )
-    processes = Processes(
-        per_machine=arguments.num_gpus,
-        machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        url=arguments.dist_url,
-        device=cfg.MODEL.DEVICE.split(":")[0],
-    )
-    return launch(job, (cfg, options), processes)
+    """Run the command and give its exit code."""
+    return start("train", argv, "python tools/train_net.py")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pvt_det.commands import train_cls
+from pvt_det.engine.cli import run_cli
 from tests.data.imagenet_fakes import class_folders
 
 _TINY = (
@@ -51,10 +53,14 @@ def _losses(output: Path) -> dict[int, float]:
     return {row["update"]: row["loss"] for row in rows if "loss" in row}
 
 
-def test_the_models_recipe_is_the_default(script):
-    assert script.read_command(["--model", "pvt_large", "--data", "x"]).drop_path_rate == 0.3
-    assert script.read_command(["--model", "pvt_large", "--drop-path-rate", "0.2"]).drop_path_rate == 0.2
-    assert script.read_command(["--model", "pvt_small"]).clip_grad == 0.0
+def options(*words):
+    return train_cls.read_options(train_cls.build_parser().parse_args(words))
+
+
+def test_the_models_recipe_is_the_default():
+    assert options("--model", "pvt_large", "--data", "x").drop_path_rate == 0.3
+    assert options("--model", "pvt_large", "--drop-path-rate", "0.2").drop_path_rate == 0.2
+    assert options("--model", "pvt_small").clip_grad == 0.0
 
 
 def test_help_lists_every_option_with_an_example(script, capsys):
@@ -77,7 +83,7 @@ def test_help_lists_every_option_with_an_example(script, capsys):
 )
 def test_errors_are_one_line_with_a_code(script, data, tmp_path, capsys, words, code, message):
     words = [word.format(data=data) for word in words] + ["--output", str(tmp_path), "--device", "cpu"]
-    assert script.run_cli(lambda: script.main(words)) == code
+    assert run_cli(lambda: script.main(words)) == code
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error

@@ -1,0 +1,31 @@
+"""Print the script that lets a shell complete commands and options with the Tab key."""
+
+from __future__ import annotations
+
+import argparse
+
+import shtab
+
+import pvt_det_command
+from pvt_det.commands.start import load
+from pvt_det.engine.cli import ArgumentParser
+
+_EXAMPLES = """
+examples:
+  bash:  %(prog)s bash > ~/.local/share/bash-completion/completions/pvt-det
+  zsh:   %(prog)s zsh > ~/.zfunc/_pvt-det     (with fpath+=~/.zfunc before compinit)
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options."""
+    parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    parser = pvt_det_command.build_parser(lambda name: [load(name).build_parser()])
+    print(shtab.complete(parser, args.shell))
+    return 0

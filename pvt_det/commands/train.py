@@ -1,0 +1,85 @@
+"""Train and evaluate a detector, on one device, several, or several machines; also under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+
+from pvt_det.config import load_config
+from pvt_det.engine.cli import ArgumentParser
+from pvt_det.engine.launch import Processes, launch
+from pvt_det.engine.run import JobOptions, job
+
+_EXAMPLES = """
+examples:
+  on your own data, in COCO's format, without any code:
+    %(prog)s --config-file configs/retinanet_pvt_tiny.yaml --output output/mine \\
+        --train-json train.json --train-images images/ --val-json val.json --val-images images/
+  go on after an interruption:
+    the same command with --resume
+  evaluate:
+    %(prog)s --eval-only --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_best.pth
+
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
+"""
+# Options that stand for a key of the config.
+_SHORT_FOR = {
+    "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
+    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; classes come from it"),
+    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "their images"),
+    "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on"),
+    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "their images"),
+    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "their label maps, for segmentation"),
+    "val_labels": ("DATASETS.VAL_LABELS", "DIR", "theirs, to evaluate on"),
+    "check_data": ("DATASETS.CHECK", "full|fast|off", "how the data is checked before the first step"),
+    "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "what computes AP; the numbers are the same"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options."""
+    parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="one of configs/, or your own")
+    parser.add_argument("--resume", action="store_true", help="go on from the output folder's last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    for name, (key, value, text) in _SHORT_FOR.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{text} ({key})")
+    parser.add_argument(
+        "--allow-partial",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="keys of MODEL.WEIGHTS that may be missing or left over, such as 'head.*'; may be repeated",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes on each machine: GPUs, or with MODEL.DEVICE cpu, parts of the CPU",
+    )
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="where the processes meet, tcp://HOST:PORT")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config and their values")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and evaluate, or only evaluate; gives the exit code."""
+    given = {key: getattr(args, name) for name, (key, _, _) in _SHORT_FOR.items()}
+    short = [word for key, value in given.items() if value is not None for word in (key, value)]
+    cfg = load_config(args.config_file, [*args.overrides, *short])
+    options = JobOptions(
+        config_file=args.config_file,
+        command=f"{args.command_line} --resume",
+        resume=args.resume,
+        eval_only=args.eval_only,
+        allow_partial=tuple(args.allow_partial),
+    )
+    processes = Processes(
+        per_machine=args.num_gpus,
+        machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+        device=cfg.MODEL.DEVICE.split(":")[0],
+    )
+    return launch(job, (cfg, options), processes)
