@@ -191,7 +191,7 @@ def test_broken_files_are_refused_by_name(write, text, expected):
         ("SOLVER.OPTIMIZER", "adam", "did you mean adamw?"),
         ("SOLVER.AMP.PRECISION", "fp8", "bf16, fp16"),
         ("TEST.EVALUATOR", "coco", "hotcoco, pycocotools"),
-        ("DATASETS.ON_ERROR", "ignore", "strict, skip"),
+        ("DATASETS.ON_ERROR", "ignore", "stop, skip, strict"),
         ("DATASETS.CHECK", "quick", "full, fast, off"),
         ("MODEL.PVT.FROZEN_STAGES", "5", "0 to 4"),
         ("MODEL.PVT.CHECKPOINT_STAGES", "[0, 1]", "1, 2, 3, 4"),

@@ -81,8 +81,12 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.DATASETS.VAL_LABELS = ""
     cfg.DATASETS.LABEL_NAMES = []
     cfg.DATASETS.VAL_PANOPTIC_JSON = ""
-    # What to do with an image or annotation that is broken: "strict" stops, "skip" leaves it out and counts it.
-    cfg.DATASETS.ON_ERROR = "strict"
+    # Names of the object classes in the order of their numbers. Training fills them in from its data, so that the run's
+    # config.yaml tells what its model finds; evaluation refuses data of other classes.
+    cfg.DATASETS.CLASS_NAMES = []
+    # What to do with an image or annotation that is broken: "stop", or "skip", which leaves it out and counts it. What
+    # has one right value (a missing area) is fixed and counted by both, and refused too by "strict".
+    cfg.DATASETS.ON_ERROR = "stop"
     # Whether the json's file names may be absolute or lead out of the image folder with "..".
     cfg.DATASETS.ALLOW_OUTSIDE = False
     # Check of the data before the first step: "full" decodes every image, "fast" reads the json and headers, "off".

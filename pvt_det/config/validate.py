@@ -18,7 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "DATASETS.ON_ERROR": ("strict", "skip"),
+    "DATASETS.ON_ERROR": ("stop", "skip", "strict"),
     "DATASETS.CHECK": ("full", "fast", "off"),
     "SOLVER.OPTIMIZER": ("adamw", "sgd"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),

@@ -1,7 +1,7 @@
-"""COCO-format annotation files: read, checked and repaired, so that nothing after this meets a surprise.
+"""COCO-format annotation files: read, checked and fixed, so that nothing after this meets a surprise.
 
-Repaired and counted: what has one right value (`iscrowd` 0, an area that follows from the mask or box, a polygon of
-fewer than three points, which covers nothing). All else that is wrong stops a "strict" run and is left out by "skip".
+Fixed and counted: what has one right value (`iscrowd` 0, an area that follows from the mask or box, a polygon of
+fewer than three points, which covers nothing). What becomes of the rest, `pvt_det.data.findings` says.
 """
 
 from __future__ import annotations

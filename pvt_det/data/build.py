@@ -60,8 +60,8 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
         """Map `(position, index)` of a training stream, or the index of a test image.
 
         Returns:
-            The mapped record; or, for the loader to raise, what is wrong: the image cannot be read, under "strict",
-            or no image at all can be, under "skip". Raised here, in a worker process, it would come out wrapped in
+            The mapped record; or, for the loader to raise, what is wrong: the image cannot be read, or under "skip", no
+            image at all can be. Raised here, in a worker process, it would come out wrapped in
             that worker's traceback.
         """
         position, index = (None, sample) if isinstance(sample, int) else sample
@@ -70,7 +70,7 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
             try:
                 return self.mapper(record, position)
             except DataError as error:
-                if self.on_error == "strict":
+                if self.on_error != "skip":
                     return error
                 self.skipped += 1
                 if record["file_name"] not in self._reported:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvt_det.data.annotations import CocoData, read_annotations
-from pvt_det.data.findings import Findings, Problem
+from pvt_det.data.findings import ON_ERROR, Findings, Problem
 from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.errors import ConfigError, DataError
 
@@ -25,7 +25,7 @@ class CheckReport:
         images: number of usable images.
         annotations: number of usable annotations.
         class_names: in the order of the contiguous class numbers.
-        problems: by kind, all repaired or left out.
+        problems: by kind, all fixed or left out.
         unreadable: ids of images whose file is missing or broken ("skip" only).
         lines: the problems as text, one a line.
     """
@@ -42,7 +42,7 @@ class CheckReport:
         head = (
             f"{self.json_file}: {self.images} images, {self.annotations} annotations, {len(self.class_names)} classes"
         )
-        return "\n  ".join([head + ("; problems repaired or left out:" if self.lines else ""), *self.lines])
+        return "\n  ".join([head + ("; problems fixed or left out:" if self.lines else ""), *self.lines])
 
 
 def check_dataset(
@@ -50,7 +50,7 @@ def check_dataset(
     image_root: str | Path,
     level: str = "fast",
     *,
-    on_error: str = "strict",
+    on_error: str = "stop",
     masks: bool = False,
     allow_outside: bool = False,
 ) -> CheckReport:
@@ -61,7 +61,7 @@ def check_dataset(
         image_root: folder that `file_name` is relative to.
         level: "fast" reads the annotations, every image's header and the last bytes of its file; "full" decodes every
             image; "off" reads the annotations only.
-        on_error: "strict" refuses what cannot be repaired; "skip" leaves it out and counts it.
+        on_error: "stop", "skip" or "strict", as `pvt_det.data.findings` says.
         masks: masks are needed.
         allow_outside: file names may lead out of `image_root`.
 
@@ -71,8 +71,8 @@ def check_dataset(
     """
     if level not in LEVELS:
         raise ConfigError(f"DATASETS.CHECK is {level!r}; expected one of {', '.join(LEVELS)}")
-    if on_error not in ("strict", "skip"):
-        raise ConfigError(f"DATASETS.ON_ERROR is {on_error!r}; expected strict or skip")
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"DATASETS.ON_ERROR is {on_error!r}; expected one of {', '.join(ON_ERROR)}")
     findings = Findings()
     data = read_annotations(json_file, findings, masks=masks, allow_outside=allow_outside)
     unreadable = frozenset[int]()
@@ -88,7 +88,7 @@ def check_dataset(
         class_names=data.class_names,
         problems=findings.problems,
         unreadable=unreadable,
-        lines=tuple(findings.lines()),
+        lines=tuple(findings.lines(on_error)),
     )
     _logger.log(logging.WARNING if report.lines else logging.INFO, "%s", report)
     return report

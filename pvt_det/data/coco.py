@@ -22,14 +22,14 @@ class CocoSource:
     Attributes:
         json_file: annotations in COCO's instances format.
         image_root: folder that `file_name` is relative to.
-        on_error: "strict" or "skip".
+        on_error: "stop", "skip" or "strict".
         allow_outside: file names may lead out of `image_root`.
         unreadable: ids of images to leave out, because a check could not read them.
     """
 
     json_file: str
     image_root: str
-    on_error: str = "strict"
+    on_error: str = "stop"
     allow_outside: bool = False
     unreadable: frozenset[int] = frozenset()
 
@@ -77,7 +77,7 @@ def register_coco(
     json_file: str | Path,
     image_root: str | Path,
     *,
-    on_error: str = "strict",
+    on_error: str = "stop",
     allow_outside: bool = False,
     unreadable: frozenset[int] = frozenset(),
 ) -> Metadata:
@@ -89,7 +89,7 @@ def register_coco(
         name: name in Detectron2's catalogs.
         json_file: annotations in COCO's instances format.
         image_root: folder that `file_name` is relative to.
-        on_error: "strict" or "skip", see `CocoSource`.
+        on_error: "stop", "skip" or "strict", see `CocoSource`.
         allow_outside: file names may lead out of `image_root`.
         unreadable: ids of images to leave out.
 

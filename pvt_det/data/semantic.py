@@ -32,7 +32,7 @@ class LabelSource:
         label_root: folder of the label maps, PNG files of the images' names.
         class_names: of the classes 0, 1, …
         ignore_label: value of pixels that belong to no class.
-        on_error: "strict" or "skip".
+        on_error: "stop", "skip" or "strict".
         left_out: image files that a check found unusable.
         coco_name: registered data set that holds the images' objects (Panoptic FPN), or "" (semantic segmentation).
     """
@@ -41,7 +41,7 @@ class LabelSource:
     label_root: str
     class_names: tuple[str, ...]
     ignore_label: int = 255
-    on_error: str = "strict"
+    on_error: str = "stop"
     left_out: frozenset[str] = frozenset()
     coco_name: str = ""
 
@@ -98,7 +98,7 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
         level: "off" compares names, "fast" reads every file's header too, "full" decodes every file.
 
     Returns:
-        Image files that cannot be used; under "strict" there are none.
+        Image files that cannot be used; there are none but under "skip".
 
     Raises:
         DataError: the data set cannot be used; counts every kind of problem and names its first offenders.
@@ -119,7 +119,10 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
             findings.add("file that cannot be used", str(error))
             unusable.add(image)
     findings.raise_if_refused(source.label_root, source.on_error)
-    lines = [f"{source.label_root}: {len(records) - len(unusable)} images with label maps", *findings.lines()]
+    lines = [
+        f"{source.label_root}: {len(records) - len(unusable)} images with label maps",
+        *findings.lines(source.on_error),
+    ]
     _logger.log(logging.WARNING if len(lines) > 1 else logging.INFO, "%s", "\n  ".join(lines))
     return frozenset(unusable)
 

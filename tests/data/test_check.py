@@ -16,6 +16,7 @@ from pycocotools import mask as mask_util
 
 from pvt_det.data.check import check_dataset
 from pvt_det.data.coco import CocoSource
+from pvt_det.data.findings import ON_ERROR, Problem
 from pvt_det.data.rle import rle_problem
 from pvt_det.errors import ConfigError, DataError
 
@@ -105,7 +106,7 @@ def test_sound_data(folder):
     ],
 )
 def test_broken_annotation(folder, values, message):
-    """Strict names the annotation and the way out; skip leaves it out and counts it."""
+    """By default the annotation and the way out are named; skip leaves it out and counts it."""
     with pytest.raises(DataError, match=message) as caught:
         check(folder, changed(**values))
     assert "annotation 11" in str(caught.value)
@@ -139,6 +140,21 @@ def test_repairable_annotation(folder, values, kind):
     assert fixed["area"] == 80
     assert fixed["iscrowd"] == 0
     assert fixed["segmentation"] == [[2, 3, 12, 3, 12, 11, 2, 11]]
+
+    with pytest.raises(DataError, match=rf"refused: 1 x .*{kind}[\s\S]*ON_ERROR stop"):
+        check(folder, changed(**values), on_error="strict")
+
+
+@pytest.mark.parametrize(
+    ("problem", "outcomes"),
+    [
+        (Problem(repair="taken as 0"), ("fixed", "fixed", "refused")),
+        (Problem(), ("refused", "dropped", "refused")),
+        (Problem(fatal=True), ("refused", "refused", "refused")),
+    ],
+)
+def test_every_problem_has_one_outcome(problem, outcomes):
+    assert tuple(problem.outcome(on_error) for on_error in ("stop", "skip", "strict")) == outcomes
 
 
 def test_objects_without_a_mask_matter_to_mask_models_only(folder):
@@ -180,7 +196,7 @@ def test_ids_given_twice(folder):
 def test_file_name_outside_the_folder_is_never_read(folder, name):
     data = sound()
     data["images"][0]["file_name"] = name
-    for on_error in ("strict", "skip"):
+    for on_error in ON_ERROR:
         with pytest.raises(DataError, match=r"outside the image folder.*image 1"):
             check(folder, data, on_error=on_error)
 
@@ -218,7 +234,7 @@ def test_missing_files_and_folders(folder):
         check_dataset(folder / "set.json", folder, "quick")
 
 
-@pytest.mark.parametrize("on_error", ["strict", "skip"])
+@pytest.mark.parametrize("on_error", ON_ERROR)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -360,7 +376,7 @@ def test_any_change_is_reported_or_harmless(tmp_path_factory, data):
     spoilt[table][row][key] = data.draw(values)
     file = tmp_path_factory.getbasetemp() / "spoilt.json"
     file.write_text(json.dumps(spoilt))
-    for on_error in ("strict", "skip"):
+    for on_error in ON_ERROR:
         try:
             found = CocoSource(str(file), ".", on_error).load()
         except DataError:
