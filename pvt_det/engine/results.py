@@ -14,8 +14,8 @@ from torch import nn
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.evaluate import inference_folder
 from pvt_det.evaluation.coco import RESULTS_FILE
+from pvt_det.evaluation.published import RESULTS_NAME
 
-RESULTS_NAME = "results.json"
 METRICS_NAME = "metrics.json"
 
 
@@ -60,7 +60,7 @@ def model_name(cfg: CfgNode) -> str:
         head = "RetinaNet"
     elif cfg.MODEL.ROI_HEADS.NAME.startswith("Cascade"):
         head = "Cascade Mask R-CNN" if cfg.MODEL.MASK_ON else "Cascade R-CNN"
-    elif architecture == "GeneralizedRCNN":
+    elif "GeneralizedRCNN" in architecture:
         head = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
     else:
         head = {"SemanticSegmentor": "Semantic FPN", "PanopticFPN": "Panoptic FPN"}.get(architecture, architecture)

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.structures import Instances
-from hotcoco import mask as mask_util
 
 from pvt_det.errors import NumericError
+from pvt_det.layers.masks import RunLengthMasks
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Detections:
 
 
 def pack_detections(instances: Instances, image_id: int) -> Detections:
-    """Pack a model's output for one image; masks (`N×H×W` bool) become runs at once, so that memory stays small.
+    """Pack a model's output for one image; masks that are a tensor (`N×H×W` bool) become runs at once.
 
     Raises:
         NumericError: a box or score is NaN or infinite.
@@ -59,16 +59,12 @@ def pack_detections(instances: Instances, image_id: int) -> Detections:
             "probably diverged: evaluate an earlier checkpoint, or train with a lower learning rate"
         )
     boxes[:, 2:] -= boxes[:, :2]
-    masks = _encode(instances.pred_masks) if instances.has("pred_masks") else None
+    masks = _runs(instances.pred_masks) if instances.has("pred_masks") else None
     return Detections(image_id, boxes, scores, instances.pred_classes.cpu().numpy(), masks, instances.image_size)
 
 
-def _encode(masks: torch.Tensor) -> list[bytes]:
-    if len(masks) == 0:
-        return []
-    # COCO's runs go down the columns: `H×W×N` in Fortran order is N×W×H in memory.
-    columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    return [rle["counts"] for rle in mask_util.encode(columns.transpose(2, 1, 0))]
+def _runs(masks: torch.Tensor | RunLengthMasks) -> list[bytes]:
+    return (masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks)).counts
 
 
 def write_results(path: Path, detections: Iterable[Detections], category_ids: npt.NDArray[np.int64]) -> None:

@@ -1,3 +1,3 @@
 """Detectron2 adapters. Importing this package registers them."""
 
-from pvt_det.modeling import backbone, fpn, retinanet, roi_heads, semantic  # noqa: F401
+from pvt_det.modeling import backbone, fpn, rcnn, retinanet, roi_heads, semantic  # noqa: F401

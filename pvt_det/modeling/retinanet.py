@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
+from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.registration import register
 
 _EMA_START = 100.0
@@ -119,4 +120,6 @@ class PVTRetinaNet(RetinaNet):
     ) -> list[list[Tensor]]:
         """Scores in bf16 would tie, and boxes be off by pixels: leave autocast behind with the head's outputs."""
         transposed = super()._transpose_dense_predictions(predictions, dims_per_anchor)
+        if not self.training:
+            require_finite((level for levels in transposed for level in levels), "scores or boxes")
         return [[level.float() for level in levels] for levels in transposed]

@@ -14,6 +14,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.registration import register
 
 
@@ -66,8 +67,14 @@ class _Fp32Pooling:
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See Detectron2's ROIHeads.forward."""
+        """See Detectron2's ROIHeads.forward.
+
+        Raises:
+            NumericError: In inference, features are NaN or infinite.
+        """
         features = {name: level.float() for name, level in features.items()}
+        if not self.training:  # type: ignore[attr-defined]
+            require_finite(features.values(), "features")
         return super().forward(images, features, proposals, targets)  # type: ignore[misc]
 
     @classmethod
@@ -79,6 +86,8 @@ class _Fp32Pooling:
 
 
 def _in_fp32(module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not module.training:
+        require_finite(outputs, "scores or boxes")
     return tuple(output.float() for output in outputs)
 
 
