@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _gmacs(run: Run) -> str:
-    return describe_gmacs(run.folder / "config.yaml", run.annotations)
+    return run.gmacs or describe_gmacs(run.folder / "config.yaml", run.annotations)
 
 
 def build_parser() -> ArgumentParser:

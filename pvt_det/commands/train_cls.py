@@ -14,7 +14,7 @@ from pvt_det.engine.classification_dist import start_process
 from pvt_det.engine.classification_options import Options, add_flags, load_options
 from pvt_det.engine.classification_run import evaluate_only, train
 from pvt_det.engine.cli import ArgumentParser
-from pvt_det.evaluation.published import published_top1
+from pvt_det.evaluation.published import published_classifier
 
 RECIPES = Path(__file__).parents[2] / "configs/classification"
 _EXAMPLES = """
@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
         if options.eval_only:
             result = evaluate_only(options, process)
             if process.is_main:
-                top1 = published_top1(options.model)
-                print(f"{options.model} {options.weights}: {result} (published ImageNet-1k top-1: {top1} %)")
+                published = published_classifier(options.model)
+                known = f"{published.classification['top1']} %" if published else "none"
+                print(f"{options.model} {options.weights}: {result} (published ImageNet-1k top-1: {known})")
         else:
             best = train(options, process, f"{args.command_line} --resume auto")
             if process.is_main:

@@ -88,12 +88,14 @@ class Progress:
         epoch: The current epoch, from 0.
         step: Updates done in it.
         best_top1: Best top-1 so far, in percent; -1 before the first evaluation.
+        best_top5: Top-5 of the same weights.
         broken: Broken images met, by number.
     """
 
     epoch: int = 0
     step: int = 0
     best_top1: float = -1.0
+    best_top5: float = -1.0
     broken: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -243,7 +245,7 @@ class Trainer:
         self.save()
         result = self.parts.evaluate(network, self._check_stop_at)
         if result.top1 > self.progress.best_top1:
-            self.progress.best_top1 = result.top1
+            self.progress.best_top1, self.progress.best_top5 = result.top1, result.top5
             if self.process.is_main:
                 self._save_best(network, result)
         log.evaluation(

@@ -32,6 +32,7 @@ from pvt_det.engine.classification import CLASSES_KEY, Parts, Trainer
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_eval import Accuracy, evaluate
 from pvt_det.engine.classification_options import Options, check_same_run, dump_options
+from pvt_det.engine.classification_results import write_results
 from pvt_det.engine.lock import FolderLock
 from pvt_det.engine.rng import seed_all
 from pvt_det.engine.signals import StopRequest
@@ -42,6 +43,8 @@ from pvt_det.weights import load_pretrained
 from pvt_det.weights.reader import read_file
 
 OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
+# Beside the results of a training in the same output folder, which stay.
+EVALUATION_FOLDER = "evaluation"
 _FORMATS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _log = logging.getLogger(__name__)
 
@@ -73,16 +76,20 @@ def train(options: Options, process: Process, resume_command: str) -> float:
             write_atomically(output / CLASSES_NAME, json.dumps(images.classes, indent=0, ensure_ascii=False))
         _describe(options, process, images, validation)
         try:
-            return trainer.train()
+            best = trainer.train()
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"out of memory with {_batch(options, process)} images in a process: give --accumulate-steps "
                 f"{2 * options.accumulate_steps} (the same recipe), or --checkpoint-stages 1,2."
             ) from error
+        if process.is_main:
+            progress = trainer.progress
+            write_results(output, options, trainer.parts.model, validation, progress.best_top1, progress.best_top5)
+        return best
 
 
 def evaluate_only(options: Options, process: Process) -> Accuracy:
-    """Evaluate `options.weights` on the validation images.
+    """Evaluate `options.weights` on the validation images, and write `results.json` into the output's `evaluation/`.
 
     Raises:
         CheckpointError: The weights do not fit the model, or have no classifier.
@@ -98,7 +105,10 @@ def evaluate_only(options: Options, process: Process) -> Accuracy:
             f"{options.weights}: has no classifier for the {len(images.classes)} classes of {options.data} "
             f"({', '.join(chain.from_iterable(report.new.values()))}). Give weights trained on these classes."
         )
-    return _evaluation(options, process, images)(model.to(process.device), lambda batch: None)
+    accuracy = _evaluation(options, process, images)(model.to(process.device), lambda batch: None)
+    if process.is_main:
+        write_results(Path(options.output) / EVALUATION_FOLDER, options, model, images, accuracy.top1, accuracy.top5)
+    return accuracy
 
 
 def build_parts(options: Options, process: Process, images: ImageSource, validation: ImageSource) -> Parts:

@@ -15,12 +15,11 @@ import hotcoco
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import read_ground_truth
 from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS
-from pvt_det.evaluation.published import find_published
+from pvt_det.evaluation.published import RESULTS_NAME, find_published
 
-RESULTS_NAME = "results.json"
 # The metric of each task that runs are compared by.
-TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}
-_TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}
+TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top1"}
+_TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
 # Tasks of which the written results tell how far a difference is chance.
 _WITH_INTERVAL = ("bbox", "segm")
 # Points of AP that a reproduction may differ by: what training with another seed moves COCO's AP by.
@@ -45,7 +44,7 @@ class Run:
 
     Attributes:
         folder: the run's output folder.
-        config_file: the config that it was started with.
+        config_file: the config that it was started with; of a classifier, its name.
         model: head and backbone.
         recipe: what must be alike for two runs to be compared.
         dataset: name of the evaluated data set.
@@ -53,6 +52,7 @@ class Run:
         metrics: percent by task and metric, None where there is no ground truth.
         results_file: detections in COCO's results format.
         annotations: ground truth in COCO's format.
+        gmacs: cost of one image with the image's size, where the run has noted it.
     """
 
     folder: Path
@@ -64,6 +64,7 @@ class Run:
     metrics: dict[str, dict[str, float | None]]
     results_file: Path
     annotations: Path
+    gmacs: str | None = None
 
     def value(self, task: str) -> float | None:
         """The metric of a task of `TASKS` in percent, None where it was not measured."""
@@ -112,6 +113,7 @@ def load_run(path: str | Path) -> Run:
         folder=file.parent,
         results_file=file.parent / raw["results_file"],
         annotations=Path(raw["annotations"]),
+        gmacs=raw.get("gmacs"),
         **fields,
     )
 

@@ -1,4 +1,4 @@
-"""Published results on COCO val2017 and ADE20K, each with its source."""
+"""Published results on COCO val2017, ADE20K and ImageNet-1k, each with its source."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+IMAGENET = "imagenet1k_val"
+# Where the numbers measured stand that these are set against, in a run's output folder.
+RESULTS_NAME = "results.json"
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class PublishedResult:
         mask: mask AP and the like, percent; empty without masks.
         source: where the numbers stand.
         semantic: mIoU, percent; empty for detectors.
+        classification: top-1, percent; of classifiers only.
         dataset: the only data that the row may be set against.
     """
 
@@ -33,27 +39,51 @@ class PublishedResult:
     mask: dict[str, float]
     source: str
     semantic: dict[str, float] = field(default_factory=dict)
+    classification: dict[str, float] = field(default_factory=dict)
     dataset: str = "coco_2017_val"
 
     def value(self, task: str, metric: str) -> float | None:
-        """A metric of "bbox", "segm", "sem_seg" or another task, None where it was not published."""
-        return {"bbox": self.box, "segm": self.mask, "sem_seg": self.semantic}.get(task, {}).get(metric)
+        """A metric of "bbox", "segm", "sem_seg", "classification" or another task, None where it was not published."""
+        by_task = {
+            "bbox": self.box,
+            "segm": self.mask,
+            "sem_seg": self.semantic,
+            "classification": self.classification,
+        }
+        return by_task.get(task, {}).get(metric)
 
 
 @cache
 def published_results() -> tuple[PublishedResult, ...]:
-    """All published rows."""
-    text = resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8")
-    return tuple(PublishedResult(**row) for row in json.loads(text)["results"])
+    """All published rows of detectors and segmenters."""
+    return tuple(PublishedResult(**row) for row in _tables()["results"])
 
 
 def find_published(config_file: str) -> PublishedResult | None:
-    """The published row of a config file's recipe, if there is one."""
+    """The published row of a config file's recipe, or of a classifier's name, if there is one."""
     name = Path(config_file).stem
-    return next((row for row in published_results() if row.config == name), None)
+    classifier = published_classifier(name)
+    return classifier or next((row for row in published_results() if row.config == name), None)
 
 
-def published_top1(model: str) -> float | None:
-    """Published ImageNet-1k top-1 of a classifier at 224 pixels, percent (ResNets: the PVT paper's reruns)."""
-    text = resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8")
-    return json.loads(text)["imagenet"].get(model, {}).get("top1")
+def published_classifier(model: str) -> PublishedResult | None:
+    """The published row of an ImageNet-1k classifier at 224 pixels, if there is one; ResNets are PVT's reruns."""
+    row = _tables()["imagenet"].get(model)
+    if row is None:
+        return None
+    return PublishedResult(
+        config=model,
+        model=f"{model} classifier",
+        schedule="300 epochs",
+        parameters_millions=None,
+        box={},
+        mask={},
+        source=row["source"],
+        classification={"top1": row["top1"]},
+        dataset=IMAGENET,
+    )
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    return json.loads(resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8"))

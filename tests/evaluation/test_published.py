@@ -3,6 +3,7 @@
 import pytest
 
 from pvt_det.evaluation.published import find_published, published_results
+from pvt_det.models import list_models
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,13 @@ def test_semantic_rows_are_of_ade20k():
     }
     assert {row.dataset for row in rows} == {"ade20k_sem_seg_val"}
     assert rows[0].value("bbox", "AP") is None
+
+
+def test_classifiers():
+    row = find_published("pvt_v2_b2_li")
+    assert (row.value("classification", "top1"), row.dataset) == (82.1, "imagenet1k_val")
+    assert row.value("bbox", "AP") is None
+    assert all(find_published(name).source for name in list_models())
 
 
 def test_unknown_config_has_no_row():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvt_det.commands import train_cls
+from pvt_det.commands import compare, train_cls
 from pvt_det.engine.cli import run_cli
 from tests.data.imagenet_fakes import class_folders
 
@@ -95,10 +97,17 @@ def test_train_evaluate_and_stop(script, data, tmp_path, capsys):
     assert "best.safetensors" in capsys.readouterr().out
     best = str(tmp_path / "best.safetensors")
     arguments = ["--model", "pvt_v2_b0", "--img-size", "32", "--device", "cpu", "--amp", "none", "--workers", "0"]
-    assert script.main([*arguments, "--data", str(data), "--eval-only", "--weights", best]) == 0
+    own = ["--data", str(data), "--output", str(tmp_path)]
+    assert script.main([*arguments, *own, "--eval-only", "--weights", best]) == 0
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     top1 = max(row["top1"] for row in rows if "top1" in row)
     assert f"top-1 {top1:.3f} %" in capsys.readouterr().out
+    folders = [str(tmp_path), str(tmp_path / "evaluation")]
+    assert compare.run(compare.build_parser().parse_args([*folders, "--format", "csv"])) == 0
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert first["top-1"] == second["top-1"] == f"{top1:.2f}"
+    assert (first["data"], first["top-1 published"], first["top-1 less published"]) == ("set_val", "70.5", "-")
+    assert first["parameters (M)"] == "3.4"
 
 
 @pytest.mark.slow
