@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-# Python's own warnings, which libraries use for what does not concern a user.
-_WARNINGS = "py.warnings"
-_LOGGERS = ("pvt_det", "detectron2", "fvcore", _WARNINGS)
+# For the file only: Python's own warnings, which libraries use for what does not concern a user, and PyTorch's advice
+# to Detectron2 on how to ask whether a model is being traced.
+_FILE_ONLY = ("py.warnings", "torch.fx._symbolic_trace")
+_LOGGERS = ("pvt_det", "detectron2", "fvcore", *_FILE_ONLY)
 # Lines and metrics are written every so many iterations, as in Detectron2.
 PERIOD = 20
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 def run_logging(folder: Path, rank: int, console: Console) -> Iterator[None]:
     """While entered, send messages to the console (first process only) and, with all details, to a file.
 
-    Detectron2's messages reach the console as warnings and errors only, Python's warnings not at all.
+    Detectron2's messages reach the console as warnings and errors only, those of `_FILE_ONLY` not at all.
 
     Args:
         folder: Gets `log.txt`; other processes than the first write `log.txt.rank1` ….
@@ -72,7 +73,7 @@ def _console_handler(console: Console) -> logging.Handler:
 
 
 def _concerns_user(record: logging.LogRecord) -> bool:
-    return record.name.startswith("pvt_det") or (record.levelno >= logging.WARNING and record.name != _WARNINGS)
+    return record.name.startswith("pvt_det") or (record.levelno >= logging.WARNING and record.name not in _FILE_ONLY)
 
 
 class ProgressHook(HookBase):
