@@ -97,7 +97,7 @@ def check_dataset(
 def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) -> frozenset[int]:
     """Ids of images that are missing, broken, or of another size than annotated."""
     if not root.is_dir():
-        raise DataError(f"image folder {root} does not exist")
+        raise DataError(f"image folder {root} does not exist: name the folder that the images lie in")
     unreadable = set()
     for image in data.images:
         path = root / image["file_name"]
