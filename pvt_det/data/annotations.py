@@ -18,11 +18,18 @@ import numpy as np
 from hotcoco import mask as mask_util
 
 from pvt_det.data.findings import Findings
+from pvt_det.data.images import MAX_PIXELS
 from pvt_det.data.rle import rle_problem
 from pvt_det.errors import DataError
 
-# Coordinates from here on are mistakes; drawing such a polygon takes gigabytes.
+# Coordinates from here on are mistakes.
 _MAX_COORDINATE = 1e8
+# A polygon is drawn along its outline, which takes about 80 bytes a pixel, wherever that runs.
+_MAX_OUTLINE = 5e6
+# For training it is enlarged until its box has this many pixels; Detectron2 takes a box for 0.1 pixels wide at least.
+_MASK_SIDE, _MIN_SIDE = 28, 0.1
+# Evaluators keep ids as float64, which is exact up to here.
+_MAX_ID = 2**53
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"annotation file {path} is broken or cut short: {error}") from error
+        raise DataError(f"annotation file {path} is broken or cut short ({error}): write or copy it again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f"annotation file {path} has no list {key!r}: expected COCO's instances format")
@@ -88,7 +95,7 @@ def read_annotations(
     images = _images(raw["images"], findings, allow_outside)
     by_id = {image["id"]: image for image in images}
     known = {category["id"] for category in categories}
-    ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and isinstance(a.get("id"), int))
+    ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and _is_id(a.get("id")))
     annotations = []
     for place, annotation in enumerate(raw["annotations"]):
         if not isinstance(annotation, dict):
@@ -108,7 +115,7 @@ def read_annotations(
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
-    sound = [c for c in raw if isinstance(c, dict) and _is_int(c.get("id")) and isinstance(c.get("name"), str)]
+    sound = [c for c in raw if isinstance(c, dict) and _is_id(c.get("id")) and isinstance(c.get("name"), str)]
     if len(sound) < len(raw):
         findings.add("category without an integer id and a name", "see 'categories'", fatal=True)
     for what in ("id", "name"):
@@ -119,7 +126,7 @@ def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
 
 
 def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dict[str, Any]]:
-    counts = Counter(i.get("id") for i in raw if isinstance(i, dict) and _is_int(i.get("id")))
+    counts = Counter(i.get("id") for i in raw if isinstance(i, dict) and _is_id(i.get("id")))
     images = []
     for place, image in enumerate(raw):
         wrong = _image_problem(image, counts, allow_outside)
@@ -133,7 +140,7 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
 
 
 def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
-    if not isinstance(image, dict) or not _is_int(image.get("id")):
+    if not isinstance(image, dict) or not _is_id(image.get("id")):
         return "image without an integer id"
     if counts[image["id"]] > 1:
         return "image id given twice"
@@ -142,6 +149,8 @@ def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
         return "image without a file_name"
     if not all(_is_int(image.get(side)) and image[side] > 0 for side in ("width", "height")):
         return "image without positive integers width and height"
+    if image["width"] * image["height"] > MAX_PIXELS:
+        return f"image of more than {MAX_PIXELS:,} pixels, the most that are read"
     path = PurePosixPath(file_name)
     leaves = path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
     if leaves and not allow_outside:
@@ -150,13 +159,13 @@ def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
 
 
 def _identity_problem(annotation: dict[str, Any], ids: Counter, images: dict[int, Any], known: set[int]) -> str:
-    if not _is_int(annotation.get("id")):
+    if not _is_id(annotation.get("id")):
         return "annotation without an integer id"
     if ids[annotation["id"]] > 1:
         return "annotation id given twice"
-    if not _is_int(annotation.get("image_id")) or annotation["image_id"] not in images:
+    if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in images:
         return "annotation of an unknown or left-out image_id"
-    if not _is_int(annotation.get("category_id")) or annotation["category_id"] not in known:
+    if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in known:
         return "annotation with an unknown category_id"
     if "bbox" not in annotation:
         return "annotation without bbox"
@@ -190,7 +199,7 @@ def _segmentation_problem(
         return rle_problem(segmentation, image["height"], image["width"])
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            wrong = _polygon_problem(polygon)
+            wrong = _polygon_problem(polygon, annotation["bbox"])
             if wrong:
                 return wrong
         kept = [polygon for polygon in segmentation if len(polygon) >= 6]
@@ -206,18 +215,31 @@ def _segmentation_problem(
     return ""
 
 
-def _polygon_problem(polygon: Any) -> str:
+def _polygon_problem(polygon: Any, box: list[float]) -> str:
     if not isinstance(polygon, list) or len(polygon) % 2:
         return "polygon that is no list of x, y pairs"
+    if not polygon:
+        return ""
     try:
         # One pass in C over the numbers: NaN and infinity both show in the sum.
-        if polygon and not (
-            math.isfinite(sum(polygon)) and -_MAX_COORDINATE < min(polygon) <= max(polygon) < _MAX_COORDINATE
-        ):
-            return "polygon with NaN, infinity or a coordinate of 1e8 or more"
+        low, high, total = min(polygon), max(polygon), float(sum(polygon))
     except TypeError:
         return "polygon that is no list of x, y pairs"
+    except OverflowError:
+        low, high, total = 0, 0, math.inf
+    if not (math.isfinite(total) and -_MAX_COORDINATE < low <= high < _MAX_COORDINATE):
+        return "polygon with NaN, infinity or a coordinate of 1e8 or more"
+    enlarged = max(1.0, _MASK_SIDE / max(_MIN_SIDE, min(box[2:])))
+    # The first product is a bound on the outline's length that costs nothing.
+    if len(polygon) * (high - low) * enlarged > _MAX_OUTLINE and _outline(polygon) * enlarged > _MAX_OUTLINE:
+        return "polygon whose outline is too long to draw: it leaves its image, or its box is far too small"
     return ""
+
+
+def _outline(polygon: list[float]) -> float:
+    """Length in pixels, counting the longer of an edge's width and height."""
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _complete(annotation: dict[str, Any], name: str, findings: Findings) -> None:
@@ -225,7 +247,7 @@ def _complete(annotation: dict[str, Any], name: str, findings: Findings) -> None
         findings.add("annotation without iscrowd", name, repair="taken as 0")
     annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
     area: Any = annotation.get("area")
-    if not _is_number(area) or not math.isfinite(area) or area < 0:
+    if not _is_number(area) or not 0 <= area < _MAX_COORDINATE**2:
         findings.add("annotation without a usable area", name, repair="computed from its mask or box")
         annotation["area"] = _area(annotation)
 
@@ -260,6 +282,10 @@ def _usable(
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return _is_int(value) and abs(value) <= _MAX_ID
 
 
 def _is_number(value: Any) -> bool:

@@ -87,8 +87,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     path = Path(path)
     with _open(path) as file:
         image = _identify(path, file)
-        # Asking a PNG for its EXIF data decodes it; what stands before the pixels is in `info`.
-        turned = (image.format == "JPEG" or "exif" in image.info) and _orientation(image) >= 5
+        turned = _early_orientation(image) >= 5
         end_mark = _END_MARKS.get(image.format or "")
         file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
         complete = end_mark is None or end_mark in file.read()
@@ -96,6 +95,18 @@ def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     if not complete:
         read_image(path, "RGB")
     return (height, width) if turned else (width, height)
+
+
+def read_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF tag that says how the pixels are turned or mirrored: 1 (not at all) to 8.
+
+    Raises:
+        DataError: as `read_image`, as far as the header tells.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        image = _identify(path, file)
+        return _early_orientation(image)
 
 
 def check_size(path: str | os.PathLike[str], found: tuple[int, int], stated: tuple[int, int]) -> None:
@@ -146,6 +157,11 @@ def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np
         raise DataError(f"image {path} is broken or cut short ({error}): replace it") from error
 
 
+def _early_orientation(image: Image.Image) -> int:
+    # Asking a PNG for its EXIF data decodes it; what stands before the pixels is in `info`.
+    return _orientation(image) if image.format == "JPEG" or "exif" in image.info else 1
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -159,4 +175,5 @@ def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8
         return gray if mode == "L" else np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise DataError(f"image {path} holds {image.mode!r} pixels of 32 bits, whose range is unknown: save it with 8")
-    return np.array(image.convert(mode))
+    # Pillow converts by copying, even to the mode that an image has.
+    return np.array(image if image.mode == mode else image.convert(mode))

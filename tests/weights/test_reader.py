@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import pickle
 import random
 import sys
 import types
@@ -21,19 +20,7 @@ from torch import Tensor
 from pvt_det.errors import CheckpointError
 from pvt_det.weights import save_checkpoint, save_safetensors
 from pvt_det.weights.reader import read_tensors
-
-TENSORS = {
-    "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
-    "b.half": torch.tensor([1.5, -2.0], dtype=torch.float16),
-    "c.count": torch.tensor(7),
-    "d.brain": torch.ones(3, dtype=torch.bfloat16),
-}
-ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "c.count": np.array(7)}
-
-
-def write_pickle(path: Path, content: object, protocol: int = 2) -> Path:
-    path.write_bytes(pickle.dumps(content, protocol=protocol))
-    return path
+from tests.weights.files import ARRAYS, TENSORS, whole_files, write_pickle
 
 
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor] = TENSORS) -> bool:
@@ -104,67 +91,6 @@ def test_harmless_objects_beside_the_weights_come_back_empty(tmp_path: Path, mon
     assert same(read_tensors(tmp_path / "x.pth"))
 
 
-class Hostile:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker: Path, way: str) -> None:
-        self.marker, self.way = marker, way
-
-    def __reduce__(self) -> tuple:
-        if self.way == "system":
-            return os.system, (f"touch {self.marker}",)
-        if self.way == "eval":
-            return eval, (f"open({str(self.marker)!r}, 'w')",)
-        return Path.touch, (self.marker,)
-
-
-@pytest.fixture(params=["system", "eval", "method"])
-def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Hostile:
-    return Hostile(tmp_path / "it_ran", request.param)
-
-
-def refused(path: Path, marker: Path) -> None:
-    with pytest.raises(CheckpointError, match="refused, since a checkpoint may hold tensors and plain values") as error:
-        read_tensors(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not marker.exists()
-
-
-def test_the_hostile_object_would_run(hostile: Hostile) -> None:
-    pickle.loads(pickle.dumps(hostile))
-    assert hostile.marker.exists()
-
-
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["instead", "inside", "beside"])
-def test_f04_hostile_torch_file(
-    tmp_path: Path, hostile: Hostile, place: str, zipped: bool, force: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if force:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    content = {"instead": hostile, "inside": {**TENSORS, "z": hostile}, "beside": {"model": TENSORS, "z": hostile}}
-    torch.save(content[place], tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    refused(tmp_path / "x.pth", hostile.marker)
-
-
-@pytest.mark.parametrize("name", ["x.pkl", "x.pth", "x.safetensors"])
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_f03_hostile_pickle(tmp_path: Path, hostile: Hostile, name: str, protocol: int) -> None:
-    path = write_pickle(tmp_path / name, {"model": {**ARRAYS, "z": hostile}}, protocol)
-    if protocol == 0 and name != "x.pkl":
-        with pytest.raises(CheckpointError, match="not a checkpoint"):
-            read_tensors(path)
-    else:
-        refused(path, hostile.marker)
-    assert not hostile.marker.exists()
-
-
-def test_an_array_of_hostile_objects(tmp_path: Path, hostile: Hostile) -> None:
-    refused(write_pickle(tmp_path / "x.pkl", {"a": np.array([hostile], dtype=object)}), hostile.marker)
-
-
 def test_a_pickle_may_not_ask_for_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.")
     with pytest.raises(CheckpointError, match="rot13"):
@@ -215,36 +141,6 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(CheckpointError, match="compressed"):
         read_tensors(tmp_path / "y.pth")
-
-
-def whole_files(folder: Path) -> list[Path]:
-    save_checkpoint(folder / "a.pth", {"model": TENSORS})
-    torch.save(TENSORS, folder / "b.pth", _use_new_zipfile_serialization=False)
-    save_safetensors(folder / "c.safetensors", TENSORS, {"who": "test"})
-    return [folder / "a.pth", folder / "b.pth", folder / "c.safetensors", write_pickle(folder / "d.pkl", ARRAYS)]
-
-
-def test_f34_cut_short_anywhere(tmp_path: Path) -> None:
-    for path in whole_files(tmp_path):
-        content = path.read_bytes()
-        for length in {0, 1, 7, 8, 9, 20, len(content) - 1, *range(0, len(content), 1 + len(content) // 40)}:
-            path.write_bytes(content[:length])
-            with pytest.raises(CheckpointError):
-                read_tensors(path)
-
-
-def test_f34_one_bit_flipped(tmp_path: Path) -> None:
-    """A flip in the numbers is found by the checksums of both formats that this package writes."""
-    generator = random.Random(0)
-    for path in whole_files(tmp_path)[0::2]:
-        content = path.read_bytes()
-        numbers = content.find(TENSORS["a.weight"].numpy().tobytes())
-        for _ in range(60):
-            at, flipped = generator.randrange(numbers, numbers + 24), bytearray(content)
-            flipped[at] ^= 1 << generator.randrange(8)
-            path.write_bytes(flipped)
-            with pytest.raises(CheckpointError, match="damaged"):
-                read_tensors(path)
 
 
 def test_any_byte_changed_gives_a_typed_error_or_tensors(tmp_path: Path) -> None:

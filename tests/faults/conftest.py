@@ -1,0 +1,136 @@
+"""A tiny data set to spoil, and the command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pvt_det.engine.cli import run_cli
+from tests.engine.conftest import CONFIG, saved_weights, shapes, tiny_cfg, tiny_words  # noqa: F401  (fixtures)
+from tools import train_net
+
+SIDE = 64
+SQUARE = [[8, 8, 32, 8, 32, 24, 8, 24]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("faults")
+
+
+def sound_content() -> dict[str, Any]:
+    """Four images with one object each, ids 11 to 14."""
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": SIDE, "height": SIDE} for i in range(1, 5)],
+        "categories": [{"id": 3, "name": "bowl"}, {"id": 9, "name": "cup"}],
+        "annotations": [
+            {
+                "id": 10 + i,
+                "image_id": i,
+                "category_id": (3, 9)[i % 2],
+                "bbox": [8, 8, 24, 16],
+                "area": 384,
+                "iscrowd": 0,
+                "segmentation": [list(SQUARE[0])],
+            }
+            for i in range(1, 5)
+        ],
+    }
+
+
+@dataclass
+class TinySet:
+    """A COCO-format data set in a folder of its own; spoil `content` or the files, then use it."""
+
+    folder: Path
+    content: dict[str, Any] = field(default_factory=sound_content)
+
+    def image(self, number: int = 1) -> Path:
+        return self.folder / f"{number}.jpg"
+
+    def write_image(self, image: Image.Image, number: int = 1, **options: Any) -> None:
+        image.save(self.folder / f"{number}.png", **options)
+        record = self.content["images"][number - 1]
+        record["file_name"], record["width"], record["height"] = f"{number}.png", *image.size
+
+    @property
+    def second(self) -> dict[str, Any]:
+        """Annotation 12."""
+        return self.content["annotations"][1]
+
+    @property
+    def json_file(self) -> Path:
+        """The annotation file, written anew."""
+        path = self.folder / "set.json"
+        path.write_text(json.dumps(self.content))
+        return path
+
+    def words(self, part: str = "TRAIN") -> dict[str, Any]:
+        return {f"DATASETS__{part}_JSON": self.json_file, f"DATASETS__{part}_IMAGES": self.folder}
+
+
+@pytest.fixture
+def tiny_set(tmp_path: Path) -> TinySet:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(1, 5):
+        pixels = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return TinySet(folder)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended."""
+
+    code: int
+    error: str
+    output: str
+
+
+@pytest.fixture
+def command(tiny_words, repo_root: Path, tmp_path: Path, capsys):  # noqa: F811
+    """Run `tools/train_net.py`: `command("--resume", SOLVER__MAX_ITER=2)`; it never ends in a traceback."""
+
+    def run(*options: object, output: Path = tmp_path / "run", val: bool = False, **changes: object) -> Ending:
+        words = ["--config-file", repo_root / CONFIG, *options, *tiny_words(output, val=val, **changes)]
+        code = run_cli(lambda: train_net.main([str(word) for word in words]))
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err + captured.out
+        return Ending(code, captured.err, captured.out)
+
+    return run
+
+
+@pytest.fixture
+def refused(command, tmp_path: Path):
+    """Expect that a command ends with `code` and one message that holds `parts`, before anything was trained."""
+
+    def expect(code: int, *parts: str, options: tuple[object, ...] = (), **changes: object) -> str:
+        ending = command(*options, **changes)
+        assert ending.code == code, ending
+        assert ending.error.startswith("error: ")
+        assert ending.error.count("error: ") == 1
+        for part in parts:
+            assert part in ending.error, ending.error
+        assert not list((tmp_path / "run").glob("*.pth"))
+        return ending.error
+
+    return expect
+
+
+@pytest.fixture
+def refused_set(refused, tiny_set: TinySet):
+    """Expect exit code 3 for the tiny set as it is now, both to train on and to evaluate on."""
+
+    def expect(*parts: str, **changes: object) -> str:
+        return refused(3, *parts, **tiny_set.words(), **changes)
+
+    return expect

@@ -1,0 +1,245 @@
+"""Faults of annotations are found before the first step, named by their ids, and left out where that was asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_util
+
+from pvt_det.data.check import check_dataset
+from pvt_det.data.coco import CocoSource
+from pvt_det.data.mapper import PVTDatasetMapper, pack_targets
+from pvt_det.evaluation.detections import Detections
+from pvt_det.evaluation.ground_truth import GroundTruth
+from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
+from tests.faults.conftest import SIDE, SQUARE
+
+ROOT = Path(__file__).parents[2]
+WAY_OUT = "DATASETS.ON_ERROR skip"
+
+
+@pytest.fixture
+def refused_or_dropped(refused_set, tiny_set):
+    """Expect annotation 12 to be refused by its id, and to be the only one that "skip" leaves out."""
+
+    def expect(*parts: str, **values: object) -> None:
+        tiny_set.second.update(values)
+        refused_set("annotation 12", *parts, WAY_OUT)
+        report = check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip")
+        assert (report.images, report.annotations) == (4, 3)
+        records = CocoSource(report.json_file, str(tiny_set.folder), "skip").records()
+        assert [len(record["annotations"]) for record in records] == [1, 0, 1, 1]
+
+    return expect
+
+
+@pytest.mark.parametrize(
+    ("box", "parts"),
+    [
+        ([8, 8, 0, 16], ["no box that is not empty", "all 4 annotations"]),
+        ([70, 8, 24, 16], ["4 x bbox wholly outside its image", "annotation 11"]),
+    ],
+    ids=["empty", "outside"],
+)
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_F18_nothing_to_train_on(refused_set, tiny_set, box, parts, on_error):
+    for annotation in tiny_set.content["annotations"]:
+        annotation["bbox"] = box
+    refused_set(*parts, DATASETS__ON_ERROR=on_error)
+
+
+def test_F19_negative_width(refused_or_dropped):
+    refused_or_dropped("bbox with negative width or height", bbox=[30, 8, -20, 16])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
+def test_F20_box_that_is_not_finite(refused_or_dropped, value):
+    refused_or_dropped("bbox with NaN, infinity or a value of 1e8 or more", bbox=[8, value, 24, 16])
+
+
+def test_F22_unknown_category(refused_or_dropped):
+    refused_or_dropped("unknown category_id", category_id=7)
+
+
+def test_F22_missing_box(refused_or_dropped, tiny_set):
+    del tiny_set.second["bbox"]
+    refused_or_dropped("annotation without bbox")
+
+
+def test_F22_duplicate_annotation_id(refused_set, tiny_set):
+    tiny_set.second["id"] = 11
+    refused_set("annotation id given twice: annotation 11; annotation 11", WAY_OUT)
+    assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").annotations == 2
+
+
+def test_F23_duplicate_image_id(refused_set, tiny_set):
+    """No telling which of the two images a box belongs to: neither image is used, nor the box."""
+    tiny_set.content["images"][1]["id"] = 1
+    refused_set("image id given twice: image 1; image 1", WAY_OUT)
+    report = check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip")
+    assert (report.images, report.annotations) == (2, 2)
+
+
+def test_F23_ids_that_evaluators_would_round(refused_set, tiny_set):
+    """As float64, which evaluators use, these are one id."""
+    for number, image_id in ((0, 2**53 + 1), (1, 2**53 + 2)):
+        tiny_set.content["images"][number]["id"] = image_id
+        tiny_set.content["annotations"][number]["image_id"] = image_id
+    refused_set("2 x image without an integer id", str(2**53 + 1))
+
+
+@pytest.mark.parametrize(("key", "repaired"), [("area", 384), ("iscrowd", 0)])
+def test_F25_missing_key_is_filled_in_and_told(tiny_set, refused_set, key, repaired):
+    del tiny_set.second[key]
+    report = check_dataset(tiny_set.json_file, tiny_set.folder, masks=True)
+    assert report.annotations == 4
+    assert f"annotation without {'a usable ' if key == 'area' else ''}{key}: annotation 12" in str(report)
+    assert CocoSource(report.json_file, str(tiny_set.folder)).load().annotations[1][key] == repaired
+    refused_set("annotation 12", "ON_ERROR stop", DATASETS__ON_ERROR="strict")
+
+
+def test_F25_polygon_of_two_points(tiny_set, refused_set):
+    tiny_set.second["segmentation"] = [*SQUARE, [1, 1, 2, 2]]
+    report = check_dataset(tiny_set.json_file, tiny_set.folder, masks=True)
+    assert "1 x polygon of fewer than three points: annotation 12 (polygon removed)" in str(report)
+    assert CocoSource(report.json_file, str(tiny_set.folder)).load().annotations[1]["segmentation"] == SQUARE
+    tiny_set.second["segmentation"] = [[1, 1, 2, 2]]
+    masks = {"MODEL__MASK_ON": True}
+    refused_set("annotation without a usable mask, which MODEL.MASK_ON needs: annotation 12", **masks)
+
+
+UNDER_4_GB = """
+import resource, sys
+from pvt_det.data.check import check_dataset
+from pvt_det.errors import DataError
+resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))
+for path in sys.argv[2:]:
+    try:
+        check_dataset(path, sys.argv[1], masks=True)
+    except DataError as error:
+        print(str(error).count("annotation 12"))
+"""
+WILD = [math.nan, math.inf, -math.inf, 1e8, -1e9, 9e7, 1e300, 10**400]
+
+
+def test_F26_wild_polygon_coordinate(refused_or_dropped, tiny_set):
+    """Drawn, 9e7 alone would take 14 GB; a check under a limit of 4 GB refuses each by its id."""
+    files = []
+    for number, value in enumerate(WILD):
+        tiny_set.second["segmentation"] = [[8, 8, value, 8, 32, 24]]
+        files.append(tiny_set.json_file.rename(tiny_set.folder / f"wild{number}.json"))
+    words = [sys.executable, "-W", "ignore", "-c", UNDER_4_GB, tiny_set.folder, *files]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1"] * len(WILD)
+    refused_or_dropped("polygon with NaN, infinity or a coordinate of 1e8 or more", segmentation=[[8, 8, 1e8, 8, 9, 9]])
+
+
+def test_F26_outline_that_is_too_long_to_draw(refused_or_dropped):
+    refused_or_dropped("outline is too long to draw", segmentation=[[8, 8, 9e7, 8, 32, 24]])
+
+
+def test_F26_zigzag_and_tiny_box(refused_or_dropped, tiny_set):
+    """Within the image, but a thousand kilometres long; and one that training would enlarge 280 times."""
+    zigzag = [float(value) for number in range(200_000) for value in (number % 2 * 60, number % 60)]
+    refused_or_dropped("outline is too long to draw", segmentation=[zigzag])
+    refused_or_dropped("outline is too long to draw", segmentation=[zigzag[:2000]], bbox=[8, 8, 0.01, 16])
+    assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").annotations == 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ([5, 5], "RLE whose runs do not cover its image"),
+        ([SIDE * SIDE + 5, -5], "RLE whose runs do not cover its image"),
+        ("garbage~~~", "RLE whose counts cannot be read"),
+        ("", "RLE whose counts cannot be read"),
+        (None, "RLE whose counts cannot be read"),
+    ],
+    ids=["short", "negative", "garbage", "empty", "missing"],
+)
+def test_F27_corrupt_rle(refused_or_dropped, counts, reason):
+    refused_or_dropped(reason, segmentation={"size": [SIDE, SIDE], "counts": counts})
+
+
+def test_F27_rle_of_another_size(refused_or_dropped):
+    rle = {"size": [SIDE, 2 * SIDE], "counts": [2 * SIDE * SIDE]}
+    refused_or_dropped("RLE whose size is not its image's", segmentation=rle)
+
+
+def test_F28_rle_and_polygons_both_train(tiny_set, repo_root):
+    """One image with both kinds of masks, in the format for polygons: the same pixels come out."""
+    from pvt_det.config import load_config
+
+    mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
+    mask[8:24, 8:32] = 1
+    rle = mask_util.encode(mask)
+    runs = {"size": [SIDE, SIDE], "counts": rle["counts"].decode()}
+    copies = [dict(tiny_set.content["annotations"][0], id=number, segmentation=runs) for number in (1, 2)]
+    copies[1]["segmentation"] = {"size": [SIDE, SIDE], "counts": _run_lengths(mask)}
+    tiny_set.content["annotations"] += copies
+    source = CocoSource(str(tiny_set.json_file), str(tiny_set.folder))
+    record = source.records()[0]
+    words = ["MODEL.WEIGHTS", "", "INPUT.MASK_FORMAT", "polygon", "INPUT.MIN_SIZE_TRAIN", f"[{SIDE}]"]
+    cfg = load_config(repo_root / "configs/mask_rcnn_pvt_tiny.yaml", [*words, "INPUT.RANDOM_FLIP", "none"])
+    record["targets"] = pack_targets(record.pop("annotations"), masks=True)
+    masks = PVTDatasetMapper(cfg, is_train=True)(record, 0)["instances"].gt_masks.tensor
+    assert len(masks) == 3
+    for found in masks:
+        assert (found.numpy() == mask).all()
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    flat = mask.flatten(order="F")
+    assert not flat[0]
+    return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])).tolist()
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_hotcoco, evaluate_pycocotools])
+def test_F29_annotation_id_0_counts(evaluate):
+    box = [10.0, 10.0, 50.0, 50.0]
+    truth = GroundTruth(
+        [{"id": 0, "width": 160, "height": 160}],
+        [{"id": 0, "image_id": 0, "category_id": 0, "bbox": box, "area": 2500.0, "iscrowd": 0}],
+        [{"id": 0, "name": "thing"}],
+    )
+    perfect = Detections(0, np.array([box]), np.array([0.9]), np.array([0]), None, (160, 160))
+    assert evaluate(truth, [perfect], "bbox").stats[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content["images"].clear(), "no image that can be used"),
+        (lambda content: content["annotations"].clear(), "no annotation that can be used"),
+        (lambda content: [a.update(iscrowd=1) for a in content["annotations"]], "no object but crowd regions: all 4"),
+    ],
+    ids=["no images", "no annotations", "all crowd"],
+)
+def test_F30_empty_set(refused_set, tiny_set, change, reason, on_error):
+    change(tiny_set.content)
+    refused_set(reason, "set.json", DATASETS__ON_ERROR=on_error)
+
+
+@pytest.mark.parametrize("fault", ["cut", "mark", "deep"])
+def test_F31_truncated_or_marked_json(refused, tiny_set, fault):
+    path = tiny_set.json_file
+    text = path.read_text()
+    content = {"cut": text[:-40], "mark": "\ufeff" + text, "deep": "[" * 100_000}[fault]
+    path.write_text(content, encoding="utf-8")
+    reason = "byte-order mark" if fault == "mark" else "broken or cut short"
+    words = {"DATASETS__TRAIN_JSON": path, "DATASETS__TRAIN_IMAGES": tiny_set.folder}
+    refused(3, str(path), reason, **words)
+
+
+def test_F31_json_of_another_kind(refused, tiny_set):
+    path = tiny_set.json_file
+    path.write_text(json.dumps({"images": [], "annotations": {}, "categories": []}))
+    refused(3, str(path), "no list 'annotations'", DATASETS__TRAIN_JSON=path, DATASETS__TRAIN_IMAGES=tiny_set.folder)

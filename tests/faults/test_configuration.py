@@ -1,0 +1,98 @@
+"""A mistake in the configuration ends the run before it began, with exit code 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pvt_det.engine.lock import LOCK_NAME
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def refused_text(refused, tmp_path):
+    """Expect exit code 2 for a config file of this text."""
+
+    def expect(text: str, *parts: str) -> None:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        refused(2, str(path), *parts, options=("--config-file", path))
+
+    return expect
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("SOLVER: {BASE_LRR: 1.0}", ["unknown key SOLVER.BASE_LRR", "Did you mean SOLVER.BASE_LR"]),
+        ("SOLVER: {MAX_ITER: many}", ["SOLVER.MAX_ITER = 'many'", "an integer"]),
+        ("SOLVER: {MAX_ITER: null}", ["SOLVER.MAX_ITER = null", "an integer"]),
+        ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "negative"]),
+        ("MODEL:\n  MASK_ON: false\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL stands twice"]),
+    ],
+    ids=["unknown key", "wrong type", "null", "negative", "duplicate section"],
+)
+def test_F08_wrong_key_or_value(refused_text, text, parts):
+    refused_text(text + "\n", *parts)
+
+
+@pytest.mark.parametrize("text", ["", "- SEED\n- 1\n"], ids=["empty", "list"])
+def test_F09_yaml_without_keys(refused_text, text):
+    refused_text(text, "found nothing" if not text else "found a list")
+
+
+def test_F09_circular_base(refused, tmp_path):
+    for name, base in (("a", "b"), ("b", "c"), ("c", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {base}.yaml\n")
+    cycle = " → ".join(str(tmp_path / f"{name}.yaml") for name in "abca")
+    refused(2, cycle, options=("--config-file", tmp_path / "a.yaml"))
+
+
+def test_F24_class_count_that_is_not_the_datas(refused, tiny_set):
+    parts = ("MODEL.RETINANET.NUM_CLASSES is 5", "bowl, cup", "set it to 2")
+    refused(2, *parts, MODEL__RETINANET__NUM_CLASSES=5, **tiny_set.words())
+    evaluation = {"MODEL__RETINANET__NUM_CLASSES": 5, "MODEL__WEIGHTS": "x.pth", **tiny_set.words("VAL")}
+    refused(2, *parts, options=("--eval-only",), **evaluation)
+
+
+def test_F47_two_runs_in_one_folder(refused, tmp_path):
+    """The lock is another process's; it ends with that process, however that dies."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    hold = f"""
+import fcntl, os, sys
+file = os.open({str(folder / LOCK_NAME)!r}, os.O_RDWR | os.O_CREAT)
+fcntl.lockf(file, fcntl.LOCK_EX)
+os.pwrite(file, str(os.getpid()).encode(), 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        refused(2, f"process {holder.pid}", str(folder), "--output")
+        assert not (folder / "log.txt").exists()
+        holder.kill()
+    refused(2, "SOLVER.BASE_LRR", options=("SOLVER.BASE_LRR", "1"))
+
+
+@pytest.mark.slow
+def test_F48_torchrun_joins_one_group(tiny_words, tmp_path):
+    words = ["--config-file", ROOT / "configs/retinanet_pvt_tiny.yaml", *tiny_words(tmp_path, SOLVER__MAX_ITER=2)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, ROOT / "tools/train_net.py", *map(str, words), "SOLVER.STEPS", "[]"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("iteration 2/2") == 1
+    assert sorted(path.name for path in tmp_path.glob("log.txt*")) == ["log.txt", "log.txt.rank1"]

@@ -1,0 +1,202 @@
+"""Broken, huge and unusual image files: refused by name before the first step, or read with the right pixels."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pvt_det.data.images import read_header, read_image
+from pvt_det.errors import DataError
+from tests.faults.conftest import SIDE
+from tests.modeling.conftest import build
+
+
+def write_bomb(path: Path) -> None:
+    """A PNG of 50,000×50,000 pixels, 7.5 GB of RGB, in a few hundred bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    end = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end)
+
+
+CHECK_AND_TELL_PEAK = """
+import resource, sys
+from pvt_det.data.check import check_dataset
+from pvt_det.errors import DataError
+try:
+    check_dataset(sys.argv[1], sys.argv[2], "full")
+except DataError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_F07_decompression_bomb(refused_set, tiny_set):
+    write_bomb(tiny_set.image())
+    for check in ("fast", "full"):
+        refused_set("1.jpg is too large", "at most", DATASETS__CHECK=check)
+    words = [sys.executable, "-W", "ignore", "-c", CHECK_AND_TELL_PEAK, str(tiny_set.json_file), str(tiny_set.folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    *message, peak = done.stdout.splitlines()
+    assert "1.jpg is too large" in "".join(message)
+    assert int(peak) < 1000, "MiB"
+
+
+@pytest.mark.parametrize("check", ["fast", "full"])
+def test_F10_truncated_jpeg(refused_set, tiny_set, check):
+    path = tiny_set.image()
+    path.write_bytes(path.read_bytes()[:-300])
+    refused_set(str(path), "image 1", "cut short", "ON_ERROR skip", DATASETS__CHECK=check)
+
+
+def test_F10_skip_keeps_the_results_of_the_rest(command, tiny_set, tmp_path):
+    """The broken file is counted in the report, left out of training, and loses no evaluation."""
+    tiny_set.image().write_bytes(b"")
+    words = tiny_set.words() | tiny_set.words("VAL") | {"DATASETS__ON_ERROR": "skip"}
+    ending = command(**words, SOLVER__MAX_ITER=1, SOLVER__STEPS=[], MODEL__RETINANET__SCORE_THRESH_TEST=0.0)
+    assert ending.code == 0
+    report = (tmp_path / "run/log.txt").read_text()
+    assert "3 images" in report
+    assert f"dropped: 1 x image file that cannot be used: image 1: image {tiny_set.image()}" in report
+    detections = (tmp_path / "run/inference/set/coco_instances_results.json").read_text()
+    assert '"image_id": 2' in detections
+    assert '"image_id": 1,' not in detections
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty (0 bytes)"), (b"<!DOCTYPE html>", "no image (it starts with"), (None, "does not exist")],
+    ids=["zero-byte", "html", "missing"],
+)
+def test_F11_no_image_at_all(refused_set, tiny_set, content, reason):
+    path = tiny_set.image()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    refused_set(str(path), "image 1", reason, "ON_ERROR skip")
+
+
+def test_F12_16_bit_png_is_scaled(tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (6, 9), dtype=np.uint8)
+    Image.fromarray(gray.astype(np.uint16) * 256 + 200).save(tmp_path / "x.png")
+    assert (read_image(tmp_path / "x.png", "RGB") == gray[:, :, None]).all()
+    assert (read_image(tmp_path / "x.png", "L")[:, :, 0] == gray).all()
+
+
+def test_F12_32_bit_pixels_are_refused(refused_set, tiny_set):
+    Image.new("F", (SIDE, SIDE), 0.5).save(tiny_set.folder / "1.tiff")
+    tiny_set.content["images"][0]["file_name"] = "1.tiff"
+    refused_set("1.tiff", "32 bits", "save it with 8", DATASETS__CHECK="full")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGBA", "LA", "P", "CMYK"])
+def test_F13_right_pixels_of_every_mode(tmp_path, mode):
+    """A red (or bright) left half and a blue (or dark) right one come out so, whatever the file keeps."""
+    rgb = np.zeros((8, 16, 3), np.uint8)
+    rgb[:, :8, 0], rgb[:, 8:, 2] = 255, 255
+    if mode in ("L", "1", "LA"):
+        rgb = np.repeat(np.where(np.arange(16) < 8, 255, 0)[None, :, None], 8, axis=0).repeat(3, axis=2)
+    image = Image.fromarray(rgb.astype(np.uint8)).convert(mode)
+    if "A" in mode:
+        image.putalpha(Image.new("L", image.size, 7))
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    image.save(path, **{"quality": 100, "subsampling": 0} if mode == "CMYK" else {})
+    found = read_image(path, "RGB")
+    assert np.abs(found.astype(int) - rgb).max() <= (4 if mode == "CMYK" else 0)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_F14_exif_rotation(tmp_path, orientation, name):
+    """A picture that is bright at the left of its upright form comes out so, whatever way the camera was held."""
+    upright = Image.fromarray(np.repeat(np.where(np.arange(16) < 8, 255, 0)[None], 8, axis=0).astype(np.uint8))
+    undo = {
+        1: (),
+        2: (Image.Transpose.FLIP_LEFT_RIGHT,),
+        3: (Image.Transpose.ROTATE_180,),
+        4: (Image.Transpose.FLIP_TOP_BOTTOM,),
+        5: (Image.Transpose.TRANSPOSE,),
+        6: (Image.Transpose.ROTATE_90,),
+        7: (Image.Transpose.TRANSVERSE,),
+        8: (Image.Transpose.ROTATE_270,),
+    }[orientation]
+    for method in undo:
+        upright = upright.transpose(method)
+    exif = Image.Exif()
+    exif[274] = orientation
+    upright.save(tmp_path / name, exif=exif)
+    pixels = read_image(tmp_path / name, "L")[:, :, 0]
+    assert pixels.shape == (8, 16)
+    assert pixels[:, :8].min() > 200
+    assert pixels[:, 8:].max() < 50
+    assert read_header(tmp_path / name) == (16, 8)
+
+
+def test_F14_size_that_is_not_the_jsons(refused_set, tiny_set):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (SIDE, 32)).save(tiny_set.image(), exif=exif)
+    tiny_set.content["images"][0]["height"] = 32
+    refused_set("1.jpg is 32x64 (after EXIF rotation)", "says 64x32", "image 1")
+    Image.new("RGB", (SIDE, 48)).save(tiny_set.image())
+    refused_set("1.jpg is 64x48", "says 64x32")
+
+
+SMALL = ("MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", "32", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "128")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_F15_one_pixel_and_a_thin_line(tmp_path, size):
+    from pvt_det.config import load_config
+    from pvt_det.data.mapper import PVTDatasetMapper
+
+    Image.new("RGB", size).save(tmp_path / "x.png")
+    config = Path(__file__).parents[2] / "configs/mask_rcnn_pvt_v2_b0.yaml"
+    mapper = PVTDatasetMapper(load_config(config, list(SMALL)), is_train=False)
+    record = mapper({"file_name": str(tmp_path / "x.png")})
+    assert (record["width"], record["height"]) == size
+    model = build("mask_rcnn_pvt_v2_b0", *SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0").eval()
+    with torch.no_grad():
+        found = model([record])[0]["instances"]
+    assert found.image_size == size[::-1]
+    assert found.pred_masks.shape == (len(found), *size[::-1])
+    assert found.pred_boxes.tensor.isfinite().all()
+
+
+def test_F16_masks_of_a_large_picture_stay_small():
+    """100 masks of 8000×6000 are 4.8 GB as a tensor. Some at a time or all at once, they are the same."""
+    from pvt_det.modeling.rcnn import _paste
+
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(30, 28, 28, generator=generator)
+    corner = torch.rand(30, 2, generator=generator) * torch.tensor([7900, 5900])
+    pasted = _paste(masks, torch.cat([corner, corner + 60], dim=1), (6000, 8000))
+    assert pasted.shape == (30, 6000, 8000)
+    assert sum(map(len, pasted.counts)) < 100_000
+    shifted = torch.cat([corner.frac(), corner.frac() + 60], dim=1)
+    small = _paste(masks, shifted, (64, 64))
+    for one, other, (x, y) in zip(pasted, small, corner.long().tolist(), strict=True):
+        assert torch.equal(one[y : y + 64, x : x + 64], other)
+        assert int(one.sum()) == int(other.sum()) > 0
+
+
+def test_F16_a_picture_beyond_the_bound_is_refused(tmp_path, monkeypatch):
+    from pvt_det.data import images
+
+    Image.new("RGB", (20, 10)).save(tmp_path / "x.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 199)
+    with pytest.raises(DataError, match="20x10"):
+        read_image(tmp_path / "x.png", "RGB")
+    monkeypatch.setattr(images, "MAX_PIXELS", 200)
+    assert read_image(tmp_path / "x.png", "RGB").shape == (10, 20, 3)
