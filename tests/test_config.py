@@ -207,6 +207,11 @@ def test_broken_files_are_refused_by_name(write, text, expected):
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[]]", "above 0"),
         ("INPUT.MIN_SIZE_TRAIN", "[]", "one or more sizes"),
         ("INPUT.CROP_BRANCH.SIZE", "(600, 384)", "least"),
+        ("INPUT.MOSAIC.PROBABILITY", "1.5", "0 to 1"),
+        ("INPUT.MOSAIC.SCALE", "(1.5, 0.5)", "least"),
+        ("INPUT.COPY_PASTE.PROBABILITY", "0.5", "MODEL.MASK_ON"),
+        ("INPUT.LARGE_SCALE_JITTER.SIZE", "(0, 10)", "at least 1 pixel"),
+        ("INPUT.SIZE_DIVISOR_TEST", "32", "SemanticSegmentor alone has this"),
     ],
 )
 def test_values_out_of_their_range_are_refused(key, value, expected):

@@ -31,6 +31,7 @@ _SHORT_FOR = {
     "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "their label maps, for segmentation"),
     "val_labels": ("DATASETS.VAL_LABELS", "DIR", "theirs, to evaluate on"),
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how the data is checked before the first step"),
+    "on_error": ("DATASETS.ON_ERROR", "stop|skip|strict", "what to do about broken data"),
     "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "what computes AP; the numbers are the same"),
 }
 
@@ -43,6 +44,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     for name, (key, value, text) in _SHORT_FOR.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{text} ({key})")
+    parser.add_argument(
+        "--strict",
+        dest="on_error",
+        action="store_const",
+        const="strict",
+        help="refuse data that anything is wrong with, even what could be fixed (--on-error strict)",
+    )
     parser.add_argument(
         "--allow-partial",
         action="append",

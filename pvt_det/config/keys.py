@@ -58,13 +58,22 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # Half of the training images take a second way, as in DETR and PVT v2's 3x recipe: resize the short side to one
     # of RESIZE, cut a random window whose sides lie within SIZE (least, most; pixels), then resize as all others.
     cfg.INPUT.CROP_BRANCH = CfgNode({"ENABLED": False, "RESIZE": (400, 500, 600), "SIZE": (384, 600)})
-    # The next four are for semantic segmentation (META_ARCHITECTURE SemanticSegmentor). Training images: least and
+    # Large-scale jitter, in place of MIN_SIZE_TRAIN: fit the image into SIZE (height, width) times a factor within
+    # SCALE, then cut or pad it to SIZE. (0.1, 2.0) suits long schedules, (0.8, 1.25) is called standard jitter.
+    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SCALE": (0.1, 2.0), "SIZE": (1024, 1024)})
+    # Mosaic: the share of training images that are put together from four, each fitted into the first one's size times
+    # a factor within SCALE and cut where they meet.
+    cfg.INPUT.MOSAIC = CfgNode({"PROBABILITY": 0.0, "SCALE": (0.5, 1.5)})
+    # Copy-paste: the share of training images that get objects of another, fitted into their size times a factor within
+    # SCALE; each object with probability 1/2. Needs masks (MODEL.MASK_ON).
+    cfg.INPUT.COPY_PASTE = CfgNode({"PROBABILITY": 0.0, "SCALE": (0.5, 1.5)})
+    # Random brightness, contrast, saturation and hue, as in SSD.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # The next three are for semantic segmentation (META_ARCHITECTURE SemanticSegmentor). Training images: least and
     # greatest factor that MIN_SIZE_TRAIN and MAX_SIZE_TRAIN are multiplied by, drawn anew for each image.
     cfg.INPUT.SCALE_RANGE = (1.0, 1.0)
     # Crops of which a single class fills more than this share are drawn again, at most 10 times.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Random brightness, contrast, saturation and hue, as in SSD.
-    cfg.INPUT.COLOR_AUG_SSD = False
     # Sides of test images are resized up to multiples of this many pixels.
     cfg.INPUT.SIZE_DIVISOR_TEST = 1
 

@@ -54,8 +54,14 @@ _FRACTIONS = (
 _SEMANTIC_INPUT = {
     "INPUT.SCALE_RANGE": (1.0, 1.0),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
-    "INPUT.COLOR_AUG_SSD": False,
     "INPUT.SIZE_DIVISOR_TEST": 1,
+}
+# And those that it has not.
+_DETECTION_INPUT = {
+    "INPUT.LARGE_SCALE_JITTER.ENABLED": False,
+    "INPUT.CROP_BRANCH.ENABLED": False,
+    "INPUT.MOSAIC.PROBABILITY": 0.0,
+    "INPUT.COPY_PASTE.PROBABILITY": 0.0,
 }
 
 
@@ -87,6 +93,7 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
     _check_trunk(cfg, refuse)
     _check_pixels(cfg, refuse)
     _check_input_sizes(cfg, refuse)
+    _check_augmentations(cfg, refuse)
     _check_semantic(cfg, refuse)
     _check_anchors(cfg, refuse)
 
@@ -148,16 +155,35 @@ def _check_input_sizes(cfg: CfgNode, refuse: _Refuse) -> None:
         raise refuse("INPUT.CROP_BRANCH.SIZE", "expected two sizes in pixels, the least and the most.")
 
 
+def _check_augmentations(cfg: CfgNode, refuse: _Refuse) -> None:
+    for name in ("LARGE_SCALE_JITTER", "MOSAIC", "COPY_PASTE"):
+        scales = cfg.INPUT[name].SCALE
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
+            raise refuse(f"INPUT.{name}.SCALE", "expected two factors above 0, the least and the most.")
+    size = cfg.INPUT.LARGE_SCALE_JITTER.SIZE
+    if len(size) != 2 or min(size) < 1:
+        raise refuse("INPUT.LARGE_SCALE_JITTER.SIZE", "expected a height and a width of at least 1 pixel.")
+    for name in ("MOSAIC", "COPY_PASTE"):
+        key = f"INPUT.{name}.PROBABILITY"
+        if _get(cfg, key) > 1:
+            raise refuse(key, "expected a probability, 0 to 1.")
+        if _get(cfg, key) and cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+            raise refuse(key, "this makes no label maps, which PanopticFPN is trained on; expected 0.0.")
+    if cfg.INPUT.COPY_PASTE.PROBABILITY and not cfg.MODEL.MASK_ON:
+        raise refuse("INPUT.COPY_PASTE.PROBABILITY", "objects are cut out by their masks, which needs MODEL.MASK_ON.")
+
+
 def _check_semantic(cfg: CfgNode, refuse: _Refuse) -> None:
     scales = cfg.INPUT.SCALE_RANGE
     if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
         raise refuse("INPUT.SCALE_RANGE", "expected two factors above 0, the least and the most.")
     if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE not in range(256):
         raise refuse("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "expected 0 to 255, as label maps have 8 bits.")
-    if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
-        for key, off in _SEMANTIC_INPUT.items():
-            if _get(cfg, key) != off:
-                raise refuse(key, f"only MODEL.META_ARCHITECTURE SemanticSegmentor has this; expected {off!r}.")
+    is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    for key, off in (_DETECTION_INPUT if is_semantic else _SEMANTIC_INPUT).items():
+        if _get(cfg, key) != off:
+            has = "does not have" if is_semantic else "alone has"
+            raise refuse(key, f"MODEL.META_ARCHITECTURE SemanticSegmentor {has} this; expected {off!r}.")
 
 
 def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:

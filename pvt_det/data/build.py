@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from pvt_det.data.labels import LabelMaps
-from pvt_det.data.mapper import PVTDatasetMapper, augmentations_of, pack_targets
+from pvt_det.data.mapper import PVTDatasetMapper, augmentations_of
 from pvt_det.data.sets import register_datasets
 from pvt_det.data.stream import BatchStream, Sample
+from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import ConfigError, DataError
 
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+
+_Record = dict[str, Any]
+_Read = TypeVar("_Read")
 
 # Side in pixels of the blank image that stands for an unreadable one in evaluation.
 _BLANK = 64
@@ -65,20 +69,33 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
             that worker's traceback.
         """
         position, index = (None, sample) if isinstance(sample, int) else sample
+        draw = None if position is None else self._draw
+        try:
+            return self._first_readable(index, lambda record: self.mapper(record, position, draw), _blank)
+        except DataError as error:
+            return error
+
+    def _draw(self, generator: np.random.Generator) -> Labelled:
+        """Another image for one of the training stream to be mixed with."""
+        return self._first_readable(int(generator.integers(len(self))), self.mapper.read)
+
+    def _first_readable(
+        self, index: int, read: Callable[[_Record], _Read], stand_in: Callable[[_Record], _Read] | None = None
+    ) -> _Read:
         for step in range(len(self)):
             record = self.records[(index + step) % len(self)]
             try:
-                return self.mapper(record, position)
+                return read(record)
             except DataError as error:
                 if self.on_error != "skip":
-                    return error
+                    raise
                 self.skipped += 1
                 if record["file_name"] not in self._reported:
                     self._reported.add(record["file_name"])
                     _logger.warning("Left out: %s", error)
-                if not self.mapper.is_train:
-                    return _blank(record)
-        return DataError(f"none of the {len(self)} images can be read; the last was {record['file_name']}")
+                if stand_in is not None and not self.mapper.is_train:
+                    return stand_in(record)
+        raise DataError(f"none of the {len(self)} images can be read; the last was {record['file_name']}")
 
 
 def _blank(record: dict[str, Any]) -> dict[str, Any]:

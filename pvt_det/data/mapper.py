@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,55 +11,33 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 from pycocotools import mask as mask_util
 
 from pvt_det.data.images import check_size, read_image
 from pvt_det.data.labels import LabelMaps
+from pvt_det.data.mixing import Draw, Mixer
 from pvt_det.data.semantic_transforms import build_semantic_augmentations
+from pvt_det.data.targets import Labelled, Mask, Targets, pack_targets
 from pvt_det.data.transforms import build_augmentations, crops, numpy_random
 from pvt_det.errors import ConfigError, DataError
 
-# One object's mask: polygons, each of x, y, x, y … in pixels, or COCO's compressed run lengths.
-Mask = list[npt.NDArray[np.float32]] | dict[str, Any]
+# With the seed and a sample's position the key of how it is mixed with others.
+_MIXING = 1
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The objects of one image that are trained on, crowd regions left out.
-
-    Attributes:
-        boxes: `N×4` float64, x1, y1, x2, y2 in pixels of the file.
-        classes: `N` int64, contiguous from 0.
-        masks: N masks, or None where masks are not trained.
-    """
-
-    boxes: npt.NDArray[np.float64]
-    classes: npt.NDArray[np.int64]
-    masks: list[Mask] | None
-
-
-def pack_targets(annotations: list[dict[str, Any]], *, masks: bool) -> Targets:
-    """Pack Detectron2's per-object dictionaries into arrays, which workers read several times faster.
-
-    Args:
-        annotations: the "annotations" of a Detectron2 record.
-        masks: keep masks; objects without one are then left out.
-    """
-    kept = [a for a in annotations if not a.get("iscrowd", 0) and (a.get("segmentation") or not masks)]
-    boxes = np.array([a["bbox"] for a in kept], dtype=np.float64).reshape(-1, 4)
-    wh = np.array([a["bbox_mode"] == BoxMode.XYWH_ABS for a in kept], dtype=bool)
-    boxes[wh, 2:] += boxes[wh, :2]
-    classes = np.array([a["category_id"] for a in kept], dtype=np.int64)
-    return Targets(boxes, classes, [_pack_mask(a["segmentation"]) for a in kept] if masks else None)
-
-
-def _pack_mask(segmentation: list[Any] | dict[str, Any]) -> Mask:
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return segmentation
-    return [np.asarray(polygon, dtype=np.float32) for polygon in segmentation]
+def mixer_of(cfg: CfgNode) -> Mixer | None:
+    """What `INPUT.MOSAIC` and `INPUT.COPY_PASTE` ask for; None for nothing."""
+    mosaic, copy_paste = cfg.INPUT.MOSAIC, cfg.INPUT.COPY_PASTE
+    if not mosaic.PROBABILITY and not copy_paste.PROBABILITY:
+        return None
+    return Mixer(
+        mosaic=mosaic.PROBABILITY,
+        mosaic_scale=tuple(mosaic.SCALE),
+        copy_paste=copy_paste.PROBABILITY,
+        copy_paste_scale=tuple(copy_paste.SCALE),
+        background=tuple(round(level) for level in cfg.MODEL.PIXEL_MEAN),
+    )
 
 
 def augmentations_of(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
@@ -92,6 +69,7 @@ class PVTDatasetMapper:
         mask_format: str = "polygon",
         tighten_boxes: bool = False,
         labels: LabelMaps | None = None,
+        mixer: Mixer | None = None,
         seed: int = 0,
     ) -> None:
         """Make a mapper.
@@ -103,6 +81,7 @@ class PVTDatasetMapper:
             masks: give `gt_masks`.
             mask_format: "polygon" or "bitmask"; an image with run-length masks gets bit masks in either case.
             tighten_boxes: after cropping, take boxes from the masks (needs `masks`).
+            mixer: mixes an image with others first; None never does.
             labels: how to read the record's `sem_seg_file_name`; None where the model takes no label maps.
             seed: with a sample's position the key of its randomness; 0 or greater.
         """
@@ -113,6 +92,7 @@ class PVTDatasetMapper:
         self.mask_format = mask_format
         self.tighten_boxes = tighten_boxes
         self.labels = labels
+        self.mixer = mixer
         self.seed = seed
 
     @classmethod
@@ -138,16 +118,28 @@ class PVTDatasetMapper:
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "tighten_boxes": is_train and cfg.MODEL.MASK_ON and crops(cfg),
             "labels": LabelMaps.from_config(cfg),
+            "mixer": mixer_of(cfg) if is_train else None,
             "seed": seed,
         }
 
-    def __call__(self, record: dict[str, Any], position: int | None = None) -> dict[str, Any]:
+    def read(self, record: dict[str, Any]) -> Labelled:
+        """Read the image of a record, as a partner for another to be mixed with.
+
+        Raises:
+            DataError: as `__call__`.
+        """
+        image = read_image(record["file_name"], self.image_format)
+        check_size(record["file_name"], (image.shape[1], image.shape[0]), (record["width"], record["height"]))
+        return Labelled(image, self._targets(record))
+
+    def __call__(self, record: dict[str, Any], position: int | None = None, draw: Draw | None = None) -> dict[str, Any]:
         """Map one record.
 
         Args:
             record: a Detectron2 record (`file_name`, `height`, `width`, `image_id`, `annotations`), or one whose
                 annotations were packed into `targets`.
             position: place in the training stream; the augmentation then depends on the seed and it alone.
+            draw: gives other images to mix this one with; needs a position.
 
         Returns:
             The record with `image` (`3×H×W` uint8), without its annotations. In training it has `instances` and, with
@@ -161,6 +153,11 @@ class PVTDatasetMapper:
         record = {"width": width, "height": height} | record
         check_size(record["file_name"], (width, height), (record["width"], record["height"]))
         labels = self._labels(record, (width, height))
+        targets = self._targets(record) if self.is_train and ("targets" in record or "annotations" in record) else None
+        if self.mixer is not None and targets is not None and draw is not None and position is not None:
+            generator = np.random.default_rng((self.seed, position, _MIXING))
+            mixed = self.mixer(Labelled(image, targets), generator, draw)
+            image, targets = mixed.image, mixed.targets
         aug_input = T.AugInput(image, sem_seg=labels if self.is_train else None)
         with nullcontext() if position is None else numpy_random(self.seed, position):
             transforms = self.augmentations(aug_input)
@@ -173,14 +170,15 @@ class PVTDatasetMapper:
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         elif labels is not None:
             record["true_labels"] = labels
-        annotations = record.pop("annotations", None)
-        targets = record.pop("targets", None)
-        if self.is_train:
-            if targets is None and annotations is not None:
-                targets = pack_targets(annotations, masks=self.masks)
-            if targets is not None:
-                record["instances"] = self._instances(targets, transforms, (int(image.shape[0]), int(image.shape[1])))
+        for key in ("annotations", "targets"):
+            record.pop(key, None)
+        if targets is not None:
+            record["instances"] = self._instances(targets, transforms, (int(image.shape[0]), int(image.shape[1])))
         return record
+
+    def _targets(self, record: dict[str, Any]) -> Targets:
+        packed = record.get("targets")
+        return pack_targets(record["annotations"], masks=self.masks) if packed is None else packed
 
     def _labels(self, record: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
         if self.labels is None or (not self.is_train and "sem_seg_file_name" not in record):

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch.nn import functional as F
 
+from pvt_det.data.colour import PhotometricDistortion
 from pvt_det.errors import ConfigError
 
 
@@ -96,7 +97,7 @@ class ResizeShortSide(T.Augmentation):
 
 
 def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
-    """Flip, crop and resize as `cfg.INPUT` says; for test images resize only.
+    """Flip, crop, resize and recolour as `cfg.INPUT` says; for test images resize only.
 
     Raises:
         ConfigError: an INPUT key has an unknown value.
@@ -118,8 +119,15 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]
             T.RandomCrop("absolute_range", tuple(branch.SIZE)),
         ]
         augmentations.append(T.RandomApply(T.AugmentationList(resize_and_crop), prob=0.5))
-    style = _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
-    augmentations.append(ResizeShortSide(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style, backend))
+    jitter = cfg.INPUT.LARGE_SCALE_JITTER
+    if jitter.ENABLED:
+        augmentations.append(T.ResizeScale(*jitter.SCALE, *jitter.SIZE))
+        augmentations.append(T.FixedSizeCrop(tuple(jitter.SIZE), seg_pad_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE))
+    else:
+        style = _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
+        augmentations.append(ResizeShortSide(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style, backend))
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(PhotometricDistortion(cfg.INPUT.FORMAT))
     return augmentations
 
 
@@ -131,7 +139,7 @@ def crop_size(cfg: CfgNode) -> tuple[float, ...]:
 
 def crops(cfg: CfgNode) -> bool:
     """Whether training images are cropped, so that boxes may no longer be tight."""
-    return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.CROP_BRANCH.ENABLED)
+    return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.CROP_BRANCH.ENABLED or cfg.INPUT.LARGE_SCALE_JITTER.ENABLED)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from pycocotools import mask as mask_util
 
 from pvt_det.config import get_config
 from pvt_det.data.coco import CocoSource
-from pvt_det.data.mapper import PVTDatasetMapper, pack_targets
+from pvt_det.data.mapper import PVTDatasetMapper
+from pvt_det.data.targets import pack_targets
 from pvt_det.data.transforms import ResizeShortSide, ResizeTransform, build_augmentations, numpy_random
 from pvt_det.errors import ConfigError, DataError
 

@@ -17,10 +17,11 @@ from PIL import Image
 
 from pvt_det.config import load_config
 from pvt_det.data.build import build_detection_test_loader, build_detection_train_loader, register_datasets
+from pvt_det.data.colour import PhotometricDistortion, PhotometricTransform
 from pvt_det.data.labels import LabelMaps
 from pvt_det.data.mapper import PVTDatasetMapper
 from pvt_det.data.prepare import prepare_ade20k, prepare_stuff
-from pvt_det.data.semantic_transforms import PhotometricDistortion, PhotometricTransform, build_semantic_augmentations
+from pvt_det.data.semantic_transforms import build_semantic_augmentations
 from pvt_det.data.shapes import write_shapes
 from pvt_det.errors import ConfigError, DataError
 
