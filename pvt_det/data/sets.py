@@ -49,7 +49,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         _check_named(cfg, name)
         check_named_labels(cfg, name)
     fit_label_classes(cfg)
-    _fit_classes(cfg, from_json=given["TRAIN"] or given["VAL"])
+    _fit_classes(cfg, training=training, from_json=given["TRAIN"] or given["VAL"])
 
 
 def _register_given(cfg: CfgNode, part: str) -> str:
@@ -113,8 +113,8 @@ def _check_named(cfg: CfgNode, name: str) -> None:
         )
 
 
-def _fit_classes(cfg: CfgNode, *, from_json: bool) -> None:
-    """Compare the classes of all data sets with each other and with the model."""
+def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
+    """Compare the classes of all data sets with each other and with the model, and note their names."""
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     known = {name: found for name, found in classes.items() if found is not None}
@@ -130,16 +130,21 @@ def _fit_classes(cfg: CfgNode, *, from_json: bool) -> None:
     number = len(known[first])
     head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
     stated = cfg.MODEL[head].NUM_CLASSES
-    if stated == number:
-        return
-    if not from_json or stated != _DEFAULT_CLASSES:
+    if stated != number and (not from_json or stated != _DEFAULT_CLASSES):
         raise ConfigError(
             f"MODEL.{head}.NUM_CLASSES is {stated}, but data set {first!r} has {number} classes "
             f"({_short(known[first])}): set it to {number}"
         )
-    _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, _short(known[first]))
-    cfg.MODEL.RETINANET.NUM_CLASSES = number
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+    if not training and cfg.DATASETS.CLASS_NAMES and known[first] != cfg.DATASETS.CLASS_NAMES:
+        raise DataError(
+            f"the model was trained on {_short(cfg.DATASETS.CLASS_NAMES)}, but the classes of data set {first!r} are "
+            f"{_short(known[first])}: its numbers would mislead. Where they mean the same, add DATASETS.CLASS_NAMES []"
+        )
+    cfg.DATASETS.CLASS_NAMES = list(known[first])
+    if stated != number:
+        _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, _short(known[first]))
+        cfg.MODEL.RETINANET.NUM_CLASSES = number
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
 
 
 def _short(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pvt_det.data.build import build_detection_test_loader, build_detection_validation_loader
+from pvt_det.engine.tta import with_views
 from pvt_det.evaluation.build import build_evaluator
 
 Results = dict[str, Any]
@@ -23,7 +24,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, before_image: Callable[[], None] = 
     """Evaluate `model` on every data set of `DATASETS.TEST`; every process takes its part of the images.
 
     Args:
-        cfg: The run's config; detections go to `OUTPUT_DIR/inference/<data set>`.
+        cfg: The run's config; detections go to `OUTPUT_DIR/inference/<data set>`. With `TEST.AUG.ENABLED` every image
+            is seen at several sizes.
         model: A bare detector; its mode is left as it was.
         before_image: Called before every image; may raise to stop.
 
@@ -51,8 +53,9 @@ def _evaluate_one(cfg: CfgNode, model: nn.Module, name: str, before_image: Calla
     folder = inference_folder(cfg, name)
     folder.mkdir(parents=True, exist_ok=True)
     evaluator = build_evaluator(cfg, name, str(folder))
-    loader = build_detection_test_loader(cfg, name)
-    results = dict(inference_on_dataset(model, loader, evaluator, callbacks={"before_inference": before_image}))
+    test_cfg, detector = with_views(cfg, model)
+    loader = build_detection_test_loader(test_cfg, name)
+    results = dict(inference_on_dataset(detector, loader, evaluator, callbacks={"before_inference": before_image}))
     if cfg.TEST.VALIDATION_LOSS:
         results["validation"] = validation_losses(cfg, model, name, before_image)
     return results

@@ -185,7 +185,6 @@ def _fit_to_machine(cfg: CfgNode) -> None:
 
 def _refuse_unsupported(cfg: CfgNode) -> None:
     for key, value in (
-        ("TEST.AUG.ENABLED", cfg.TEST.AUG.ENABLED),
         ("TEST.PRECISE_BN.ENABLED", cfg.TEST.PRECISE_BN.ENABLED),
         ("TEST.EXPECTED_RESULTS", cfg.TEST.EXPECTED_RESULTS),
     ):

@@ -64,6 +64,33 @@ def tiny_cfg(tiny_words, repo_root: Path):
     return build
 
 
+@pytest.fixture(scope="session")
+def untrained_run(shapes: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a config and random weights that give 64 px images scores of all sizes."""
+    import torch
+    from detectron2.modeling import build_model
+
+    from pvt_det.config import load_config
+
+    folder = tmp_path_factory.mktemp("untrained")
+    names = ["circle", "square", "triangle", "star"]
+    settings = TINY | {
+        "DATASETS.CLASS_NAMES": names,
+        "DATASETS.VAL_JSON": shapes / "annotations/instances_val.json",
+        "DATASETS.VAL_IMAGES": shapes / "val",
+        "MODEL.RETINANET.NUM_CLASSES": len(names),
+        "OUTPUT_DIR": folder,
+    }
+    cfg = load_config(repo_root / CONFIG, [str(word) for pair in settings.items() for word in pair])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.head.cls_score.weight, std=1.0)
+    torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.1)
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
 @pytest.fixture
 def saved_weights():
     """The weights in a run's checkpoint."""
