@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 _CONTAINERS = ("model", "state_dict_ema", "state_dict", "model_state_dict", "model_state", "blobs")
 # A file that torch.save wrote before its zip format begins with this pickled number.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# Metadata key of our own .safetensors files: SHA-256 of everything after the header.
-DIGEST_KEY = "data_sha256"
+# Metadata key of our own .safetensors files, see `safetensors_digest`.
+DIGEST_KEY = "content_sha256"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -118,15 +119,22 @@ def _read_torch_zip(path: Path) -> Any:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    if (expected := metadata.get(DIGEST_KEY)) and _data_digest(path) != expected:
-        raise CheckpointError(f"{path}: damaged, its tensors are not those that were saved; fetch or save it again")
+    if expected := metadata.get(DIGEST_KEY):
+        with path.open("rb") as opened:
+            found = safetensors_digest(opened)
+        if found != expected:
+            raise CheckpointError(f"{path}: damaged, its content is not what was saved; fetch or save it again")
     return safetensors.torch.load_file(path)
 
 
-def _data_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def safetensors_digest(file: BinaryIO) -> str:
+    """SHA-256 of all that a .safetensors file tells: its header (but for this digest's own entry) and its tensors."""
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.get("__metadata__", {}).pop(DIGEST_KEY, None)
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pvt_det.engine.cli import run_cli
+from pvt_det.engine.soak.outcome import resident_bytes
 from tests.engine.conftest import CONFIG, saved_weights, shapes, tiny_cfg, tiny_words  # noqa: F401  (fixtures)
 from tools import train_net
 
@@ -84,6 +89,35 @@ def tiny_set(tmp_path: Path) -> TinySet:
         pixels = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.jpg")
     return TinySet(folder)
+
+
+def in_child(function: Callable[[], Any], *, address_space: int | None = None, file_size: int | None = None) -> tuple:
+    """Run a function in a forked process that may take so many bytes more; gives its result and growth in bytes."""
+    processes = multiprocessing.get_context("fork")
+    receiver, sender = processes.Pipe(duplex=False)
+
+    def run() -> None:
+        torch.set_num_threads(1)  # a forked process cannot use its parent's threads
+        before = resident_bytes()
+        for limit, more in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_FSIZE, file_size)):
+            if more is not None:
+                more += address_space_now() if limit == resource.RLIMIT_AS else 0
+                resource.setrlimit(limit, (more, more))
+        result = function()
+        sender.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+
+    child = processes.Process(target=run)
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        child.join()
+        assert child.exitcode == 0
+
+
+def address_space_now() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 @dataclass(frozen=True)

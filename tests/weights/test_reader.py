@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import random
 import sys
 import types
 import zipfile
@@ -20,7 +19,7 @@ from torch import Tensor
 from pvt_det.errors import CheckpointError
 from pvt_det.weights import save_checkpoint, save_safetensors
 from pvt_det.weights.reader import read_tensors
-from tests.weights.files import ARRAYS, TENSORS, whole_files, write_pickle
+from tests.weights.files import ARRAYS, TENSORS, write_pickle
 
 
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor] = TENSORS) -> bool:
@@ -143,22 +142,6 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "y.pth")
 
 
-def test_any_byte_changed_gives_a_typed_error_or_tensors(tmp_path: Path) -> None:
-    generator = random.Random(1)
-    for path in whole_files(tmp_path):
-        content = path.read_bytes()
-        for _ in range(150):
-            changed = bytearray(content)
-            for _ in range(generator.choice([1, 1, 4])):
-                changed[generator.randrange(len(content))] = generator.randrange(256)
-            path.write_bytes(changed)
-            try:
-                found = read_tensors(path)
-            except CheckpointError:
-                continue
-            assert all(isinstance(t, Tensor) for t in found.values())
-
-
 def test_a_saved_view_does_not_carry_the_memory_behind_it(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "x.pth", {"a": torch.zeros(1_000_000)[:2]})
     assert (tmp_path / "x.pth").stat().st_size < 10_000
@@ -183,3 +166,14 @@ def test_safetensors_metadata_is_kept(tmp_path: Path) -> None:
     with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata()["source"] == "here"
     assert same(safetensors.torch.load(io.BytesIO((tmp_path / "x.safetensors").read_bytes()).getvalue()))
+
+
+@pytest.mark.parametrize("part", [b"a.weight", b'"F16"', b"[2,3]", b"test"])
+def test_the_checksum_of_safetensors_covers_names_types_shapes_and_metadata(tmp_path: Path, part: bytes) -> None:
+    save_safetensors(tmp_path / "x.safetensors", TENSORS, {"who": "test"})
+    content = (tmp_path / "x.safetensors").read_bytes()
+    other = {b"a.weight": b"c.weight", b'"F16"': b'"I16"', b"[2,3]": b"[3,2]", b"test": b"best"}[part]
+    assert content.count(part) == 1
+    (tmp_path / "x.safetensors").write_bytes(content.replace(part, other))
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_tensors(tmp_path / "x.safetensors")

@@ -1,0 +1,204 @@
+"""Whatever happens to a save or to a file, what can be read afterwards is a whole state, or nothing is read."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pytest
+import torch
+
+from pvt_det.engine import checkpoint
+from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.soak.fuzz import run_fuzz
+from pvt_det.engine.soak.kills import run_kills
+from pvt_det.errors import CheckpointError
+from pvt_det.models import create_model
+from pvt_det.weights import save_checkpoint
+from pvt_det.weights.reader import read_tensors
+from tests.faults.conftest import in_child
+from tests.weights.files import TENSORS, whole_files
+
+
+def state(iteration: int, size: int = 1000) -> dict:
+    generator = torch.Generator().manual_seed(iteration)
+    model = {"weight": torch.randn(size, generator=generator)}
+    return {"model": model, "iteration": iteration, "optimizer": {}, "random": [], "seed": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    store = CheckpointStore(folder)
+    for iteration in (9, 19):
+        store.save(f"model_{iteration:07d}.pth", state(iteration), iteration)
+    return store
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+# --- damaged and foreign files ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("damage", [flip_bit, cut])
+def test_F34_damaged_checkpoint_is_refused_and_the_intact_one_named(store, command, damage):
+    damage(store.folder / "model_0000019.pth")
+    ending = command("--resume")
+    assert ending.code == 4
+    assert "model_0000019.pth" in ending.error
+    assert "Delete it to resume from model_0000009.pth." in ending.error
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.load(store.folder / "model_0000019.pth")
+    (store.folder / "model_0000019.pth").unlink()
+    assert store.latest().name == "model_0000009.pth"
+
+
+def test_F34_weights_cut_short_anywhere(tmp_path):
+    for path in whole_files(tmp_path):
+        content = path.read_bytes()
+        for length in {0, 1, 7, 8, 9, 20, len(content) - 1, *range(0, len(content), 1 + len(content) // 40)}:
+            path.write_bytes(content[:length])
+            with pytest.raises(CheckpointError):
+                read_tensors(path)
+
+
+def test_F34_weights_with_one_bit_flipped(tmp_path):
+    """A flip in the numbers is found by the checksums of both formats that this package writes."""
+    generator = random.Random(0)
+    for path in whole_files(tmp_path)[0::2]:
+        content = path.read_bytes()
+        numbers = content.find(TENSORS["a.weight"].numpy().tobytes())
+        for _ in range(60):
+            at, flipped = generator.randrange(numbers, numbers + 24), bytearray(content)
+            flipped[at] ^= 1 << generator.randrange(8)
+            path.write_bytes(flipped)
+            with pytest.raises(CheckpointError, match="damaged"):
+                read_tensors(path)
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return create_model("pvt_v2_b0", num_classes=0).state_dict()
+
+
+@pytest.mark.parametrize("fault", ["no key matches", "wrong prefix", "other architecture"])
+def test_F35_weights_of_something_else(refused, trunk, tmp_path, fault):
+    content, reason = {
+        "no key matches": ({"encoder.0.weight": torch.zeros(2)}, "in no known layout"),
+        "wrong prefix": ({f"net.{name}": value for name, value in trunk.items()}, "in no known layout"),
+        "other architecture": (
+            create_model("pvt_v2_b1", num_classes=0).state_dict(),
+            "this file is a pvt_v2_b1, the model is pvt_v2_b0",
+        ),
+    }[fault]
+    save_checkpoint(tmp_path / "x.pth", content)
+    refused(4, str(tmp_path / "x.pth"), reason, MODEL__WEIGHTS=tmp_path / "x.pth")
+
+
+def test_F35_a_part_is_taken_only_where_allowed(refused, command, trunk, tmp_path):
+    partial = {name: value for name, value in trunk.items() if not name.startswith("block4")}
+    save_checkpoint(tmp_path / "x.pth", partial)
+    words = {"MODEL__WEIGHTS": tmp_path / "x.pth", "SOLVER__MAX_ITER": 1, "SOLVER__STEPS": []}
+    refused(4, "missing", "block4", "--allow-partial", **words)
+    assert command("--allow-partial", "*block4*", **words).code == 0
+
+
+# --- interrupted saves -----------------------------------------------------------------------------------------------
+def test_F37_kill_during_saves_tears_nothing(tmp_path):
+    outcome = run_kills(tmp_path, 12)
+    assert outcome.tried == 12
+    assert not outcome.failures, outcome
+
+
+@pytest.mark.parametrize("pointer", [None, b"", b"model_00", b"\xff\xfe", b"model_0000029.pth"])
+def test_F38_without_a_pointer_the_newest_verified_checkpoint_counts(store, pointer):
+    (store.folder / "last_checkpoint").unlink()
+    if pointer is not None:
+        (store.folder / "last_checkpoint").write_bytes(pointer)
+    assert store.latest().name == "model_0000019.pth"
+    flip_bit(store.folder / "model_0000019.pth")
+    assert store.latest().name == "model_0000009.pth"
+    flip_bit(store.folder / "model_0000009.pth")
+    with pytest.raises(CheckpointError, match=r"Every checkpoint .*--output"):
+        store.latest()
+
+
+def test_F38_without_a_manifest_the_files_own_sums_count(store):
+    (store.folder / "checkpoints.json").write_text("{torn")
+    assert store.latest().name == "model_0000019.pth"
+    flip_bit(store.folder / "model_0000019.pth")
+    with pytest.raises(CheckpointError):
+        store.latest()
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+def test_F39_a_best_model_being_replaced_is_readable_at_any_moment(store, monkeypatch, moment):
+    store.save("model_best.pth", state(9), 9, is_last=False)
+
+    class Killed(BaseException):
+        pass
+
+    replace = checkpoint.Path.replace
+
+    def killed_replace(self, target):
+        if target.name == "model_best.pth" and moment == "before the rename":
+            raise Killed
+        replace(self, target)
+        if target.name == "model_best.pth":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Path, "replace", killed_replace)
+        with pytest.raises(Killed):
+            store.save("model_best.pth", state(19), 19, is_last=False)
+    loaded = store.load(store.folder / "model_best.pth")
+    assert loaded["iteration"] == (9 if moment == "before the rename" else 19)
+    assert store.latest().name == "model_0000019.pth"
+    store.clean()
+    assert not list(store.folder.glob(".*.tmp"))
+
+
+# --- full disks ------------------------------------------------------------------------------------------------------
+def test_F43_room_is_checked_before_the_first_step(refused, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=2**20)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
+    refused(4, "Not enough room in", "MiB are free", "--output")
+
+
+def test_F43_a_disk_that_fills_while_writing_leaves_no_partial_file(store):
+    """The kernel refuses a file's last bytes: nothing of it stays, and the old one of that name is whole."""
+    before = names(store)
+
+    def save() -> str:
+        with pytest.raises(CheckpointError) as error:
+            store.save("model_0000019.pth", state(29, size=100_000), 29)
+        return str(error.value)
+
+    message, _ = in_child(save, file_size=100_000)
+    assert "Cannot save" in message
+    assert "model_0000019.pth" in message
+    assert "--resume" in message
+    assert names(store) == before
+    assert store.load(store.latest())["iteration"] == 19
+
+
+def test_F43_folder_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(2, str(tmp_path / "file"), "--output", output=tmp_path / "file/run")
+
+
+def test_mutated_files_are_refused_or_read_without_an_untold_change(tmp_path):
+    outcome = run_fuzz(tmp_path, 60, seed=1)
+    assert outcome.tried == 180
+    assert not outcome.failures, outcome

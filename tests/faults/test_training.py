@@ -1,0 +1,200 @@
+"""A run that is stopped, that diverges or whose evaluation fails loses nothing, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pvt_det.engine import evaluate
+from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.soak.restarts import run_restarts
+from pvt_det.engine.soak.resume import run_resume
+from pvt_det.engine.step import TrainStep
+from pvt_det.engine.trainer import PVTTrainer
+from pvt_det.errors import DataError, NumericError
+from tests.engine.conftest import CONFIG
+from tests.engine.test_step import Regression, batches, build
+
+THREE = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": []}
+
+
+def stop_in(monkeypatch, call, number=signal.SIGTERM):
+    """Send this process a signal within optimizer step `call`."""
+    run, count = TrainStep.__call__, iter(range(1, 1000))
+
+    def step(self, some_batches, *, asked_to_stop):
+        if next(count) == call:
+            os.kill(os.getpid(), number)
+        return run(self, some_batches, asked_to_stop=asked_to_stop)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """Let each evaluation give the next of these values of bbox/AP, or raise it."""
+    values: list[float | Exception] = []
+
+    def evaluated(cfg, model, before_image):
+        value = values.pop(0)
+        if isinstance(value, Exception):
+            raise value
+        return {"bbox": {"AP": value}}
+
+    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    return values
+
+
+def test_F40_resume_keeps_the_best_metric(command, evaluations, monkeypatch, tmp_path):
+    settings = {"val": True, "TEST__EVAL_PERIOD": 1} | THREE
+    evaluations += [5.0, 1.0, 2.0, 2.0]
+    with monkeypatch.context() as patch:
+        stop_in(patch, 2)
+        assert command(**settings).code == 75
+    assert command("--resume", **settings).code == 0
+    best = json.loads((tmp_path / "run/results.json").read_text())["best"]
+    assert best == {"metric": "bbox/AP", "value": 5.0, "iteration": 1}
+    store = CheckpointStore(tmp_path / "run")
+    assert store.load(store.folder / "model_best.pth")["iteration"] == 0
+    assert store.load(store.folder / "model_final.pth")["iteration"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        ("retinanet", 0),
+        pytest.param("retinanet", 2, marks=pytest.mark.slow),
+        pytest.param("mask_rcnn", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_F41_a_stopped_and_resumed_run_is_the_run_that_was_not(tmp_path, repo_root, name, workers):
+    """Five times, with an average of the weights and accumulated gradients; all of the state, bit for bit."""
+    config = str(repo_root / f"configs/{name}_pvt_tiny.yaml")
+    outcome = run_resume(tmp_path, [config], seeds=[3], workers=[workers])
+    assert outcome.tried == 1
+    assert not outcome.failures, outcome
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_F42_a_signal_ends_the_run_after_its_step_with_everything_saved(command, monkeypatch, tmp_path, number):
+    with monkeypatch.context() as patch:
+        stop_in(patch, 2, number)
+        ending = command(**THREE)
+    assert ending.code == 75
+    assert ending.error.startswith(f"stopped: by {number.name} after iteration 2; everything is saved in ")
+    assert "Go on with: python tools/train_net.py" in ending.error
+    assert ending.error.rstrip().endswith("--resume")
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000001.pth"
+    assert command("--resume", **THREE).code == 0
+
+
+@pytest.mark.slow
+def test_F42_sigterm_from_outside_saves_within_30_seconds(tiny_words, repo_root, tmp_path):
+    words = ["--config-file", CONFIG, *tiny_words(tmp_path, SOLVER__MAX_ITER=600, SOLVER__STEPS=[])]
+    command = [sys.executable, "tools/train_net.py", *words]
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=repo_root
+    )
+    for line in run.stdout:
+        if "iteration 20/600" in line:
+            break
+    run.send_signal(signal.SIGTERM)
+    _, error = run.communicate(timeout=30)
+    assert run.returncode == 75
+    assert error.startswith("stopped: by SIGTERM")
+    assert error.count("\n") == 1
+    store = CheckpointStore(tmp_path)
+    assert store.load(store.latest())["iteration"] >= 19
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_F44_a_batch_that_is_not_finite_changes_nothing_and_is_counted(bad):
+    step = build(Regression(), ema_decay=0.5, max_nonfinite=2)
+    good, broken = batches(1)[0], (torch.full((3, 4), bad), torch.zeros(3, 1))
+    step(iter([good]))
+    before = copy.deepcopy(step.state_dict())
+    for _ in range(2):
+        step(iter([broken]))
+    after = step.state_dict()
+    assert (after["skipped"], after["skipped_in_row"]) == (2, 2)
+    for part in ("model", "training_model"):
+        torch.testing.assert_close(after[part], before[part], rtol=0, atol=0)
+    step(iter([good]))
+    assert step.state_dict()["skipped_in_row"] == 0
+    for _ in range(2):
+        step(iter([broken]))
+    with pytest.raises(NumericError, match="3 iterations in a row"):
+        step(iter([broken]))
+
+
+def test_F44_a_run_that_diverges_leaves_no_state_that_is_not_finite(command, tmp_path):
+    # The first step blows the weights up; every later loss is not finite.
+    blown = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__BASE_LR": 1e12, "SOLVER__WARMUP_ITERS": 0}
+    limits = {"SOLVER__MAX_ITER": 20, "SOLVER__STEPS": [], "SOLVER__MAX_NONFINITE_STEPS": 2}
+    ending = command(**blown, **limits)
+    assert ending.code == 5
+    assert "SOLVER.BASE_LR" in ending.error
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_F44_an_optimizer_that_overflowed_is_not_saved():
+    """A gradient of 1e25 is finite, and its square is not: AdamW would never move that weight again."""
+    model = Regression()
+    step = TrainStep(model, torch.optim.AdamW(model.parameters()), device=torch.device("cpu"))
+    inputs, targets = batches(1)[0]
+    step(iter([(inputs * 1e13, targets)]))
+    with pytest.raises(NumericError, match=r"the optimizer's exp_avg_sq of linear\.weight"):
+        step.check_finite()
+
+
+def test_F45_weights_that_become_nan_unseen_are_not_the_result(command, monkeypatch, tmp_path):
+    """The last step spoils a weight; no loss tells of it any more."""
+    run = PVTTrainer.after_step
+
+    def spoil(self):
+        if self.iter == 2:
+            with torch.no_grad():
+                self.model.head.cls_score.bias[0] = math.nan
+        run(self)
+
+    monkeypatch.setattr(PVTTrainer, "after_step", spoil)
+    ending = command(**THREE, SOLVER__CHECKPOINT_PERIOD=1)
+    assert ending.code == 5
+    assert "head.cls_score.bias holds NaN" in ending.error
+    assert not (tmp_path / "run/model_final.pth").exists()
+    assert CheckpointStore(tmp_path / "run").latest().name == "model_0000001.pth"
+
+
+def test_F46_a_failed_evaluation_stops_with_everything_saved(command, evaluations, tmp_path):
+    settings = {"val": True, "TEST__EVAL_PERIOD": 2, "SOLVER__MAX_ITER": 3, "SOLVER__STEPS": []}
+    evaluations += [DataError("image 7.jpg is gone")]
+    ending = command(**settings)
+    assert (ending.code, ending.error) == (3, "error: image 7.jpg is gone\n")
+    assert CheckpointStore(tmp_path / "run").latest().name == "model_0000001.pth"
+    evaluations += [4.0, 6.0]
+    assert command("--resume", **settings).code == 0
+
+
+def test_F46_a_failed_evaluation_is_passed_over_where_that_was_chosen(command, evaluations, tmp_path):
+    evaluations += [DataError("image 7.jpg is gone"), 6.0]
+    words = {"val": True, "TEST__EVAL_PERIOD": 2, "TEST__ON_ERROR": "continue"} | THREE
+    assert command(**words).code == 0
+    assert "Evaluation after iteration 2 failed (image 7.jpg is gone)" in (tmp_path / "run/log.txt").read_text()
+    assert json.loads((tmp_path / "run/results.json").read_text())["best"]["value"] == 6.0
+
+
+@pytest.mark.slow
+def test_F49_a_killed_rank_is_restarted_and_the_run_ends(tmp_path, repo_root, monkeypatch):
+    monkeypatch.chdir(repo_root)
+    outcome = run_restarts(tmp_path, CONFIG, 1)
+    assert outcome.tried == 1
+    assert not outcome.failures, outcome
