@@ -1,0 +1,176 @@
+"""Is an exported model the same function as the one that it was made from?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from torch import nn
+
+from pvt_det.errors import NumericError
+from pvt_det.export.classifier import ClassifierGraph
+
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+
+BOX_TOLERANCE = 0.5  # pixels
+SCORE_TOLERANCE = 1e-3
+_DETECTOR = ("boxes", "scores", "labels", "images")
+
+
+@dataclass
+class Parity:
+    """How far two models were apart.
+
+    Attributes:
+        images: Number of images compared.
+        detections: Number of detections that both made.
+        box: Largest difference of a box's side, in pixels.
+        score: Largest difference of a score or probability.
+        mask: Largest difference of a mask's probability.
+        relabelled: Pixels of segmentations that got another class, at equal probability.
+        missing: Detections that only one of them made, described.
+    """
+
+    images: int = 0
+    detections: int = 0
+    box: float = 0.0
+    score: float = 0.0
+    mask: float = 0.0
+    relabelled: int = 0
+    missing: list[str] = field(default_factory=list)
+
+    def require(self, what: str) -> None:
+        """Check the tolerances: 0.5 pixels, 1e-3 for scores; masks are made at the detections, hence 1e-2.
+
+        Raises:
+            NumericError: They are exceeded.
+        """
+        if self.box > BOX_TOLERANCE or self.score > SCORE_TOLERANCE or self.mask > 10 * SCORE_TOLERANCE or self.missing:
+            few = f": {'; '.join(self.missing[:3])}" if self.missing else ""
+            raise NumericError(
+                f"{what} differs from the model that it was made from ({self}; {len(self.missing)} detections without "
+                f"a partner{few}). The file was not kept."
+            )
+
+    def __str__(self) -> str:
+        parts = [f"{self.images} images"]
+        if self.detections:
+            parts += [f"{self.detections} detections, boxes within {self.box:.1e} pixels"]
+        parts += [f"scores within {self.score:.1e}"]
+        parts += [f"masks within {self.mask:.1e}"] if self.mask else []
+        parts += [f"{self.relabelled} pixels of another class"] if self.relabelled else []
+        return ", ".join(parts)
+
+
+def run_eager(model: nn.Module, images: NDArray[np.uint8], *, bgr: bool) -> dict[str, NDArray[Any]]:
+    """What the model itself gives, through Detectron2's own code, in the form of the exported file's outputs.
+
+    Args:
+        model: A detector or segmentor of Detectron2, or the graph of a classifier.
+        images: `N×3×H×W`, RGB.
+        bgr: Whether the model takes blue first.
+    """
+    batch = torch.from_numpy(images)
+    with torch.inference_mode():
+        if isinstance(model, ClassifierGraph):
+            return {"scores": model(batch).numpy()}
+        records = [{"image": image.flip(0) if bgr else image} for image in batch]
+        if isinstance(model, SemanticSegmentor):
+            logits = torch.stack([output["sem_seg"] for output in model(records)])
+            scores, labels = logits.softmax(dim=1).max(dim=1)
+            return {"labels": labels.cpu().numpy(), "scores": scores.cpu().numpy()}
+        if isinstance(model, GeneralizedRCNN):
+            found = model.inference(records, do_postprocess=False)
+        else:
+            assert isinstance(model, RetinaNet)
+            found = [output["instances"] for output in model(records)]
+    return _as_outputs([each[each.pred_boxes.nonempty()] for each in found])
+
+
+def _as_outputs(found: list[Instances]) -> dict[str, NDArray[Any]]:
+    images = torch.cat([torch.full((len(each),), number) for number, each in enumerate(found)])
+    tensors = {
+        "boxes": torch.cat([each.pred_boxes.tensor for each in found]),
+        "scores": torch.cat([each.scores for each in found]),
+        "labels": torch.cat([each.pred_classes for each in found]),
+        "images": images,
+    }
+    if found[0].has("pred_masks"):
+        tensors["masks"] = torch.cat([each.pred_masks[:, 0] for each in found])
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def compare(expected: Outputs, got: Outputs, parity: Parity, *, images: int, limit: int, threshold: float) -> None:
+    """Add a batch to `parity`.
+
+    Detections are matched one to one, by image and class. One whose score is within tolerance of the least that is
+    kept, by threshold or by number, may be on one side only.
+
+    Args:
+        expected: Of the model.
+        got: Of the exported file.
+        parity: What to add to.
+        images: Number of images.
+        limit: Detections of an image that are kept.
+        threshold: Scores above this are kept.
+    """
+    parity.images += images
+    if "boxes" in expected:
+        for number in range(images):
+            one, other = _of_image(expected, number), _of_image(got, number)
+            full = len(one["scores"]) >= limit
+            least = max(threshold, float(one["scores"].min()) if full else 0.0) + SCORE_TOLERANCE
+            _match(one, other, parity, least)
+        return
+    parity.score = max(parity.score, float(np.abs(expected["scores"] - got["scores"]).max()))
+    if "labels" in expected:
+        parity.relabelled += int((expected["labels"] != got["labels"]).sum())
+
+
+def _of_image(outputs: Outputs, number: int) -> dict[str, NDArray[Any]]:
+    return {name: values[outputs["images"] == number] for name, values in outputs.items()}
+
+
+def _match(expected: Outputs, got: Outputs, parity: Parity, least: float) -> None:
+    free = list(range(len(got["scores"])))
+    for i, (box, score, label) in enumerate(zip(*(expected[name] for name in _DETECTOR[:3]), strict=True)):
+        distances = {
+            j: float(np.abs(got["boxes"][j] - box).max())
+            for j in free
+            if got["labels"][j] == label and abs(got["scores"][j] - score) <= SCORE_TOLERANCE
+        }
+        nearest = min(distances, key=lambda j: distances[j], default=None)
+        if nearest is None or distances[nearest] > BOX_TOLERANCE:
+            if score > least:
+                parity.missing.append(f"class {label} at {np.round(box, 1).tolist()}, score {score:.3f}, is missing")
+            continue
+        free.remove(nearest)
+        parity.detections += 1
+        parity.box = max(parity.box, distances[nearest])
+        parity.score = max(parity.score, float(abs(got["scores"][nearest] - score)))
+        if "masks" in expected:
+            parity.mask = max(parity.mask, float(np.abs(got["masks"][nearest] - expected["masks"][i]).max()))
+    parity.missing += [
+        f"class {got['labels'][j]} at {np.round(got['boxes'][j], 1).tolist()}, score {got['scores'][j]:.3f}, is new"
+        for j in free
+        if got["scores"][j] > least
+    ]
+
+
+def median_ms(call: Callable[[], Any], *, repeats: int = 5) -> float:
+    """Median time of a call in milliseconds, after one that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)

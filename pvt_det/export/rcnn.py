@@ -1,0 +1,188 @@
+"""Faster, Mask and Cascade R-CNN without Detectron2's structures, from the same weights."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from pvt_det.errors import ConfigError
+from pvt_det.export.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
+from pvt_det.export.image import Features
+from pvt_det.export.suppression import ABSENT, suppress
+
+Size = tuple[int, int]
+
+
+class RCNNGraph(nn.Module):
+    """Images to detections, with masks where the model has them.
+
+    Args:
+        model: A trained R-CNN; shares its modules.
+        bgr: Whether the model takes blue first.
+
+    Raises:
+        ConfigError: The model has heads besides those of boxes and masks.
+    """
+
+    def __init__(self, model: GeneralizedRCNN, *, bgr: bool) -> None:
+        super().__init__()
+        heads = model.roi_heads
+        if not isinstance(model.proposal_generator, RPN) or not isinstance(heads, StandardROIHeads):
+            raise ConfigError(
+                f"R-CNN with {type(heads).__name__} cannot be exported: only Detectron2's usual heads can."
+            )
+        if heads.keypoint_on:
+            raise ConfigError("MODEL.KEYPOINT_ON: R-CNN with keypoints cannot be exported.")
+        self.features = Features(model, bgr=bgr)
+        self.proposals = Proposals(model.proposal_generator)
+        self.boxes = BoxHead(heads)
+        self.masks = MaskHead(heads) if heads.mask_on else None
+        self.outputs = ("boxes", "scores", "labels", "images", *(("masks",) if heads.mask_on else ()))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Detect.
+
+        Args:
+            image: `N×3×H×W`, RGB, uint8.
+
+        Returns:
+            What `RetinaNetGraph` returns, and masks: `D×28×28`, 0 … 1, the object's share of each cell of its box.
+        """
+        size = (image.shape[2], image.shape[3])
+        maps = self.features(image)
+        boxes, scores = self.proposals(maps, size)
+        boxes, scores, labels, images = self.boxes(maps, boxes, scores, size)
+        found = (boxes, scores, labels, images)
+        return found if self.masks is None else (*found, self.masks(maps, *found))
+
+
+class Proposals(nn.Module):
+    """The region proposal network."""
+
+    def __init__(self, rpn: RPN) -> None:
+        super().__init__()
+        self.names = list(rpn.in_features)
+        self.head = rpn.rpn_head
+        self.cell_anchors = rpn.anchor_generator.cell_anchors
+        self.strides, self.offset = list(rpn.anchor_generator.strides), rpn.anchor_generator.offset
+        self.transform = rpn.box2box_transform
+        self.iou_threshold, self.min_side = rpn.nms_thresh, rpn.min_box_size
+        self.candidates, self.limit = rpn.pre_nms_topk[False], rpn.post_nms_topk[False]
+
+    def forward(self, maps: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
+        """Boxes `N×P×4` and their scores `N×P`, `ABSENT` where an image has fewer."""
+        features = [maps[name] for name in self.names]
+        inputs = zip(features, *self.head(features), self.cell_anchors, self.strides, strict=True)
+        levels = [self._level(*level, size) for level in inputs]
+        boxes, scores = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        scores, index = best(scores, self.limit)
+        return take(boxes, index), scores
+
+    def _level(
+        self, feature: Tensor, logits: Tensor, deltas: Tensor, cell: Tensor, stride: int, size: Size
+    ) -> tuple[Tensor, Tensor]:
+        anchors = grid_anchors(feature, cell, stride, self.offset)
+        scores, index = best(logits.permute(0, 2, 3, 1).flatten(1), self.candidates)
+        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        boxes = clip(apply_deltas(self.transform, take(deltas, index), anchors[index]), *size)
+        scores = torch.where(not_empty(boxes, self.min_side), scores, ABSENT)
+        kept = suppress(boxes, scores[:, None], self.iou_threshold, self.limit)[:, 0]
+        return boxes, torch.where(kept, scores, ABSENT)
+
+
+class Pool(nn.Module):
+    """ROIAlign from the map whose scale suits a box (Feature Pyramid Networks, equation 1)."""
+
+    def __init__(self, pooler: ROIPooler, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.side = pooler.output_size
+        self.aligns = [(align.spatial_scale, align.sampling_ratio, align.aligned) for align in pooler.level_poolers]
+        self.lowest, self.highest = pooler.min_level, pooler.max_level
+        self.canonical_size, self.canonical_level = pooler.canonical_box_size, pooler.canonical_level
+
+    def forward(self, maps: dict[str, Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        """Pool boxes `R×4` of the images `R` to `R×C×h×w`."""
+        features = [maps[name].float() for name in self.names]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        level = self.canonical_level + torch.log2(sides.prod(dim=1).sqrt() / self.canonical_size + 1e-8)
+        level = level.floor().clamp(self.lowest, self.highest).long() - self.lowest
+        places = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+        pooled = features[0].new_zeros((boxes.shape[0], features[0].shape[1], *self.side))
+        for number, (feature, (scale, ratio, aligned)) in enumerate(zip(features, self.aligns, strict=True)):
+            (here,) = (level == number).nonzero().unbind(1)
+            values = roi_align(feature, places[here], self.side, scale, ratio, aligned)
+            pooled = pooled.index_put((here,), values)
+        return pooled
+
+
+class BoxHead(nn.Module):
+    """Classifies proposals and moves their boxes; a cascade does so several times."""
+
+    def __init__(self, heads: StandardROIHeads) -> None:
+        super().__init__()
+        self.pool = Pool(heads.box_pooler, list(heads.box_in_features))
+        cascade = isinstance(heads, CascadeROIHeads)
+        self.heads = heads.box_head if cascade else nn.ModuleList([heads.box_head])
+        self.predictors = nn.ModuleList(heads.box_predictor if cascade else [heads.box_predictor])
+        last = self.predictors[-1]
+        if any(predictor.use_sigmoid_ce for predictor in self.predictors):
+            raise ConfigError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: such a model cannot be exported.")
+        self.num_classes = last.num_classes
+        self.score_threshold, self.iou_threshold = last.test_score_thresh, last.test_nms_thresh
+        self.limit = last.test_topk_per_image
+
+    def forward(
+        self, maps: dict[str, Tensor], proposals: Tensor, scores: Tensor, size: Size
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From proposals `N×P×4` and their scores `N×P` to boxes `D×4`, scores, labels and images, each `D`."""
+        images, position = present(scores)
+        boxes, scores = self._predict(maps, proposals[images, position], images, size)
+
+        # Back to a table with a row for every image and class, since suppression is within those.
+        number, places, classes = proposals.shape[0], proposals.shape[1], self.num_classes
+        scores = torch.where(scores > self.score_threshold, scores, ABSENT)
+        by_class = scores.new_full((number, places, classes), ABSENT).index_put((images, position), scores).mT
+        table = boxes.new_zeros((number, places, classes, 4)).index_put((images, position), boxes).transpose(1, 2)
+        kept = suppress(table.flatten(0, 1), by_class.flatten(0, 1)[:, None], self.iou_threshold, self.limit)
+        by_class = torch.where(kept.view_as(by_class), by_class, ABSENT).flatten(1)
+        scores, index = best(by_class, self.limit)
+        boxes, labels = take(table.flatten(1, 2), index), index // places
+
+        images, position = present(torch.where(not_empty(boxes), scores, ABSENT))
+        return boxes[images, position], scores[images, position], labels[images, position], images
+
+    def _predict(self, maps: dict[str, Tensor], boxes: Tensor, images: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """Clipped boxes `R×K×4` and probabilities `R×K`, without background."""
+        probabilities = []
+        moved = boxes[:, None]
+        for head, predictor in zip(self.heads, self.predictors, strict=True):
+            # Only the last stage of a cascade has boxes for each class, so that the one before gives one a proposal.
+            boxes = moved[:, 0]
+            logits, deltas = predictor(head(self.pool(maps, boxes, images)))
+            probabilities.append(logits.softmax(dim=-1)[:, :-1])
+            moved = apply_deltas(predictor.box2box_transform, deltas.unflatten(1, (-1, 4)), boxes[:, None])
+            moved = clip(moved, *size)
+        return moved.expand(-1, self.num_classes, -1), torch.stack(probabilities).mean(dim=0)
+
+
+class MaskHead(nn.Module):
+    """The masks of detections."""
+
+    def __init__(self, heads: StandardROIHeads) -> None:
+        super().__init__()
+        self.pool = Pool(heads.mask_pooler, list(heads.mask_in_features))
+        self.head = heads.mask_head
+
+    def forward(self, maps: dict[str, Tensor], boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Probabilities `D×28×28` in the boxes `D×4`."""
+        logits = self.head.layers(self.pool(maps, boxes, images))
+        # One mask for each class, or one for all.
+        index = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
+        index = index[:, None, None, None].expand(-1, 1, *logits.shape[2:])
+        return logits.gather(1, index)[:, 0].sigmoid()

@@ -1,0 +1,74 @@
+"""RetinaNet without Detectron2's structures, from the same weights."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from torch import Tensor, nn
+
+from pvt_det.export.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
+from pvt_det.export.image import Features
+from pvt_det.export.suppression import ABSENT, suppress
+
+
+class RetinaNetGraph(nn.Module):
+    """Images to detections.
+
+    Args:
+        model: A trained RetinaNet; shares its modules.
+        bgr: Whether the model takes blue first.
+    """
+
+    outputs = ("boxes", "scores", "labels", "images")
+
+    def __init__(self, model: RetinaNet, *, bgr: bool) -> None:
+        super().__init__()
+        self.features = Features(model, bgr=bgr)
+        self.head = model.head
+        self.names = list(model.head_in_features)
+        generator = model.anchor_generator
+        self.cell_anchors = generator.cell_anchors
+        self.strides, self.offset = list(generator.strides), generator.offset
+        self.transform = model.box2box_transform
+        self.num_classes = model.num_classes
+        self.score_threshold, self.iou_threshold = model.test_score_thresh, model.test_nms_thresh
+        self.candidates, self.limit = model.test_topk_candidates, model.max_detections_per_image
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect.
+
+        Args:
+            image: `N×3×H×W`, RGB, uint8.
+
+        Returns:
+            Boxes `D×4` (x0, y0, x1, y1) in pixels, scores `D`, labels `D` (int64, from 0), and the image of the batch,
+            `D` (int64); image by image, each from its highest score down.
+        """
+        maps = self.features(image)
+        features = [maps[name] for name in self.names]
+        logits, deltas = self.head(features)
+        anchors = [
+            grid_anchors(feature, cell, stride, self.offset)
+            for feature, cell, stride in zip(features, self.cell_anchors, self.strides, strict=True)
+        ]
+        levels = [self._candidates(*level) for level in zip(logits, deltas, anchors, strict=True)]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+
+        classes = torch.arange(self.num_classes, device=labels.device)
+        by_class = torch.where(labels[:, None] == classes[:, None], scores[:, None], ABSENT)
+        kept = suppress(boxes, by_class, self.iou_threshold, self.limit).any(dim=1)
+        scores, index = best(torch.where(kept, scores, ABSENT), self.limit)
+        boxes, labels = clip(take(boxes, index), *image.shape[-2:]), labels.gather(1, index)
+
+        number, position = present(torch.where(not_empty(boxes), scores, ABSENT))
+        return boxes[number, position], scores[number, position], labels[number, position], number
+
+    def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes `N×k×4`, scores and labels `N×k` of the highest scores of a level."""
+        logits = logits.unflatten(1, (-1, self.num_classes)).permute(0, 3, 4, 1, 2).flatten(1)
+        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        top, index = best(logits, self.candidates)
+        scores = top.sigmoid()
+        position = index // self.num_classes
+        boxes = apply_deltas(self.transform, take(deltas, position), anchors[position])
+        return boxes, torch.where(scores > self.score_threshold, scores, ABSENT), index % self.num_classes

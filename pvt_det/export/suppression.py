@@ -1,0 +1,70 @@
+"""Non-maximum suppression of whole batches, as one operator that both export formats know.
+
+In ONNX it is `NonMaxSuppression`, in a `torch.export` program torchvision's `nms`. Its result has a fixed shape, so
+that nothing before it needs sizes that depend on the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+# Scores of boxes that are not there.
+ABSENT = float("-inf")
+
+
+@torch.library.custom_op("pvt_det::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """Mark the boxes that greedy suppression keeps, in each group by itself.
+
+    Args:
+        boxes: `N×M×4`, corners in pixels.
+        scores: `N×G×M`, a row for each group of the M boxes; `ABSENT` where a box is not of the group.
+        iou_threshold: Boxes that overlap a kept one by more are suppressed.
+        limit: A group need not keep more boxes than this; those of the highest scores are kept.
+
+    Returns:
+        `N×G×M`, bool.
+    """
+    return suppress_by_torchvision(boxes, scores, iou_threshold, limit)
+
+
+def suppress_by_torchvision(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """The same by torchvision; a group may keep more than `limit`."""
+    image, group, box = (scores > ABSENT).nonzero().unbind(1)
+    # Apart from one another the groups do not suppress each other; in double precision no digit is lost by that.
+    corners = boxes[image, box].double()
+    everything = boxes.double()
+    span = everything.amax() - everything.amin() + 1
+    apart = corners + ((image * scores.shape[1] + group) * span)[:, None]
+    chosen = nms(apart, scores[image, group, box].double(), iou_threshold)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    return kept.index_put((image[chosen], group[chosen], box[chosen]), torch.ones_like(chosen, dtype=torch.bool))
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The operator in ONNX, for `torch.onnx.export`."""
+    from onnxscript import opset18 as op
+
+    def to_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int) -> Any:
+        lowest = torch.finfo(torch.float32).min
+        chosen = op.NonMaxSuppression(boxes, scores, [limit], [iou_threshold], [lowest])
+        nothing = op.Expand(op.Constant(value_floats=[0.0]), op.Shape(scores))
+        ones = op.Expand(op.Constant(value_floats=[1.0]), op.Shape(chosen, start=0, end=1))
+        return op.Greater(op.ScatterND(nothing, chosen, ones), op.Constant(value_float=0.5))
+
+    return {torch.ops.pvt_det.suppress.default: to_onnx}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The operator in terms of torchvision's, for `ExportedProgram.run_decompositions`."""
+    return {torch.ops.pvt_det.suppress.default: suppress_by_torchvision}
