@@ -109,6 +109,7 @@ def read_annotations(
             findings.add(wrong, name)
             continue
         _complete(annotation, name, findings)
+        _note_box(annotation["bbox"], by_id[annotation["image_id"]], name, findings)
         annotations.append(annotation)
     _usable(images, categories, annotations, findings)
     return CocoData(images, annotations, categories)
@@ -250,6 +251,14 @@ def _complete(annotation: dict[str, Any], name: str, findings: Findings) -> None
     if not _is_number(area) or not 0 <= area < _MAX_COORDINATE**2:
         findings.add("annotation without a usable area", name, repair="computed from its mask or box")
         annotation["area"] = _area(annotation)
+
+
+def _note_box(box: list[float], image: dict[str, Any], name: str, findings: Findings) -> None:
+    x, y, width, height = box
+    if not width or not height:
+        findings.add("empty bbox", name, repair="not trained on")
+    elif min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+        findings.add("bbox that reaches out of its image by more than a pixel", name, repair="cut there in training")
 
 
 def _area(annotation: dict[str, Any]) -> float:

@@ -17,6 +17,28 @@ LEVELS = ("off", "fast", "full")
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What of a data set can be used, whether or not it is then refused.
+
+    Attributes:
+        data: its sound annotations.
+        unreadable: ids of images whose file is missing, broken or of another size.
+    """
+
+    data: CocoData
+    unreadable: frozenset[int]
+
+    @property
+    def usable(self) -> CocoData:
+        """The sound annotations of readable images."""
+        return CocoData(
+            [image for image in self.data.images if image["id"] not in self.unreadable],
+            [annotation for annotation in self.data.annotations if annotation["image_id"] not in self.unreadable],
+            self.data.categories,
+        )
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """What a check found in a data set that can be used.
 
@@ -45,6 +67,41 @@ class CheckReport:
         return "\n  ".join([head + ("; problems fixed or left out:" if self.lines else ""), *self.lines])
 
 
+def examine(
+    json_file: str | Path,
+    image_root: str | Path,
+    level: str,
+    findings: Findings,
+    *,
+    masks: bool = False,
+    allow_outside: bool = False,
+) -> Examined:
+    """Find everything that is wrong with a COCO-format data set; what is left can be used.
+
+    Args:
+        json_file: annotations in COCO's instances format.
+        image_root: folder that `file_name` is relative to.
+        level: "fast" reads the annotations, every image's header and the last bytes of its file; "full" decodes every
+            image; "off" reads the annotations only.
+        findings: takes the problems.
+        masks: masks are needed.
+        allow_outside: file names may lead out of `image_root`.
+
+    Raises:
+        ConfigError: unknown `level`.
+        DataError: the annotations are no COCO file, or the image folder does not exist.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"DATASETS.CHECK is {level!r}; expected one of {', '.join(LEVELS)}")
+    data = read_annotations(json_file, findings, masks=masks, allow_outside=allow_outside)
+    unreadable = frozenset[int]()
+    if level != "off":
+        unreadable = _check_images(data, Path(image_root), level == "full", findings)
+        if len(unreadable) == len(data.images) > 0:
+            findings.add("no image that can be read", f"looked in {image_root}", fatal=True)
+    return Examined(data, unreadable)
+
+
 def check_dataset(
     json_file: str | Path,
     image_root: str | Path,
@@ -57,10 +114,9 @@ def check_dataset(
     """Check a COCO-format data set; the report is also logged.
 
     Args:
-        json_file: annotations in COCO's instances format.
-        image_root: folder that `file_name` is relative to.
-        level: "fast" reads the annotations, every image's header and the last bytes of its file; "full" decodes every
-            image; "off" reads the annotations only.
+        json_file: as in `examine`, and so all others but one.
+        image_root: folder of the images.
+        level: "fast", "full" or "off".
         on_error: "stop", "skip" or "strict", as `pvt_det.data.findings` says.
         masks: masks are needed.
         allow_outside: file names may lead out of `image_root`.
@@ -69,25 +125,19 @@ def check_dataset(
         ConfigError: unknown `level` or `on_error`.
         DataError: the data set cannot be used; the message counts every kind of problem and names its first offenders.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"DATASETS.CHECK is {level!r}; expected one of {', '.join(LEVELS)}")
     if on_error not in ON_ERROR:
         raise ConfigError(f"DATASETS.ON_ERROR is {on_error!r}; expected one of {', '.join(ON_ERROR)}")
     findings = Findings()
-    data = read_annotations(json_file, findings, masks=masks, allow_outside=allow_outside)
-    unreadable = frozenset[int]()
-    if level != "off":
-        unreadable = _check_images(data, Path(image_root), level == "full", findings)
-        if len(unreadable) == len(data.images) > 0:
-            findings.add("no image that can be read", f"looked in {image_root}", fatal=True)
+    examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
     findings.raise_if_refused(str(json_file), on_error)
+    usable = examined.usable
     report = CheckReport(
         json_file=str(json_file),
-        images=len(data.images) - len(unreadable),
-        annotations=sum(annotation["image_id"] not in unreadable for annotation in data.annotations),
-        class_names=data.class_names,
+        images=len(usable.images),
+        annotations=len(usable.annotations),
+        class_names=usable.class_names,
         problems=findings.problems,
-        unreadable=unreadable,
+        unreadable=examined.unreadable,
         lines=tuple(findings.lines(on_error)),
     )
     _logger.log(logging.WARNING if report.lines else logging.INFO, "%s", report)

@@ -69,15 +69,18 @@ class Findings:
         """Whether the data set cannot be used under `on_error`."""
         return any(problem.outcome(on_error) == "refused" for problem in self.problems.values())
 
-    def lines(self, on_error: str) -> list[str]:
-        """One line a problem with its outcome, the gravest first."""
+    def ordered(self, on_error: str) -> list[tuple[str, Problem]]:
+        """Kinds of problems, those with the gravest outcome first."""
         order = ("refused", "dropped", "fixed")
-        found = sorted(self.problems.items(), key=lambda item: order.index(item[1].outcome(on_error)))
+        return sorted(self.problems.items(), key=lambda item: order.index(item[1].outcome(on_error)))
+
+    def lines(self, on_error: str) -> list[str]:
+        """One line a problem with its outcome, in the order of `ordered`."""
         return [
             f"{p.outcome(on_error)}: {p.count} x {kind}: {'; '.join(p.first[:_SHOWN])}"
             + (", …" if p.count > _SHOWN else "")
             + (f" ({p.repair})" if p.outcome(on_error) == "fixed" else "")
-            for kind, p in found
+            for kind, p in self.ordered(on_error)
         ]
 
     def raise_if_refused(self, source: str, on_error: str) -> None:

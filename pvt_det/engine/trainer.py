@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as detectron2_hooks
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.modeling import build_model
@@ -19,11 +21,13 @@ from torch import nn
 
 from pvt_det.data.build import build_detection_train_loader
 from pvt_det.engine import evaluate
+from pvt_det.engine.batch_picture import NAME as PICTURE_NAME
+from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.checkpoint import CheckpointStore
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
 from pvt_det.engine.results import METRICS_NAME, trim_metrics
-from pvt_det.engine.rng import random_state, set_random_state
+from pvt_det.engine.rng import random_state, random_state_kept, set_random_state
 from pvt_det.engine.signals import StopRequest
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
@@ -143,11 +147,23 @@ class PVTTrainer(TrainerBase):
 
     def _open_data(self) -> Iterator[Any]:
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
-        batches = iter(build_detection_train_loader(self.cfg, start_batch=start_batch))
+        batches: Iterator[Any] = iter(build_detection_train_loader(self.cfg, start_batch=start_batch))
+        if self.start_iter == 0 and comm.is_main_process():
+            batches = self._shown(batches)
         # Only now, since opening the data may draw random numbers.
         if self._restored_random is not None:
             set_random_state(self._restored_random)
         return batches
+
+    def _shown(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, the first of them saved as a picture."""
+        first = next(batches)
+        names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+        with random_state_kept():
+            path = self.store.folder / PICTURE_NAME
+            save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
+        _log.info("The first training images with their labels are in %s.", path)
+        return chain([first], batches)
 
     def _iterate(self, batches: Iterator[Any]) -> None:
         for iteration in range(self.start_iter, self.max_iter):

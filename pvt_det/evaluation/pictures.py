@@ -80,7 +80,8 @@ def beside_truth(record: dict[str, Any], detections: Objects, metadata: Metadata
         for d in sorted(detections, key=lambda d: d["score"])
     ]
     halves = (("ground truth", record["annotations"]), ("detections", found))
-    return sheet([_captioned(_draw(image, objects, metadata, width), text) for text, objects in halves], columns=2)
+    names = metadata.thing_classes
+    return sheet([_captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
 
 def sheet(pictures: Sequence[Picture], columns: int) -> Picture:
@@ -101,8 +102,17 @@ def _join(pictures: Sequence[Picture], axis: int) -> Picture:
     return np.concatenate(padded, axis)
 
 
-def _draw(image: Picture, objects: Objects, metadata: Metadata, width: int) -> Picture:
-    visualizer = Visualizer(image, metadata, scale=width / image.shape[1])
+def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: int) -> Picture:
+    """Draw an image with its objects.
+
+    Args:
+        image: the image.
+        objects: as in the "annotations" of Detectron2's records, perhaps with a `score`; masks are drawn where all have
+            one.
+        class_names: by class number.
+        width: of the outcome, in pixels.
+    """
+    visualizer = Visualizer(image, scale=width / image.shape[1])
     if not objects:
         return visualizer.output.get_image()
     classes = [o["category_id"] for o in objects]
@@ -111,7 +121,7 @@ def _draw(image: Picture, objects: Objects, metadata: Metadata, width: int) -> P
     output = visualizer.overlay_instances(
         boxes=np.array([BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]),
         masks=masks if all(masks) else None,
-        labels=[_label(metadata.thing_classes[c], o) for c, o in zip(classes, objects, strict=True)],
+        labels=[_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)],
         assigned_colors=[colours[c % len(colours)] for c in classes],
     )
     return output.get_image()

@@ -1,0 +1,110 @@
+"""Data sets in other formats than COCO's, turned into it: Pascal VOC and CVAT by hotcoco, YOLO by `yolo`."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hotcoco import COCO
+
+from pvt_det.data.findings import Findings
+from pvt_det.data.images import read_header
+from pvt_det.data.inspection.yolo import CLASS_FILES, read_yolo
+from pvt_det.errors import DataError
+
+COCO_FORMAT = "COCO"
+
+
+def format_of(source: Path) -> str:
+    """The format of a data set: "COCO", "CVAT", "Pascal VOC" or "YOLO".
+
+    Args:
+        source: COCO's json or CVAT's xml file; a folder of Pascal VOC's xml or YOLO's txt files.
+
+    Raises:
+        DataError: it is missing, or nothing of these.
+    """
+    if source.is_file():
+        if source.suffix.lower() in (".json", ".xml"):
+            return COCO_FORMAT if source.suffix.lower() == ".json" else "CVAT"
+        hint = ": give the folder of the label files; it is found beside them" if source.name in CLASS_FILES else ""
+        raise DataError(f"{source} is no annotation file that can be read{hint or '; expected .json or .xml'}")
+    if not source.is_dir():
+        raise DataError(f"{source} does not exist; expected an annotation file, or a folder of them")
+    if _voc_files(source):
+        return "Pascal VOC"
+    if any(source.rglob("*.txt")):
+        return "YOLO"
+    raise DataError(f"folder {source} has neither Pascal VOC's .xml files nor YOLO's .txt files")
+
+
+def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings) -> None:
+    """Write a data set of another format as COCO's json.
+
+    Args:
+        source: as in `format_of`, but not COCO's.
+        image_root: the folder of its images.
+        json_file: where to write.
+        findings: takes what cannot be turned; the rest is written.
+
+    Raises:
+        DataError: the annotations cannot be read.
+    """
+    kind = format_of(source)
+    if kind == "YOLO":
+        content = read_yolo(source, image_root, findings)
+    else:
+        content = (_read_cvat if kind == "CVAT" else _read_voc)(source, findings)
+        _fill_in_sizes(content["images"], image_root, findings)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _voc_files(folder: Path) -> list[Path]:
+    return list((folder / "Annotations").glob("*.xml")) or list(folder.glob("*.xml"))
+
+
+def _read_voc(source: Path, findings: Findings) -> dict[str, Any]:
+    for path in _voc_files(source):
+        _refuse_entities(path)
+    return _converted(lambda: COCO.from_voc(str(source)), source, findings)
+
+
+def _read_cvat(source: Path, findings: Findings) -> dict[str, Any]:
+    _refuse_entities(source)
+    return _converted(lambda: COCO.from_cvat(str(source)), source, findings)
+
+
+def _refuse_entities(path: Path) -> None:
+    # hotcoco 1.3 loses what stands before one: "Dog &amp; cat" becomes "cat".
+    if b"&" in path.read_bytes():
+        raise DataError(f"{path} has a name with an XML entity (&…;), which would be cut: write it without")
+
+
+def _converted(read: Any, source: Path, findings: Findings) -> dict[str, Any]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            content = read().dataset
+        except (ValueError, OSError) as error:
+            raise DataError(f"{source} cannot be read: {error}") from error
+    for warning in caught:
+        text = str(warning.message)
+        for count, what in re.findall(r"(\d+) (unsupported shape|degenerate polygon)\(s\)", text):
+            for _ in range(int(count)):
+                findings.add(f"CVAT {what}, which has no box", source.name)
+    return content
+
+
+def _fill_in_sizes(images: list[dict[str, Any]], image_root: Path, findings: Findings) -> None:
+    for image in images:
+        if image["width"] and image["height"]:
+            continue
+        try:
+            image["width"], image["height"] = read_header(image_root / image["file_name"])
+        except DataError:
+            continue  # the check of the images tells
+        findings.add("image without a size", f"image {image['id']}", repair="taken from its file")

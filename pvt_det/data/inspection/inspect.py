@@ -1,0 +1,191 @@
+"""The inspection of a data set: what a training run would make of it, and what its owner should look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hotcoco import COCO
+
+from pvt_det.data.annotations import CocoData, read_json
+from pvt_det.data.check import examine
+from pvt_det.data.findings import Findings
+from pvt_det.data.inspection.files import FileFacts, read_facts, same_files, shared_images
+from pvt_det.data.inspection.formats import COCO_FORMAT, format_of, to_coco
+from pvt_det.data.inspection.statistics import Statistics, describe
+
+# What hotcoco's health check says of annotations, in our words; its other codes are found by our own check.
+_QUALITY = {
+    "near_duplicate": "objects of one class whose boxes all but coincide, perhaps one annotated twice",
+    "extreme_aspect_ratio": "boxes more than 20 times as long as wide",
+    "zero_area": "objects of area 0",
+}
+_FEW = 10
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something that training accepts and its owner should look at.
+
+    Attributes:
+        text: what it is, without the count.
+        count: how many images, objects or classes.
+        images: ids of images that show it.
+        annotations: ids of annotations that are meant.
+        names: of classes or files that are meant.
+    """
+
+    text: str
+    count: int
+    images: list[int] = field(default_factory=list)
+    annotations: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a data set.
+
+    Attributes:
+        source: where it came from.
+        format: "COCO", "YOLO", "Pascal VOC" or "CVAT".
+        json_file: its annotations in COCO's format, `source` itself or turned from it.
+        image_root: the folder of its images.
+        data: its sound part.
+        findings: what is wrong, and what becomes of it.
+        statistics: of the sound part.
+        advice: what else to look at.
+        raw: images and annotations by id, broken files and wrong annotations too, for pictures.
+        facts: of the image files, by image id.
+    """
+
+    source: Path
+    format: str
+    json_file: Path
+    image_root: Path
+    data: CocoData
+    findings: Findings
+    statistics: Statistics
+    advice: list[Advice]
+    raw: tuple[dict[Any, Any], dict[Any, Any]]
+    facts: dict[int, FileFacts]
+
+    def is_refused(self, on_error: str) -> bool:
+        """Whether the data is refused: by training under DATASETS.ON_ERROR; by "strict" for any advice too."""
+        return self.findings.refused(on_error) or (on_error == "strict" and bool(self.advice))
+
+
+def inspect_dataset(
+    source: Path,
+    image_root: Path,
+    json_file: Path,
+    *,
+    level: str = "fast",
+    masks: bool = False,
+    allow_outside: bool = False,
+    looks: bool = False,
+) -> Inspection:
+    """Read a data set in any known format, check it as training would, and describe it.
+
+    Args:
+        source: annotations, see `pvt_det.data.inspection.formats.format_of`.
+        image_root: folder of the images.
+        json_file: where annotations of another format are written in COCO's.
+        level: of the images' check, see `pvt_det.data.check.examine`.
+        masks: masks are needed.
+        allow_outside: file names may lead out of `image_root`.
+        looks: compare images by their looks too, see `find_leakage`.
+
+    Raises:
+        DataError: the annotations cannot be read at all.
+    """
+    findings = Findings()
+    kind = format_of(source)
+    if kind == COCO_FORMAT:
+        json_file = source
+    else:
+        to_coco(source, image_root, json_file, findings)
+    examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
+    data = examined.usable
+    facts = read_facts({image["id"]: image_root / image["file_name"] for image in data.images}, looks=looks)
+    statistics = describe(data)
+    return Inspection(
+        source=source,
+        format=kind,
+        json_file=json_file,
+        image_root=image_root,
+        data=data,
+        findings=findings,
+        statistics=statistics,
+        advice=[*_quality(data), *_balance(statistics), *_files(data, facts)],
+        raw=(_by_id(examined.data.images), _by_id(read_json(json_file)["annotations"])),
+        facts=facts,
+    )
+
+
+def find_leakage(train: Inspection, val: Inspection) -> list[Advice]:
+    """Images that are in both sets, so that evaluation would tell too much; ids are the second set's."""
+    pairs = shared_images(train.facts, val.facts)
+    found = []
+    for is_same, text in (
+        (True, "images that are in the training data too"),
+        (False, "images that look like one of the training data"),
+    ):
+        ids = {theirs: ours for ours, theirs, same in pairs if same == is_same}
+        files = [f"{val.raw[0][i]['file_name']} is {train.raw[0][o]['file_name']}" for i, o in ids.items()]
+        if ids:
+            found.append(Advice(text, len(ids), images=list(ids), names=files))
+    missing = [c.name for c in train.statistics.classes if c.objects and c.name not in _present(val)]
+    if missing:
+        found.append(Advice("classes that evaluation never sees", len(missing), names=missing))
+    return found
+
+
+def _present(inspection: Inspection) -> set[str]:
+    return {count.name for count in inspection.statistics.classes if count.objects}
+
+
+def _by_id(items: Iterable[Any]) -> dict[Any, Any]:
+    return {item["id"]: item for item in items if isinstance(item, dict) and isinstance(item.get("id"), int)}
+
+
+def _quality(data: CocoData) -> list[Advice]:
+    """The part of hotcoco's health check that concerns quality."""
+    if not data.annotations:
+        return []
+    content = {"images": data.images, "annotations": data.annotations, "categories": data.categories}
+    report = COCO(content).healthcheck()
+    image_of = {annotation["id"]: annotation["image_id"] for annotation in data.annotations}
+    found = []
+    for item in (*report["errors"], *report["warnings"]):
+        if item["code"] in _QUALITY:
+            ids = item["affected_ids"]
+            found.append(Advice(_QUALITY[item["code"]], len(ids), [image_of[i] for i in ids], ids))
+    return found
+
+
+def _balance(statistics: Statistics) -> list[Advice]:
+    found = []
+    for text, names in (
+        ("classes without any object", [c.name for c in statistics.classes if not c.objects]),
+        (f"classes with fewer than {_FEW} objects", [c.name for c in statistics.classes if 0 < c.objects < _FEW]),
+    ):
+        if names:
+            found.append(Advice(text, len(names), names=names))
+    return found
+
+
+def _files(data: CocoData, facts: dict[int, FileFacts]) -> list[Advice]:
+    names = {image["id"]: image["file_name"] for image in data.images}
+    turned = [image_id for image_id, fact in facts.items() if fact.is_turned]
+    twice = [image_id for group in same_files(facts) for image_id in group]
+    found = []
+    for text, ids in (
+        ("images that their EXIF tag turns; boxes must fit the turned image, as most viewers show it", turned),
+        ("images whose files are the same", twice),
+    ):
+        if ids:
+            found.append(Advice(text, len(ids), images=ids, names=[names[i] for i in ids]))
+    return found

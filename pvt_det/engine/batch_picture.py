@@ -1,0 +1,71 @@
+"""A picture of a training batch, as the model gets it: the proof of labels and augmentations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode, Instances, PolygonMasks
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from pvt_det.evaluation.pictures import Picture, draw, sheet
+
+NAME = "train_batch.jpg"
+_MOST = 8
+_COLUMNS = 4
+_WIDTH = 320
+
+
+def save_batch_picture(
+    batch: Sequence[dict[str, Any]], path: Path, *, class_names: Sequence[str], image_format: str
+) -> None:
+    """Save the first images of a mapped batch with their boxes and masks, or with their label maps.
+
+    Args:
+        batch: what the mapper gave: `image`, and `instances` or `sem_seg`.
+        path: JPEG file to write.
+        class_names: by class number; without names, the numbers are drawn.
+        image_format: "RGB" or "BGR", the order of the channels.
+    """
+    pictures = [_picture(sample, class_names, image_format) for sample in batch[:_MOST]]
+    Image.fromarray(sheet(pictures, _COLUMNS)).save(path, quality=90)
+
+
+def _picture(sample: dict[str, Any], class_names: Sequence[str], image_format: str) -> Picture:
+    image = sample["image"].permute(1, 2, 0).numpy()
+    image = np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1])
+    if "sem_seg" in sample:
+        image = _with_labels(image, sample["sem_seg"].numpy())
+    objects = _objects(sample["instances"]) if "instances" in sample else []
+    most = max((o["category_id"] for o in objects), default=-1)
+    names = class_names if most < len(class_names) else [str(number) for number in range(most + 1)]
+    return draw(image, objects, names, _WIDTH)
+
+
+def _objects(instances: Instances) -> list[dict[str, Any]]:
+    objects: list[dict[str, Any]] = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}
+        for box, label in zip(instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist(), strict=True)
+    ]
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks
+        if isinstance(masks, PolygonMasks):
+            found = masks.polygons
+        else:
+            found = [mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks.tensor]
+        for shown, mask in zip(objects, found, strict=True):
+            shown["segmentation"] = mask
+    return objects
+
+
+def _with_labels(image: Picture, labels: np.ndarray) -> Picture:
+    """Half of each pixel's colour from its class, by the golden ratio around the colour wheel; unlabelled ones stay."""
+    hue = (np.arange(256) * 0.618 % 1 * 255).astype(np.uint8)
+    wheel = np.asarray(
+        Image.fromarray(np.stack([hue, hue * 0 + 200, hue * 0 + 230], axis=1)[None], "HSV").convert("RGB")
+    )
+    tinted = (image // 2 + wheel[0][labels.clip(0, 255)] // 2).astype(np.uint8)
+    return np.where((labels == 255)[:, :, None], image, tinted)

@@ -1,0 +1,81 @@
+"""The picture of a training batch shows images upright in colour with their boxes, masks or labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from PIL import Image
+
+from pvt_det.engine.batch_picture import NAME, save_batch_picture
+from pvt_det.engine.trainer import PVTTrainer
+
+
+def sample(colour, masks=None) -> dict:
+    """An image of one colour, 48×64, with a box from (16, 12) to (32, 36)."""
+    instances = Instances((48, 64))
+    instances.gt_boxes = Boxes(torch.tensor([[16.0, 12.0, 32.0, 36.0]]))
+    instances.gt_classes = torch.tensor([1])
+    if masks is not None:
+        instances.gt_masks = masks
+    image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 48, 64)
+    return {"image": image, "instances": instances}
+
+
+def picture(path, batch, **settings) -> np.ndarray:
+    save_batch_picture(batch, path, class_names=["cat", "dog"], image_format=settings.get("image_format", "RGB"))
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_boxes_and_masks(tmp_path):
+    polygons = PolygonMasks([[np.array([16.0, 12, 32, 12, 32, 36, 16, 36])]])
+    bitmap = torch.zeros(1, 48, 64, dtype=torch.bool)
+    bitmap[:, 12:36, 16:32] = True
+    batch = [sample((0, 0, 0)), sample((0, 0, 0), polygons), sample((0, 0, 0), BitMasks(bitmap))]
+    pixels = picture(tmp_path / "x.jpg", batch)
+    assert pixels.shape == (240, 3 * 320 + 2 * 4, 3)
+    # Five times as large: the box's sides at 80 and 160, the middle filled where there are masks.
+    for number, is_filled in enumerate((False, True, True)):
+        part = pixels[:, number * 324 : number * 324 + 320]
+        assert part[150, 76:84].max() > 60
+        assert part[150, 156:164].max() > 60
+        assert (part[170, 110:130].max(axis=1) > 60).all() == is_filled
+        assert part[150:, 200:].max() < 20
+
+
+def test_channels_are_put_in_order(tmp_path):
+    for image_format, colour in (("RGB", (200, 50, 10)), ("BGR", (10, 50, 200))):
+        pixels = picture(tmp_path / "x.jpg", [sample(colour)], image_format=image_format)
+        assert np.abs(pixels[-20:, -20:] - (200, 50, 10)).max() < 12
+
+
+def test_labels_tint_the_image(tmp_path):
+    labels = torch.full((48, 64), 255)
+    labels[:, 32:] = 3
+    shown = {"image": torch.full((3, 48, 64), 120, dtype=torch.uint8), "sem_seg": labels}
+    pixels = picture(tmp_path / "x.jpg", [shown])
+    assert np.abs(pixels[:, :150] - 120).max() < 12
+    assert np.ptp(pixels[100, 250]) > 30
+
+
+def test_a_run_saves_its_first_batch_and_trains_on_it(tiny_cfg, tmp_path):
+    """The picture comes at the start only, and changes nothing of the run."""
+    from pvt_det.data.sets import register_datasets
+
+    cfg = tiny_cfg(tmp_path / "run", SOLVER__MAX_ITER=1)
+    (tmp_path / "run").mkdir()
+    register_datasets(cfg)
+    trainer = PVTTrainer(cfg)
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    batches = trainer._open_data()
+    assert (np.random.get_state()[1] == before[0]).all()
+    assert torch.equal(torch.get_rng_state(), before[1])
+    with Image.open(tmp_path / "run" / NAME) as image:
+        assert image.size[0] == 2 * 320 + 4
+    from pvt_det.data.build import build_detection_train_loader
+
+    plain = iter(build_detection_train_loader(cfg))
+    for _ in range(2):
+        for mine, expected in zip(next(batches), next(plain), strict=True):
+            assert torch.equal(mine["image"], expected["image"])
