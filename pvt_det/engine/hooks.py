@@ -11,7 +11,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from pvt_det.engine.rng import random_state_kept
-from pvt_det.errors import ConfigError, Interrupted, NumericError
+from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
 
 _log = logging.getLogger(__name__)
 BEST_NAME = "model_best.pth"
@@ -90,7 +90,8 @@ class EvaluationHook(HookBase):
             # Other processes cannot know that this one failed, and would wait for it.
             if self._stop_on_error or is_final or comm.get_world_size() > 1:
                 raise
-            _log.exception("Evaluation after iteration %d failed (%s); training goes on.", done, error)
+            is_ours = not isinstance(error, PvtDetError)
+            _log.error("Evaluation after iteration %d failed (%s); training goes on.", done, error, exc_info=is_ours)
             self._evaluated_at = done
             return
         self.results = comm.all_gather(results)[0]

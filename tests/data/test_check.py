@@ -3,9 +3,6 @@
 import copy
 import json
 import math
-import resource
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -77,32 +74,17 @@ def test_sound_data(folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"bbox": ...}, "without bbox"),
         ({"bbox": [1, 2, 3]}, "not four numbers"),
         ({"bbox": [1, 2, "3", 4]}, "not four numbers"),
-        ({"bbox": [1, 2, -3, 4]}, "negative width or height"),
-        ({"bbox": [math.nan, 2, 3, 4]}, "NaN"),
-        ({"bbox": [1, 2, math.inf, 4]}, "NaN, infinity"),
-        ({"bbox": [1e9, 2, 3, 4]}, "1e8"),
         ({"bbox": [W, 2, 3, 4]}, "outside its image"),
         ({"bbox": [-5, 2, 5, 4]}, "outside its image"),
-        ({"category_id": 7}, "unknown category_id"),
         ({"category_id": "cat"}, "unknown category_id"),
         ({"image_id": 99}, "unknown or left-out image_id"),
         ({"iscrowd": 2}, "iscrowd"),
         ({"ignore": 1}, "ignore"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "x, y pairs"),
         ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "x, y pairs"),
-        ({"segmentation": [[1, 2, 3, 4, 5, math.nan]]}, "polygon with NaN"),
-        ({"segmentation": [[1, 2, 3, -math.inf, 5, 6]]}, "polygon with NaN"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 1e8]]}, "1e8"),
         ({"segmentation": "polygon"}, "neither polygons nor RLE"),
-        ({"segmentation": {"size": [W, H], "counts": [W * H]}}, "size is not its image's"),
-        ({"segmentation": {"size": [H, W], "counts": [5, 5]}}, "do not cover"),
-        ({"segmentation": {"size": [H, W], "counts": [W * H + 5, -5]}}, "do not cover"),
-        ({"segmentation": {"size": [H, W], "counts": "garbage~~~"}}, "cannot be read"),
-        ({"segmentation": {"size": [H, W], "counts": ""}}, "cannot be read"),
-        ({"segmentation": {"size": [H, W]}}, "cannot be read"),
     ],
 )
 def test_broken_annotation(folder, values, message):
@@ -123,10 +105,7 @@ def test_broken_annotation(folder, values, message):
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
-        ({"area": ...}, "area"),
         ({"area": math.nan}, "area"),
-        ({"iscrowd": ...}, "iscrowd"),
-        ({"segmentation": [[2, 3, 12, 3, 12, 11, 2, 11], [1, 1, 2, 2]]}, "fewer than three points"),
     ],
 )
 def test_repairable_annotation(folder, values, kind):
@@ -177,45 +156,11 @@ def test_missing_area_is_the_masks(folder):
     assert CocoSource(str(folder / "set.json"), str(folder)).load().annotations[1]["area"] == 14
 
 
-def test_ids_given_twice(folder):
-    data = changed(id=10)
-    with pytest.raises(DataError, match="annotation id given twice: annotation 10; annotation 10"):
-        check(folder, data)
-    assert check(folder, data, on_error="skip").annotations == 2
-    data = sound()
-    data["images"][1]["id"] = 1  # its boxes would move to the other image
-    with pytest.raises(DataError, match="image id given twice: image 1; image 1"):
-        check(folder, data)
-    # No telling which of the two images a box belongs to; the third image's are left.
-    data["annotations"][3]["image_id"] = 3
-    report = check(folder, data, on_error="skip")
-    assert (report.images, report.annotations) == (1, 1)
-
-
-@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "C:\\secret.jpg"])
-def test_file_name_outside_the_folder_is_never_read(folder, name):
-    data = sound()
-    data["images"][0]["file_name"] = name
-    for on_error in ON_ERROR:
-        with pytest.raises(DataError, match=r"outside the image folder.*image 1"):
-            check(folder, data, on_error=on_error)
-
-
-def test_outside_file_can_be_allowed(folder):
-    data = sound()
-    data["images"][0]["file_name"] = str(folder / "1.jpg")
-    assert check(folder, data, allow_outside=True).images == 3
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "broken or cut short"),
-        ('{"images": [', "broken or cut short"),
-        ("\ufeff" + json.dumps(sound()), "byte-order mark"),
         ("[1]", "no list 'images'"),
-        ('{"images": [], "annotations": {}, "categories": []}', "no list 'annotations'"),
-        ("[" * 100_000, "broken or cut short"),
     ],
 )
 def test_broken_json_names_the_file(folder, content, message):
@@ -238,12 +183,7 @@ def test_missing_files_and_folders(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["images"].clear(), "no image that can be used"),
-        (lambda d: d["annotations"].clear(), "no annotation that can be used"),
         (lambda d: d["categories"].clear(), "no category that can be used"),
-        (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "no object but crowd regions: all 4"),
-        (lambda d: [a.update(bbox=[1, 1, 0, 5]) for a in d["annotations"]], "no box that is not empty: all 4"),
-        (lambda d: [a.update(bbox=[90, 1, 5, 5]) for a in d["annotations"]], "4 x bbox wholly outside"),
         (lambda d: d["categories"].append({"id": 1, "name": "cow"}), "category id given twice: 1"),
         (lambda d: d["categories"].append({"id": 2, "name": "dog"}), "category name given twice: dog"),
     ],
@@ -266,31 +206,8 @@ def test_all_problems_are_in_one_report(folder):
         assert part in str(caught.value)
 
 
-def bomb(path):
-    """A PNG of 50,000 x 50,000 pixels in a few hundred bytes."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    end = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end)
-
-
-def rotated(path):
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (W, H)).save(path, exif=exif)
-
-
 FILE_FAULTS = {
-    "missing": (lambda p: p.unlink(), "missing"),
-    "empty": (lambda p: p.write_bytes(b""), "0 bytes"),
-    "html": (lambda p: p.write_text("<!DOCTYPE html>"), "no image .it starts with"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-300]), "cut short"),
-    "bomb": (bomb, "too large"),
     "size": (lambda p: Image.new("RGB", (H, W)).save(p), "is 30x40"),
-    "rotation": (rotated, "is 30x40 .after EXIF rotation"),
     "folder": (lambda p: (p.unlink(), p.mkdir()), "no regular file"),
 }
 
@@ -307,13 +224,6 @@ def test_broken_image_file(folder, level, fault):
     report = check(folder, sound(), level=level, on_error="skip")
     assert (report.images, report.annotations, report.unreadable) == (2, 2, {1})
     assert check(folder, sound(), level="off").images == 3
-
-
-def test_bomb_is_not_decoded(folder):
-    bomb(folder / "1.jpg")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check(folder, sound(), level="full", on_error="skip")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
 def test_all_images_broken_is_refused(folder):

@@ -96,15 +96,6 @@ def test_an_evaluation_that_an_interruption_prevented_is_made_up_for():
     assert best_saves(trainer) == [2, 3]
 
 
-def test_a_failed_evaluation_stops_or_is_passed_over_as_chosen():
-    fault = OSError("disk")
-    with pytest.raises(OSError, match="disk"):
-        Trainer().run(build(), [1.0, fault, 3.0])
-    trainer = Trainer().run(build(stop_on_error=False), [1.0, fault, 3.0])
-    assert best_saves(trainer) == [1, 3]
-    assert ("periodic", 2) in trainer.saved
-
-
 def test_an_unknown_metric_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"bbox/ap.*gives bbox/AP, bbox/APs"):
         Trainer().run(build(metric="bbox/ap"), [1.0])

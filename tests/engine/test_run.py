@@ -11,7 +11,7 @@ from pvt_det.config import load_config
 from pvt_det.engine import evaluate
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.engine.trainer import PVTTrainer
-from pvt_det.errors import CheckpointError, ConfigError, NumericError
+from pvt_det.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -96,15 +96,6 @@ def test_validation_losses_leave_model_and_mode_alone(tmp_path, tiny_cfg):
     assert losses["total_loss"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
     assert losses == evaluate.validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
-
-
-def test_a_run_that_diverges_ends_with_its_last_good_state(tmp_path, tiny_cfg):
-    # The first step blows the weights up; every later loss is not finite.
-    settings = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__BASE_LR": 1e12, "SOLVER__WARMUP_ITERS": 0}
-    cfg = tiny_cfg(tmp_path, SOLVER__MAX_ITER=20, SOLVER__STEPS=[], SOLVER__MAX_NONFINITE_STEPS=2, **settings)
-    with pytest.raises(NumericError, match=r"in a row|holds NaN"):
-        run_job(cfg, JobOptions())
-    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_a_run_without_validation_data_trains(tmp_path, tiny_cfg):

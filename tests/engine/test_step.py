@@ -63,27 +63,6 @@ def test_a_step_is_the_plain_gradient_step():
     assert report.gradient_norm == pytest.approx(torch.cat([weight.grad.flatten(), bias.grad]).norm().item())
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(bad):
-    model = Regression()
-    step = build(model, ema_decay=0.5, max_nonfinite=2)
-    good, broken = batches(1)[0], (torch.full((3, 4), bad), torch.zeros(3, 1))
-    step(iter([good]))
-    before = copy.deepcopy(step.state_dict())
-    for _ in range(2):
-        step(iter([broken]))
-    after = step.state_dict()
-    assert (after["skipped"], after["skipped_in_row"]) == (2, 2)
-    for part in ("model", "training_model"):
-        torch.testing.assert_close(after[part], before[part], rtol=0, atol=0)
-    step(iter([good]))
-    assert step.state_dict()["skipped_in_row"] == 0
-    for _ in range(2):
-        step(iter([broken]))
-    with pytest.raises(NumericError, match="3 iterations in a row"):
-        step(iter([broken]))
-
-
 def test_a_finite_loss_with_a_broken_gradient_is_skipped_too():
     class BrokenGradient(Regression):
         def forward(self, batch):

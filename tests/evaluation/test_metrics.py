@@ -117,18 +117,6 @@ def test_no_detections_give_zero(evaluate, task):
     assert len(values) == 16
 
 
-@pytest.mark.parametrize("evaluate", [evaluate_hotcoco, evaluate_pycocotools])
-def test_annotation_id_0_counts(evaluate):
-    box = [10.0, 10.0, 50.0, 50.0]
-    truth = GroundTruth(
-        [{"id": 0, "width": SIDE, "height": SIDE}],
-        [{"id": 0, "image_id": 0, "category_id": 0, "bbox": box, "area": 2500.0, "iscrowd": 0}],
-        [{"id": 0, "name": "thing"}],
-    )
-    perfect = Detections(0, np.array([box]), np.array([0.9]), np.array([0]), None, (SIDE, SIDE))
-    assert evaluate(truth, [perfect], "bbox").stats[0] == pytest.approx(1)
-
-
 def test_detections_beyond_100_count_when_asked():
     """101 false detections rank above 50 true ones."""
     boxes = np.array([[x * 12.0, y * 12.0, 10, 10] for y in range(5) for x in range(10)])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pvt_det.engine.cli import run_cli
 from pvt_det.engine.soak.outcome import resident_bytes
-from tests.engine.conftest import CONFIG, saved_weights, shapes, tiny_cfg, tiny_words  # noqa: F401  (fixtures)
+from tests.engine.conftest import CONFIG, shapes, tiny_cfg, tiny_words, untrained_run  # noqa: F401  (fixtures)
 from tools import train_net
 
 SIDE = 64

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pvt_det.engine.lock import LOCK_NAME
-
-ROOT = Path(__file__).parents[2]
+from tests.engine.conftest import CONFIG
 
 
 @pytest.fixture
@@ -83,12 +82,14 @@ sys.stdin.read()
 
 
 @pytest.mark.slow
-def test_F48_torchrun_joins_one_group(tiny_words, tmp_path):
-    words = ["--config-file", ROOT / "configs/retinanet_pvt_tiny.yaml", *tiny_words(tmp_path, SOLVER__MAX_ITER=2)]
+def test_F48_torchrun_joins_one_group_and_evaluates_every_image_once(tiny_words, tmp_path, repo_root):
+    words = ["--config-file", CONFIG, *tiny_words(tmp_path, val=True, SOLVER__MAX_ITER=2, SOLVER__STEPS=[])]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
     done = subprocess.run(
-        [*torchrun, ROOT / "tools/train_net.py", *map(str, words), "SOLVER.STEPS", "[]"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [*torchrun, "tools/train_net.py", *words],
+        env=environment,
+        cwd=repo_root,
         capture_output=True,
         text=True,
         check=False,
@@ -96,3 +97,5 @@ def test_F48_torchrun_joins_one_group(tiny_words, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("iteration 2/2") == 1
     assert sorted(path.name for path in tmp_path.glob("log.txt*")) == ["log.txt", "log.txt.rank1"]
+    # An image that is missing or comes twice would be an error.
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"]["bbox"].keys() >= {"AP", "AP50"}

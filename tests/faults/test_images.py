@@ -9,15 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
+from pvt_det import Predictor
 from pvt_det.data.check import check_dataset
 from pvt_det.data.images import read_header, read_image
+from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError
 from pvt_det.modeling import rcnn
 from tests.faults.conftest import SIDE, in_child
 from tests.modeling.conftest import build
+
+
+@pytest.fixture(scope="module")
+def predictor(untrained_run):
+    return Predictor(untrained_run, device="cpu")
 
 
 def write_bomb(path: Path) -> None:
@@ -196,3 +205,33 @@ def test_F16_a_picture_beyond_the_bound_is_refused(tmp_path, monkeypatch):
         read_image(tmp_path / "x.png", "RGB")
     monkeypatch.setattr(images, "MAX_PIXELS", 200)
     assert read_image(tmp_path / "x.png", "RGB").shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "is None, as cv2.imread gives"),
+        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\).*gray image"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\).*alpha"),
+        (np.zeros((0, 8, 3), np.uint8), "is empty"),
+        (np.full((8, 8, 3), np.nan), "float64 and holds NaN"),
+    ],
+    ids=["None", "gray", "alpha", "empty", "NaN"],
+)
+def test_F17_predictor_given_no_image(predictor, image, message):
+    with pytest.raises(DataError, match=message):
+        predictor(image)
+
+
+def test_F10_skip_holds_for_data_that_detectron2_registered(tiny_set, tiny_cfg, tmp_path):
+    """Its own loader would keep the broken image and the objects that the check left out."""
+    name = str(tmp_path)
+    tiny_set.image().write_bytes(b"")
+    tiny_set.second["bbox"] = [8, 8, -3, 16]
+    register_coco_instances(name, {}, str(tiny_set.json_file), str(tiny_set.folder))
+    words = {"DATASETS__TRAIN_JSON": "", "DATASETS__TRAIN": [name], "MODEL__RETINANET__NUM_CLASSES": 2}
+    cfg = tiny_cfg(tmp_path / "run", DATASETS__ON_ERROR="skip", **words)
+    register_datasets(cfg)
+    found = {record["image_id"]: len(record["annotations"]) for record in DatasetCatalog.get(name)}
+    assert found == {2: 0, 3: 1, 4: 1}
+    register_datasets(cfg)
