@@ -10,6 +10,7 @@ import argparse
 import importlib
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -51,4 +52,6 @@ def start(name: str, argv: Sequence[str] | None, prog: str) -> int:
     parser.prog = prog
     args = parser.parse_words(words)
     args.command_line = f"{prog} {shlex.join(words)}"
-    return command.run(args)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid")  # Detectron2's
+        return command.run(args)

@@ -175,9 +175,11 @@ def config_file(config: str | os.PathLike[str]) -> Path:
     """The config file that a path means: itself, or `config.yaml` in a run's output folder.
 
     Raises:
-        ConfigError: A folder without one.
+        ConfigError: Nothing is there, or a folder without one.
     """
     path = Path(config)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: expected a run's output folder, or a config file.")
     if not path.is_dir():
         return path
     if not (path / CONFIG_NAME).is_file():
