@@ -102,9 +102,31 @@ def picture(pixels: npt.NDArray[np.uint8], caption: Any = "", *, quality: int = 
     )
 
 
+def drawing(light: str, dark: str, caption: Any = "") -> Html:
+    """A drawing with its caption, as wide as it fits.
+
+    Args:
+        light: SVG for readers whose system is light.
+        dark: SVG for the others.
+        caption: what stands below it.
+    """
+    light, dark = (base64.b64encode(svg.encode()).decode("ascii") for svg in (light, dark))
+    kind = "data:image/svg+xml;base64"
+    return Html(
+        f'<figure class="drawing"><picture><source media="(prefers-color-scheme: dark)" srcset="{kind},{dark}">'
+        f'<img alt="{html.escape(str(caption), quote=True)}" src="{kind},{light}"></picture>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
 def gallery(pictures: Iterable[Html]) -> Html:
     """Pictures side by side, as many as fit."""
     return Html(f'<div class="gallery">{"".join(pictures)}</div>')
+
+
+def code(text: str) -> Html:
+    """Lines as they are; they scroll sideways where they are too long."""
+    return Html(f"<pre>{html.escape(text)}</pre>")
 
 
 def details(summary: Any, content: Any) -> Html:
@@ -150,4 +172,6 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem .3rem 0; tex
 figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; margin-top: .2rem; }
 summary { cursor: pointer; }
+.drawing img { width: 100%; }
+pre { overflow-x: auto; font-size: .8rem; background: var(--soft); padding: .5rem .8rem; overflow-wrap: normal; }
 """

@@ -124,7 +124,7 @@ def difference(run: Run, base: Run, task: str, *, samples: int = BOOTSTRAP) -> D
     Raises:
         DataError: annotations or results of a run cannot be read.
     """
-    found = hotcoco.compare(_evaluator(base, task), _evaluator(run, task), n_bootstrap=samples, confidence=0.95)
+    found = hotcoco.compare(evaluator_of(base, task), evaluator_of(run, task), n_bootstrap=samples, confidence=0.95)
     interval = found["ci"]["AP"]
     return Difference(*(100 * value for value in (found["deltas"]["AP"], interval["lower"], interval["upper"])))
 
@@ -202,7 +202,16 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tol
     return row
 
 
-def _evaluator(run: Run, task: str) -> hotcoco.COCOeval:
+def evaluator_of(run: Run, task: str) -> hotcoco.COCOeval:
+    """What measures a finished run, its detections matched.
+
+    Args:
+        run: the run.
+        task: "bbox" or "segm".
+
+    Raises:
+        DataError: annotations or results cannot be read.
+    """
     truth = read_ground_truth(run.annotations)
     truth = truth.with_masks() if task == "segm" else truth
     api = truth.hotcoco(masks=task == "segm")

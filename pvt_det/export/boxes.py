@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
@@ -42,9 +43,11 @@ def not_empty(boxes: Tensor, at_least: float = 0.0) -> Tensor:
 
 
 def best(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The `limit` highest of scores `N×M`, or all where there are fewer, and their indices, highest first."""
-    scores, index = scores.topk(torch.sym_min(limit, scores.shape[1]), dim=1)
-    return scores, index
+    """The `limit` highest of scores `N×M`, highest first, and their indices; `ABSENT` where M is less than that."""
+    # A fixed number, whatever the image: sizes that depend on others make tracing slow, and some runtimes refuse them.
+    padded = F.pad(scores, (0, limit), value=ABSENT)
+    scores, index = padded.topk(limit, dim=1)
+    return scores, index.clamp(max=padded.shape[1] - limit - 1)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""The report page of a finished run, from the files in its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+
+from pvt_det.config import load_config
+from pvt_det.data.sets import register_datasets
+from pvt_det.engine.checkpoint import write_atomically
+from pvt_det.engine.results import METRICS_NAME
+from pvt_det.errors import PvtDetError
+from pvt_det.evaluation.compare import Run, load_run
+from pvt_det.evaluation.report import Background, read_history, report_page
+from pvt_det.evaluation.report_pictures import ImageFile
+
+_CONFIG_NAME = "config.yaml"
+
+
+def write_report(run: Path, output: Path, base: Path | None = None) -> None:
+    """Write a page about a run.
+
+    Args:
+        run: its output folder.
+        output: the page.
+        base: the folder of a run to compare it with.
+
+    Raises:
+        DataError: a file of the run is missing or broken.
+    """
+    about, other = load_run(run), None if base is None else load_run(base)
+    text = report_page(about, _background(about), other)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, text)
+
+
+def _background(run: Run) -> Background:
+    config = run.folder / _CONFIG_NAME
+    images, why = _images(run, config)
+    results: dict[str, Any] = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    return Background(
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        environment=results.get("environment", {}),
+        history=read_history(run.folder / METRICS_NAME),
+        images=images,
+        without_images=why,
+    )
+
+
+def _images(run: Run, config: Path) -> tuple[dict[int, ImageFile], str]:
+    """The evaluated images by id, or why they cannot be had: a page without pictures is better than none."""
+    if not run.results_file.is_file():
+        return {}, "the run has no detections"
+    if not config.is_file():
+        return {}, f"{config} is missing"
+    try:
+        cfg = load_config(config)
+        register_datasets(cfg, training=False)
+        if run.dataset not in cfg.DATASETS.TEST:
+            return {}, f"{config} names no data set {run.dataset}"
+        records = DatasetCatalog.get(run.dataset)
+    except (PvtDetError, OSError) as error:
+        return {}, str(error)
+    found = {r["image_id"]: ImageFile(Path(r["file_name"]), r["annotations"]) for r in records}
+    missing = next((image.file for image in found.values() if not image.file.is_file()), None)
+    return ({}, f"{missing} is missing") if missing else (found, "")
