@@ -229,8 +229,8 @@ def test_F10_skip_holds_for_data_that_detectron2_registered(tiny_set, tiny_cfg, 
     tiny_set.image().write_bytes(b"")
     tiny_set.second["bbox"] = [8, 8, -3, 16]
     register_coco_instances(name, {}, str(tiny_set.json_file), str(tiny_set.folder))
-    words = {"DATASETS__TRAIN_JSON": "", "DATASETS__TRAIN": [name], "MODEL__RETINANET__NUM_CLASSES": 2}
-    cfg = tiny_cfg(tmp_path / "run", DATASETS__ON_ERROR="skip", **words)
+    words = {"DATASETS__TRAIN_JSON": "", "DATASETS__TRAIN": [name], "DATASETS__TEST": [name]}
+    cfg = tiny_cfg(tmp_path / "run", DATASETS__ON_ERROR="skip", MODEL__RETINANET__NUM_CLASSES=2, **words)
     register_datasets(cfg)
     found = {record["image_id"]: len(record["annotations"]) for record in DatasetCatalog.get(name)}
     assert found == {2: 0, 3: 1, 4: 1}

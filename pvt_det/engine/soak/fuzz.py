@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import copy
 import json
 import math
 import multiprocessing
 import pickle
 import random
 import resource
+import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -166,7 +168,7 @@ def _change_value(content: dict[str, Any], generator: random.Random) -> None:
     elif what == "nudge" and isinstance(inner, (int, float)) and abs(inner) < 2**60:
         node[place] = inner + generator.choice([-1, 1, 0.5, 1e4, 1e7])
     else:
-        node[place] = generator.choice(_VALUES)
+        node[place] = copy.deepcopy(generator.choice(_VALUES))
 
 
 def _untold_changes(
@@ -198,36 +200,37 @@ def _untold_changes(
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
-def _image_files() -> list[bytes]:
+@cache
+def _images() -> list[tuple[bytes, np.ndarray]]:
+    """Files of every kind, with the pixels that are read from them."""
     pixels = np.random.default_rng(0).integers(0, 255, (_SIDE, _SIDE + 8, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    gray = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 256)
     exif = Image.Exif()
     exif[274] = 6
-    files = []
-    for kept, options in (
+    kinds: list[tuple[Image.Image, dict[str, Any]]] = [
         (image, {"format": "JPEG"}),
         (image, {"format": "JPEG", "progressive": True, "exif": exif}),
         (image.convert("CMYK"), {"format": "JPEG"}),
         (image, {"format": "PNG"}),
-        (gray, {"format": "PNG"}),
+        (Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 256), {"format": "PNG"}),
         (image.quantize(16), {"format": "PNG"}),
         (image, {"format": "BMP"}),
         (image, {"format": "WEBP"}),
         (image, {"format": "TIFF", "compression": "tiff_lzw"}),
         (image.quantize(16), {"format": "GIF"}),
-    ):
-        file = io.BytesIO()
-        kept.save(file, **options)  # type: ignore[arg-type]
-        files.append(file.getvalue())
-    return files
+    ]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (kept, options) in enumerate(kinds):
+            path = Path(folder, str(number))
+            kept.save(path, **options)
+            found.append((path.read_bytes(), read_image(path, "RGB")))
+    return found
 
 
 def _read_image(folder: Path, generator: random.Random) -> _Verdict:
-    original = generator.choice(_image_files())
+    original, wanted = generator.choice(_images())
     path = folder / "mutated.img"
-    path.write_bytes(original)
-    wanted = read_image(path, "RGB")
     path.write_bytes(_change_bytes(original, generator))
     try:
         width, height = read_header(path)
