@@ -43,6 +43,7 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.5",
+        "setuptools<82",  # for the pkg_resources that the model zoo of any Detectron2 imports
         "shtab>=1.7",
         "simplejpeg>=1.8",
         "tensorboard>=2.16",
