@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "find objects in images, folders and videos",
     "explain": "draw what the model looks at",
     "compare": "compare finished runs in one table",
+    "report": "write a page about a finished run",
     "inspect": "check and show a data set before training on it",
     "convert": "convert weights between layouts",
     "export": "write a model for use without this package",

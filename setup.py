@@ -50,11 +50,15 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "dev": [
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "mypy>=1.15",
+            "onnx>=1.18",
+            "onnxruntime>=1.22",
+            "onnxscript>=0.5",
             "psutil>=6",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -63,14 +63,22 @@ def notice(content: Any, level: str) -> Html:
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
     """A table that scrolls sideways where it is too wide; numbers stand to the right."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    rows = [list(row) for row in rows]
+    numeric = [any(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    head = "".join(
+        f'<th class="number">{escape(cell)}</th>' if right else f"<th>{escape(cell)}</th>"
+        for cell, right in zip(header, numeric, strict=True)
+    )
     body = "\n".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
     return Html(f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>')
 
 
 def _cell(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f'<td class="number">{escape(value)}</td>' if is_number else f"<td>{escape(value)}</td>"
+    return f'<td class="number">{escape(value)}</td>' if _is_number(value) else f"<td>{escape(value)}</td>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def bars(values: Mapping[str, float]) -> Html:
@@ -119,6 +127,11 @@ def drawing(light: str, dark: str, caption: Any = "") -> Html:
     )
 
 
+def drawings(parts: Iterable[Html]) -> Html:
+    """Drawings side by side where two fit, one below another on a phone."""
+    return Html(f'<div class="drawings">{"".join(parts)}</div>')
+
+
 def gallery(pictures: Iterable[Html]) -> Html:
     """Pictures side by side, as many as fit."""
     return Html(f'<div class="gallery">{"".join(pictures)}</div>')
@@ -161,8 +174,8 @@ h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2r
 p { white-space: pre-line; margin: .5rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; }
+th.number, .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .notice { border-left: 4px solid; background: var(--soft); padding: .5rem .8rem; }
 .good { border-color: var(--good); } .warning { border-color: var(--warning); } .bad { border-color: var(--bad); }
 .bars { display: grid; grid-template-columns: minmax(4rem, max-content) 1fr; gap: .2rem .7rem; font-size: .9rem; }
@@ -172,6 +185,7 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem .3rem 0; tex
 figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; margin-top: .2rem; }
 summary { cursor: pointer; }
-.drawing img { width: 100%; }
+.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem;
+  align-items: start; } .drawing img { width: 100%; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--soft); padding: .5rem .8rem; overflow-wrap: normal; }
 """

@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from pvt_det.engine.benchmark.measure import environment
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.evaluate import inference_folder
 from pvt_det.evaluation.coco import RESULTS_FILE
@@ -47,6 +49,7 @@ def write_results(
         "annotations": MetadataCatalog.get(dataset).get("json_file", "") if dataset else "",
         "iterations": iterations,
         "seed": cfg.SEED,
+        "environment": environment(torch.device(cfg.MODEL.DEVICE)),
     }
     path = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
     write_atomically(path, json.dumps(results, indent=1, allow_nan=False))

@@ -15,7 +15,7 @@ import numpy as np
 from pvt_det.evaluation import report_figures as figures
 from pvt_det.evaluation.compare import Run, comparison_warnings, difference, evaluator_of, same_data
 from pvt_det.evaluation.report_pictures import ImageFile, worst_images
-from pvt_det.html import Html, code, details, escape, join, notice, page, paragraph, table
+from pvt_det.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
 
 _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
@@ -96,7 +96,7 @@ def _detection_sections(title: str, evaluator: hotcoco.COCOeval) -> list[tuple[s
     return [
         (f"{title}: classes and sizes", _classes(evaluator)),
         (f"{title}: precision and recall", figures.precision_recall(evaluator)),
-        (f"{title}: errors", join(figures.tide(evaluator), figures.confusion(evaluator))),
+        (f"{title}: errors", figures.errors(evaluator)),
         (f"{title}: scores", figures.calibration(evaluator)),
     ]
 
@@ -172,7 +172,7 @@ def _training(history: Sequence[Mapping[str, Any]]) -> Html:
         for title, series, caption, log in drawn
         if (kept := {name: points for name, points in series.items() if points})
     ]
-    return join(*parts)
+    return drawings(parts)
 
 
 def _names(history: Sequence[Mapping[str, Any]]) -> list[str]:

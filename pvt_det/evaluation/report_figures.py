@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pvt_det.html import Html, drawing
+from pvt_det.html import Html, drawing, drawings
 
 # Draws in a theme of hotcoco's.
 Draw: TypeAlias = Callable[[str], Figure]
@@ -27,25 +27,24 @@ def precision_recall(evaluator: hotcoco.COCOeval) -> Html:
     overlaps = _both(
         lambda theme: plot.pr_curve_iou_sweep(evaluator, iou_thrs=[0.5, 0.75, 0.9], theme=theme)[0], _MEAN_CURVES
     )
-    return Html(classes + overlaps)
+    return drawings([classes, overlaps])
 
 
-def tide(evaluator: hotcoco.COCOeval) -> Html:
-    """What each kind of error costs."""
-    errors = evaluator.tide_errors()
-    return _both(lambda theme: plot.tide_errors(errors, theme=theme)[0], _TIDE)
-
-
-def confusion(evaluator: hotcoco.COCOeval) -> Html:
-    """Which class is taken for which."""
-    matrix = evaluator.confusion_matrix(min_score=SHOWN_SCORE)
-    return _both(lambda theme: plot.confusion_matrix(matrix, theme=theme)[0], _CONFUSION)
+def errors(evaluator: hotcoco.COCOeval) -> Html:
+    """What each kind of error costs, and which class is taken for which."""
+    costs, matrix = evaluator.tide_errors(), evaluator.confusion_matrix(min_score=SHOWN_SCORE)
+    return drawings(
+        [
+            _both(lambda theme: plot.tide_errors(costs, theme=theme)[0], _TIDE),
+            _both(lambda theme: plot.confusion_matrix(matrix, theme=theme)[0], _CONFUSION),
+        ]
+    )
 
 
 def calibration(evaluator: hotcoco.COCOeval) -> Html:
     """How far a score is a probability."""
     found = evaluator.calibration()
-    return _both(lambda theme: plot.reliability_diagram(found, theme=theme)[0], _CALIBRATION)
+    return drawings([_both(lambda theme: plot.reliability_diagram(found, theme=theme)[0], _CALIBRATION)])
 
 
 def class_differences(compared: Mapping[str, Any]) -> Html:
@@ -103,7 +102,7 @@ _CLASS_CURVES = f"Precision over recall at an overlap (IoU) of 0.5, of at most {
 _MEAN_CURVES = "The mean over all classes, at larger overlaps too: what falls early here is badly located."
 _TIDE = (
     "How much AP50 would gain if all errors of a kind were mended (TIDE): wrong class, badly located, both, "
-    "duplicates, background taken for objects, missed objects; below, all false positives and all false negatives."
+    "found twice, background taken for an object, missed."
 )
 _CONFUSION = (
     f"Objects (rows) and what was found there (columns), detections of score {SHOWN_SCORE} and above, IoU 0.5; BG: "
