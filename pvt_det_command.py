@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "check and show a data set before training on it",
     "convert": "convert weights between layouts",
     "export": "write a model for use without this package",
+    "card": "make a folder to share: model card, safetensors, config",
     "benchmark": "measure time and memory",
     "doctor": "check this machine, with the remedy for what is wrong",
     "completion": "print a shell's completion script",

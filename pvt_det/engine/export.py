@@ -112,7 +112,7 @@ def load_detector(config: str | Path, weights: str = "", overrides: Sequence[str
         "task": "semantic segmentation" if is_semantic else "detection",
         "short_side": str(cfg.INPUT.MIN_SIZE_TEST),
         "long_side": str(cfg.INPUT.MAX_SIZE_TEST),
-        "classes": json.dumps(list(cfg.DATASETS.CLASS_NAMES) if is_semantic else list(class_names(cfg))),
+        "classes": json.dumps(list(cfg.DATASETS.LABEL_NAMES) if is_semantic else list(class_names(cfg))),
     }
     return Subject(
         name=model_name(cfg),

@@ -1,0 +1,80 @@
+"""Detectors with the real heads and a backbone of a few convolutions, so that tracing takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from torch import Tensor, nn
+
+import pvt_det.modeling  # noqa: F401  (registers the models)
+from pvt_det.config import load_config
+from pvt_det.modeling.registration import register
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CHANNELS = 16
+
+
+class FewConvolutions(Backbone):
+    """Maps of stride 4 to 128."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, CHANNELS, 3, 2, 1)
+        self.stages = nn.ModuleDict({f"p{level}": nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1) for level in range(2, 8)})
+        self._out_features = names
+        self._out_feature_channels = dict.fromkeys(names, CHANNELS)
+        self._out_feature_strides = {name: 2 ** int(name[1]) for name in names}
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        maps = {}
+        for name, stage in self.stages.items():
+            x = maps[name] = F.relu(stage(x))
+        return {name: maps[name] for name in self._out_features}
+
+
+@register(BACKBONE_REGISTRY)
+def build_few_convolutions(cfg, input_shape: ShapeSpec) -> FewConvolutions:
+    """Of the levels that the heads look at."""
+    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+        return FewConvolutions(list(cfg.MODEL.RETINANET.IN_FEATURES))
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        return FewConvolutions(list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES))
+    return FewConvolutions(list(cfg.MODEL.RPN.IN_FEATURES))
+
+
+RCNN = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "60", "MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
+CASES = {
+    "retinanet_pvt_tiny": ("MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "50"),
+    "mask_rcnn_pvt_tiny": RCNN,
+    "cascade_mask_rcnn_pvt_small": RCNN,
+    "semantic_fpn_pvt_tiny": ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
+}
+
+
+def build(config: str) -> nn.Module:
+    """The detector of a config with that backbone and random weights that find many things."""
+    words = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_few_convolutions", *CASES[config]]
+    cfg = load_config(CONFIGS / f"{config}.yaml", words)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("cls_score", "bbox_pred", "objectness", "anchor_deltas")):
+                parameter.normal_(0, 0.3 if parameter.dim() > 1 else 0.1)
+    return model
+
+
+@pytest.fixture(name="build")
+def _build() -> Callable[[str], nn.Module]:
+    return build

@@ -1,0 +1,84 @@
+"""Written files compute what the model computes, for any number and size of images."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pvt_det.errors import ConfigError
+from pvt_det.export import files
+from pvt_det.export.check import Parity, compare, run_eager
+from pvt_det.export.graphs import build_graph
+from pvt_det.export.program import trace
+
+EXAMPLE = torch.zeros(2, 3, 200, 140, dtype=torch.uint8)
+
+
+def images(number: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (number, 3, height, width), dtype=np.uint8)
+
+
+def check(model: nn.Module, kinds: tuple[files.Kind, ...], folder: Path) -> None:
+    graph = build_graph(model)
+    program = trace(graph, EXAMPLE)
+    for kind in kinds:
+        path = folder / ("model.onnx" if kind == "onnx" else f"{kind}.pt2")
+        files.write(program, path, kind, graph.outputs, {"task": "test"})
+        function = files.open_file(path, kind, graph.outputs)
+        parity = Parity()
+        for batch in (images(1, 97, 130), images(3, 64, 33)):
+            expected, got = run_eager(model, batch, bgr=False), function(batch)
+            assert expected.keys() == got.keys()
+            compare(expected, got, parity, images=len(batch), limit=100, threshold=0.05)
+        parity.require(kind)
+        assert parity.detections > 50 or "boxes" not in expected
+
+
+def test_semantic_fpn(build, tmp_path):
+    check(build("semantic_fpn_pvt_tiny"), ("onnx", "program"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny"])
+def test_detectors(build, config, tmp_path):
+    check(build(config), ("onnx", "program"), tmp_path)
+    import onnx
+
+    model = onnx.load(tmp_path / "model.onnx")
+    assert any(node.op_type == "NonMaxSuppression" for node in model.graph.node)
+    assert {p.key: p.value for p in model.metadata_props}["task"] == "test"
+    extra = {files.METADATA_NAME: ""}
+    torch.export.load(tmp_path / "program.pt2", extra_files=extra)
+    assert json.loads(extra[files.METADATA_NAME]) == {"task": "test"}
+
+
+def test_without_a_compiler_compiling_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="no-such-compiler is not found: install"):
+        files.require_compiler()
+
+
+def test_an_exported_file_runs_without_this_package(tmp_path):
+    """`tools/run_onnx.py`: what it resizes and pastes."""
+    script = Path(__file__).parents[2] / "tools/run_onnx.py"
+    spec = importlib.util.spec_from_file_location("run_onnx", script)
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    assert runner.fit(np.zeros((300, 600, 3), np.uint8), 100, 150).shape == (75, 150, 3)
+    assert runner.crop(np.zeros((300, 600, 3), np.uint8), 224).shape == (224, 224, 3)
+    mask = np.ones((28, 28), np.float32)
+    pasted = runner.paste(mask, np.array([10, 20, 30, 60], np.float32), (80, 50))
+    assert pasted.shape == (80, 50)
+    assert pasted[22:58, 12:28].all()
+    assert not pasted[:19].any()
+    assert not pasted[:, 32:].any()
+    source = script.read_text()
+    assert "pvt_det" not in source.replace("pvt-det", "")
+    assert "torch" not in source
+    assert "detectron2" not in source.lower()

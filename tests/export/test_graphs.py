@@ -1,0 +1,94 @@
+"""The functional graphs compute what Detectron2's models compute, in batches as well."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pvt_det.errors import ConfigError
+from pvt_det.export.check import Parity, compare, run_eager
+from pvt_det.export.graphs import build_graph
+from pvt_det.export.suppression import ABSENT, suppress
+from pvt_det.models import create_model
+
+CONFIGS = ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_small", "semantic_fpn_pvt_tiny"]
+
+
+def images(number: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (number, 3, height, width), dtype=np.uint8)
+
+
+def run_graph(graph: nn.Module, batch: np.ndarray) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        results = graph(torch.from_numpy(batch))
+    results = (results,) if isinstance(results, torch.Tensor) else results
+    return {name: result.numpy() for name, result in zip(graph.outputs, results, strict=True)}
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_graph_gives_what_its_model_gives(build, config, bgr):
+    model = build(config)
+    graph = build_graph(model, bgr=bgr)
+    parity = Parity()
+    for batch in (images(2, 97, 130), images(1, 64, 33)):
+        expected, got = run_eager(model, batch, bgr=bgr), run_graph(graph, batch)
+        assert expected.keys() == got.keys()
+        assert {name: values.shape for name, values in expected.items()} == {n: v.shape for n, v in got.items()}
+        compare(expected, got, parity, images=len(batch), limit=100, threshold=0.05)
+    assert not parity.missing
+    assert max(parity.box, parity.score, parity.mask) < 1e-3
+    assert parity.relabelled == 0
+    assert parity.detections > 50 or "semantic" in config
+
+
+def test_a_classifier_gives_probabilities():
+    model = create_model("pvt_v2_b0", num_classes=5)
+    graph = build_graph(model)
+    scores = run_graph(graph, images(2, 40, 64))["scores"]
+    assert scores.shape == (2, 5)
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+    assert not model.training
+
+
+def test_a_trunk_and_a_panoptic_model_are_refused():
+    with pytest.raises(ConfigError, match="cannot be exported"):
+        build_graph(create_model("pvt_v2_b0", num_classes=0))
+
+
+def test_suppression_keeps_the_best_of_each_group_and_nothing_absent():
+    boxes = torch.tensor(
+        [[[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], [[0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4]]]
+    )
+    scores = torch.tensor([[[0.5, 0.9, 0.1], [0.5, ABSENT, 0.2]], [[0.3, 0.2, 0.1], [ABSENT, ABSENT, ABSENT]]])
+    kept = suppress(boxes.float(), scores, 0.5, 100)
+    assert kept.tolist() == [
+        [[False, True, True], [True, False, True]],
+        [[True, False, False], [False, False, False]],
+    ]
+
+
+def test_the_comparison_sees_what_differs():
+    one = {
+        "boxes": np.array([[0, 0, 10, 10.0], [20, 20, 30, 30]]),
+        "scores": np.array([0.9, 0.5]),
+        "labels": np.array([1, 2]),
+        "images": np.array([0, 0]),
+    }
+    cases = {
+        "same": ({}, 0),
+        "moved": ({"boxes": one["boxes"] + 0.6}, 4),
+        "nudged": ({"boxes": one["boxes"] + 0.4}, 0),
+        "another class": ({"labels": np.array([1, 1])}, 2),
+        "another score": ({"scores": np.array([0.9, 0.502])}, 2),
+    }
+    for name, (change, missing) in cases.items():
+        parity = Parity()
+        compare(one, {**one, **change}, parity, images=1, limit=100, threshold=0.05)
+        assert len(parity.missing) == missing, name
+    parity = Parity()
+    few = {key: values[:1] for key, values in one.items()}
+    compare(one, few, parity, images=1, limit=2, threshold=0.05)
+    assert not parity.missing, "the last of a full list may be missing"
