@@ -1,0 +1,18 @@
+"""Draw what a model attends to: `pvt-det explain` from a checkout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pvt_det.commands.start import start
+from pvt_det.engine.cli import run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and give its exit code."""
+    return start("explain", argv, "python tools/explain.py")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
