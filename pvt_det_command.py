@@ -34,7 +34,7 @@ examples:
   pvt-det doctor
   pvt-det train --config-file configs/retinanet_pvt_tiny.yaml --output output/mine \\
       --train-json train.json --train-images images/ --val-json val.json --val-images images/
-  pvt-det predict output/mine photos/ --output found
+  pvt-det predict photos/ --config-file output/mine --output found
   pvt-det train --help
 
 exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
@@ -81,9 +81,14 @@ def main() -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         parser.error(f"no command {name!r}.{f' Did you mean {near[0]}?' if near else ''}")
-    from pvt_det.commands.start import start
-    from pvt_det.engine.cli import run_cli
-
+    try:
+        from pvt_det.commands.start import start
+        from pvt_det.engine.cli import run_cli
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("pvt_det"):
+            raise
+        print(f"error: {error}; in a checkout, `python tools/setup_env.py --here` installs it", file=sys.stderr)
+        return 2
     return run_cli(lambda: start(name, words[1:], f"pvt-det {name}"))
 
 

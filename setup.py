@@ -39,6 +39,7 @@ setup(
         "filelock>=3.12",
         "fvcore>=0.1.5.post20221221",
         "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
+        "packaging>=23",
         "pillow>=11",
         "pyyaml>=6",
         "rich>=13",

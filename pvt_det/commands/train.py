@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from pvt_det.config import load_config
 from pvt_det.engine.cli import ArgumentParser
@@ -42,6 +43,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="one of configs/, or your own")
     parser.add_argument("--resume", action="store_true", help="go on from the output folder's last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    add_job_options(parser)
+    return parser
+
+
+def add_job_options(parser: ArgumentParser) -> None:
+    """Add the options that training and evaluation share."""
     for name, (key, value, text) in _SHORT_FOR.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{text} ({key})")
     parser.add_argument(
@@ -68,19 +75,36 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="where the processes meet, tcp://HOST:PORT")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config and their values")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate, or only evaluate; gives the exit code."""
+    return start_job(args, args.config_file, [], resume=args.resume, eval_only=args.eval_only)
+
+
+def start_job(
+    args: argparse.Namespace, config_file: str, settings: Sequence[str], *, resume: bool, eval_only: bool
+) -> int:
+    """Start a job in its processes.
+
+    Args:
+        args: The options of `add_job_options`.
+        config_file: The config.
+        settings: Keys of the config and their values, which those of `args` go over.
+        resume: Go on from the output folder's last checkpoint.
+        eval_only: Evaluate, without training.
+
+    Returns:
+        The exit code.
+    """
     given = {key: getattr(args, name) for name, (key, _, _) in _SHORT_FOR.items()}
     short = [word for key, value in given.items() if value is not None for word in (key, value)]
-    cfg = load_config(args.config_file, [*args.overrides, *short])
+    cfg = load_config(config_file, [*settings, *args.overrides, *short])
     options = JobOptions(
-        config_file=args.config_file,
+        config_file=config_file,
         command=f"{args.command_line} --resume",
-        resume=args.resume,
-        eval_only=args.eval_only,
+        resume=resume,
+        eval_only=eval_only,
         allow_partial=tuple(args.allow_partial),
     )
     processes = Processes(

@@ -1,0 +1,135 @@
+"""One command for all: names, help, spelling, completion, and what `pvt-det eval` takes from a run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pvt_det_command
+from pvt_det.commands import completion, eval, train
+from pvt_det.commands.start import load, start
+from pvt_det.engine.cli import run_cli
+from pvt_det.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def pvt_det(monkeypatch):
+    """`pvt-det WORDS`; gives the exit code."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["pvt-det", *words])
+        try:
+            return pvt_det_command.main()
+        except SystemExit as stop:
+            return stop.code
+
+    return call
+
+
+@pytest.mark.parametrize("name", pvt_det_command.COMMANDS)
+def test_help_shows_an_example_by_the_name_the_user_knows(name, pvt_det, capsys):
+    assert pvt_det(name, "--help") == 0
+    text = capsys.readouterr().out
+    examples = text[text.lower().index("example") :]
+    assert re.search(rf"^ +(\w+: +)?pvt-det {name}\b|torchrun .*pvt-det {name}", examples, re.MULTILINE)
+    assert "%(prog)s" not in text
+
+
+def test_every_command_has_a_row(repo_root):
+    modules = {path.stem for path in (repo_root / "pvt_det/commands").glob("*.py")} - {"__init__", "start"}
+    assert modules == {name.replace("-", "_") for name in pvt_det_command.COMMANDS}
+
+
+def test_the_list_of_commands_waits_for_no_library():
+    code = "import sys, pvt_det_command; sys.argv = ['pvt-det', '--help']\n"
+    code += "try: pvt_det_command.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "find objects in images" in shown
+    assert not {"torch", "detectron2", "pvt_det"} & set(shown.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "no command 'trian'. Did you mean train?"),
+        (["xyzzy"], "no command 'xyzzy'. See pvt-det --help"),
+        (["doctor", "--outptu", "x"], "pvt-det doctor: unrecognized arguments: --outptu x. Did you mean --output?"),
+    ],
+)
+def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
+    assert pvt_det(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_no_command_shows_the_list(pvt_det, capsys):
+    assert pvt_det() == 2
+    assert "train-cls" in capsys.readouterr().out
+
+
+def test_completion_knows_commands_and_options(capsys, tmp_path):
+    assert completion.run(completion.build_parser().parse_args(["bash"])) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*pvt_det_command.COMMANDS, "--score-threshold", "--allow-partial"))
+    (tmp_path / "script").write_text(script)
+    subprocess.run(["bash", "-n", str(tmp_path / "script")], check=True)
+
+
+@pytest.fixture
+def run_folder(repo_root, tmp_path):
+    """A folder with a config and files where a run has its weights."""
+    (tmp_path / "config.yaml").write_text(f"_BASE_: {repo_root}/configs/retinanet_pvt_tiny.yaml\nOUTPUT_DIR: out\n")
+    (tmp_path / "model_best.pth").touch()
+    (tmp_path / "model_final.pth").touch()
+    return tmp_path
+
+
+def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "launch", lambda job, arguments, processes: seen.append(arguments) or 0)
+    for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "TEST.AUG.ENABLED", "True"]):
+        assert start("eval", ["--config-file", str(run_folder), "--val-json", "v.json", *extra], "pvt-det eval") == 0
+    (first, options), (second, _) = seen
+    assert options.eval_only
+    assert not options.resume
+    assert options.config_file == str(run_folder / "config.yaml")
+    assert (str(run_folder / "model_best.pth"), "v.json") == (first.MODEL.WEIGHTS, first.DATASETS.VAL_JSON)
+    assert (str(run_folder / "model_final.pth"), True) == (second.MODEL.WEIGHTS, second.TEST.AUG.ENABLED)
+
+
+def test_eval_names_what_is_missing(run_folder):
+    for name in ("model_best.pth", "model_final.pth"):
+        (run_folder / name).unlink()
+    args = eval.build_parser().parse_args(["--config-file", str(run_folder)])
+    with pytest.raises(CheckpointError, match="name the weights to use"):
+        eval.run(args)
+    args.config_file = str(run_folder / "nowhere")
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        eval.run(args)
+
+
+def test_a_command_knows_how_it_was_started(monkeypatch, capsys):
+    class Fake:
+        @staticmethod
+        def build_parser():
+            return completion.build_parser()
+
+        @staticmethod
+        def run(args):
+            print(args.command_line)
+            return 7
+
+    monkeypatch.setattr("pvt_det.commands.start.load", lambda name: Fake)
+    assert run_cli(lambda: start("x", ["bash"], "pvt-det x")) == 7
+    assert capsys.readouterr().out == "pvt-det x bash\n"
+
+
+def test_commands_are_modules():
+    assert load("train-cls").__name__ == "pvt_det.commands.train_cls"
+    assert Path(load("train").__file__).name == "train.py"

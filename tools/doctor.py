@@ -1,0 +1,18 @@
+"""Check this machine: `pvt-det doctor` from a checkout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pvt_det.commands.start import start
+from pvt_det.engine.cli import run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and give its exit code."""
+    return start("doctor", argv, "python tools/doctor.py")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
