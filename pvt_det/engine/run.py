@@ -31,7 +31,6 @@ from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
 CONFIG_NAME = "config.yaml"
-_SCRIPT = "python tools/train_net.py"
 
 
 @dataclass(frozen=True)
@@ -218,9 +217,4 @@ def _say_what_is_trained(cfg: CfgNode, trainer: PVTTrainer) -> None:
 
 def _say_where(folder: Path, results_path: Path) -> None:
     _log.info("Weights: %s. Metrics: %s.", folder / FINAL_NAME, results_path)
-    _log.info(
-        "To evaluate again: %s --eval-only --config-file %s MODEL.WEIGHTS %s",
-        _SCRIPT,
-        folder / CONFIG_NAME,
-        folder / FINAL_NAME,
-    )
+    _log.info("To see what it finds: pvt-det predict IMAGES --config-file %s", folder)

@@ -1,0 +1,48 @@
+"""A run's config keeps the names of its classes, and evaluation holds data against them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvt_det.config import load_config
+from pvt_det.data.sets import register_datasets
+from pvt_det.data.shapes import write_shapes
+from pvt_det.errors import DataError
+
+NAMES = ["circle", "square", "triangle", "star"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("sets"), train=2, val=2, image_size=64)
+
+
+@pytest.fixture
+def cfg(shapes, repo_root):
+    def build(*words):
+        data = [("TRAIN", "train"), ("VAL", "val")]
+        keys = [(f"DATASETS.{key}_JSON", shapes / f"annotations/instances_{name}.json") for key, name in data]
+        keys += [(f"DATASETS.{key}_IMAGES", shapes / name) for key, name in data]
+        given = [str(word) for pair in keys for word in pair]
+        return load_config(repo_root / "configs/retinanet_pvt_tiny.yaml", [*given, *words])
+
+    return build
+
+
+def test_training_notes_the_names_of_its_classes(cfg):
+    # Those of an earlier run on other data do not count.
+    config = cfg("DATASETS.CLASS_NAMES", "['a', 'b', 'c', 'd']")
+    register_datasets(config)
+    assert config.DATASETS.CLASS_NAMES == NAMES
+    assert config.MODEL.RETINANET.NUM_CLASSES == 4
+
+
+def test_evaluation_refuses_data_of_other_classes(cfg):
+    classes = ["MODEL.RETINANET.NUM_CLASSES", "4"]
+    swapped = cfg(*classes, "DATASETS.CLASS_NAMES", "['square', 'circle', 'triangle', 'star']")
+    with pytest.raises(DataError, match=r"trained on square, circle, .* are circle, square, .*CLASS_NAMES \[\]"):
+        register_datasets(swapped, training=False)
+    for same in (str(NAMES), "[]"):
+        config = cfg(*classes, "DATASETS.CLASS_NAMES", same)
+        register_datasets(config, training=False)
+        assert config.DATASETS.CLASS_NAMES == NAMES
