@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import shlex
 import sys
 import warnings
@@ -53,5 +54,7 @@ def start(name: str, argv: Sequence[str] | None, prog: str) -> int:
     args = parser.parse_words(words)
     args.command_line = f"{prog} {shlex.join(words)}"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.meshgrid")  # Detectron2's
+        # What torch tells of Detectron2's code is for its authors.
+        warnings.filterwarnings("ignore", message="torch.meshgrid")
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         return command.run(args)

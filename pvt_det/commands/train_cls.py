@@ -14,6 +14,7 @@ from pvt_det.engine.classification_dist import start_process
 from pvt_det.engine.classification_options import Options, add_flags, load_options
 from pvt_det.engine.classification_run import evaluate_only, train
 from pvt_det.engine.cli import ArgumentParser
+from pvt_det.errors import ConfigError
 from pvt_det.evaluation.published import published_classifier
 
 RECIPES = Path(__file__).parents[2] / "configs/classification"
@@ -51,6 +52,10 @@ def read_options(args: argparse.Namespace) -> Options:
     """Options from the flags, over those of the config file or the model's published recipe."""
     flags = {name: value for name, value in vars(args).items() if name not in ("config", "command_line")}
     config = args.config
+    if not config and not RECIPES.is_dir():
+        raise ConfigError(
+            "the published recipes are not installed with the package: give one of a checkout as --config"
+        )
     recipe = RECIPES / f"{flags.get('model')}.yaml"
     path = Path(config) if config else recipe if recipe.is_file() else None
     return load_options(path, flags)

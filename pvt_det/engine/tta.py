@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -47,7 +49,7 @@ def with_views(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
     # Panoptic FPN is a GeneralizedRCNN too, whose other branch Detectron2's class would leave out.
     if isinstance(model, GeneralizedRCNN) and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
         # As many views a batch as are of one size: PVT's maps depend on the padding.
-        return cfg, GeneralizedRCNNWithTTA(cfg, model, Views(cfg), batch_size=2 if cfg.TEST.AUG.FLIP else 1)
+        return cfg, RCNNWithViews(cfg, model, Views(cfg), batch_size=2 if cfg.TEST.AUG.FLIP else 1)
     raise ConfigError(f"TEST.AUG.ENABLED: {cfg.MODEL.META_ARCHITECTURE} has no test-time augmentation; set False.")
 
 
@@ -83,6 +85,22 @@ class Views:
 def _view(record: dict[str, Any], image: np.ndarray, transforms: T.TransformList) -> dict[str, Any]:
     pixels = np.ascontiguousarray(transforms.apply_image(image).transpose(2, 0, 1))
     return {**record, "image": torch.from_numpy(pixels), "transforms": transforms}
+
+
+class RCNNWithViews(GeneralizedRCNNWithTTA):
+    """Detectron2's class, which an error does not leave without masks for the images that follow."""
+
+    @contextmanager
+    def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
+        heads = self.model.roi_heads
+        before = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
+        try:
+            for name in before:
+                setattr(heads, name, False)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(heads, name, value)
 
 
 class RetinaNetWithViews(nn.Module):

@@ -12,7 +12,7 @@ from pvt_det.config import load_config
 from pvt_det.engine.predictor import Predictor
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.engine.tta import RetinaNetWithViews, Views, with_views
-from pvt_det.errors import ConfigError
+from pvt_det.errors import ConfigError, NumericError
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_evaluation_uses_the_views(untrained_run, tmp_path):
     assert metrics("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)") != metrics()
 
 
-def test_mask_rcnn_goes_by_detectron2s_class(repo_root):
+def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
     small = ["MODEL.PVT.VARIANT", "pvt_v2_b0", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
     scores = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5"]
     views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
@@ -96,6 +96,16 @@ def test_mask_rcnn_goes_by_detectron2s_class(repo_root):
         found = model([record()])[0]["instances"]
     assert len(found) == 5
     assert tuple(found.pred_masks.shape) == (5, 48, 80)
+
+    # An error in one image does not leave the next ones without masks.
+    def fail(*_, **__):
+        assert not model.model.roi_heads.mask_on
+        raise NumericError("diverged")
+
+    monkeypatch.setattr(model.model, "inference", fail)
+    with pytest.raises(NumericError):
+        model([record()])
+    assert model.model.roi_heads.mask_on
 
 
 def test_what_has_no_views_is_refused(repo_root, cfg):
