@@ -63,7 +63,7 @@ def build_parser(parents: Callable[[str], list[Any]] = lambda name: []) -> argpa
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=18),
     )
     parser.add_argument("--version", action="version", version=f"pvt_det {version('pvt_det')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND [--help]")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False, parents=parents(name))
     return parser
