@@ -9,7 +9,7 @@ import pytest
 from hotcoco import COCO
 from PIL import Image
 
-from pvt_det.data.coco import CocoSource
+from pvt_det.data.annotations import CocoData
 from pvt_det.data.findings import Findings
 from pvt_det.data.inspection.anchors import suit_anchors
 from pvt_det.data.inspection.formats import format_of, to_coco
@@ -227,6 +227,19 @@ def test_advice(data):
     assert [item.names for item in twice] == [["photo1.png", "photo3.png"]]
 
 
+def test_odd_ids_and_values_do_not_disturb_the_advice(data):
+    content = json.loads(data.read_text())
+    for number, image in enumerate(content["images"]):
+        image.update(id=-number, license={"odd": [1]})
+    for annotation in content["annotations"]:
+        annotation.update(image_id=1 - annotation["image_id"], id=-annotation["id"], score="high", keypoints="none")
+    content["annotations"].append({**content["annotations"][0], "id": 2**52})
+    data.write_text(json.dumps(content))
+    found = inspect(data)
+    assert not found.findings.problems
+    assert {-1, 2**52} in [set(item.annotations) for item in found.advice]
+
+
 def test_leakage(tmp_path, data):
     """The same file under another name, and the same picture saved anew, are found; other pictures are not."""
     val = write_set(tmp_path / "val", seed=1)
@@ -273,10 +286,8 @@ def test_anchors_fit_the_boxes():
 )
 def test_settings_are_about_the_hand_written_ones(shared_dir, name, side, iterations, detections):
     root = shared_dir / "data" / name
-    parts = [
-        describe(CocoSource(str(root / f"annotations/instances_{part}.json"), str(root / "images")).load())
-        for part in ("train", "val")
-    ]
+    contents = [json.loads((root / f"annotations/instances_{part}.json").read_text()) for part in ("train", "val")]
+    parts = [describe(CocoData(c["images"], c["annotations"], c["categories"])) for c in contents]
     task = "mask-rcnn" if parts[0].has_masks else "retinanet"
     most = max(int(part.per_image.max()) for part in parts)
     settings = recommend(parts[0], task, on_cpu=True, batch=4, pretrained=False, most_objects=most)

@@ -96,7 +96,19 @@ def test_options_reach_the_config(monkeypatch, tmp_path):
     config = ["--config-file", "configs/mask_rcnn_pvt_tiny.yaml", "--output", "out"]
     data = ["--val-json", "v.json", "--val-images", "v", "--check-data", "full", "--evaluator", "pycocotools"]
     partial = ["--allow-partial", "head.*", "--allow-partial", "*.bias"]
-    argv = [*config, *data, *partial, "--strict", "--resume", "--num-gpus", "2", "MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", "0.5"]
+    argv = [
+        *config,
+        *data,
+        *partial,
+        "--strict",
+        "--resume",
+        "--num-gpus",
+        "2",
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.BASE_LR",
+        "0.5",
+    ]
     monkeypatch.chdir(ROOT)
     assert train_net.main(argv) == 0
     cfg, options = seen["cfg"], seen["options"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +42,17 @@ def read_facts(images: Mapping[int, Path], *, looks: bool) -> dict[int, FileFact
         images: files by id.
         looks: decode the images too, for `FileFacts.look`.
     """
-    facts = {}
-    for image_id, path in images.items():
-        try:
-            facts[image_id] = FileFacts(
-                hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(),
-                read_orientation(path) != 1,
-                _look(path) if looks else b"",
-            )
-        except (OSError, DataError):
-            continue
-    return facts
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: _facts(path, looks), images.values())
+        return {image_id: facts for image_id, facts in zip(images, found, strict=True) if facts is not None}
+
+
+def _facts(path: Path, looks: bool) -> FileFacts | None:
+    try:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        return FileFacts(digest, read_orientation(path) != 1, _look(path) if looks else b"")
+    except (OSError, DataError):
+        return None
 
 
 def _look(path: Path) -> bytes:
@@ -76,7 +77,7 @@ def shared_images(ours: Mapping[int, FileFacts], theirs: Mapping[int, FileFacts]
         The id in either set, and whether the files are the same; otherwise they look alike.
     """
     digests = {fact.digest: image_id for image_id, fact in ours.items()}
-    looks = _bits(ours)
+    ids, looks = list(ours), _bits(ours)
     pairs = []
     for other_id, fact in theirs.items():
         if fact.digest in digests:
@@ -84,7 +85,7 @@ def shared_images(ours: Mapping[int, FileFacts], theirs: Mapping[int, FileFacts]
         elif fact.look and len(looks):
             distances = np.bitwise_count(looks ^ np.frombuffer(fact.look, np.uint64)).sum(axis=1)
             if distances.min() <= _ALIKE:
-                pairs.append((list(ours)[int(distances.argmin())], other_id, False))
+                pairs.append((ids[int(distances.argmin())], other_id, False))
     return pairs
 
 

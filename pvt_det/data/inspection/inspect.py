@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Inspection:
         findings: what is wrong, and what becomes of it.
         statistics: of the sound part.
         advice: what else to look at.
-        raw: images and annotations by id, broken files and wrong annotations too, for pictures.
+        images: by id, those whose file is broken too.
         facts: of the image files, by image id.
     """
 
@@ -69,8 +70,13 @@ class Inspection:
     findings: Findings
     statistics: Statistics
     advice: list[Advice]
-    raw: tuple[dict[Any, Any], dict[Any, Any]]
+    images: dict[int, dict[str, Any]]
     facts: dict[int, FileFacts]
+
+    @cached_property
+    def all_annotations(self) -> dict[int, dict[str, Any]]:
+        """The annotations by id, as they are in the file, wrong ones too."""
+        return _by_id(read_json(self.json_file)["annotations"])
 
     def is_refused(self, on_error: str) -> bool:
         """Whether the data is refused: by training under DATASETS.ON_ERROR; by "strict" for any advice too."""
@@ -120,7 +126,7 @@ def inspect_dataset(
         findings=findings,
         statistics=statistics,
         advice=[*_quality(data), *_balance(statistics), *_files(data, facts)],
-        raw=(_by_id(examined.data.images), _by_id(read_json(json_file)["annotations"])),
+        images=_by_id(examined.data.images),
         facts=facts,
     )
 
@@ -134,7 +140,7 @@ def find_leakage(train: Inspection, val: Inspection) -> list[Advice]:
         (False, "images that look like one of the training data"),
     ):
         ids = {theirs: ours for ours, theirs, same in pairs if same == is_same}
-        files = [f"{val.raw[0][i]['file_name']} is {train.raw[0][o]['file_name']}" for i, o in ids.items()]
+        files = [f"{val.images[i]['file_name']} is {train.images[o]['file_name']}" for i, o in ids.items()]
         if ids:
             found.append(Advice(text, len(ids), images=list(ids), names=files))
     missing = [c.name for c in train.statistics.classes if c.objects and c.name not in _present(val)]
@@ -147,7 +153,7 @@ def _present(inspection: Inspection) -> set[str]:
     return {count.name for count in inspection.statistics.classes if count.objects}
 
 
-def _by_id(items: Iterable[Any]) -> dict[Any, Any]:
+def _by_id(items: Iterable[Any]) -> dict[int, dict[str, Any]]:
     return {item["id"]: item for item in items if isinstance(item, dict) and isinstance(item.get("id"), int)}
 
 
@@ -155,15 +161,37 @@ def _quality(data: CocoData) -> list[Advice]:
     """The part of hotcoco's health check that concerns quality."""
     if not data.annotations:
         return []
-    content = {"images": data.images, "annotations": data.annotations, "categories": data.categories}
-    report = COCO(content).healthcheck()
-    image_of = {annotation["id"]: annotation["image_id"] for annotation in data.annotations}
+    report = COCO(_numbered(data)).healthcheck()
     found = []
     for item in (*report["errors"], *report["warnings"]):
         if item["code"] in _QUALITY:
-            ids = item["affected_ids"]
-            found.append(Advice(_QUALITY[item["code"]], len(ids), [image_of[i] for i in ids], ids))
+            meant = [data.annotations[number] for number in item["affected_ids"]]
+            images, ids = [a["image_id"] for a in meant], [a["id"] for a in meant]
+            found.append(Advice(_QUALITY[item["code"]], len(meant), images, ids))
     return found
+
+
+def _numbered(data: CocoData) -> dict[str, Any]:
+    """The data with its places as ids and without what the check does not read: it refuses some ids and odd values."""
+    places = [{item["id"]: place for place, item in enumerate(items)} for items in (data.images, data.categories)]
+    boxes = [
+        {
+            "id": number,
+            "image_id": places[0][a["image_id"]],
+            "category_id": places[1][a["category_id"]],
+            **{key: a[key] for key in ("bbox", "area", "iscrowd")},
+        }
+        for number, a in enumerate(data.annotations)
+    ]
+    images = [
+        {"id": number, "file_name": "", "width": i["width"], "height": i["height"]}
+        for number, i in enumerate(data.images)
+    ]
+    return {
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": number, "name": c["name"]} for number, c in enumerate(data.categories)],
+    }
 
 
 def _balance(statistics: Statistics) -> list[Advice]:

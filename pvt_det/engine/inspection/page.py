@@ -79,10 +79,9 @@ def _problems(found: Inspection, on_error: str) -> Iterator[html.Html]:
 
 def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
     """Pictures of what the findings name as "annotation 7" or "image 3: why"."""
-    images, annotations = found.raw
     by_name: dict[str, tuple[Any, list[dict[str, Any]] | None]] = {}
-    by_name |= {f"annotation {number}": (a.get("image_id"), [a]) for number, a in annotations.items()}
-    by_name |= {f"image {number}": (number, None) for number in images}
+    by_name |= {f"annotation {number}": (a.get("image_id"), [a]) for number, a in found.all_annotations.items()}
+    by_name |= {f"image {number}": (number, None) for number in found.images}
     shown = [(name, *by_name[key]) for name in names if (key := name.split(":")[0]) in by_name]
     yield from _pictures(found, shown[:_OFFENDERS])
 
@@ -91,7 +90,7 @@ def _advice(item: Advice, found: Inspection) -> html.Html:
     chosen: list[tuple[str, Any, list[dict[str, Any]] | None]]
     if item.annotations:
         pairs = zip(item.images, item.annotations, strict=True)
-        chosen = [(f"annotation {number}", image, [found.raw[1][number]]) for image, number in pairs]
+        chosen = [(f"annotation {number}", image, [found.all_annotations[number]]) for image, number in pairs]
     else:
         chosen = [(name, image, None) for name, image in zip(item.names, item.images, strict=False)]
     pictures = list(_pictures(found, chosen[:_OFFENDERS]))
@@ -110,7 +109,7 @@ def _samples(found: Inspection) -> Iterator[html.Html]:
 def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str, Any]] | None]]) -> Iterator[html.Html]:
     """Pictures with a caption, of an image by id with some annotations; None stands for all that are sound."""
     for caption, image_id, meant in chosen:
-        image = found.raw[0].get(image_id)
+        image = found.images.get(image_id)
         if image is None:
             continue
         try:
