@@ -164,9 +164,10 @@ def _early_orientation(image: Image.Image) -> int:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        found = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block raises almost anything, and is no reason to lose the image
         return 1
+    return found if found in _TRANSPOSE else 1
 
 
 def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -64,8 +65,15 @@ def load_arrays(path: Path) -> Any:
 
     Raises:
         NotPlainError: If the file names anything else.
+        ValueError: If it is broken.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
+        # A few broken bytes would otherwise ask for gigabytes: of a text that is not there, or of places for objects.
+        for opcode, argument, _ in pickletools.genops(file):
+            if "PUT" in opcode.name and isinstance(argument, int) and argument > size:
+                raise ValueError(f"{opcode.name} {argument} in a file of {size} bytes")
+        file.seek(0)
         return _ArrayUnpickler(file, encoding="latin1").load()
 
 

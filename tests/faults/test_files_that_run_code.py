@@ -14,6 +14,7 @@ from PIL import Image
 
 from pvt_det.errors import CheckpointError
 from pvt_det.weights.reader import read_tensors
+from tests.faults.conftest import in_child
 from tests.weights.files import ARRAYS, TENSORS, write_pickle
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,23 @@ def test_F03_hostile_pickle(tmp_path, hostile, name, protocol):
 def test_F03_array_of_hostile_objects(tmp_path, hostile):
     path = write_pickle(tmp_path / "x.pkl", {"a": np.array([hostile], dtype=object)})
     unread(path, hostile.marker)
+
+
+def test_F03_pickle_that_asks_for_gigabytes(tmp_path):
+    """With room for 3.6 billion objects, or a text of 4 GB that is not there."""
+    content = pickle.dumps(ARRAYS, protocol=2)
+    asking = (content[:-1] + b"r" + b"\x00\x00\x00\xd8" + b".", b"\x80\x05\x96" + (2**32).to_bytes(8, "little") + b"x.")
+    for number, some in enumerate(asking):
+        (tmp_path / f"{number}.pkl").write_bytes(some)
+        (message, growth) = in_child(lambda path=tmp_path / f"{number}.pkl": _refusal(path))
+        assert "broken or cut short" in message
+        assert growth < 100 * 2**20
+
+
+def _refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read_tensors(path)
+    return str(error.value)
 
 
 def test_F03_hostile_weights_or_proposals_on_the_command_line(refused, tmp_path):

@@ -140,6 +140,15 @@ def test_F14_exif_rotation(tmp_path, orientation, name):
     assert read_header(tmp_path / name) == (16, 8)
 
 
+def test_F14_rotation_that_there_is_not(tmp_path):
+    """Header and pixels agree on a tag that is out of its range."""
+    exif = Image.Exif()
+    exif[274] = 22
+    Image.new("RGB", (16, 8)).save(tmp_path / "x.jpg", exif=exif)
+    assert read_header(tmp_path / "x.jpg") == (16, 8)
+    assert read_image(tmp_path / "x.jpg", "RGB").shape == (8, 16, 3)
+
+
 def test_F14_size_that_is_not_the_jsons(refused_set, tiny_set):
     exif = Image.Exif()
     exif[274] = 6
