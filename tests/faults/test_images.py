@@ -66,7 +66,8 @@ def test_F10_skip_keeps_the_results_of_the_rest(command, tiny_set, tmp_path):
     report = (tmp_path / "run/log.txt").read_text()
     assert "3 images" in report
     assert f"dropped: 1 x image file that cannot be used: image 1: image {tiny_set.image()}" in report
-    detections = (tmp_path / "run/inference/set/coco_instances_results.json").read_text()
+    (detections_file,) = (tmp_path / "run/inference").glob("*/coco_instances_results.json")
+    detections = detections_file.read_text()
     assert '"image_id": 2' in detections
     assert '"image_id": 1,' not in detections
 
