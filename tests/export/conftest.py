@@ -27,6 +27,9 @@ class FewConvolutions(Backbone):
         super().__init__()
         self.stem = nn.Conv2d(3, CHANNELS, 3, 2, 1)
         self.stages = nn.ModuleDict({f"p{level}": nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1) for level in range(2, 8)})
+        # PyTorch's own start dies away from map to map, and equal features give ties, whose order is nobody's.
+        for conv in (self.stem, *self.stages.values()):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self._out_features = names
         self._out_feature_channels = dict.fromkeys(names, CHANNELS)
         self._out_feature_strides = {name: 2 ** int(name[1]) for name in names}
@@ -71,7 +74,7 @@ def build(config: str) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("cls_score", "bbox_pred", "objectness", "anchor_deltas")):
-                parameter.normal_(0, 0.3 if parameter.dim() > 1 else 0.1)
+                parameter.normal_(0, 0.05)
     return model
 
 

@@ -13,7 +13,7 @@ from pvt_det.export.graphs import build_graph
 from pvt_det.export.suppression import ABSENT, suppress
 from pvt_det.models import create_model
 
-CONFIGS = ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_small", "semantic_fpn_pvt_tiny"]
+CONFIGS = ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "semantic_fpn_pvt_tiny"]
 
 
 def images(number: int, height: int, width: int) -> np.ndarray:
