@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("--classifier needs the weights of a trained one: add --weights FILE.")
         subject = load_classifier(args.classifier, args.weights, args.side)
     else:
-        subject = load_detector(args.config_file, args.weights, [word for pair in args.set for word in pair])
+        subject = load_detector(args.config_file, args.weights, [word for pair in args.set for word in pair], kind)
     report = export(subject, args.output, kind, images)
     _say(args.output, subject.name, subject.graph.outputs, report)
     return 0
@@ -89,7 +90,7 @@ def _kind(args: argparse.Namespace) -> Kind:
     return "compiled" if args.compile else "program"
 
 
-def _say(path: Path, name: str, outputs: tuple[str, ...], report: Report) -> None:
+def _say(path: Path, name: str, outputs: Sequence[str], report: Report) -> None:
     height, width = report.size
     print(f"{path}: {name}, {path.stat().st_size / 2**20:.1f} MiB; gives {', '.join(outputs)}")
     print(f"same as the model on {report.parity}")

@@ -24,7 +24,7 @@ from pvt_det.engine.results import model_name
 from pvt_det.errors import CheckpointError, ConfigError, NumericError
 from pvt_det.export.check import Parity, compare, median_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write
-from pvt_det.export.graphs import build_graph
+from pvt_det.export.graphs import Graph, build_graph
 from pvt_det.export.program import trace
 from pvt_det.models import create_model
 from pvt_det.weights import load_pretrained, read_checkpoint
@@ -54,7 +54,7 @@ class Subject:
 
     name: str
     model: nn.Module
-    graph: nn.Module
+    graph: Graph
     bgr: bool
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     limit: int
@@ -80,13 +80,14 @@ class Report:
     exported_ms: float
 
 
-def load_detector(config: str | Path, weights: str = "", overrides: Sequence[str] = ()) -> Subject:
+def load_detector(config: str | Path, weights: str, overrides: Sequence[str], kind: Kind) -> Subject:
     """Load a trained detector or segmentor.
 
     Args:
         config: A run's output folder, or a config file.
         weights: Its weights; "" takes the best beside the config.
         overrides: Keys of the config and their values.
+        kind: Of file that it is to become.
 
     Raises:
         CheckpointError: The weights do not fit.
@@ -96,7 +97,7 @@ def load_detector(config: str | Path, weights: str = "", overrides: Sequence[str
     cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides])
     model = build_model(cfg)
     bgr = cfg.INPUT.FORMAT == "BGR"
-    graph = build_graph(model, bgr=bgr)
+    graph = build_graph(model, bgr=bgr, kind=kind)
     load_pretrained(model, run_weights(path, weights)).require_whole()
     resize = T.AugmentationList(augmentations_of(cfg, is_train=False))
 

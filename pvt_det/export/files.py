@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from pvt_det.errors import ConfigError
-from pvt_det.export.suppression import decompositions, translations
+from pvt_det.export.suppression import translations
 
 Kind: TypeAlias = Literal["onnx", "program", "compiled"]
 # From images N×3×H×W, uint8, RGB, to outputs by name.
@@ -38,7 +38,7 @@ def write(
     """Write a traced model.
 
     Args:
-        program: As `pvt_det.export.program.trace` gives it.
+        program: As `pvt_det.export.program.trace` gives it, of a graph that was built for this kind.
         path: The file.
         kind: "onnx"; "program", for `torch.export.load`; "compiled", for `torch._inductor.aoti_load_package`.
         outputs: Names of the outputs.
@@ -50,13 +50,12 @@ def write(
     if kind == "onnx":
         _write_onnx(program, path, outputs, metadata)
         return
-    plain = program.run_decompositions(decompositions())
     if kind == "compiled":
         require_compiler()
         options = {"aot_inductor.metadata": dict(metadata)}
-        torch._inductor.aoti_compile_and_package(plain, package_path=str(path), inductor_configs=options)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     else:
-        torch.export.save(plain, path, extra_files={METADATA_NAME: json.dumps(dict(metadata))})
+        torch.export.save(program, path, extra_files={METADATA_NAME: json.dumps(dict(metadata))})
 
 
 def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:
@@ -70,7 +69,7 @@ def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:
         # Tracing notes which sizes its example had (several images, maps of more than a row), and a program refuses
         # others; the graph is the same for them, as the check of an export shows.
         module = torch.export.load(path).module(check_guards=False)
-        module.validate_inputs = False
+        module.validate_inputs = False  # type: ignore[assignment]
         model = module
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -18,6 +18,9 @@ class Normalize(nn.Module):
         bgr: Whether the model takes blue first.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor, *, bgr: bool) -> None:
         super().__init__()
         self.register_buffer("mean", mean.detach().clone().float().view(3, 1, 1))
@@ -39,7 +42,8 @@ class Features(nn.Module):
 
     def __init__(self, model: nn.Module, *, bgr: bool) -> None:
         super().__init__()
-        self.normalize = Normalize(model.pixel_mean, model.pixel_std, bgr=bgr)
+        buffers = dict(model.named_buffers())
+        self.normalize = Normalize(buffers["pixel_mean"], buffers["pixel_std"], bgr=bgr)
         backbone = model.backbone
         assert isinstance(backbone, Backbone)
         self.backbone = backbone

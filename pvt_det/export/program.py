@@ -20,6 +20,12 @@ def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
     graph.eval()
     open_sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     # Maps of one row or column must not be told apart from others.
-    with symbols.patch(backed_size_oblivious=True), torch.no_grad(), warnings.catch_warnings():
+    with (
+        symbols.patch(  # type: ignore[attr-defined]
+            backed_size_oblivious=True
+        ),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         return torch.export.export(graph, (example,), dynamic_shapes=(open_sizes,), strict=False)

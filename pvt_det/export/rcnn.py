@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 from pvt_det.errors import ConfigError
 from pvt_det.export.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
 from pvt_det.export.image import Features
-from pvt_det.export.suppression import ABSENT, suppress
+from pvt_det.export.suppression import ABSENT, Suppress
 
 Size = tuple[int, int]
 
@@ -24,12 +24,13 @@ class RCNNGraph(nn.Module):
     Args:
         model: A trained R-CNN; shares its modules.
         bgr: Whether the model takes blue first.
+        suppress: Of `pvt_det.export.suppression`.
 
     Raises:
         ConfigError: The model has heads besides those of boxes and masks.
     """
 
-    def __init__(self, model: GeneralizedRCNN, *, bgr: bool) -> None:
+    def __init__(self, model: GeneralizedRCNN, *, bgr: bool, suppress: Suppress) -> None:
         super().__init__()
         heads = model.roi_heads
         if not isinstance(model.proposal_generator, RPN) or not isinstance(heads, StandardROIHeads):
@@ -39,8 +40,8 @@ class RCNNGraph(nn.Module):
         if heads.keypoint_on:
             raise ConfigError("MODEL.KEYPOINT_ON: R-CNN with keypoints cannot be exported.")
         self.features = Features(model, bgr=bgr)
-        self.proposals = Proposals(model.proposal_generator)
-        self.boxes = BoxHead(heads)
+        self.proposals = Proposals(model.proposal_generator, suppress)
+        self.boxes = BoxHead(heads, suppress)
         self.masks = MaskHead(heads) if heads.mask_on else None
         self.outputs = ("boxes", "scores", "labels", "images", *(("masks",) if heads.mask_on else ()))
 
@@ -64,8 +65,9 @@ class RCNNGraph(nn.Module):
 class Proposals(nn.Module):
     """The region proposal network."""
 
-    def __init__(self, rpn: RPN) -> None:
+    def __init__(self, rpn: RPN, suppress: Suppress) -> None:
         super().__init__()
+        self.suppress = suppress
         self.names = list(rpn.in_features)
         self.head = rpn.rpn_head
         self.cell_anchors = rpn.anchor_generator.cell_anchors
@@ -77,7 +79,8 @@ class Proposals(nn.Module):
     def forward(self, maps: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
         """Boxes `N×P×4` and their scores `N×P`, `ABSENT` where an image has fewer."""
         features = [maps[name] for name in self.names]
-        inputs = zip(features, *self.head(features), self.cell_anchors, self.strides, strict=True)
+        logits, deltas = self.head(features)
+        inputs = zip(features, logits, deltas, self.cell_anchors, self.strides, strict=True)
         levels = [self._level(*level, size) for level in inputs]
         boxes, scores = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         scores, index = best(scores, self.limit)
@@ -91,7 +94,7 @@ class Proposals(nn.Module):
         deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
         boxes = clip(apply_deltas(self.transform, take(deltas, index), anchors[index]), *size)
         scores = torch.where(not_empty(boxes, self.min_side), scores, ABSENT)
-        kept = suppress(boxes, scores[:, None], self.iou_threshold, self.limit)[:, 0]
+        kept = self.suppress(boxes, scores[:, None], self.iou_threshold, self.limit)[:, 0]
         return boxes, torch.where(kept, scores, ABSENT)
 
 
@@ -124,8 +127,9 @@ class Pool(nn.Module):
 class BoxHead(nn.Module):
     """Classifies proposals and moves their boxes; a cascade does so several times."""
 
-    def __init__(self, heads: StandardROIHeads) -> None:
+    def __init__(self, heads: StandardROIHeads, suppress: Suppress) -> None:
         super().__init__()
+        self.suppress = suppress
         self.pool = Pool(heads.box_pooler, list(heads.box_in_features))
         cascade = isinstance(heads, CascadeROIHeads)
         self.heads = heads.box_head if cascade else nn.ModuleList([heads.box_head])
@@ -133,9 +137,11 @@ class BoxHead(nn.Module):
         last = self.predictors[-1]
         if any(predictor.use_sigmoid_ce for predictor in self.predictors):
             raise ConfigError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: such a model cannot be exported.")
-        self.num_classes = last.num_classes
-        self.score_threshold, self.iou_threshold = last.test_score_thresh, last.test_nms_thresh
-        self.limit = last.test_topk_per_image
+        # Typed, since attributes of modules may be anything.
+        self.num_classes: int = heads.num_classes
+        self.score_threshold: float = last.test_score_thresh  # type: ignore[assignment]
+        self.iou_threshold: float = last.test_nms_thresh  # type: ignore[assignment]
+        self.limit: int = last.test_topk_per_image  # type: ignore[assignment]
 
     def forward(
         self, maps: dict[str, Tensor], proposals: Tensor, scores: Tensor, size: Size
@@ -149,7 +155,7 @@ class BoxHead(nn.Module):
         scores = torch.where(scores > self.score_threshold, scores, ABSENT)
         by_class = scores.new_full((number, places, classes), ABSENT).index_put((images, position), scores).mT
         table = boxes.new_zeros((number, places, classes, 4)).index_put((images, position), boxes).transpose(1, 2)
-        kept = suppress(table.flatten(0, 1), by_class.flatten(0, 1)[:, None], self.iou_threshold, self.limit)
+        kept = self.suppress(table.flatten(0, 1), by_class.flatten(0, 1)[:, None], self.iou_threshold, self.limit)
         by_class = torch.where(kept.view_as(by_class), by_class, ABSENT).flatten(1)
         scores, index = best(by_class, self.limit)
         boxes, labels = take(table.flatten(1, 2), index), index // places

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pvt_det.export.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
 from pvt_det.export.image import Features
-from pvt_det.export.suppression import ABSENT, suppress
+from pvt_det.export.suppression import ABSENT, Suppress
 
 
 class RetinaNetGraph(nn.Module):
@@ -17,12 +17,14 @@ class RetinaNetGraph(nn.Module):
     Args:
         model: A trained RetinaNet; shares its modules.
         bgr: Whether the model takes blue first.
+        suppress: Of `pvt_det.export.suppression`.
     """
 
     outputs = ("boxes", "scores", "labels", "images")
 
-    def __init__(self, model: RetinaNet, *, bgr: bool) -> None:
+    def __init__(self, model: RetinaNet, *, bgr: bool, suppress: Suppress) -> None:
         super().__init__()
+        self.suppress = suppress
         self.features = Features(model, bgr=bgr)
         self.head = model.head
         self.names = list(model.head_in_features)
@@ -56,7 +58,7 @@ class RetinaNetGraph(nn.Module):
 
         classes = torch.arange(self.num_classes, device=labels.device)
         by_class = torch.where(labels[:, None] == classes[:, None], scores[:, None], ABSENT)
-        kept = suppress(boxes, by_class, self.iou_threshold, self.limit).any(dim=1)
+        kept = self.suppress(boxes, by_class, self.iou_threshold, self.limit).any(dim=1)
         scores, index = best(torch.where(kept, scores, ABSENT), self.limit)
         boxes, labels = clip(take(boxes, index), *image.shape[-2:]), labels.gather(1, index)
 

@@ -1,17 +1,20 @@
-"""Non-maximum suppression of whole batches, as one operator that both export formats know.
+"""Non-maximum suppression of whole batches, in two forms with the same outcome.
 
-In ONNX it is `NonMaxSuppression`, in a `torch.export` program torchvision's `nms`. Its result has a fixed shape, so
-that nothing before it needs sizes that depend on the data.
+`suppress` is an operator that becomes ONNX's `NonMaxSuppression`; `suppress_by_torchvision` is what a `torch.export`
+program holds, which nobody needs this package to load. The result has a fixed shape, so that nothing before it needs
+sizes that depend on the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
+
+Suppress: TypeAlias = Callable[[Tensor, Tensor, float, int], Tensor]
 
 # Scores of boxes that are not there.
 ABSENT = float("-inf")
@@ -63,8 +66,3 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.Greater(op.ScatterND(nothing, chosen, ones), op.Constant(value_float=0.5))
 
     return {torch.ops.pvt_det.suppress.default: to_onnx}
-
-
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The operator in terms of torchvision's, for `ExportedProgram.run_decompositions`."""
-    return {torch.ops.pvt_det.suppress.default: suppress_by_torchvision}

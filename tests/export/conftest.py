@@ -71,10 +71,12 @@ def build(config: str) -> nn.Module:
     cfg = load_config(CONFIGS / f"{config}.yaml", words)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    # Detectron2's own start of the heads, 0.01, would make almost equal scores of everything.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("cls_score", "bbox_pred", "objectness", "anchor_deltas")):
-                parameter.normal_(0, 0.05)
+            if not name.startswith("backbone") and parameter.dim() > 1:
+                last = any(part in name for part in ("cls_score", "bbox_pred", "objectness", "anchor_deltas"))
+                parameter.normal_(0, 0.05 if last else (2 / parameter[0].numel()) ** 0.5)
     return model
 
 

@@ -25,14 +25,14 @@ def images(number: int, height: int, width: int) -> np.ndarray:
 
 
 def check(model: nn.Module, kinds: tuple[files.Kind, ...], folder: Path) -> None:
-    graph = build_graph(model)
-    program = trace(graph, EXAMPLE)
     for kind in kinds:
+        graph = build_graph(model, kind=kind)
+        program = trace(graph, EXAMPLE)
         path = folder / ("model.onnx" if kind == "onnx" else f"{kind}.pt2")
         files.write(program, path, kind, graph.outputs, {"task": "test"})
         function = files.open_file(path, kind, graph.outputs)
         parity = Parity()
-        for batch in (images(1, 97, 130), images(3, 64, 33)):
+        for batch in (images(1, 97, 130), images(3, 90, 200)):
             expected, got = run_eager(model, batch, bgr=False), function(batch)
             assert expected.keys() == got.keys()
             compare(expected, got, parity, images=len(batch), limit=100, threshold=0.05)
