@@ -44,9 +44,14 @@ def suppress_by_torchvision(boxes: Tensor, scores: Tensor, iou_threshold: float,
     everything = boxes.double()
     span = everything.amax() - everything.amin() + 1
     apart = corners + ((image * scores.shape[1] + group) * span)[:, None]
-    chosen = nms(apart, scores[image, group, box].double(), iou_threshold)
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    return kept.index_put((image[chosen], group[chosen], box[chosen]), torch.ones_like(chosen, dtype=torch.bool))
+    # torchvision tells tracing that at least 2 boxes are kept: two more, beside all others, make that true.
+    low = everything.amin() - torch.tensor([2.0, 4.0], dtype=torch.double, device=boxes.device)
+    more = torch.stack([low, low, low + 1, low + 1], dim=1)
+    candidates = torch.cat([scores[image, group, box].double(), torch.zeros_like(low)])
+    chosen = nms(torch.cat([apart, more]), candidates, iou_threshold)
+    flags = torch.zeros_like(candidates, dtype=torch.bool)
+    flags = flags.index_put((chosen,), torch.ones_like(chosen, dtype=torch.bool))[: image.shape[0]]
+    return torch.zeros_like(scores, dtype=torch.bool).index_put((image, group, box), flags)
 
 
 @suppress.register_fake

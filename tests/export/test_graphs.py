@@ -68,6 +68,7 @@ def test_suppression_keeps_the_best_of_each_group_and_nothing_absent():
         [[False, True, True], [True, False, True]],
         [[True, False, False], [False, False, False]],
     ]
+    assert not suppress(boxes.float(), torch.full_like(scores, ABSENT), 0.5, 100).any()
 
 
 def test_the_comparison_sees_what_differs():
