@@ -91,5 +91,5 @@ class PyramidVisionTransformer(Trunk):
             x = self.forward_stage(i, x)
         tokens, size = self.embed(4, x)
         class_token = self.cls_token + self.pos_embed4[:, :1]
-        tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.head(self.norm(self.run_blocks(4, tokens, size))[:, 0])

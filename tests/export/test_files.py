@@ -16,6 +16,7 @@ from pvt_det.export import files
 from pvt_det.export.check import Parity, compare, run_eager
 from pvt_det.export.graphs import build_graph
 from pvt_det.export.program import trace
+from pvt_det.models import create_model
 
 EXAMPLE = torch.zeros(2, 3, 200, 140, dtype=torch.uint8)
 
@@ -42,6 +43,15 @@ def check(model: nn.Module, kinds: tuple[files.Kind, ...], folder: Path) -> None
 
 def test_semantic_fpn(build, tmp_path):
     check(build("semantic_fpn_pvt_tiny"), ("onnx", "program"), tmp_path)
+
+
+def test_a_classifier_with_a_class_token(tmp_path):
+    graph = build_graph(create_model("pvt_tiny", num_classes=5))
+    files.write(trace(graph, EXAMPLE), tmp_path / "c.pt2", "program", graph.outputs, {})
+    function = files.open_file(tmp_path / "c.pt2", "program", graph.outputs)
+    for batch in (images(1, 40, 64), images(3, 100, 33)):
+        expected = run_eager(graph, batch, bgr=False)["scores"]
+        np.testing.assert_allclose(function(batch)["scores"], expected, atol=1e-5)
 
 
 @pytest.mark.slow
