@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread for each test process and what it starts: pytest's workers are the parallelism. Before torch is imported.
@@ -27,6 +28,18 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"{folder} is not here: the small real data sets are needed")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _catalogs() -> Iterator[None]:
+    """Forget the data sets that a module registered: a name must not depend on which tests ran before."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(autouse=True)

@@ -49,8 +49,8 @@ def paste(mask: npt.NDArray[np.float32], box: npt.NDArray[np.float32], shape: tu
     x0, y0, x1, y1 = box
     columns = (np.arange(width, dtype=np.float32) + 0.5 - x0) / (x1 - x0) * mask.shape[1] - 0.5
     rows = (np.arange(height, dtype=np.float32) + 0.5 - y0) / (y1 - y0) * mask.shape[0] - 0.5
-    grid = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
-    return cv2.remap(mask, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0) >= 0.5
+    x, y = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
+    return cv2.remap(mask, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0) >= 0.5
 
 
 def show(picture: Picture, found: dict[str, npt.NDArray[Any]], names: list[str], least: float) -> Picture:
