@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
-from pvt_det.layers.attention import POOL_SIDE, LinearSpatialReductionAttention
+from pvt_det.layers.attention import POOL_SIDE, LinearSpatialReductionAttention, SpatialReductionAttention
 from pvt_det.layers.patch import Size
 from pvt_det.models.trunk import Trunk, pad_image
 
@@ -139,11 +139,10 @@ def _run(trunk: Trunk, stage: int, block: nn.Module, image: Tensor) -> _Seen:
     return seen
 
 
-def _key_grid(layer: nn.Module, size: Size) -> Size:
+def _key_grid(layer: SpatialReductionAttention, size: Size) -> Size:
     if isinstance(layer, LinearSpatialReductionAttention):
         return POOL_SIDE, POOL_SIDE
-    ratio = int(layer.sr_ratio)  # type: ignore[arg-type]
-    return size[0] // ratio, size[1] // ratio
+    return size[0] // layer.sr_ratio, size[1] // layer.sr_ratio
 
 
 def draw_attention(

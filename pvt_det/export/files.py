@@ -11,6 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -68,8 +69,8 @@ def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:
     else:
         # Tracing notes which sizes its example had (several images, maps of more than a row), and a program refuses
         # others; the graph is the same for them, as the check of an export shows.
-        module = torch.export.load(path).module(check_guards=False)
-        module.validate_inputs = False  # type: ignore[assignment]
+        module: Any = torch.export.load(path).module(check_guards=False)
+        module.validate_inputs = False
         model = module
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -101,15 +102,12 @@ def require_onnx() -> None:
     Raises:
         ConfigError: One is not.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
+    missing = next((name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None), None)
+    if missing:
         raise ConfigError(
-            f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime, or pip install -e "
+            f"ONNX needs the package {missing}: pip install onnx onnxscript onnxruntime, or pip install -e "
             "'.[export]' in a checkout."
-        ) from error
+        )
 
 
 def _write_onnx(program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> None:

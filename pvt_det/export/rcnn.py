@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
@@ -134,14 +136,14 @@ class BoxHead(nn.Module):
         cascade = isinstance(heads, CascadeROIHeads)
         self.heads = heads.box_head if cascade else nn.ModuleList([heads.box_head])
         self.predictors = nn.ModuleList(heads.box_predictor if cascade else [heads.box_predictor])
-        last = self.predictors[-1]
+        last: Any = self.predictors[-1]
         if any(predictor.use_sigmoid_ce for predictor in self.predictors):
             raise ConfigError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: such a model cannot be exported.")
         # Typed, since attributes of modules may be anything.
         self.num_classes: int = heads.num_classes
-        self.score_threshold: float = last.test_score_thresh  # type: ignore[assignment]
-        self.iou_threshold: float = last.test_nms_thresh  # type: ignore[assignment]
-        self.limit: int = last.test_topk_per_image  # type: ignore[assignment]
+        self.score_threshold: float = last.test_score_thresh
+        self.iou_threshold: float = last.test_nms_thresh
+        self.limit: int = last.test_topk_per_image
 
     def forward(
         self, maps: dict[str, Tensor], proposals: Tensor, scores: Tensor, size: Size

@@ -66,6 +66,7 @@ def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
         return [(path, PurePath(path.stem))]
     # A file whose name has brackets was found above.
     if re.search(r"[*?\[]", word):
+        # Not by pathlib, whose glob takes no absolute patterns.
         files = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
         if not files:
             raise DataError(f"no file matches {word}")
