@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import subprocess
 import sys
 import zipfile
 from email import message_from_string
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import pvt_det
-
-
-@pytest.fixture(scope="module")
-def setup_env(repo_root: Path) -> ModuleType:
-    """`tools/setup_env.py` as a module."""
-    spec = importlib.util.spec_from_file_location("setup_env", repo_root / "tools/setup_env.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import setup_env
 
 
 def test_setup_py_states_version_licence_and_python(repo_root: Path) -> None:
@@ -57,7 +45,7 @@ def hash_of(content: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def repacked(setup_env: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small wheel made like the published one, repacked."""
     folder = tmp_path_factory.mktemp("wheels")
     source = folder / "sal_detectron2-0.7.2-cp310-none-any.whl"
@@ -105,9 +93,7 @@ def test_repacked_wheel_states_what_it_needs(repacked: Path) -> None:
     ]
 
 
-def test_set_up_does_nothing_when_nothing_changed(
-    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_set_up_does_nothing_when_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installs: list[str] = []
     monkeypatch.setattr(setup_env, "install", installs.append)
     python = setup_env.venv_python(tmp_path)
@@ -122,7 +108,7 @@ def test_set_up_does_nothing_when_nothing_changed(
     assert len(installs) == 2
 
 
-def test_a_failed_set_up_is_tried_again(setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_set_up_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(python: str) -> None:
         raise setup_env.SetupError(python)
 
@@ -137,7 +123,7 @@ def test_a_failed_set_up_is_tried_again(setup_env: ModuleType, tmp_path: Path, m
 
 
 def test_an_old_python_is_refused_with_the_remedy(
-    setup_env: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(setup_env.sys, "version_info", (3, 9, 2))
     assert setup_env.main([]) == 1
@@ -145,12 +131,12 @@ def test_an_old_python_is_refused_with_the_remedy(
     assert "python3.11 tools/setup_env.py" in error
 
 
-def test_a_missing_venv_module_is_named(setup_env: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_venv_module_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup_env.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
     with pytest.raises(setup_env.SetupError, match="apt install python3-venv"):
         setup_env.create_venv(tmp_path / ".venv")
 
 
-def test_a_failing_command_is_named(setup_env: ModuleType) -> None:
+def test_a_failing_command_is_named() -> None:
     with pytest.raises(setup_env.SetupError, match=r"sys\.exit\(3\)` ended with exit code 3"):
         setup_env.run([sys.executable, "-c", "import sys; sys.exit(3)"])

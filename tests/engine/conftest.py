@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from pvt_det.data.shapes import write_shapes
+from pvt_det.engine.step import TrainStep
 
 CONFIG = "configs/retinanet_pvt_tiny.yaml"
 # 3.6 M parameters, half a second an iteration; PVT v2 takes 64 pixels as well as any other size.
@@ -100,3 +103,15 @@ def saved_weights():
         return read_file(path)["model"]
 
     return read
+
+
+def stop_in(monkeypatch, call, number=signal.SIGTERM):
+    """Send this process a signal within optimizer step `call`, counted from 1."""
+    run, count = TrainStep.__call__, iter(range(1, 1000))
+
+    def step(self, batches, *, asked_to_stop):
+        if next(count) == call:
+            os.kill(os.getpid(), number)
+        return run(self, batches, asked_to_stop=asked_to_stop)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pvt_det.engine.run import JobOptions, run_job
-from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
+from tests.engine.conftest import stop_in
 
 RESUME = JobOptions(resume=True, command="python tools/train_net.py --resume")
 EMA = {"SOLVER__EMA__ENABLED": True, "SOLVER__EMA__DECAY": 0.9}
@@ -21,18 +21,6 @@ def assert_same(weights, others):
     assert weights.keys() == others.keys()
     different = [name for name in weights if not torch.equal(weights[name], others[name])]
     assert not different
-
-
-def stop_after(monkeypatch, calls, number=signal.SIGTERM):
-    """Send this process a signal within optimizer step `calls`."""
-    run, count = TrainStep.__call__, iter(range(1, 1000))
-
-    def step(self, batches, *, asked_to_stop):
-        if next(count) == calls:
-            os.kill(os.getpid(), number)
-        return run(self, batches, asked_to_stop=asked_to_stop)
-
-    monkeypatch.setattr(TrainStep, "__call__", step)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +36,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_cfg, saved_weigh
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_job(tiny_cfg(whole, **settings | {"DATALOADER__NUM_WORKERS": 0}), JobOptions())
     with monkeypatch.context() as patch:
-        stop_after(patch, cut)
+        stop_in(patch, cut)
         with pytest.raises(Interrupted):
             run_job(tiny_cfg(parts, **settings), JobOptions())
     torch.manual_seed(99)
@@ -67,7 +55,7 @@ def test_an_evaluation_in_mid_run_changes_no_weight(tmp_path, tiny_cfg, saved_we
 
 def test_seed_is_drawn_once_and_kept(tmp_path, tiny_cfg, saved_weights, monkeypatch):
     with monkeypatch.context() as patch:
-        stop_after(patch, 1)
+        stop_in(patch, 1)
         with pytest.raises(Interrupted):
             run_job(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), JobOptions())
     run_job(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), RESUME)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pvt_det.export.check import Parity, compare, run_eager
 from pvt_det.export.graphs import build_graph
 from pvt_det.export.program import trace
 from pvt_det.models import create_model
+from tools import run_onnx as runner
 
 EXAMPLE = torch.zeros(2, 3, 200, 140, dtype=torch.uint8)
 
@@ -76,10 +76,6 @@ def test_without_a_compiler_compiling_is_refused(monkeypatch):
 
 def test_an_exported_file_runs_without_this_package(tmp_path):
     """`tools/run_onnx.py`: what it resizes and pastes."""
-    script = Path(__file__).parents[2] / "tools/run_onnx.py"
-    spec = importlib.util.spec_from_file_location("run_onnx", script)
-    runner = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(runner)
     assert runner.fit(np.zeros((300, 600, 3), np.uint8), 100, 150).shape == (75, 150, 3)
     assert runner.crop(np.zeros((300, 600, 3), np.uint8), 224).shape == (224, 224, 3)
     mask = np.ones((28, 28), np.float32)
@@ -88,7 +84,7 @@ def test_an_exported_file_runs_without_this_package(tmp_path):
     assert pasted[22:58, 12:28].all()
     assert not pasted[:19].any()
     assert not pasted[:, 32:].any()
-    source = script.read_text()
+    source = Path(runner.__file__).read_text()
     assert "pvt_det" not in source.replace("pvt-det", "")
     assert "torch" not in source
     assert "detectron2" not in source.lower()

@@ -20,22 +20,10 @@ from pvt_det.engine.soak.resume import run_resume
 from pvt_det.engine.step import TrainStep
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import DataError, NumericError
-from tests.engine.conftest import CONFIG
+from tests.engine.conftest import CONFIG, stop_in
 from tests.engine.test_step import Regression, batches, build
 
 THREE = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": []}
-
-
-def stop_in(monkeypatch, call, number=signal.SIGTERM):
-    """Send this process a signal within optimizer step `call`."""
-    run, count = TrainStep.__call__, iter(range(1, 1000))
-
-    def step(self, some_batches, *, asked_to_stop):
-        if next(count) == call:
-            os.kill(os.getpid(), number)
-        return run(self, some_batches, asked_to_stop=asked_to_stop)
-
-    monkeypatch.setattr(TrainStep, "__call__", step)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """tools/compare.py on small made-up runs."""
 
 import csv
-import importlib.util
 import io
 import json
 
@@ -10,17 +9,9 @@ import pytest
 
 from pvt_det.errors import DataError
 from pvt_det.evaluation.compare import comparison_warnings, difference, load_run, verdict
+from tools import compare
 
 IMAGES = 40
-
-
-@pytest.fixture(scope="module")
-def compare(repo_root):
-    """`tools/compare.py` as a module."""
-    spec = importlib.util.spec_from_file_location("compare", repo_root / "tools/compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -85,7 +76,7 @@ def test_difference_has_an_interval_around_it(make_run):
     assert (same.value, same.lower, same.upper) == (0, 0, 0)
 
 
-def test_csv(compare, make_run, capsys, tmp_path):
+def test_csv(make_run, capsys, tmp_path):
     folders = [str(make_run("a", 0.0)), str(make_run("b", 3.0, dataset="coco_2017_val"))]
     assert (
         compare.main([*folders, "--format", "csv", "--output", str(tmp_path / "out/table.csv"), "--bootstrap", "50"])
@@ -106,7 +97,7 @@ def test_csv(compare, make_run, capsys, tmp_path):
     assert "data sets differ" in printed.err
 
 
-def test_segmentation_runs_are_compared_by_miou(compare, make_run, capsys):
+def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
     semantic = {"config_file": "configs/semantic_fpn_pvt_tiny.yaml", "annotations": "", "results_file": ""}
     a = make_run("a", 0.0, **semantic, dataset="ade20k_sem_seg_val", metrics={"sem_seg": {"mIoU": 37.0, "pACC": 78.0}})
     b = make_run(
@@ -120,7 +111,7 @@ def test_segmentation_runs_are_compared_by_miou(compare, make_run, capsys):
     assert "box AP" not in first
 
 
-def test_markdown_has_a_line_for_each_run(compare, make_run, capsys):
+def test_markdown_has_a_line_for_each_run(make_run, capsys):
     compare.main([str(make_run("a", 0.0)), str(make_run("b", 1.0)), "--format", "markdown", "--bootstrap", "20"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -128,7 +119,7 @@ def test_markdown_has_a_line_for_each_run(compare, make_run, capsys):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_table_goes_to_the_terminal(compare, make_run, capsys):
+def test_table_goes_to_the_terminal(make_run, capsys):
     compare.main([str(make_run("only", 0.0))])
     assert "RetinaNet pvt_tiny" in capsys.readouterr().out
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
-
-@pytest.fixture(scope="module")
-def demo(repo_root: Path) -> ModuleType:
-    """`tools/demo.py` as a module."""
-    spec = importlib.util.spec_from_file_location("demo", repo_root / "tools/demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import demo
 
 
-def test_a_demo_of_two_iterations(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
     arguments = ["--output", str(output), "--train", "8", "--val", "4", "--picture", str(tmp_path / "sheet.jpg")]
     short = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
@@ -48,6 +37,6 @@ def test_a_demo_of_two_iterations(demo: ModuleType, tmp_path: Path, capsys: pyte
     ("ap", "code", "words"),
     [(70.0, 0, "as it should be"), (69.9, 0, "less than the 0.70"), (49.9, 1, "something is broken")],
 )
-def test_the_verdict(demo: ModuleType, capsys: pytest.CaptureFixture[str], ap: float, code: int, words: str) -> None:
+def test_the_verdict(capsys: pytest.CaptureFixture[str], ap: float, code: int, words: str) -> None:
     assert demo.verdict(ap, 200) == code
     assert words in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """`inspect_dataset.py` from the command line: exit codes, the page, and a config that trains."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,16 +11,13 @@ from PIL import Image
 from pvt_det.config import load_config
 from pvt_det.data.shapes import write_shapes
 from pvt_det.engine.cli import run_cli
+from tools import inspect_dataset
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("inspect_dataset", ROOT / "tools/inspect_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *words: run_cli(lambda: module.main([str(word) for word in words]))
+def main(*words):
+    return run_cli(lambda: inspect_dataset.main([str(word) for word in words]))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def broken(words, tmp_path, **values) -> list[Path]:
     return [tmp_path / "broken.json", words[1]]
 
 
-def test_config_and_page(main, both, tmp_path, capsys):
+def test_config_and_page(both, tmp_path, capsys):
     config, page = tmp_path / "mine.yaml", tmp_path / "page.html"
     assert main(*both, "--write-config", config, "--html", page, "--weights", "none", "--device", "cpu") == 0
     output = capsys.readouterr().out
@@ -68,7 +64,7 @@ def test_config_and_page(main, both, tmp_path, capsys):
     assert main(*both, "--write-config", config) == 2  # never written over
 
 
-def test_retinanet_on_gpus_from_pretrained_weights(main, words, tmp_path):
+def test_retinanet_on_gpus_from_pretrained_weights(words, tmp_path):
     config = tmp_path / "mine.yaml"
     assert main(*words, "--write-config", config, "--task", "retinanet", "--device", "gpu", "--model", "pvt_small") == 0
     cfg = load_config(config)
@@ -87,14 +83,14 @@ def test_retinanet_on_gpus_from_pretrained_weights(main, words, tmp_path):
         ({"area": None}, ["--strict"], 3),
     ],
 )
-def test_exit_code_tells(main, words, tmp_path, capsys, values, options, code):
+def test_exit_code_tells(words, tmp_path, capsys, values, options, code):
     assert main(*broken(words, tmp_path, **values), *options) == code
     output = capsys.readouterr().out
     assert ("refused: 1 x" in output) == (code == 3)
     assert "annotation " in output
 
 
-def test_refused_data_gets_a_page_but_no_config(main, words, tmp_path):
+def test_refused_data_gets_a_page_but_no_config(words, tmp_path):
     page, config = tmp_path / "page.html", tmp_path / "c.yaml"
     words = broken(words, tmp_path, bbox=[100, 2, 3e4, 4], category_id=77, image_id=1)
     assert main(*words, "--html", page, "--write-config", config) == 3
@@ -106,7 +102,7 @@ def test_refused_data_gets_a_page_but_no_config(main, words, tmp_path):
     )
 
 
-def test_names_cannot_break_the_config_or_the_page(main, words, tmp_path):
+def test_names_cannot_break_the_config_or_the_page(words, tmp_path):
     content = json.loads(Path(words[0]).read_text())
     names = ["a: b # c", 'd"\n_BASE_: x', "<script>alert(1)</script>", "e\u2028\U0001f600"]
     for category, name in zip(content["categories"], names, strict=True):
@@ -122,13 +118,13 @@ def test_names_cannot_break_the_config_or_the_page(main, words, tmp_path):
     assert "<script" not in page.read_text()
 
 
-def test_leakage_is_told(main, words, capsys):
+def test_leakage_is_told(words, capsys):
     assert main(*words, "--val-json", words[0]) == 0
     assert "8 x images that are in the training data too" in capsys.readouterr().out.replace("\n", " ")
     assert main(*words, "--val-json", words[0], "--strict") == 3
 
 
-def test_yolo_data_is_kept_as_coco_beside_the_config(main, tmp_path):
+def test_yolo_data_is_kept_as_coco_beside_the_config(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [cell]\n")
@@ -143,7 +139,7 @@ def test_yolo_data_is_kept_as_coco_beside_the_config(main, tmp_path):
     assert json.loads((tmp_path / "cells_train.json").read_text())["annotations"][0]["bbox"] == [21, 12, 18, 16]
 
 
-def test_help_shows_an_example(main, capsys):
+def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
         main("--help")
     assert stop.value.code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -19,19 +18,12 @@ import torch
 from pvt_det.commands import compare, train_cls
 from pvt_det.engine.cli import run_cli
 from tests.data.imagenet_fakes import class_folders
+from tools import train_cls as script
 
 _TINY = (
     *("--model", "pvt_v2_b0", "--img-size", "32", "--epochs", "2", "--batch-size", "4", "--warmup-epochs", "0.5"),
     *("--lr", "1e-3", "--lr-batch", "0", "--log-every", "1", "--device", "cpu", "--amp", "none"),
 )
-
-
-@pytest.fixture(scope="module")
-def script(repo_root):
-    spec = importlib.util.spec_from_file_location("train_cls", repo_root / "tools/train_cls.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def test_the_models_recipe_is_the_default():
     assert options("--model", "pvt_small").clip_grad == 0.0
 
 
-def test_help_lists_every_option_with_an_example(script, capsys):
+def test_help_lists_every_option_with_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
     assert stop.value.code == 0
@@ -83,7 +75,7 @@ def test_help_lists_every_option_with_an_example(script, capsys):
         (["--model", "pvt_small", "--data", "{data}", "--eval-only", "--weights", "none.pth"], 4, "none.pth"),
     ],
 )
-def test_errors_are_one_line_with_a_code(script, data, tmp_path, capsys, words, code, message):
+def test_errors_are_one_line_with_a_code(data, tmp_path, capsys, words, code, message):
     words = [word.format(data=data) for word in words] + ["--output", str(tmp_path), "--device", "cpu"]
     assert run_cli(lambda: script.main(words)) == code
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -91,7 +83,7 @@ def test_errors_are_one_line_with_a_code(script, data, tmp_path, capsys, words, 
     assert message in error
 
 
-def test_train_evaluate_and_stop(script, data, tmp_path, capsys):
+def test_train_evaluate_and_stop(data, tmp_path, capsys):
     words = [*_TINY, "--data", str(data), "--output", str(tmp_path), "--workers", "0", "--epochs", "1"]
     assert script.main(words) == 0
     assert "best.safetensors" in capsys.readouterr().out
@@ -111,7 +103,7 @@ def test_train_evaluate_and_stop(script, data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_mid_epoch_goes_on_to_the_bit(script, repo_root, data, tmp_path):
+def test_a_run_killed_in_mid_epoch_goes_on_to_the_bit(repo_root, data, tmp_path):
     """Six updates an epoch; SIGTERM comes in the second, SIGKILL in the third."""
 
     def words(name: str) -> list[str]:
@@ -141,7 +133,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_bit(script, repo_root, data, t
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun_train_like_one(script, repo_root, data, tmp_path):
+def test_two_processes_under_torchrun_train_like_one(repo_root, data, tmp_path):
     """Without what is drawn per process, two gloo processes take the same steps as one with their images."""
     unmixed = ("--mixup", "0", "--cutmix", "0", "--erase-prob", "0", "--drop-path-rate", "0")
     words = [*_TINY, *unmixed, "--data", str(data), "--workers", "0", "--epochs", "1"]

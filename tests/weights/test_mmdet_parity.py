@@ -6,10 +6,8 @@ weights that anyone can regenerate; `make_mmdet_reference.py` made it.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,21 +16,12 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from pvt_det.config import load_config
+from tests.weights import make_mmdet_reference as maker
+from tools import convert_weights
 
 HERE = Path(__file__).parent
 REFERENCE = json.loads((HERE / "golden/mmdet_reference.json").read_text())
 TOLERANCE = 1e-4
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maker = _load(HERE / "make_mmdet_reference.py")
-convert_weights = _load(HERE.parents[1] / "tools/convert_weights.py")
 
 
 def build(name: str, repo_root: Path) -> nn.Module:
