@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.cost import describe_gmacs
+from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.evaluation.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
 from pvt_det.evaluation.tables import as_csv, as_markdown, as_table, render
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _gmacs(run: Run) -> str:
-    return run.gmacs or describe_gmacs(run.folder / "config.yaml", run.annotations)
+    return run.gmacs or describe_gmacs(run.folder / CONFIG_NAME, run.annotations)
 
 
 def build_parser() -> ArgumentParser:

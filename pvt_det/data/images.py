@@ -16,6 +16,8 @@ from pvt_det.errors import DataError
 
 # Above this an image is refused before it is decoded: Pillow's own bound, 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
+# Endings of the files that are taken for images where a folder stands for those in it.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 _ORIENTATION_TAG = 274
 _TRANSPOSE = {

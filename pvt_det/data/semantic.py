@@ -12,13 +12,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from pvt_det.data.findings import Findings
-from pvt_det.data.images import check_size, read_header, read_image
+from pvt_det.data.images import IMAGE_SUFFIXES, check_size, read_header, read_image
 from pvt_det.data.labels import LabelMaps
 from pvt_det.errors import ConfigError, DataError
 
 _logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # What of a COCO-format data set's metadata goes over to the panoptic one made of it.
 _FROM_COCO = ("coco_source", "json_file", "image_root", "thing_classes", "thing_dataset_id_to_contiguous_id")
 

@@ -147,7 +147,7 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
                 "Their categories must have the same names in the order of their ids"
             )
     number = len(known[first])
-    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    head = head_key(cfg)
     stated = cfg.MODEL[head].NUM_CLASSES
     if stated != number and (not from_json or stated != _DEFAULT_CLASSES):
         raise ConfigError(
@@ -164,6 +164,11 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
         _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, _short(known[first]))
         cfg.MODEL.RETINANET.NUM_CLASSES = number
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+
+
+def head_key(cfg: CfgNode) -> str:
+    """The section of MODEL that says how many classes a detector finds and which detections it keeps."""
+    return "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
 
 
 def _short(names: list[str]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
-from pycocotools import mask as mask_util
 
 from pvt_det.evaluation.pictures import Picture, draw, sheet
+from pvt_det.layers.masks import RunLengthMasks
 
 NAME = "train_batch.jpg"
 _MOST = 8
@@ -52,10 +52,7 @@ def _objects(instances: Instances) -> list[dict[str, Any]]:
     ]
     if instances.has("gt_masks"):
         masks = instances.gt_masks
-        if isinstance(masks, PolygonMasks):
-            found = masks.polygons
-        else:
-            found = [mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks.tensor]
+        found = masks.polygons if isinstance(masks, PolygonMasks) else RunLengthMasks.encode(masks.tensor).rles()
         for shown, mask in zip(objects, found, strict=True):
             shown["segmentation"] = mask
     return objects

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,15 @@ from detectron2.config import CfgNode
 
 from pvt_det import __version__
 from pvt_det.config import load_config
+from pvt_det.data.annotations import read_json
 from pvt_det.engine.checkpoint import write_atomically
-from pvt_det.engine.predictor import config_file, run_weights
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.engine.predictor import CONFIG_NAME, config_file, run_weights
+from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.evaluation.tables import as_markdown
 from pvt_det.weights import read_checkpoint, save_safetensors
 
-CARD_NAME, WEIGHTS_NAME, CONFIG_NAME = "README.md", "model.safetensors", "config.yaml"
+CARD_NAME, WEIGHTS_NAME = "README.md", "model.safetensors"
 NOT_STATED = "not stated"
 _PIPELINES = {
     "bbox": "object-detection",
@@ -104,7 +104,6 @@ def model_card(run: Run, cfg: CfgNode, terms: Terms) -> str:
         cfg: its config.
         terms: licences and authors.
     """
-    results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
     data = [f"- {part}: {_data(cfg, part)}" for part in ("TRAIN", "VAL")]
     classes = list(cfg.DATASETS.CLASS_NAMES)
     sections = {
@@ -115,11 +114,11 @@ def model_card(run: Run, cfg: CfgNode, terms: Terms) -> str:
             [
                 f"- recipe: {run.recipe}",
                 f"- started from: {Path(cfg.MODEL.WEIGHTS).name or 'random weights'}",
-                f"- seed: {results.get('seed', 'unknown')}",
+                f"- seed: {'unknown' if run.seed is None else run.seed}",
                 f"- parameters: {run.parameters:,}",
             ]
         ),
-        "Environment": _environment(results.get("environment", {})),
+        "Environment": _environment(run.environment),
         "Licence": "\n".join(
             [
                 f"- of these weights: {terms.licence}",
@@ -185,13 +184,10 @@ def _data(cfg: CfgNode, part: str) -> str:
     if not cfg.DATASETS[f"{part}_JSON"]:
         names = cfg.DATASETS.TRAIN if part == "TRAIN" else cfg.DATASETS.TEST
         return ", ".join(names) or "not told"
-    try:
-        content = json.loads(file.read_bytes())
-        return f"{file.name}, {len(content['images']):,} images, {len(content['annotations']):,} objects"
-    except OSError:
+    if not file.is_file():
         return file.name
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"annotation file {file} is broken: {error!r}") from error
+    content = read_json(file)
+    return f"{file.name}, {len(content['images']):,} images, {len(content['annotations']):,} objects"
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

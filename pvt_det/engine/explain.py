@@ -7,20 +7,18 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pvt_det.config import load_config
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.transforms import ResizeShortSide
 from pvt_det.engine.predictor import config_file, run_weights
+from pvt_det.engine.trained_classifier import trained_classifier
 from pvt_det.errors import ConfigError
-from pvt_det.models import create_model
 from pvt_det.models.trunk import Trunk
-from pvt_det.weights import load_pretrained, read_checkpoint, to_ours
+from pvt_det.weights import load_pretrained
 
-# Those of ImageNet, as the published classifiers take them; RGB, 0 … 255.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
 _CLASSIFIER_SIDE = 224
 
 
@@ -65,12 +63,9 @@ def classifier(name: str, weights: str, pixels: NDArray[np.uint8]) -> tuple[Trun
         CheckpointError: The weights are missing, damaged, or not of such a classifier.
         ConfigError: The name is unknown.
     """
-    source = weights or f"pvt://{name}"
-    head = to_ours(read_checkpoint(source)).get("head.weight")
-    model = create_model(name, num_classes=1000 if head is None else len(head)).eval()
-    load_pretrained(model, source).require_whole()
+    model = trained_classifier(name, weights or f"pvt://{name}")
     image = _resized(pixels, [ResizeShortSide((_CLASSIFIER_SIDE,), float("inf"), "choice", "pil")])
-    mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return model, (image - mean) / std
 
 

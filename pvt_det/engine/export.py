@@ -16,24 +16,25 @@ from torch import nn
 
 from pvt_det import __version__
 from pvt_det.config import load_config
+from pvt_det.data.annotations import read_json
 from pvt_det.data.imagenet_transforms import EvalTransform
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
+from pvt_det.data.sets import head_key
 from pvt_det.engine.predictor import class_names, config_file, run_weights
 from pvt_det.engine.results import model_name
-from pvt_det.errors import CheckpointError, ConfigError, NumericError
+from pvt_det.engine.trained_classifier import trained_classifier
+from pvt_det.errors import ConfigError, NumericError
 from pvt_det.export.check import Parity, compare, median_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write
 from pvt_det.export.graphs import Graph, build_graph
 from pvt_det.export.program import trace
-from pvt_det.models import create_model
-from pvt_det.weights import load_pretrained, read_checkpoint
+from pvt_det.weights import load_pretrained
 
 # Images that the check looks at, one by one, and its first one also in a batch with its mirror image.
 CHECKED = 4
 # Of the images that are traced: no stride divides their sides, which differ.
 _TRACED_SIZE = (2, 3, 200, 140)
-_HEAD = "head.weight"
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,6 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         resize(seen)
         return np.ascontiguousarray(seen.image)
 
-    is_retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
-    threshold = (cfg.MODEL.RETINANET if is_retinanet else cfg.MODEL.ROI_HEADS).SCORE_THRESH_TEST
     is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     metadata = {
         "task": "semantic segmentation" if is_semantic else "detection",
@@ -122,7 +121,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         bgr=bgr,
         prepare=prepare,
         limit=cfg.TEST.DETECTIONS_PER_IMAGE,
-        threshold=threshold,
+        threshold=cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
         metadata=_metadata(model_name(cfg), metadata),
         images=_validation_images(cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES),
     )
@@ -139,11 +138,7 @@ def load_classifier(name: str, weights: str, size: int = 224) -> Subject:
     Raises:
         CheckpointError: The weights do not fit, or have no classifier.
     """
-    head = read_checkpoint(weights).get(_HEAD) if Path(weights).is_file() else None
-    model = create_model(name, 1000 if head is None else len(head), img_size=size)
-    if load_pretrained(model, weights).new:
-        raise CheckpointError(f"{weights} is not of a whole {name} classifier: give the weights of a trained one.")
-    graph = build_graph(model)
+    graph = build_graph(trained_classifier(name, weights, size))
     crop = EvalTransform(size, size / round(size * 256 / 224), "bicubic")
     return Subject(
         name=f"{name} classifier",
@@ -230,7 +225,7 @@ def _metadata(name: str, of_task: dict[str, str]) -> dict[str, str]:
 def _validation_images(json_file: str, folder: str) -> tuple[Path, ...]:
     if not json_file or not Path(json_file).is_file():
         return ()
-    names = [image["file_name"] for image in json.loads(Path(json_file).read_bytes())["images"]]
+    names = [image["file_name"] for image in read_json(json_file)["images"]]
     return tuple(path for name in names if (path := Path(folder) / name).is_file())
 
 

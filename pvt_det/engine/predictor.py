@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
+from pvt_det.data.sets import head_key
 from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.engine.tta import with_views
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.weights import load_pretrained
 
 Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
 
-CONFIG_NAME = "config.yaml"
 # In the order in which they are looked for beside a run's config.
 _WEIGHTS = ("model_best.pth", "model_final.pth")
 
@@ -209,8 +210,7 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Names of the classes that a config's detector finds: the run's, its named data set's, or else their numbers."""
-    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-    number = cfg.MODEL[head].NUM_CLASSES
+    number = cfg.MODEL[head_key(cfg)].NUM_CLASSES
     registered = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
     named = [MetadataCatalog.get(name).get("thing_classes", []) for name in registered]
     for names in (cfg.DATASETS.CLASS_NAMES, *named):

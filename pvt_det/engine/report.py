@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import DatasetCatalog
 
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.checkpoint import write_atomically
+from pvt_det.engine.predictor import CONFIG_NAME
 from pvt_det.engine.results import METRICS_NAME
 from pvt_det.errors import PvtDetError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.evaluation.report import Background, read_history, report_page
 from pvt_det.evaluation.report_pictures import ImageFile
-
-_CONFIG_NAME = "config.yaml"
 
 
 def write_report(run: Path, output: Path, base: Path | None = None) -> None:
@@ -38,12 +35,10 @@ def write_report(run: Path, output: Path, base: Path | None = None) -> None:
 
 
 def _background(run: Run) -> Background:
-    config = run.folder / _CONFIG_NAME
+    config = run.folder / CONFIG_NAME
     images, why = _images(run, config)
-    results: dict[str, Any] = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
     return Background(
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        environment=results.get("environment", {}),
         history=read_history(run.folder / METRICS_NAME),
         images=images,
         without_images=why,

@@ -17,7 +17,9 @@ from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.evaluate import inference_folder
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.evaluation.published import RESULTS_NAME
+from pvt_det.models.complexity import count_parameters
 
+CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.json"
 
 
@@ -42,7 +44,7 @@ def write_results(
         "model": model_name(cfg),
         "recipe": recipe(cfg),
         "dataset": dataset,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
         "metrics": _without_nan(metrics),
         "best": _without_nan(best),
         "results_file": _relative_detections(cfg, dataset),

@@ -27,10 +27,10 @@ from pvt_det.engine.rng import seed_all
 from pvt_det.engine.torchrun import restarts
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
+from pvt_det.models.complexity import count_parameters
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
-CONFIG_NAME = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any
     trainer = PVTTrainer(cfg, console)
     trainer.resume_or_load(resume, options.allow_partial)
     if comm.is_main_process():
-        write_atomically(folder / CONFIG_NAME, cfg.dump())
+        write_atomically(folder / results.CONFIG_NAME, cfg.dump())
         store.check_space(trainer.checkpoint_bytes())
         _say_what_is_trained(cfg, trainer)
     try:
@@ -130,8 +130,8 @@ def _evaluate(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     metrics = evaluate.evaluate(cfg, model)
     if comm.is_main_process():
         # Beside a training run's own config nothing is written: that one says how its checkpoints were made.
-        if not (folder := Path(cfg.OUTPUT_DIR)).joinpath(CONFIG_NAME).exists():
-            write_atomically(folder / CONFIG_NAME, cfg.dump())
+        if not (folder := Path(cfg.OUTPUT_DIR)).joinpath(results.CONFIG_NAME).exists():
+            write_atomically(folder / results.CONFIG_NAME, cfg.dump())
         path = results.write_results(
             cfg, model, metrics, config_file=options.config_file, iterations=iterations, best={}
         )
@@ -195,7 +195,7 @@ def _seed(cfg: CfgNode, resume: bool) -> int:
     """The config's seed; below 0, that of the run to resume, or one that is drawn, the same on every process."""
     if cfg.SEED >= 0:
         return int(cfg.SEED)
-    saved = Path(cfg.OUTPUT_DIR) / CONFIG_NAME
+    saved = Path(cfg.OUTPUT_DIR) / results.CONFIG_NAME
     drawn = secrets.randbelow(2**31)
     if comm.is_main_process() and resume and saved.is_file():
         drawn = load_config(saved).SEED
@@ -203,11 +203,10 @@ def _seed(cfg: CfgNode, resume: bool) -> int:
 
 
 def _say_what_is_trained(cfg: CfgNode, trainer: PVTTrainer) -> None:
-    parameters = sum(p.numel() for p in trainer.model.parameters())
     _log.info(
         "%s, %.1f M parameters, on %s; %s; data: %s; output: %s",
         results.model_name(cfg),
-        parameters / 1e6,
+        count_parameters(trainer.model) / 1e6,
         cfg.MODEL.DEVICE,
         results.recipe(cfg),
         ", ".join(cfg.DATASETS.TRAIN),

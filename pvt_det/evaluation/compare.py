@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Run:
         results_file: detections in COCO's results format.
         annotations: ground truth in COCO's format.
         gmacs: cost of one image with the image's size, where the run has noted it.
+        seed: of the run, where it has noted it.
+        environment: versions and hardware, by name; empty where the run has not noted them.
     """
 
     folder: Path
@@ -65,6 +67,8 @@ class Run:
     results_file: Path
     annotations: Path
     gmacs: str | None = None
+    seed: int | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def value(self, task: str) -> float | None:
         """The metric of a task of `TASKS` in percent, None where it was not measured."""
@@ -114,6 +118,8 @@ def load_run(path: str | Path) -> Run:
         results_file=file.parent / raw["results_file"],
         annotations=Path(raw["annotations"]),
         gmacs=raw.get("gmacs"),
+        seed=raw.get("seed"),
+        environment=raw.get("environment", {}),
         **fields,
     )
 

@@ -29,14 +29,12 @@ class Background:
 
     Attributes:
         config: the run's complete config, as text.
-        environment: where it was made, by name; empty where that was not written down.
         history: the lines of `metrics.json`.
         images: where the evaluated images lie, by id.
         without_images: why there are none.
     """
 
     config: str
-    environment: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     images: Mapping[int, ImageFile]
     without_images: str = ""
@@ -67,7 +65,7 @@ def report_page(run: Run, background: Background, base: Run | None = None) -> st
         sections.append(("Worst images", _worst(run, background)))
     if background.history:
         sections.append(("Training", _training(background.history)))
-    sections.append(("Environment", _environment(background.environment)))
+    sections.append(("Environment", _environment(run.environment)))
     sections.append(("Configuration", details("All keys", code(background.config))))
     lead = f"{run.recipe}; {run.parameters / 1e6:.1f} M parameters; evaluated on {run.dataset or 'nothing'}."
     return page(f"{run.model} ({run.folder.resolve().name})", sections, lead=lead)

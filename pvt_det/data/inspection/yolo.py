@@ -14,13 +14,12 @@ from typing import Any
 import yaml
 
 from pvt_det.data.findings import Findings
-from pvt_det.data.images import read_header
+from pvt_det.data.images import IMAGE_SUFFIXES, read_header
 from pvt_det.errors import DataError
 
 # Where the class names stand, in the folder of the labels or above it.
 CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
 _LEVELS_UP = 3
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, A
     names = _class_names(labels)
     images = _images(image_root)
     if not images:
-        raise DataError(f"image folder {image_root} has no images ({', '.join(_IMAGE_ENDINGS)})")
+        raise DataError(f"image folder {image_root} has no images ({', '.join(IMAGE_SUFFIXES)})")
     texts = {path.relative_to(labels).with_suffix(""): path for path in sorted(labels.rglob("*.txt"))}
     for stem in texts.keys() - images.keys():
         if texts[stem].name not in CLASS_FILES:
@@ -94,7 +93,7 @@ def _names_in(path: Path) -> list[str]:
 def _images(root: Path) -> dict[Path, Path]:
     if not root.is_dir():
         raise DataError(f"image folder {root} does not exist")
-    found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in _IMAGE_ENDINGS)
+    found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.relative_to(root).with_suffix(""): path for path in found}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from pvt_det.data.images import read_image
+from pvt_det.data.sets import head_key
 from pvt_det.engine.predictor import Image, Predictor, check_pixels
 from pvt_det.errors import ConfigError
 from pvt_det.layers.masks import RunLengthMasks
@@ -44,9 +45,8 @@ class TiledPredictor:
         self.predictor = predictor
         self.tile = tile
         self.overlap = overlap
-        model = predictor.cfg.MODEL
-        head = model.RETINANET if "RetinaNet" in model.META_ARCHITECTURE else model.ROI_HEADS
-        self.nms_threshold = head.NMS_THRESH_TEST
+        cfg = predictor.cfg
+        self.nms_threshold = cfg.MODEL[head_key(cfg)].NMS_THRESH_TEST
 
     def __call__(self, images: Sequence[Image]) -> list[Instances]:
         """Find objects in each image; see `Predictor`."""
