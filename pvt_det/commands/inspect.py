@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from pvt_det.data.check import LEVELS
 from pvt_det.data.findings import ON_ERROR
@@ -28,8 +29,9 @@ from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.inspection.config_file import Plan, check_place, write_config
 from pvt_det.engine.inspection.page import inspection_page
 from pvt_det.engine.inspection.terminal import show, show_advice
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import list_models
+from pvt_det.weights.source import locate
 
 _BATCHES = {"cpu": 4, "gpu": 16}
 
@@ -50,7 +52,11 @@ def build_parser() -> ArgumentParser:
     config.add_argument("--write-config", type=Path, metavar="FILE", help="write it here")
     config.add_argument("--task", choices=TASKS, help="default: mask-rcnn where every object has a mask")
     config.add_argument("--model", choices=list_models(), default="pvt_tiny", metavar="NAME", help="default pvt_tiny")
-    config.add_argument("--weights", metavar="FILE", help="default: the model's from ImageNet; none: random weights")
+    config.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="default: the model's from ImageNet, where they can be fetched; none: random weights",
+    )
     config.add_argument("--device", choices=tuple(_BATCHES), help="what to plan for; default: what is here")
     config.add_argument("--batch", type=int, metavar="N", help="images of an iteration; default 4 on a CPU, 16 on GPUs")
     return parser
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             )
             return DataError.exit_code
         if args.write_config:
-            _write_config(args, parts)
+            _write_config(args, console, parts)
             console.print(f"Config: {args.write_config}; train with --config-file {args.write_config}", soft_wrap=True)
     return 0
 
@@ -113,14 +119,28 @@ def _is_refused(parts: list[tuple[str, Inspection]], leakage: list[Advice], on_e
     return any(found.is_refused(on_error) for _, found in parts) or (on_error == "strict" and bool(leakage))
 
 
-def _write_config(args: argparse.Namespace, parts: list[tuple[str, Inspection]]) -> None:
+def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
+    """MODEL.WEIGHTS, and why where they are "": weights that nobody named must not keep the config from training."""
+    if args.weights:
+        return ("", "--weights none") if args.weights == "none" else (args.weights, "")
+    name = f"pvt://{args.model}"
+    try:
+        locate(name)
+    except CheckpointError as error:
+        console.print(f"[yellow]The config starts from random weights: {escape(str(error))}", soft_wrap=True)
+        return "", f"{name} could not be fetched"
+    return name, ""
+
+
+def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[str, Inspection]]) -> None:
     train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
     on_cpu = (args.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
-    weights = args.weights or f"pvt://{args.model}"
+    weights, weights_reason = _weights(args, console)
     plan = Plan(
         task=args.task or ("mask-rcnn" if train.statistics.has_masks else "retinanet"),
         model=args.model,
-        weights="" if weights == "none" else weights,
+        weights=weights,
+        weights_reason=weights_reason,
         on_cpu=on_cpu,
         on_error=args.on_error,
         allow_outside=args.allow_outside,

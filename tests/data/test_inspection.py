@@ -293,6 +293,7 @@ def test_settings_are_about_the_hand_written_ones(shared_dir, name, side, iterat
     settings = recommend(parts[0], task, on_cpu=True, batch=4, pretrained=False, most_objects=most)
     assert settings.side == side
     assert settings.iterations == pytest.approx(iterations, rel=0.15)
+    assert settings.iterations % 10 == 0
     assert settings.rate == 4e-4
     assert settings.anchors.factor == 2.0
     assert settings.detections >= detections

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pvt_det.commands import inspect
 from pvt_det.config import load_config
 from pvt_det.data.shapes import write_shapes
 from pvt_det.engine.cli import run_cli
+from pvt_det.errors import CheckpointError
 from tools import inspect_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 def main(*words):
     return run_cli(lambda: inspect_dataset.main([str(word) for word in words]))
+
+
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch):
+    """Weights that can be fetched, without a network; the list takes what was asked for."""
+    asked: list[str] = []
+    monkeypatch.setattr(inspect, "locate", asked.append)
+    return asked
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +74,30 @@ def test_config_and_page(both, tmp_path, capsys):
     assert main(*both, "--write-config", config) == 2  # never written over
 
 
-def test_retinanet_on_gpus_from_pretrained_weights(words, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize(("task", "head"), [("retinanet", "RETINANET"), ("mask-rcnn", "ROI_MASK_HEAD")])
+def test_weights_out_of_reach_make_way_for_random_ones(words, tmp_path, capsys, monkeypatch, device, task, head):
+    def fail(name):
+        raise CheckpointError(f"{name} [no network]")
+
+    monkeypatch.setattr(inspect, "locate", fail)
+    config = tmp_path / "mine.yaml"
+    assert main(*words, "--write-config", config, "--task", task, "--device", device) == 0
+    assert "random weights: pvt://pvt_tiny [no network]" in capsys.readouterr().out
+    assert "Random weights: pvt://pvt_tiny could not be fetched." in config.read_text()
+    cfg = load_config(config)
+    assert cfg.MODEL.WEIGHTS == ""
+    assert cfg.MODEL.FPN.NORM == cfg.MODEL[head].NORM == "GN"
+    assert cfg.MODEL.PVT.DROP_PATH_RATE == 0
+    assert pytest.approx(4e-4 * (cfg.SOLVER.IMS_PER_BATCH / 4) ** 0.5) == cfg.SOLVER.BASE_LR
+
+
+def test_retinanet_on_gpus_from_pretrained_weights(words, tmp_path, reachable):
     config = tmp_path / "mine.yaml"
     assert main(*words, "--write-config", config, "--task", "retinanet", "--device", "gpu", "--model", "pvt_small") == 0
     cfg = load_config(config)
     assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.PVT.VARIANT) == ("PVTRetinaNet", "pvt_small")
-    assert cfg.MODEL.WEIGHTS == "pvt://pvt_small"
+    assert [cfg.MODEL.WEIGHTS] == reachable == ["pvt://pvt_small"]
     assert cfg.SOLVER.IMS_PER_BATCH == 16
     assert cfg.DATASETS.VAL_JSON == ""
 

@@ -22,18 +22,21 @@ class _Task:
         strides: of the levels that have anchors.
         octaves: anchor sizes of a level as multiples of its first.
         usual: anchor size of COCO's models, as a multiple of the stride.
-        cpu_pixels: pixels of all training images that two cores get through in about half an hour with PVT-Tiny.
+        cpu_pixels: pixels of all training images that two cores get through in `cpu_minutes` with PVT-Tiny, measured by
+            `configs/small`: enough to learn a few classes from random weights.
+        cpu_minutes: see `cpu_pixels`.
     """
 
     strides: tuple[int, ...]
     octaves: tuple[float, ...]
     usual: float
     cpu_pixels: float
+    cpu_minutes: int
 
 
 _TASKS = {
-    "retinanet": _Task((8, 16, 32, 64, 128), (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), 4.0, 215e6),
-    "mask-rcnn": _Task((4, 8, 16, 32, 64), (1.0,), 8.0, 140e6),
+    "retinanet": _Task((8, 16, 32, 64, 128), (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), 4.0, 270e6, 15),
+    "mask-rcnn": _Task((4, 8, 16, 32, 64), (1.0,), 8.0, 140e6, 20),
 }
 # Short sides of the images, pixels: least and most on a CPU, and the recipes' on a GPU.
 _CPU_SIDES, _GPU_SIDE = (256, 320), 800
@@ -53,7 +56,7 @@ class Settings:
         train_sides: short sides that training draws from.
         most: longest side in the test and in training, pixels.
         anchors: sizes and ratios.
-        detections: most detections of an image.
+        detections: most detections of an image; `detections_reason` says why.
         batch: images of an iteration.
         iterations: number of iterations; `iterations_reason` says why.
         rate: learning rate; `rate_reason` says why.
@@ -81,7 +84,7 @@ def recommend(
     Args:
         statistics: of the training data.
         task: one of `TASKS`.
-        on_cpu: for a CPU, where a run should end in about half an hour; otherwise for GPUs.
+        on_cpu: for a CPU, where a run should end within half an hour; otherwise for GPUs.
         batch: images of an iteration.
         pretrained: whether the backbone starts from ImageNet's weights.
         most_objects: that an image has, in any of the data.
@@ -99,16 +102,17 @@ def recommend(
     longest = math.ceil(side * min(aspect, 2.0))
     scale = side / statistics.box_images.min(axis=1, keepdims=True)
     pixels = side * side * float(np.mean(np.minimum(sizes.max(axis=1) / sizes.min(axis=1), 2.0)))
-    iterations, iterations_reason = _iterations(statistics.images, batch, kind.cpu_pixels / pixels if on_cpu else None)
+    iterations, iterations_reason = _iterations(statistics.images, batch, kind, pixels if on_cpu else None)
     rate, rate_reason = _rate(batch, pretrained)
+    detections, detections_reason = _detections(most_objects)
     return Settings(
         side=side,
         side_reason=side_reason,
         train_sides=[round(side * step / 8) * 8 for step in steps],
         most=(longest, math.ceil(longest * steps[-1])),
         anchors=suit_anchors(statistics.boxes * scale, kind.strides, kind.octaves, kind.usual),
-        detections=max(_USUAL_DETECTIONS, math.ceil(most_objects * 1.2 / 50) * 50),
-        detections_reason=f"an image has up to {most_objects} objects",
+        detections=detections,
+        detections_reason=detections_reason,
         batch=batch,
         iterations=iterations,
         iterations_reason=iterations_reason,
@@ -136,20 +140,30 @@ def _rounded(side: float) -> int:
     return max(32, round(side / 32) * 32)
 
 
-def _iterations(images: int, batch: int, affordable: float | None) -> tuple[int, str]:
+def _iterations(images: int, batch: int, kind: _Task, cpu_pixels: float | None) -> tuple[int, str]:
+    """The number of iterations and why; `cpu_pixels` are those of an image, on a CPU."""
     seen = min(max(_EPOCHS * images, _LEAST_SEEN), _MOST_EPOCHS * images)
     reason = f"{_EPOCHS} epochs as COCO's, but at least {_LEAST_SEEN:,} images, and at most {_MOST_EPOCHS} epochs"
-    if affordable is not None and affordable < seen:
-        seen = int(affordable)
-        reason = "about half an hour on two cores; longer is better"
-    iterations = max(10, round(seen / batch))
+    if cpu_pixels is not None and kind.cpu_pixels / cpu_pixels < seen:
+        seen = int(kind.cpu_pixels / cpu_pixels)
+        reason = f"some {kind.cpu_minutes} minutes on two free cores with PVT-Tiny; longer is better"
+    # In tens, so that evaluations and checkpoints at its parts end with it.
+    iterations = max(10, round(seen / batch / 10) * 10)
     epochs = iterations * batch / images
     return iterations, f"{iterations * batch:,} images, {epochs:.1f} epochs: {reason}"
+
+
+def _detections(most_objects: int) -> tuple[int, str]:
+    has = f"an image has up to {most_objects} objects"
+    needed = math.ceil(most_objects * 1.2 / 50) * 50
+    if needed <= _USUAL_DETECTIONS:
+        return _USUAL_DETECTIONS, f"COCO's; {has}"
+    return needed, f"{has}, and others may have a fifth more; COCO's {_USUAL_DETECTIONS} would cut them"
 
 
 def _rate(batch: int, pretrained: bool) -> tuple[float, str]:
     base, reference = (2e-4, 16) if pretrained else (4e-4, 4)
     rate = float(f"{base * math.sqrt(batch / reference):.2g}")
-    start = "pretrained weights" if pretrained else "random weights"
+    start = "pretrained weights, as COCO's recipes" if pretrained else "random weights, as configs/small"
     scaled = "" if batch == reference else ", times the root of the batches' ratio"
     return rate, f"{base:g} at batch {reference} from {start}{scaled}"

@@ -12,6 +12,7 @@ import yaml
 from pvt_det.config import load_config
 from pvt_det.data.inspection.inspect import Inspection
 from pvt_det.data.inspection.recommend import Settings
+from pvt_det.data.inspection.statistics import Statistics
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.errors import ConfigError
 
@@ -20,6 +21,8 @@ _FILES = {
     "retinanet": ("retinanet.yaml", "retinanet_pvt.yaml"),
     "mask-rcnn": ("mask_rcnn.yaml", "rcnn_pvt.yaml"),
 }
+# Random weights learn the blood cells, whose rarest class has some 300 objects; COCO has 10,000 a class.
+_FEW = 200
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Plan:
     Attributes:
         task: one of `pvt_det.data.inspection.recommend.TASKS`.
         model: a variant, such as "pvt_tiny".
-        weights: MODEL.WEIGHTS; "" starts from random weights.
+        weights: MODEL.WEIGHTS; "" starts from random weights, and `weights_reason` says why.
         on_cpu: for a CPU.
         on_error: DATASETS.ON_ERROR.
         allow_outside: DATASETS.ALLOW_OUTSIDE.
@@ -38,6 +41,7 @@ class Plan:
     task: str
     model: str
     weights: str
+    weights_reason: str
     on_cpu: bool
     on_error: str
     allow_outside: bool
@@ -73,7 +77,7 @@ def _text(path: Path, plan: Plan, settings: Settings, train: Inspection, val: In
     parts = [
         _head(path, plan, train),
         _datasets(plan, train, val),
-        _model(plan, settings, len(train.data.categories)),
+        _model(plan, settings, train.statistics),
         _input(settings),
         _solver(plan, settings),
         _test(settings, path.stem, has_val=val is not None),
@@ -88,8 +92,9 @@ def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     # Relative paths within the checkout, which may be moved; absolute ones from elsewhere.
     is_inside = folder.is_relative_to(_BASES.parents[1])
     bases = [os.path.relpath(_BASES / name, folder) if is_inside else str(_BASES / name) for name in names]
+    classes = "1 class" if len(s.classes) == 1 else f"{len(s.classes)} classes"
     return [
-        f"# For {s.images:,} images with {s.objects:,} objects of {len(s.classes)} classes, "
+        f"# For {s.images:,} images with {s.objects:,} objects of {classes}, "
         f"{'on a CPU' if plan.on_cpu else 'on GPUs'}; written by inspect_dataset.",
         f"_BASE_: {_list(bases)}",
     ]
@@ -111,17 +116,16 @@ def _datasets(plan: Plan, train: Inspection, val: Inspection | None) -> list[str
     return lines
 
 
-def _model(plan: Plan, settings: Settings, classes: int) -> list[str]:
-    anchors = settings.anchors
-    head = "RETINANET" if plan.task == "retinanet" else "ROI_HEADS"
-    random = "  # from nothing: with ImageNet's weights much less data gives as much"
+def _model(plan: Plan, settings: Settings, statistics: Statistics) -> list[str]:
+    anchors, classes = settings.anchors, len(statistics.classes)
     lines = [
         "MODEL:",
-        f"  WEIGHTS: {_scalar(plan.weights)}{'' if plan.weights else random}",
-        f"  PVT: {{VARIANT: {plan.model}" + ("}" if plan.weights else ", DROP_PATH_RATE: 0.0}"),
-        f"  {head}:",
+        *_start(plan, statistics.objects // classes),
+        f"  {'RETINANET' if plan.task == 'retinanet' else 'ROI_HEADS'}:",
         f"    NUM_CLASSES: {classes}",
     ]
+    if plan.task == "retinanet" and _needs_norms(plan):
+        lines.append("    NORM: GN")
     if plan.task == "mask-rcnn" and plan.on_cpu:
         lines.append("    BATCH_SIZE_PER_IMAGE: 128  # a quarter of COCO's: four times as fast on a CPU")
     return [
@@ -133,6 +137,28 @@ def _model(plan: Plan, settings: Settings, classes: int) -> list[str]:
         *(f"      - {_list(row)}" for row in anchors.sizes),
         f"    ASPECT_RATIOS: [{_list(anchors.ratios)}]",
     ]
+
+
+def _start(plan: Plan, objects: int) -> list[str]:
+    """Where the backbone starts from; `objects` is how many a class has, on average."""
+    if plan.weights:
+        return [f"  WEIGHTS: {_scalar(plan.weights)}", f"  PVT: {{VARIANT: {plan.model}}}"]
+    lines = [
+        f"  # Random weights: {plan.weights_reason}. With ImageNet's, much less data and time give as much.",
+        *([f"  # {objects} objects a class are few for random weights: expect little."] if objects < _FEW else []),
+        '  WEIGHTS: ""',
+        f"  PVT: {{VARIANT: {plan.model}, DROP_PATH_RATE: 0.0}}  # random weights have to fit the data first",
+    ]
+    if _needs_norms(plan):
+        lines.append("  FPN: {NORM: GN}  # from random weights, normalised layers learn several times faster")
+        if plan.task == "mask-rcnn":
+            lines.append("  ROI_MASK_HEAD: {NORM: GN}")
+    return lines
+
+
+def _needs_norms(plan: Plan) -> bool:
+    # On a CPU, small.yaml has them.
+    return not plan.weights and not plan.on_cpu
 
 
 def _input(settings: Settings) -> list[str]:
