@@ -97,7 +97,7 @@ def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspe
     sources = [("Training data", "train", args.annotations, args.images)]
     if args.val_json:
         sources.append(("Validation data", "val", args.val_json, args.val_images or args.images))
-    parts = []
+    parts: list[tuple[str, Inspection]] = []
     for name, part, source, images in sources:
         # Annotations of other formats are kept in COCO's beside the config that trains on them.
         config = args.write_config
@@ -110,6 +110,7 @@ def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspe
             masks=args.task == "mask-rcnn",
             allow_outside=args.allow_outside,
             looks=bool(args.val_json),
+            partner=parts[0][1] if parts else None,
         )
         parts.append((name, found))
     return parts
@@ -137,7 +138,7 @@ def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[
     on_cpu = (args.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
     weights, weights_reason = _weights(args, console)
     plan = Plan(
-        task=args.task or ("mask-rcnn" if train.statistics.has_masks else "retinanet"),
+        task=args.task or ("mask-rcnn" if all(found.statistics.has_masks for _, found in parts) else "retinanet"),
         model=args.model,
         weights=weights,
         weights_reason=weights_reason,

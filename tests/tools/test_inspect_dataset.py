@@ -152,6 +152,57 @@ def test_leakage_is_told(words, capsys):
     assert main(*words, "--val-json", words[0], "--strict") == 3
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["circle", "square", "triangle"], "without star"),
+        (["circle", "square", "triangle", "x"], "without star and with x"),
+        (["square", "circle", "triangle", "star"], "in another order"),
+    ],
+)
+def test_other_classes_of_validation_are_refused_as_training_would(words, tmp_path, capsys, names, told):
+    content = json.loads(Path(words[0]).read_text())
+    by_old_id = sorted(content["categories"], key=lambda category: category["id"])
+    content["categories"] = [{"id": c["id"], "name": name} for c, name in zip(by_old_id, names, strict=False)]
+    known = {category["id"] for category in content["categories"]}
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in known]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    config = tmp_path / "c.yaml"
+    assert main(*words, "--val-json", tmp_path / "val.json", "--on-error", "skip", "--write-config", config) == 3
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"refused: 1 x classes that are not the training data's, in the same order of their ids: {told}" in output
+    assert not config.exists()
+
+
+def test_voc_parts_have_the_classes_of_both_and_masks_are_trained_only_where_all_have_them(words, both, tmp_path):
+    """Pascal VOC names the classes that occur: a part without circles still fits."""
+    objects = {"train": ["star", "circle"], "val": ["star"]}
+    for part, names in objects.items():
+        (tmp_path / part).mkdir()
+        Image.fromarray(np.full((40, 60, 3), len(names) * 99, np.uint8)).save(tmp_path / part / "1.png")
+        boxes = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>25</xmax><ymax>25</ymax></bndbox></object>"
+            for name in names
+        )
+        (tmp_path / part / "1.xml").write_text(f"<annotation><filename>1.png</filename>{boxes}</annotation>")
+    config, (train, val) = tmp_path / "c.yaml", [tmp_path / part for part in objects]
+    assert main(train, train, "--val-json", val, "--val-images", val, "--write-config", config) == 0
+    cfg = load_config(config)
+    assert cfg.DATASETS.CLASS_NAMES == ["circle", "star"]
+    found = json.loads(Path(cfg.DATASETS.VAL_JSON).read_text())
+    assert {c["id"]: c["name"] for c in found["categories"]}[found["annotations"][0]["category_id"]] == "star"
+    assert len(found["categories"]) == 2
+
+    content = json.loads(Path(both[3]).read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation")
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    config = tmp_path / "d.yaml"
+    both[3] = tmp_path / "boxes.json"
+    assert main(*both, "--write-config", config) == 0
+    assert not load_config(config).MODEL.MASK_ON
+
+
 def test_yolo_data_is_kept_as_coco_beside_the_config(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()

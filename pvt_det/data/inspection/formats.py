@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def format_of(source: Path) -> str:
     raise DataError(f"folder {source} has neither Pascal VOC's .xml files nor YOLO's .txt files")
 
 
-def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings) -> None:
+def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings, classes: Sequence[str] = ()) -> None:
     """Write a data set of another format as COCO's json.
 
     Args:
@@ -49,6 +50,8 @@ def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings)
         image_root: the folder of its images.
         json_file: where to write.
         findings: takes what cannot be turned; the rest is written.
+        classes: of the data set that this one belongs to. Pascal VOC names only classes that occur, so that a small
+            part lacks some; where all of its own are among these, it gets these, in their order.
 
     Raises:
         DataError: the annotations cannot be read.
@@ -59,8 +62,19 @@ def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings)
     else:
         content = (_read_cvat if kind == "CVAT" else _read_voc)(source, findings)
         _fill_in_sizes(content["images"], image_root, findings)
+    _take_classes(content, classes)
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _take_classes(content: dict[str, Any], classes: Sequence[str]) -> None:
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    if not set(names.values()) < set(classes):
+        return
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    numbers = {category["name"]: category["id"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        annotation["category_id"] = numbers[names[annotation["category_id"]]]
 
 
 def _voc_files(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ _QUALITY = {
     "extreme_aspect_ratio": "boxes more than 20 times as long as wide",
     "zero_area": "objects of area 0",
 }
+_OTHER_CLASSES = "classes that are not the training data's, in the same order of their ids"
 _FEW = 10
 
 
@@ -92,6 +93,7 @@ def inspect_dataset(
     masks: bool = False,
     allow_outside: bool = False,
     looks: bool = False,
+    partner: Inspection | None = None,
 ) -> Inspection:
     """Read a data set in any known format, check it as training would, and describe it.
 
@@ -103,6 +105,7 @@ def inspect_dataset(
         masks: masks are needed.
         allow_outside: file names may lead out of `image_root`.
         looks: compare images by their looks too, see `find_leakage`.
+        partner: the training data that this is to be evaluated with: the classes must be the same.
 
     Raises:
         DataError: the annotations cannot be read at all.
@@ -112,9 +115,11 @@ def inspect_dataset(
     if kind == COCO_FORMAT:
         json_file = source
     else:
-        to_coco(source, image_root, json_file, findings)
+        to_coco(source, image_root, json_file, findings, partner.data.class_names if partner else ())
     examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
     data = examined.usable
+    if partner and data.class_names != partner.data.class_names:
+        findings.add(_OTHER_CLASSES, _difference(partner.data.class_names, data.class_names), fatal=True)
     facts = read_facts({image["id"]: image_root / image["file_name"] for image in data.images}, looks=looks)
     statistics = describe(data)
     return Inspection(
@@ -129,6 +134,12 @@ def inspect_dataset(
         images=_by_id(examined.data.images),
         facts=facts,
     )
+
+
+def _difference(ours: list[str], theirs: list[str]) -> str:
+    missing, more = [[n for n in a if n not in b] for a, b in ((ours, theirs), (theirs, ours))]
+    parts = [f"{word} {', '.join(names)}" for word, names in (("without", missing), ("with", more)) if names]
+    return " and ".join(parts) or "in another order"
 
 
 def find_leakage(train: Inspection, val: Inspection) -> list[Advice]:

@@ -12,13 +12,14 @@ from detectron2.structures import BoxMode
 from pvt_det import html
 from pvt_det.data.images import read_image
 from pvt_det.data.inspection.inspect import Advice, Inspection
-from pvt_det.engine.inspection.terminal import advice_line, summary
+from pvt_det.engine.inspection.terminal import advice_line, by_frequency, summary
 from pvt_det.errors import DataError
 from pvt_det.evaluation.pictures import draw
 
-_WIDTH = 320
+_WIDTH = 400
 _SAMPLES = 12
 _OFFENDERS = 8
+_MOST_BARS, _MOST_SIZES = 30, 10
 
 
 def inspection_page(
@@ -40,27 +41,30 @@ def inspection_page(
 
 
 def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str, html.Html]]:
-    numbers = html.table(["", str(found.source)], summary(found))
+    first, *rest = summary(found)
+    numbers = html.join(html.paragraph(found.source), html.table(first, rest))
     yield name, html.join(numbers, *_problems(found, on_error), *(_advice(item, found) for item in found.advice))
     s = found.statistics
-    counted = sorted(s.classes, key=lambda c: -c.objects)
+    counted = by_frequency(s)
     yield (
         f"{name}: classes",
         html.join(
-            html.bars({c.name: c.objects for c in counted}),
+            html.bars({c.name: c.objects for c in counted[:_MOST_BARS] if c.objects}),
             html.details(
-                "objects and images of each class",
+                f"objects and images of each class, {len(counted)} in all",
                 html.table(["class", "objects", "images"], [(c.name, c.objects, c.images) for c in counted]),
             ),
         ),
     )
+    others = len(s.image_sizes) - _MOST_SIZES
     yield (
         f"{name}: sizes",
         html.join(
             html.paragraph("Objects by the square root of their box's area, in pixels:"),
             html.bars(s.box_histogram()),
             html.paragraph("Images by width and height, in pixels:"),
-            html.bars({f"{w} x {h}": count for (w, h), count in s.image_sizes[:10]}),
+            html.bars({f"{w} x {h}": count for (w, h), count in s.image_sizes[:_MOST_SIZES]}),
+            html.paragraph(f"… and {others} other sizes") if others > 0 else html.Html(""),
         ),
     )
     yield f"{name}: samples", html.gallery(_samples(found))
@@ -74,7 +78,7 @@ def _problems(found: Inspection, on_error: str) -> Iterator[html.Html]:
         yield html.notice(line, level)
         pictures = list(_offenders(found, problem.first))
         if pictures:
-            yield html.details(f"{len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
+            yield html.details(f"pictures, {len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
 
 
 def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
@@ -82,7 +86,7 @@ def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
     by_name: dict[str, tuple[Any, list[dict[str, Any]] | None]] = {}
     by_name |= {f"annotation {number}": (a.get("image_id"), [a]) for number, a in found.all_annotations.items()}
     by_name |= {f"image {number}": (number, None) for number in found.images}
-    shown = [(name, *by_name[key]) for name in names if (key := name.split(":")[0]) in by_name]
+    shown = [(name, *by_name[key]) for name in dict.fromkeys(names) if (key := name.split(":")[0]) in by_name]
     yield from _pictures(found, shown[:_OFFENDERS])
 
 
@@ -96,7 +100,9 @@ def _advice(item: Advice, found: Inspection) -> html.Html:
     pictures = list(_pictures(found, chosen[:_OFFENDERS]))
     line = html.notice(advice_line(item), "warning")
     return (
-        html.join(line, html.details(f"{len(pictures)} of {item.count}", html.gallery(pictures))) if pictures else line
+        html.join(line, html.details(f"pictures, {len(pictures)} of {item.count}", html.gallery(pictures)))
+        if pictures
+        else line
     )
 
 
@@ -117,7 +123,9 @@ def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str,
         except DataError:
             continue  # the line above says why
         shown = [a for a in found.data.annotations if a["image_id"] == image_id] if meant is None else meant
-        names = [*found.data.class_names, "unknown class"]
+        # The name of an only class tells nothing, and would cover small objects.
+        classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
+        names = [*classes, "unknown class"]
         yield html.picture(draw(pixels, _objects(shown, found), names, _WIDTH), caption)
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pvt_det.data.inspection.inspect import Advice, Inspection
-from pvt_det.data.inspection.statistics import Statistics
+from pvt_det.data.inspection.statistics import ClassCount, Statistics
 
 _BAR = 30
 _MOST_CLASSES = 30
@@ -26,11 +26,16 @@ def summary(inspection: Inspection) -> list[tuple[str, str]]:
         ("Format", inspection.format),
         ("Images", f"{s.images:,}, of them {s.empty_images:,} without objects"),
         ("Image sizes", image_sizes(s)),
-        ("Objects", f"{s.objects:,}; {np.median(per_image):g} an image in the middle, {per_image.max():,} at most"),
+        ("Objects", f"{s.objects:,}; {np.median(per_image):g} an image (median), {per_image.max():,} at most"),
         ("Crowd regions", f"{s.crowds:,}"),
         ("Masks", masks),
         ("Classes", f"{len(s.classes):,}"),
     ]
+
+
+def by_frequency(statistics: Statistics) -> list[ClassCount]:
+    """The classes, those with the most objects first."""
+    return sorted(statistics.classes, key=lambda count: -count.objects)
 
 
 def image_sizes(statistics: Statistics) -> str:
@@ -60,7 +65,7 @@ def show(console: Console, title: str, inspection: Inspection, on_error: str) ->
         facts.add_row(name, escape(value))
     console.print(facts)
     s = inspection.statistics
-    counted = sorted(s.classes, key=lambda c: -c.objects)
+    counted = [c for c in by_frequency(s) if c.objects]
     console.print(_bars("Objects by class", {c.name: c.objects for c in counted[:_MOST_CLASSES]}))
     if len(counted) > _MOST_CLASSES:
         console.print(f"… and {len(counted) - _MOST_CLASSES} classes with fewer")
