@@ -12,10 +12,10 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
 from pvt_det.modeling.finite import require_finite
+from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
 
 _EMA_START = 100.0
@@ -30,8 +30,7 @@ class PVTRetinaNet(RetinaNet):
       would with the whole batch; it can be the batch's own (MMDetection), not only Detectron2's moving average.
     - The moving average is a buffer, `loss_normalizer`: it is saved with the weights, and a resumed run goes on
       exactly. Losses computed without gradients (on validation data) leave it alone and use their own count.
-    - The losses are computed in fp32 under autocast, and the focal loss without TorchScript, whose first calls round
-      differently from later ones.
+    - The losses are computed in fp32 under autocast, and the focal loss in parts (`pvt_det.modeling.focal`).
 
     Args:
         loss_normalizer: "ema", a moving average of the number of positive anchors, or "batch", their number now.
@@ -75,17 +74,7 @@ class PVTRetinaNet(RetinaNet):
         positive = valid & (labels != self.num_classes)
         normalizer = self._normalizer(positive.sum(), num_images=len(labels))
         with torch.autocast(labels.device.type, enabled=False):
-            logits = torch.cat(pred_logits, dim=1).float()
-            # Written in place: one_hot would be 64-bit integers for every anchor and class.
-            targets = torch.zeros_like(logits)
-            targets[(*positive.nonzero(as_tuple=True), labels[positive])] = 1
-            loss_cls = sigmoid_focal_loss(
-                logits[valid],
-                targets[valid],
-                alpha=self.focal_loss_alpha,
-                gamma=self.focal_loss_gamma,
-                reduction="sum",
-            )
+            loss_cls = dense_focal_loss(pred_logits, labels, self.focal_loss_alpha, self.focal_loss_gamma)
             loss_box_reg = _dense_box_regression_loss(
                 anchors,
                 self.box2box_transform,
@@ -120,6 +109,8 @@ class PVTRetinaNet(RetinaNet):
     ) -> list[list[Tensor]]:
         """Scores in bf16 would tie, and boxes be off by pixels: leave autocast behind with the head's outputs."""
         transposed = super()._transpose_dense_predictions(predictions, dims_per_anchor)
-        if not self.training:
-            require_finite((level for levels in transposed for level in levels), "scores or boxes")
+        if self.training:
+            # The losses take the numbers to fp32 themselves, where they need them.
+            return transposed
+        require_finite((level for levels in transposed for level in levels), "scores or boxes")
         return [[level.float() for level in levels] for levels in transposed]
