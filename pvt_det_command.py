@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and end with exit code 2."""
-        print(f"error: {self.prog}: {message} See pvt-det --help.", file=sys.stderr)
+        print(f"error: {self.prog}: {message.rstrip('.')}. See pvt-det --help.", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -72,15 +72,17 @@ def build_parser(parents: Callable[[str], list[Any]] = lambda name: []) -> argpa
 def main() -> int:
     """Run the command that the first word names, and give its exit code."""
     parser, words = build_parser(), sys.argv[1:]
-    if not words:
+    if not words or words == ["help"]:
         parser.print_help()
-        return 2
+        return 0 if words else 2
     name = words[0]
     if name.startswith("-"):
         parser.parse_args(words)
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        parser.error(f"no command {name!r}.{f' Did you mean {near[0]}?' if near else ''}")
+        hint = f" Did you mean {near[0]}?" if near else ""
+        print(f"error: {parser.prog}: no command {name!r}.{hint} See {parser.prog} --help.", file=sys.stderr)
+        return 2
     try:
         from pvt_det.commands.start import start
         from pvt_det.engine.cli import run_cli

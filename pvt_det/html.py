@@ -99,15 +99,22 @@ def picture(pixels: npt.NDArray[np.uint8], caption: Any = "", *, quality: int = 
         caption: what stands below it.
         quality: of the JPEG, 1 … 95.
     """
+    return Html(f"<figure>{_image(pixels, caption, quality)}<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+def pair(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], caption: Any = "", *, quality: int = 85) -> Html:
+    """Two pictures with one caption, side by side, one below the other on a phone; as `picture`."""
+    images = "".join(_image(pixels, caption, quality) for pixels in (left, right))
+    return Html(f'<figure><div class="pair">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def _image(pixels: npt.NDArray[np.uint8], caption: Any, quality: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     height, width = pixels.shape[:2]
     plain = "" if isinstance(caption, Html) else html.escape(str(caption), quote=True)
-    return Html(
-        f'<figure><img loading="lazy" width="{width}" height="{height}" alt="{plain}" '
-        f'src="data:image/jpeg;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
-    )
+    return f'<img loading="lazy" width="{width}" height="{height}" alt="{plain}" src="data:image/jpeg;base64,{data}">'
 
 
 def drawing(light: str, dark: str, caption: Any = "") -> Html:
@@ -171,6 +178,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0 auto;
   max-width: 72rem; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 p { white-space: pre-line; margin: .5rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
@@ -186,6 +194,8 @@ figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; margin-top: .2rem; }
 summary { cursor: pointer; }
 .drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem;
-  align-items: start; } .drawing img { width: 100%; }
+  align-items: start; } .drawing { max-width: 52rem; } .drawing img { width: 100%; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: .25rem; }
+.pair img { width: 100%; } figure:has(> .pair) { margin-bottom: 1.5rem; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--soft); padding: .5rem .8rem; overflow-wrap: normal; }
 """

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pvt_det.config import load_config
+from pvt_det.data.images import read_image
 from pvt_det.data.shapes import write_shapes
 from pvt_det.engine.cli import ArgumentParser, run_cli
 from pvt_det.engine.run import JobOptions, run_job
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     dataset = cfg.DATASETS.TEST[0]
     results = args.output / "inference" / dataset / RESULTS_FILE
-    pictures = save_pictures(dataset, results, args.output / "pictures")
+    pictures = save_pictures(dataset, results, args.output / "pictures", lambda path: read_image(path, "RGB"))
     if args.picture:
         args.picture.parent.mkdir(parents=True, exist_ok=True)
         halves = [np.asarray(Image.open(path)) for path in pictures[:6]]

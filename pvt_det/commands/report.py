@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from pvt_det.engine.cli import ArgumentParser
-from pvt_det.engine.report import write_report
+from pvt_det.engine.report import PAGE_NAME, write_report
 
 _EXAMPLES = """
 examples:
@@ -31,9 +31,18 @@ def build_parser() -> ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; gives the exit code."""
+    output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
+    write_page(args.run, output, args.against)
+    return 0
+
+
+def write_page(folder: Path, output: Path, against: Path | None) -> None:
+    """Write the page of a run's folder, and say so.
+
+    Raises:
+        DataError: A file of the run is missing or broken.
+    """
     for name in ("detectron2", "matplotlib.font_manager"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    output = args.output or args.run / "report.html"
-    write_report(args.run, output, args.against)
+    write_report(folder, output, against)
     print(f"Open {output} in a browser.")
-    return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from detectron2.config import CfgNode
+
 from pvt_det.config import load_config
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.launch import Processes, launch
@@ -79,27 +81,36 @@ def add_job_options(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate, or only evaluate; gives the exit code."""
-    return start_job(args, args.config_file, [], resume=args.resume, eval_only=args.eval_only)
+    cfg = job_config(args, args.config_file)
+    return start_job(args, cfg, args.config_file, resume=args.resume, eval_only=args.eval_only)
 
 
-def start_job(
-    args: argparse.Namespace, config_file: str, settings: Sequence[str], *, resume: bool, eval_only: bool
-) -> int:
-    """Start a job in its processes.
+def job_config(args: argparse.Namespace, config_file: str, settings: Sequence[str] = ()) -> CfgNode:
+    """The config of a job.
 
     Args:
         args: The options of `add_job_options`.
         config_file: The config.
         settings: Keys of the config and their values, which those of `args` go over.
+    """
+    given = {key: getattr(args, name) for name, (key, _, _) in _SHORT_FOR.items()}
+    short = [word for key, value in given.items() if value is not None for word in (key, value)]
+    return load_config(config_file, [*settings, *args.overrides, *short])
+
+
+def start_job(args: argparse.Namespace, cfg: CfgNode, config_file: str, *, resume: bool, eval_only: bool) -> int:
+    """Start a job in its processes.
+
+    Args:
+        args: The options of `add_job_options`.
+        cfg: What `job_config` gives of them.
+        config_file: Where it came from.
         resume: Go on from the output folder's last checkpoint.
         eval_only: Evaluate, without training.
 
     Returns:
         The exit code.
     """
-    given = {key: getattr(args, name) for name, (key, _, _) in _SHORT_FOR.items()}
-    short = [word for key, value in given.items() if value is not None for word in (key, value)]
-    cfg = load_config(config_file, [*settings, *args.overrides, *short])
     options = JobOptions(
         config_file=config_file,
         command=f"{args.command_line} --resume",

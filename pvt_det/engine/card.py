@@ -1,7 +1,10 @@
-"""A run as a folder to share: a page about the model, its weights as safetensors, and its config."""
+"""A page about a trained model, beside its checkpoints; a run as a folder to share, with that page."""
 
 from __future__ import annotations
 
+import json
+import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +17,16 @@ from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.data.annotations import read_json
 from pvt_det.engine.checkpoint import write_atomically
-from pvt_det.engine.predictor import CONFIG_NAME, config_file, run_weights
+from pvt_det.engine.predictor import config_file, run_weights
+from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.evaluation.tables import as_markdown
 from pvt_det.weights import read_checkpoint, save_safetensors
 
 CARD_NAME, WEIGHTS_NAME = "README.md", "model.safetensors"
+_LIBRARY = "pvt_det"
+_OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"
 NOT_STATED = "not stated"
 _PIPELINES = {
     "bbox": "object-detection",
@@ -29,6 +35,7 @@ _PIPELINES = {
     "panoptic_seg": "image-segmentation",
 }
 _TITLES = {"bbox": "boxes", "segm": "masks", "sem_seg": "segmentation", "panoptic_seg": "panoptic segmentation"}
+_log = logging.getLogger(__name__)
 # Where on this machine the data lie is nobody else's business.
 _PRIVATE = ("TRAIN_JSON", "TRAIN_IMAGES", "TRAIN_LABELS", "VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")
 
@@ -77,10 +84,26 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     path = config_file(run)
     cfg, about = load_config(path), load_run(run)
     output.mkdir(parents=True, exist_ok=True)
-    card = model_card(about, cfg, terms)
+    card = model_card(about, cfg, terms, _use(cfg, CONFIG_NAME, WEIGHTS_NAME))
     save_safetensors(output / WEIGHTS_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())
     write_atomically(output / CARD_NAME, card)
+
+
+def write_card(run: Path, cfg: CfgNode) -> None:
+    """Write `README.md` beside a run's checkpoints; one that somebody else wrote stays as it is.
+
+    Args:
+        run: a run's output folder, with its `results.json`.
+        cfg: its config.
+    """
+    path = run / CARD_NAME
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_OWN_START):
+        _log.info("%s is not of this package and stays: no page about the model is written.", path)
+        return
+    share = "To share it, with a licence: `pvt-det card . --output share --license SPDX`"
+    use = f"In this folder:\n\n{_use(cfg, '.', '')}\n\n{share}"
+    write_atomically(path, model_card(load_run(run), cfg, Terms(), use))
 
 
 def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> None:
@@ -96,18 +119,19 @@ def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> N
     hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload by pvt_det {__version__}")
 
 
-def model_card(run: Run, cfg: CfgNode, terms: Terms) -> str:
+def model_card(run: Run, cfg: CfgNode, terms: Terms, use: str) -> str:
     """A page in Markdown about a trained model, with the header that the Hugging Face hub reads.
 
     Args:
         run: as it was finished.
         cfg: its config.
         terms: licences and authors.
+        use: how to use it, in Markdown.
     """
     data = [f"- {part}: {_data(cfg, part)}" for part in ("TRAIN", "VAL")]
     classes = list(cfg.DATASETS.CLASS_NAMES)
     sections = {
-        "Use": _use(),
+        "Use": use,
         "Results": _metrics(run),
         "Data": "\n".join([*data, f"- classes: {', '.join(classes) or 'those of the data set'}"]),
         "Training": "\n".join(
@@ -129,7 +153,7 @@ def model_card(run: Run, cfg: CfgNode, terms: Terms) -> str:
         ),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{_header(run, terms)}\n# {run.model}\n\nTrained with pvt_det on {run.dataset}.\n\n{body}\n"
+    return f"{_header(run, terms)}\n# {run.model}\n\nTrained with pvt_det {__version__}.\n\n{body}\n"
 
 
 def _header(run: Run, terms: Terms) -> str:
@@ -142,30 +166,27 @@ def _header(run: Run, terms: Terms) -> str:
     task = next((kind for kind in reversed(_PIPELINES) if kind in run.metrics), "bbox")
     pipeline = _PIPELINES[task]
     header: dict[str, Any] = {
-        "library_name": "pvt_det",
+        "library_name": _LIBRARY,
         "pipeline_tag": pipeline,
         "tags": ["pvt", "detectron2", pipeline],
         "license": "other" if terms.licence == NOT_STATED else terms.licence,
-        "model-index": [
-            {
-                "name": run.model,
-                "results": [
-                    {
-                        "task": {"type": pipeline},
-                        "dataset": {"name": run.dataset, "type": run.dataset},
-                        "metrics": measured,
-                    }
-                ],
-            }
-        ],
     }
+    if measured:
+        dataset = {"name": run.dataset, "type": run.dataset}
+        results = [{"task": {"type": pipeline}, "dataset": dataset, "metrics": measured}]
+        header["model-index"] = [{"name": run.model, "results": results}]
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _use() -> str:
-    command = f"pvt-det predict photo.jpg --config-file {CONFIG_NAME} --weights {WEIGHTS_NAME}"
-    call = f'found = Predictor("{CONFIG_NAME}", "{WEIGHTS_NAME}")("photo.jpg")'
-    return f"```\n{command}\n```\n\n```python\nfrom pvt_det import Predictor\n\n{call}\n```"
+def _use(cfg: CfgNode, config: str, weights: str) -> str:
+    given = f"{shlex.quote(config)}{f' --weights {shlex.quote(weights)}' if weights else ''}"
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        return f"```\npvt-det export --config-file {given} --images photo.jpg --output model.onnx\n```"
+    call = f"Predictor({', '.join(json.dumps(word) for word in (config, weights) if word)})"
+    return (
+        f"```\npvt-det predict photo.jpg --config-file {given}\n```\n\n"
+        f'```python\nfrom pvt_det import Predictor\n\nfound = {call}("photo.jpg")\n```'
+    )
 
 
 def _metrics(run: Run) -> str:
@@ -175,6 +196,8 @@ def _metrics(run: Run) -> str:
         if whole:
             row = {name: "-" if value is None else f"{value:.1f}" for name, value in whole.items()}
             tables.append(as_markdown([{"percent": title, **row}]))
+    if not tables:
+        return "Not evaluated."
     return f"On {run.dataset}:\n\n" + "\n\n".join(tables)
 
 

@@ -39,10 +39,13 @@ class ArgumentParser(argparse.ArgumentParser):
         words = message.removeprefix("unrecognized arguments: ").split()
         guesses = [match for word in words if word.startswith("-") for match in self._near(word)]
         hint = f" Did you mean {' or '.join(guesses)}?" if guesses else ""
-        raise ConfigError(f"{self.prog}: {message}.{hint} See {self.prog} --help.")
+        raise ConfigError(f"{self.prog}: {message.rstrip('.')}.{hint} See {self.prog} --help.")
 
     def _near(self, word: str) -> list[str]:
-        return difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
+        name = word.split("=")[0].rstrip(",:")
+        known = self._option_string_actions
+        # One that is spelled right is told of for another reason.
+        return [] if name in known else difflib.get_close_matches(name, known, n=1)
 
     def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse `argv` (None: the program's own), options and positional words in any order."""

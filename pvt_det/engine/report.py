@@ -7,14 +7,16 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from pvt_det.config import load_config
+from pvt_det.data.images import read_image
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.checkpoint import write_atomically
-from pvt_det.engine.predictor import CONFIG_NAME
-from pvt_det.engine.results import METRICS_NAME
-from pvt_det.errors import PvtDetError
+from pvt_det.engine.results import CONFIG_NAME, METRICS_NAME
+from pvt_det.errors import DataError, PvtDetError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.evaluation.report import Background, read_history, report_page
 from pvt_det.evaluation.report_pictures import ImageFile
+
+PAGE_NAME = "report.html"
 
 
 def write_report(run: Path, output: Path, base: Path | None = None) -> None:
@@ -26,12 +28,25 @@ def write_report(run: Path, output: Path, base: Path | None = None) -> None:
         base: the folder of a run to compare it with.
 
     Raises:
-        DataError: a file of the run is missing or broken.
+        DataError: a file of the run is missing or broken, or it was evaluated on several data sets.
     """
     about, other = load_run(run), None if base is None else load_run(base)
+    for each in (about, other) if other else (about,):
+        _require_one_data_set(each)
     text = report_page(about, _background(about), other)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, text)
+
+
+def _require_one_data_set(run: Run) -> None:
+    several = [
+        name for name, values in run.metrics.items() if any(isinstance(value, dict) for value in values.values())
+    ]
+    if several:
+        raise DataError(
+            f"{run.folder} was evaluated on several data sets ({', '.join(several)}), and a page tells of one: "
+            "evaluate on one of them, by DATASETS.TEST."
+        )
 
 
 def _background(run: Run) -> Background:
@@ -41,6 +56,7 @@ def _background(run: Run) -> Background:
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         history=read_history(run.folder / METRICS_NAME),
         images=images,
+        read=lambda file: read_image(file, "RGB"),
         without_images=why,
     )
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine import evaluate, results
+from pvt_det.engine.card import write_card
 from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
 from pvt_det.engine.console import run_logging
 from pvt_det.engine.lock import FolderLock
@@ -119,6 +120,7 @@ def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any
         _say_where(folder, path)
     return metrics
 
+        write_card(folder, cfg)
 
 def _evaluate(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,6 +20,8 @@ from PIL import Image, ImageDraw
 # RGB, H×W×3.
 Picture = NDArray[np.uint8]
 Objects = Sequence[dict[str, Any]]
+# Gives an image file's pixels, upright, as training and evaluation see them: `pvt_det.data.images.read_image` does.
+ReadImage: TypeAlias = Callable[[str | os.PathLike[str]], Picture]
 
 _CAPTION_HEIGHT = 18
 _GAP = 4  # pixels of white between pictures
@@ -29,6 +32,7 @@ def save_pictures(
     results_file: str | Path,
     folder: str | Path,
     *,
+    read: ReadImage,
     count: int = 12,
     min_score: float = 0.5,
     width: int = 384,
@@ -40,6 +44,7 @@ def save_pictures(
         results_file: its detections in COCO's results format.
         folder: where to write; made where absent.
         count: at most so many pictures.
+        read: reads an image.
         min_score: detections below this score are not shown.
         width: of each half, in pixels.
 
@@ -58,22 +63,24 @@ def save_pictures(
     files = []
     for record in chosen:
         path = folder / f"{Path(record['file_name']).stem}.png"
-        Image.fromarray(beside_truth(record, detections[record["image_id"]], metadata, width)).save(path)
+        image = read(record["file_name"])
+        Image.fromarray(beside_truth(image, record, detections[record["image_id"]], metadata, width)).save(path)
         files.append(path)
     return files
 
 
-def beside_truth(record: dict[str, Any], detections: Objects, metadata: Metadata, width: int = 384) -> Picture:
+def beside_truth(
+    image: Picture, record: dict[str, Any], detections: Objects, metadata: Metadata, width: int = 384
+) -> Picture:
     """Return one picture: an image with its ground truth, and again with `detections`.
 
     Args:
         record: Detectron2's record of the image, with `annotations`.
+        image: its pixels.
         detections: of this image, in COCO's results format.
         metadata: of the data set; class names and ids are read.
         width: of each half, in pixels.
     """
-    with Image.open(record["file_name"]) as file:
-        image = np.asarray(file.convert("RGB"))
     classes = metadata.thing_dataset_id_to_contiguous_id
     found = [
         {**d, "category_id": classes[d["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}

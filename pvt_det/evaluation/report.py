@@ -14,6 +14,7 @@ import numpy as np
 
 from pvt_det.evaluation import report_figures as figures
 from pvt_det.evaluation.compare import Run, comparison_warnings, difference, evaluator_of, same_data
+from pvt_det.evaluation.pictures import ReadImage
 from pvt_det.evaluation.report_pictures import ImageFile, worst_images
 from pvt_det.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
 
@@ -21,6 +22,8 @@ _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
 _SIZES = ("all", "small", "medium", "large")
 _LOSSES = "loss"
+# A table of more classes opens on a click.
+_SHOWN_CLASSES = 30
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Background:
         config: the run's complete config, as text.
         history: the lines of `metrics.json`.
         images: where the evaluated images lie, by id.
+        read: reads one of them.
         without_images: why there are none.
     """
 
     config: str
     history: Sequence[Mapping[str, Any]]
     images: Mapping[int, ImageFile]
+    read: ReadImage
     without_images: str = ""
 
 
@@ -58,7 +63,7 @@ def report_page(run: Run, background: Background, base: Run | None = None) -> st
         _summarize(evaluator)
     sections: list[tuple[str, Any]] = [("Metrics", _metrics(run))]
     if base is not None:
-        sections.append((f"Compared with {base.folder.name}", _comparison(run, base, evaluators)))
+        sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
     for task, evaluator in evaluators.items():
         sections += _detection_sections(_DETECTION[task], evaluator)
     if "bbox" in evaluators:
@@ -94,8 +99,8 @@ def _detection_sections(title: str, evaluator: hotcoco.COCOeval) -> list[tuple[s
     return [
         (f"{title}: classes and sizes", _classes(evaluator)),
         (f"{title}: precision and recall", figures.precision_recall(evaluator)),
-        (f"{title}: errors", figures.errors(evaluator)),
-        (f"{title}: scores", figures.calibration(evaluator)),
+        (f"{title}: errors and scores", figures.errors(evaluator)),
+        (f"{title}: confusion", figures.confusion(evaluator)),
     ]
 
 
@@ -114,7 +119,8 @@ def _classes(evaluator: hotcoco.COCOeval) -> Html:
         values += [_mean(of_class[:, :, areas.index(size)]) for size in _SIZES[1:]]
         name = truth.load_cats(category)[0]["name"]
         rows.append([name, len(truth.get_ann_ids(cat_ids=category)), *_row(values)])
-    return table(["class", "objects", "AP", "AP50", "AP75", "small", "medium", "large"], rows)
+    shown = table(["class", "objects", "AP", "AP50", "AP75", "small", "medium", "large"], rows)
+    return details(f"{len(rows)} classes", shown) if len(rows) > _SHOWN_CLASSES else shown
 
 
 def _mean(precision: np.ndarray) -> float | None:
@@ -124,32 +130,34 @@ def _mean(precision: np.ndarray) -> float | None:
 
 def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval]) -> Html:
     parts = [notice(warning, "warning") for warning in comparison_warnings([run, base])]
-    rows = [
-        [f"{_TITLES.get(task, task)} {name}", *_row([value, base.metrics.get(task, {}).get(name)])]
-        for task, values in run.metrics.items()
-        for name, value in values.items()
-        if "-" not in name
-    ]
-    parts.append(table(["metric", run.folder.name, base.folder.name], rows))
+    rows = []
+    for task, values in run.metrics.items():
+        for name, value in values.items():
+            if "-" not in name:
+                other = base.metrics.get(task, {}).get(name)
+                less = "" if value is None or other is None else _Signed(value - other)
+                rows.append([f"{_TITLES.get(task, task)} {name}", *_row([value, other]), less])
+    name, other_name = run.folder.resolve().name, base.folder.resolve().name
+    parts.append(table(["metric", name, other_name, "difference"], rows))
     for task, evaluator in evaluators.items():
         if same_data(run, base) and base.value(task) is not None:
             interval = difference(run, base, task)
             parts.append(
                 paragraph(f"{_DETECTION[task]}: AP differs by {interval} (95 % bootstrap interval over images).")
             )
-            other = evaluator_of(base, task)
-            _summarize(other)
-            parts.append(figures.class_differences(hotcoco.compare(other, evaluator)))
+            evaluator_of_base = evaluator_of(base, task)
+            _summarize(evaluator_of_base)
+            parts.append(figures.class_differences(hotcoco.compare(evaluator_of_base, evaluator), name, other_name))
     return join(*parts)
 
 
 def _worst(run: Run, background: Background) -> Html:
     if background.without_images:
         return notice(f"No pictures: {background.without_images}", "warning")
-    shown = worst_images(run, background.images)
+    shown = worst_images(run, background.images, background.read)
     lead = (
-        f"The images with the most missed objects and false detections, ground truth on the left, detections of score "
-        f"{figures.SHOWN_SCORE} and above on the right. Look for wrong annotations here first."
+        f"The images with the most missed objects and false detections: first the ground truth, then the detections of "
+        f"score {figures.SHOWN_SCORE} and above. Look for wrong annotations here first."
     )
     return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score.")
 
@@ -202,6 +210,13 @@ class _Number(float):
 
     def __str__(self) -> str:
         return f"{float(self):.1f}"
+
+
+class _Signed(float):
+    """A difference, with its sign."""
+
+    def __str__(self) -> str:
+        return f"{float(self):+.1f}"
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:

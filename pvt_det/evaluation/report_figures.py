@@ -19,6 +19,10 @@ Draw: TypeAlias = Callable[[str], Figure]
 # The least score of what a picture or a confusion matrix shows.
 SHOWN_SCORE = 0.5
 _CURVES = 10
+# Letters have one size, so that those of a small figure are large where it is shown as wide as others.
+_SMALL = (6, 3.8)
+# A confusion matrix of more stands alone, as wide as the page.
+_FEW_CLASSES = 12
 
 
 def precision_recall(evaluator: hotcoco.COCOeval) -> Html:
@@ -31,27 +35,38 @@ def precision_recall(evaluator: hotcoco.COCOeval) -> Html:
 
 
 def errors(evaluator: hotcoco.COCOeval) -> Html:
-    """What each kind of error costs, and which class is taken for which."""
-    costs, matrix = evaluator.tide_errors(), evaluator.confusion_matrix(min_score=SHOWN_SCORE)
-    return drawings(
-        [
-            _both(lambda theme: plot.tide_errors(costs, theme=theme)[0], _TIDE),
-            _both(lambda theme: plot.confusion_matrix(matrix, theme=theme)[0], _CONFUSION),
-        ]
-    )
+    """What each kind of error costs, and how far a score is a probability."""
+    costs, scores = evaluator.tide_errors(), evaluator.calibration()
+
+    def draw_costs(axes: Axes, theme: str) -> None:
+        plot.tide_errors(costs, theme=theme, ax=axes)
+
+    calibration = _both(lambda theme: plot.reliability_diagram(scores, theme=theme)[0], _CALIBRATION)
+    return drawings([_both(_on_axes(draw_costs, _SMALL), _TIDE), calibration])
 
 
-def calibration(evaluator: hotcoco.COCOeval) -> Html:
-    """How far a score is a probability."""
-    found = evaluator.calibration()
-    return drawings([_both(lambda theme: plot.reliability_diagram(found, theme=theme)[0], _CALIBRATION)])
+def confusion(evaluator: hotcoco.COCOeval) -> Html:
+    """Which class is taken for which."""
+    matrix = evaluator.confusion_matrix(min_score=SHOWN_SCORE)
+    shown = _both(lambda theme: plot.confusion_matrix(matrix, theme=theme)[0], _CONFUSION)
+    return drawings([shown]) if len(evaluator.params.cat_ids) <= _FEW_CLASSES else shown
 
 
-def class_differences(compared: Mapping[str, Any]) -> Html:
-    """AP of each class less that of another run."""
-    return _both(
-        lambda theme: plot.category_deltas(dict(compared), theme=theme)[0], "AP of each class, less the other's."
-    )
+def class_differences(compared: Mapping[str, Any], name: str, other: str) -> Html:
+    """AP of each class in run `name`, less that in run `other`.
+
+    Args:
+        compared: what `hotcoco.compare` gives of the other run's evaluator and this one's.
+        name: of the run.
+        other: of the one it is compared with.
+    """
+    named = {**compared, "name_a": other, "name_b": name}
+    size = (_SMALL[0], max(_SMALL[1], 0.28 * min(len(compared["per_category"]), 40)))
+
+    def draw(axes: Axes, theme: str) -> None:
+        plot.category_deltas(named, theme=theme, ax=axes)
+
+    return drawings([_both(_on_axes(draw, size), "AP of each class, from 0 to 1, less the other run's.")])
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], title: str, caption: str, *, log: bool = False) -> Html:
@@ -63,14 +78,19 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], title: str, capt
         caption: below it.
         log: whether the values stand on a logarithmic axis.
     """
+    return _both(_on_axes(lambda axes, _: _lines(axes, series, title, log=log), _SMALL), caption)
 
-    def draw(theme: str) -> Figure:
+
+def _on_axes(draw: Callable[[Axes, str], None], size: tuple[float, float]) -> Draw:
+    """What draws on axes of a figure of its own, width and height in inches."""
+
+    def draw_figure(theme: str) -> Figure:
         with plot.style(theme):
-            figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-            _lines(axes, series, title, log=log)
+            figure, axes = plt.subplots(figsize=size, layout="constrained")
+            draw(axes, theme)
         return figure
 
-    return _both(draw, caption)
+    return draw_figure
 
 
 def _lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], title: str, *, log: bool) -> None:

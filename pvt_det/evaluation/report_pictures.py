@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import hotcoco
-import numpy as np
 from detectron2.structures import BoxMode
-from PIL import Image, UnidentifiedImageError
 
 from pvt_det.errors import DataError
 from pvt_det.evaluation.compare import Run
-from pvt_det.evaluation.ground_truth import read_ground_truth
-from pvt_det.evaluation.pictures import draw, sheet
+from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
+from pvt_det.evaluation.pictures import ReadImage, draw
 from pvt_det.evaluation.report_figures import SHOWN_SCORE
-from pvt_det.html import Html, gallery, picture
+from pvt_det.html import Html, join, pair
 
 _WORST = 12
-_WIDTH = 320  # pixels of each half
+_WIDTH = 560  # pixels of each half
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,13 @@ class ImageFile:
     objects: Sequence[Mapping[str, Any]]
 
 
-def worst_images(run: Run, images: Mapping[int, ImageFile]) -> Html:
+def worst_images(run: Run, images: Mapping[int, ImageFile], read: ReadImage) -> Html:
     """The images with the most errors, ground truth beside detections; "" where none has one.
 
     Args:
         run: a run of a detector.
         images: by id.
+        read: reads an image.
 
     Raises:
         DataError: annotations, detections or an image cannot be read.
@@ -50,12 +49,7 @@ def worst_images(run: Run, images: Mapping[int, ImageFile]) -> Html:
     truth = read_ground_truth(run.annotations)
     found = _read_results(run.results_file)
     found = [detection for detection in found if detection["score"] >= SHOWN_SCORE]
-    if not found:
-        return Html("")
-    api = truth.hotcoco()
-    evaluator = hotcoco.COCOeval(api, api.load_res([_box_only(detection) for detection in found]), "bbox")
-    evaluator.evaluate()
-    summary = evaluator.image_diagnostics(score_thr=SHOWN_SCORE)["img_summary"]
+    summary = _count_errors(truth, found)
     ranked = sorted(summary, key=lambda image: (-summary[image]["fn"] - summary[image]["fp"], image))
     names = [category["name"] for category in truth.categories]
     numbers = {category["id"]: number for number, category in enumerate(truth.categories)}
@@ -70,22 +64,27 @@ def worst_images(run: Run, images: Mapping[int, ImageFile]) -> Html:
             if detection["image_id"] == image
         ]
         caption = f"{images[image].file.name}: {missed} missed, {wrong} false"
-        pictures.append(picture(_beside(images[image], own, names), caption))
-    return gallery(pictures) if pictures else Html("")
+        pixels, objects = read(images[image].file), [dict(each) for each in images[image].objects]
+        left, right = (draw(pixels, each, names, _WIDTH) for each in (objects, own))
+        pictures.append(pair(left, right, caption, quality=80))
+    return join(*pictures)
+
+
+def _count_errors(truth: GroundTruth, found: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, int]]:
+    """By image, how many objects are missed (`fn`) and how many detections are of nothing (`fp`)."""
+    api = truth.hotcoco()
+    if not found:
+        # hotcoco loads no empty list.
+        return {
+            image: {"fn": len(api.get_ann_ids(img_ids=[image], iscrowd=False)), "fp": 0} for image in api.get_img_ids()
+        }
+    evaluator = hotcoco.COCOeval(api, api.load_res([_box_only(detection) for detection in found]), "bbox")
+    evaluator.evaluate()
+    return evaluator.image_diagnostics(score_thr=SHOWN_SCORE)["img_summary"]
 
 
 def _box_only(detection: Mapping[str, Any]) -> dict[str, Any]:
     return {name: detection[name] for name in ("image_id", "category_id", "bbox", "score")}
-
-
-def _beside(image: ImageFile, found: list[dict[str, Any]], names: Sequence[str]) -> Any:
-    try:
-        with Image.open(image.file) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{image.file} cannot be read ({error})") from error
-    objects = [dict(each) for each in image.objects]
-    return sheet([draw(pixels, each, names, _WIDTH) for each in (objects, found)], columns=2)
 
 
 def _read_results(file: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pvt_det_command
 from pvt_det.commands import completion, eval, train
 from pvt_det.commands.start import load, start
 from pvt_det.engine.cli import run_cli
-from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -58,6 +58,8 @@ def test_the_list_of_commands_waits_for_no_library():
         (["trian"], "no command 'trian'. Did you mean train?"),
         (["xyzzy"], "no command 'xyzzy'. See pvt-det --help"),
         (["doctor", "--outptu", "x"], "pvt-det doctor: unrecognized arguments: --outptu x. Did you mean --output?"),
+        (["predict", "a.jpg"], "the following arguments are required: --config-file. See pvt-det predict --help."),
+        (["-x"], "pvt-det: unrecognized arguments: -x. See pvt-det --help."),
     ],
 )
 def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
@@ -71,6 +73,8 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
 def test_no_command_shows_the_list(pvt_det, capsys):
     assert pvt_det() == 2
     assert "train-cls" in capsys.readouterr().out
+    assert pvt_det("help") == 0
+    assert "train-cls" in capsys.readouterr().out
 
 
 def test_completion_knows_commands_and_options(capsys, tmp_path):
@@ -78,7 +82,10 @@ def test_completion_knows_commands_and_options(capsys, tmp_path):
     script = capsys.readouterr().out
     assert all(word in script for word in (*pvt_det_command.COMMANDS, "--score-threshold", "--allow-partial"))
     (tmp_path / "script").write_text(script)
-    subprocess.run(["bash", "-n", str(tmp_path / "script")], check=True)
+    (tmp_path / "photo.jpg").touch()
+    complete = "COMP_WORDS=(pvt-det predict --weights ph); COMP_CWORD=3; _shtab_pvt_det; echo ${COMPREPLY[@]}"
+    command = ["bash", "-c", f". ./script; {complete}"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout == "photo.jpg\n"
 
 
 @pytest.fixture
@@ -91,9 +98,10 @@ def run_folder(repo_root, tmp_path):
 
 
 def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
-    seen = []
+    seen, pages = [], []
     monkeypatch.setattr(train, "launch", lambda job, arguments, processes: seen.append(arguments) or 0)
-    for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "TEST.AUG.ENABLED", "True"]):
+    monkeypatch.setattr(eval.report, "write_page", lambda *arguments: pages.append(arguments))
+    for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "--output", "o", "TEST.AUG.ENABLED", "True"]):
         assert start("eval", ["--config-file", str(run_folder), "--val-json", "v.json", *extra], "pvt-det eval") == 0
     (first, options), (second, _) = seen
     assert options.eval_only
@@ -101,6 +109,17 @@ def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
     assert options.config_file == str(run_folder / "config.yaml")
     assert (str(run_folder / "model_best.pth"), "v.json") == (first.MODEL.WEIGHTS, first.DATASETS.VAL_JSON)
     assert (str(run_folder / "model_final.pth"), True) == (second.MODEL.WEIGHTS, second.TEST.AUG.ENABLED)
+    # Where the run is, whatever its config tells of where it was.
+    assert [str(run_folder), "o"] == [first.OUTPUT_DIR, second.OUTPUT_DIR]
+    assert pages == [(run_folder, run_folder / "report.html", None), (Path("o"), Path("o/report.html"), None)]
+
+
+def test_eval_without_a_page_has_evaluated_all_the_same(run_folder, monkeypatch, capsys):
+    monkeypatch.setattr(train, "launch", lambda job, arguments, processes: 0)
+    assert start("eval", ["--config-file", str(run_folder)], "pvt-det eval") == 0
+    assert "warning: no page is written: " in capsys.readouterr().err
+    with pytest.raises(DataError, match="nothing"):
+        start("eval", ["--config-file", str(run_folder), "--against", str(run_folder / "nothing")], "pvt-det eval")
 
 
 def test_eval_names_what_is_missing(run_folder):

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from pvt_det.config import load_config
-from pvt_det.engine.card import Terms, push, write_folder
+from pvt_det.engine.card import Terms, push, write_card, write_folder
 from pvt_det.errors import ConfigError
 from pvt_det.weights import read_checkpoint
 
@@ -85,6 +85,22 @@ def test_no_path_of_this_machine_is_shared(run, tmp_path):
 def test_the_runs_own_folder_is_refused(run):
     with pytest.raises(ConfigError, match="choose another with --output"):
         write_folder(run, run, Terms())
+
+
+def test_a_card_lies_beside_the_checkpoint_and_leaves_others_pages_alone(run):
+    cfg = load_config(run / "config.yaml")
+    write_card(run, cfg)
+    card = (run / "README.md").read_text()
+    assert "pvt-det predict photo.jpg --config-file .\n" in card
+    assert 'Predictor(".")("photo.jpg")' in card
+    assert str(run) not in card
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {}, "dataset": ""}
+    (run / "results.json").write_text(json.dumps(results))
+    write_card(run, cfg)
+    assert "## Results\n\nNot evaluated.\n" in (run / "README.md").read_text()
+    (run / "README.md").write_text("# My notes\n")
+    write_card(run, cfg)
+    assert (run / "README.md").read_text() == "# My notes\n"
 
 
 def test_pushing_makes_the_repository_first():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html as html_parser
+import io
 import json
 import re
 import shutil
@@ -77,8 +79,8 @@ def test_the_page_tells_what_the_run_left(page):
         f"Compared with {page.parents[1].name}",
         "Boxes: classes and sizes",
         "Boxes: precision and recall",
-        "Boxes: errors",
-        "Boxes: scores",
+        "Boxes: errors and scores",
+        "Boxes: confusion",
         "Worst images",
         "Training",
         "Environment",
@@ -91,6 +93,7 @@ def test_the_page_tells_what_the_run_left(page):
     assert "torch 2.14" in text
     assert "META_ARCHITECTURE: PVTRetinaNet" in text
     assert "AP differs by +0.00 [+0.00, +0.00]" in text
+    assert '<td class="number">37.6</td><td class="number">37.6</td><td class="number">+0.0</td>' in text
 
 
 def test_classes_have_their_numbers(page):
@@ -128,18 +131,69 @@ def test_a_folder_without_results_is_refused(tmp_path):
         write_report(tmp_path, tmp_path / "report.html")
 
 
+def test_pictures_of_turned_photographs_are_upright(run, tmp_path):
+    """Boxes are of the upright image, and so have to be the pixels that they are drawn on."""
+    turned = tmp_path / "turned"
+    shutil.copytree(run, turned)
+    (turned / "val.json").rename(turned / "turned.json")  # a data set of its own
+    for file in ("config.yaml", "results.json"):
+        text = (turned / file).read_text().replace(str(run), str(turned)).replace("val.json", "turned.json")
+        (turned / file).write_text(text.replace('"dataset": "val"', '"dataset": "turned"'))
+    photo = turned / "images/4.png"
+    exif = Image.Exif()
+    exif[274] = 6  # lies on its side
+    left_is_white = np.zeros((96, 128, 3), np.uint8)
+    left_is_white[:, :64] = 255
+    Image.fromarray(np.rot90(left_is_white).copy()).save(photo, exif=exif)
+    write_report(turned, turned / "report.html")
+    caption = '4.png: 1 missed, 0 false" src="data:image/jpeg;base64,'
+    pictures = [text.split('"')[0] for text in (turned / "report.html").read_text().split(caption)[1:]]
+    assert len(pictures) == 2  # ground truth, detections
+    for data in pictures:
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        assert shown.shape == (420, 560, 3)
+        assert shown[-60:, :200].min() > 200
+        assert shown[-60:, -200:].max() < 60
+
+
+def test_a_run_whose_scores_are_all_low_shows_what_it_misses(run, tmp_path):
+    low = tmp_path / "low"
+    shutil.copytree(run, low)
+    found = json.loads((low / "detections.json").read_text())
+    (low / "detections.json").write_text(json.dumps([{**each, "score": each["score"] / 3} for each in found]))
+    write_report(low, low / "report.html")
+    text = (low / "report.html").read_text()
+    assert all(f"{number}.png: 1 missed, 0 false" in text for number in (1, 2, 3, 4))
+
+
+def test_a_run_on_several_data_sets_is_refused(run, tmp_path):
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {"a": {"bbox": {"AP": 1.0}}, "b": {}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(DataError, match=r"several data sets \(a\)"):
+        write_report(tmp_path, tmp_path / "report.html")
+
+
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_sticks_out_in_a_browser(page, width, tmp_path):
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is installed")
-    # The page has no script and allows none; its copy gets one that tells how wide it is.
+    # The page has no script and allows none; its copy gets one that tells how wide it is. It stands in a frame, since a
+    # browser's window may not be as narrow as a phone.
     told = "[document.documentElement.scrollWidth, [...document.images].every(i => i.naturalWidth > 0)].join(' ')"
-    script = f"<script>onload = () => {{ document.title = {told} }}</script>"
+    script = f"<script>onload = () => {{ parent.document.title = {told} }}</script>"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page.read_text())
-    (tmp_path / "page.html").write_text(text.replace('loading="lazy"', "").replace("</body>", f"{script}</body>"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    text = text.replace('loading="lazy"', "").replace("</body>", f"{script}</body>")
+    frame = f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{html_parser.escape(text)}"></iframe>'
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><html><body>{frame}</body></html>")
+    quiet = [
+        "--disable-background-networking",
+        "--disable-sync",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path}/profile",
+    ]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--window-size=1300,900", "--dump-dom"]
     shown = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120)
     scroll_width, all_images = re.search(r"<title>(\d+) (\w+)</title>", shown.stdout).groups()
-    assert int(scroll_width) <= width
+    assert width / 2 < int(scroll_width) <= width
     assert all_images == "true"

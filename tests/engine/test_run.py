@@ -102,6 +102,7 @@ def test_a_run_without_validation_data_trains(tmp_path, tiny_cfg):
     assert run_job(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]), JobOptions()) == {}
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["dataset"], results["metrics"], results["iterations"]) == ("", {}, 1)
+    assert "Not evaluated." in (tmp_path / "README.md").read_text()
 
 
 def test_early_stopping_ends_a_run(tmp_path, tiny_cfg):

@@ -33,6 +33,10 @@ def records(tmp_path: Path) -> Iterator[list[dict]]:
     MetadataCatalog.remove(NAME)
 
 
+def read(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
 def halves(picture: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Both halves without their captions."""
     return picture[18:, :width], picture[18:, width + 4 :]
@@ -40,7 +44,9 @@ def halves(picture: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_boxes_stand_where_they_are(records: list[dict]) -> None:
     detection = {"image_id": 5, "category_id": 9, "bbox": [40, 10, 15, 20], "score": 0.9}
-    truth, found = halves(beside_truth(records[0], [detection], MetadataCatalog.get(NAME), width=640), 640)
+    truth, found = halves(
+        beside_truth(read(records[0]["file_name"]), records[0], [detection], MetadataCatalog.get(NAME), width=640), 640
+    )
     assert truth.shape == found.shape == (480, 640, 3)
     for half, left, right in ((truth, 100, 300), (found, 400, 550)):
         assert half[200, [left, right]].max(axis=1).min() > 40  # the box's sides
@@ -49,7 +55,9 @@ def test_boxes_stand_where_they_are(records: list[dict]) -> None:
 
 
 def test_nothing_found_leaves_the_image_as_it_is(records: list[dict]) -> None:
-    _, found = halves(beside_truth(records[0], [], MetadataCatalog.get(NAME), width=64), 64)
+    _, found = halves(
+        beside_truth(read(records[0]["file_name"]), records[0], [], MetadataCatalog.get(NAME), width=64), 64
+    )
     assert found.max() == 0
 
 
@@ -57,7 +65,7 @@ def test_low_scores_are_left_out_and_files_are_named_after_images(records: list[
     box = {"category_id": 3, "bbox": [10, 10, 20, 20]}
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{"image_id": 5, "score": 0.49, **box}, {"image_id": 7, "score": 0.51, **box}]))
-    files = save_pictures(NAME, results, tmp_path / "pictures", count=2, width=64)
+    files = save_pictures(NAME, results, tmp_path / "pictures", read, count=2, width=64)
     assert [file.name for file in files] == ["image5.png", "image7.png"]
     shown = [halves(np.asarray(Image.open(file)), 64)[1].max() for file in files]
     assert shown[0] == 0
