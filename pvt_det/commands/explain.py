@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     draw_attention(pixels, maps[heads], heads, args.output, at=at)
     asked = "the class token" if attention.queries is None else "a map of {}x{}".format(*attention.queries)
     keys = "x".join(map(str, attention.keys))
-    print(f"{args.output}: stage {args.stage}, block {args.block}: {asked} asks {keys} keys")
+    block = "last block" if args.block == -1 else f"block {args.block}"
+    print(f"{args.output}: stage {args.stage}, {block}: {asked} asks {keys} keys")
     return 0
 
 

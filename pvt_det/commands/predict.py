@@ -77,17 +77,29 @@ def run(args: argparse.Namespace) -> int:
     with _progress() as progress:
         steps = PredictionRun(detect, files, batch_size=args.batch_size, progress=progress, classes=classes)
         faults = steps.run(sources)
-    print(f"{files.objects} objects in {files.images} images: {args.output / RESULTS_NAME}")
+    print(_summary(files, args.score_threshold))
     if faults:
         raise DataError(f"{len(faults)} of {len(sources)} files could not be read; they are named above.")
     return 0
 
 
+def _summary(files: PredictionFiles, least: float) -> str:
+    shown = ", pictures beside it" if files.pictures and files.images else ""
+    counts = f"{_count(files.objects, 'object')} in {_count(files.images, 'image')}"
+    hint = "" if files.objects or not files.images else f"; none scores {least:g}: a lower --score-threshold shows more"
+    return f"{counts}: {files.folder / RESULTS_NAME}{shown}{hint}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _numbers(names: Sequence[str], known: Sequence[str]) -> list[int]:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
+            spelled = {each.lower(): each for each in known}
+            near = difflib.get_close_matches(name.lower(), spelled, n=1)
+            hint = f"Did you mean {spelled[near[0]]!r}? " if near else ""
             raise ConfigError(f"--classes {name}: the model has no such class. {hint}It has {', '.join(known)}.")
     return [known.index(name) for name in names]
 

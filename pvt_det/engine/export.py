@@ -25,7 +25,7 @@ from pvt_det.engine.predictor import class_names, config_file, run_weights
 from pvt_det.engine.results import model_name
 from pvt_det.engine.trained_classifier import trained_classifier
 from pvt_det.errors import ConfigError, NumericError
-from pvt_det.export.check import Parity, compare, median_ms, run_eager
+from pvt_det.export.check import Parity, compare, medians_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write
 from pvt_det.export.graphs import Graph, build_graph
 from pvt_det.export.program import trace
@@ -184,12 +184,10 @@ def export(subject: Subject, output: Path, kind: Kind, images: Sequence[Path]) -
     finally:
         unchecked.unlink(missing_ok=True)
     first = _batch(pictures[:1])
-    return Report(
-        parity=parity,
-        size=first.shape[2:],
-        eager_ms=median_ms(lambda: run_eager(subject.model, first, bgr=subject.bgr)),
-        exported_ms=median_ms(lambda: function(first)),
+    eager_ms, exported_ms = medians_ms(
+        lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
     )
+    return Report(parity=parity, size=first.shape[2:], eager_ms=eager_ms, exported_ms=exported_ms)
 
 
 def check(subject: Subject, function: Function, pictures: Sequence[NDArray[np.uint8]]) -> Parity:

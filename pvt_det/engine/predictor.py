@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from pvt_det.config import load_config
+from pvt_det.config import load_config, validate_config
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.sets import head_key
@@ -74,7 +74,8 @@ class Predictor:
             raise ConfigError(f"batch_size {batch_size}: expected 1 or more.")
         path = config_file(config)
         cfg = load_config(path, overrides)
-        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        cfg.MODEL.DEVICE = _usable(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        validate_config(cfg, where=str(path))
         if score_threshold is not None:
             _set_threshold(cfg, score_threshold)
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
@@ -142,6 +143,15 @@ class Predictor:
 
 
 def check_pixels(image: Any, name: str) -> NDArray[np.uint8]:
+def _usable(device: str) -> str:
+    gpus = torch.cuda.device_count()
+    number = device.removeprefix("cuda").removeprefix(":")
+    if device.startswith("cuda") and int(number if number.isdecimal() else 0) >= gpus:
+        has = f"{gpus} GPU{'s' if gpus > 1 else ''} that torch can use" if gpus else "no GPU that torch can use"
+        raise ConfigError(f"device {device}: this machine has {has}; pvt-det doctor tells why.")
+    return device
+
+
     """Check that an image is `H×W×3` of uint8 with at least one pixel, and give it back.
 
     Raises:

@@ -165,12 +165,15 @@ def _match(expected: Outputs, got: Outputs, parity: Parity, least: float) -> Non
     ]
 
 
-def median_ms(call: Callable[[], Any], *, repeats: int = 5) -> float:
-    """Median time of a call in milliseconds, after one that is not counted."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+def medians_ms(*calls: Callable[[], Any], repeats: int = 5) -> list[float]:
+    """Median time of each call in milliseconds, after one that is not counted.
+
+    The calls take turns, so that what else the machine does slows them alike.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(1 + repeats):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - start)
+    return [1000 * statistics.median(own[1:]) for own in times]

@@ -214,5 +214,13 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
     assert len(results) > 0
     assert {result["category_id"] for result in results} == {4}
     assert min(result["score"] for result in results) > 0.9
-    with pytest.raises(ConfigError, match=r"--classes stra: .*Did you mean 'star'"):
-        predict.main([*words, "--classes", "stra"])
+    for near in ("stra", "STAR"):
+        with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean 'star'"):
+            predict.main([*words, "--classes", near])
+    with pytest.raises(ConfigError, match=r"torn\.png: a file is in its place; name a folder"):
+        predict.main([*words, "--output", str(tmp_path / "torn.png")])
+    with pytest.raises(ConfigError, match=r"device cuda:99: this machine has .*GPU"):
+        predict.main([*words, "--device", "cuda:99"])
+    assert predict.main([*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")]) == 0
+    assert "0 objects in 3 images: " in (printed := capsys.readouterr().out)
+    assert "none scores 1: a lower --score-threshold shows more" in printed

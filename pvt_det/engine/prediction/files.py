@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pvt_det.engine.checkpoint import write_atomically
+from pvt_det.errors import ConfigError
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
 from pvt_det.evaluation.pictures import Picture, draw
 from pvt_det.layers.masks import RunLengthMasks
@@ -34,10 +35,16 @@ class PredictionFiles:
         class_names: By class number; a category's id is its number plus 1.
         pictures: Whether to draw the images.
         crops: Whether to cut out every object.
+
+    Raises:
+        ConfigError: The folder cannot be made, since a file is there.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"output {folder}: a file is in its place; name a folder.") from error
         self.folder = folder
         self.class_names = class_names
         self.pictures = pictures
