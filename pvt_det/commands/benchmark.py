@@ -5,11 +5,15 @@ Examples:
     %(prog)s --models pvt_small pvt_v2_b2 --sizes 1x800x1216 8x224x224 --dtypes fp32 bf16 --compile
     %(prog)s --suite growth --plot output/growth.png
     %(prog)s --suite input --data imagenet/val
+    %(prog)s --suite detector --data datasets/coco --repeats 3
+    %(prog)s --suite mapper --data datasets/coco
+    %(prog)s --suite evaluation --repeats 1
     %(prog)s --plan --memory 16 --models configs/retinanet_pvt_small.yaml --sizes 1x800x1333
 
 Contestants take turns, step by step, in one process; medians are shown, and the median of the rounds' ratios.
 "pvt_det" is this package, "textbook" the same models with softmax(q k^T) v and plain convolutions; transformers and
-timm join where they have the model. Memory is a step's peak, measured in a process of its own.
+timm join where they have the model. Memory is a step's peak, measured in a process of its own. "Detectron2" is its own
+detector on the textbook trunk, from the file to the detections or the new weights, or its mapper.
 """
 
 from __future__ import annotations
@@ -18,24 +22,33 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from pvt_det.engine.benchmark import suites
 from pvt_det.engine.benchmark.contestants import DTYPE_NAMES
-from pvt_det.engine.benchmark.inputs import InputRow, input_table, run_inputs
+from pvt_det.engine.benchmark.evaluation import IMAGES, evaluation_table, run_evaluation
+from pvt_det.engine.benchmark.inputs import input_table, run_inputs
+from pvt_det.engine.benchmark.mapping import RECIPES, mapper_table, run_mapper
 from pvt_det.engine.benchmark.measure import environment
-from pvt_det.engine.benchmark.plan import Plan, plan_batches
+from pvt_det.engine.benchmark.plan import plan_batches
 from pvt_det.engine.benchmark.report import as_table, plan_table, plot_growth, write_json
+from pvt_det.engine.benchmark.whole import CONFIGS, run_detectors
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
 
 _MODES = ("inference", "training")
 _TASKS = ("pyramid", "classifier")
+_SUITES = ("trunk", "growth", "input", "detector", "mapper", "evaluation")
+# What --data is for each suite that needs it.
+_DATA = {"detector": "a folder in COCO's layout", "mapper": "a folder in COCO's layout", "input": "a folder of photos"}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,38 +59,58 @@ def run(args: argparse.Namespace) -> int:
     found = environment(device)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(" · ".join(f"{key} {value}" for key, value in found.items()), style="dim", highlight=False)
-    results: list[suites.Row] | list[Plan] | list[InputRow]
-    if args.plan:
-        results = plans = list(plan_batches(_plan_cases(args), args.memory * 1024, device))
-        console.print(plan_table(plans, args.memory * 1024))
-    elif args.suite == "input":
-        results = inputs = list(run_inputs(args.data, args.limit, args.repeats))
-        console.print(input_table(inputs))
-    else:
-        results = rows = _measure(args, device)
-        console.print(as_table(rows))
-        if args.plot:
-            about = f"{found['device']}, {found['threads']} threads, torch {torch.__version__}"
-            plot_growth(rows, args.plot, about)
+    results, table = _measure(args, device)
+    console.print(table)
+    if args.plot and args.suite == "growth":
+        plot_growth(results, args.plot, f"{found['device']}, {found['threads']} threads, torch {torch.__version__}")
     if args.json:
         write_json(args.json, found, results)
     return 0
 
 
-def _measure(args: argparse.Namespace, device: torch.device) -> list[suites.Row]:
+def _measure(args: argparse.Namespace, device: torch.device) -> tuple[list[Any], Table]:
+    """All rows of what is asked for, and their table."""
+    if args.plan:
+        plans = list(plan_batches(_plan_cases(args), args.memory * 1024, device))
+        return plans, plan_table(plans, args.memory * 1024)
+    if args.suite == "input":
+        inputs = list(run_inputs(args.data, args.limit, args.repeats))
+        return inputs, input_table(inputs)
+    if args.suite == "mapper":
+        mapped = list(run_mapper(args.data, args.recipes, args.limit, args.repeats))
+        return mapped, mapper_table(mapped)
+    if args.suite == "evaluation":
+        evaluated = list(run_evaluation(args.images, args.repeats))
+        return evaluated, evaluation_table(evaluated)
+    rows = list(_model_rows(args, device))
+    return rows, as_table(rows)
+
+
+def _model_rows(args: argparse.Namespace, device: torch.device) -> Iterator[suites.Row]:
     if args.suite == "growth":
-        models, (mode, *_), (dtype, *_) = args.models or suites.GROWTH_MODELS, args.modes, args.dtypes
-        return list(suites.run_growth(models, args.sides, mode, dtype, device, args.repeats))
-    models = args.models or ["pvt_small"]
-    cases = suites.cross(models, args.sizes, args.tasks, args.modes, args.dtypes)
-    return list(suites.run_trunk(cases, device, args.repeats, args.compile))
+        models, (mode, *_), dtype = args.models or suites.GROWTH_MODELS, args.modes, _dtypes(args)[0]
+        return suites.run_growth(models, args.sides, mode, dtype, device, args.repeats)
+    if args.suite == "detector":
+        sizes = args.sizes or [(1, 800, 1333)]
+        cases = suites.cross(args.models or CONFIGS, sizes, ["detector"], args.modes, _dtypes(args))
+        return run_detectors(cases, args.data, args.limit, device, args.repeats)
+    cases = suites.cross(args.models or ["pvt_small"], _sizes(args), args.tasks, args.modes, _dtypes(args))
+    return suites.run_trunk(cases, device, args.repeats, args.compile)
+
+
+def _sizes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
+    return args.sizes or [(1, 800, 1216)]
+
+
+def _dtypes(args: argparse.Namespace) -> list[str]:
+    return args.dtypes or ["bf16" if args.suite == "detector" else "fp32"]
 
 
 def _plan_cases(args: argparse.Namespace) -> list[suites.Case]:
     cases = []
     for model in args.models or ["pvt_small"]:
         task = "detector" if model.endswith((".yaml", ".yml")) else "pyramid"
-        for case in suites.cross([model], args.sizes, [task], args.modes, args.dtypes):
+        for case in suites.cross([model], _sizes(args), [task], args.modes, _dtypes(args)):
             cases += [case, replace(case, checkpointed=True)] if case.mode == "training" else [case]
     return cases
 
@@ -92,19 +125,23 @@ def _size(text: str) -> tuple[int, int, int]:
 def build_parser() -> ArgumentParser:
     """The command line's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("trunk", "growth", "input"), default="trunk")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="photos for the input suite")
+    parser.add_argument("--suite", choices=_SUITES, default="trunk")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="photos; detector and mapper: in COCO's layout")
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="how many of them (default 200)")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES), help="of the mapper suite's resize"
+    )
+    parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="of the evaluation suite")
     parser.add_argument("--plan", action="store_true", help="say which batch fits into --memory")
     parser.add_argument("--memory", type=float, default=16.0, metavar="GIB", help="for --plan (default 16)")
     parser.add_argument(
-        "--models", nargs="+", metavar="NAME", help="variants (default pvt_small); --plan: also configs"
+        "--models", nargs="+", metavar="NAME", help="variants (default pvt_small); detector, --plan: configs"
     )
-    parser.add_argument("--sizes", nargs="+", type=_size, default=[(1, 800, 1216)], metavar="BxHxW")
+    parser.add_argument("--sizes", nargs="+", type=_size, metavar="BxHxW", help="1x800x1216; detector: 1x800x1333")
     parser.add_argument("--sides", nargs="+", type=int, default=list(suites.GROWTH_SIDES), help="of the growth suite")
     parser.add_argument("--tasks", nargs="+", choices=_TASKS, default=["pyramid"])
     parser.add_argument("--modes", nargs="+", choices=_MODES, default=list(_MODES))
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPE_NAMES, default=["fp32"], help="bf16 is by autocast")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPE_NAMES, help="default fp32; detector: bf16, by autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile joins; needs a C++ compiler on a CPU")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds that count (default 5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -115,13 +152,22 @@ def build_parser() -> ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    unknown = [name for name in args.models or () if not _is_known(name, args)]
-    if args.suite == "input" and args.data is None:
-        raise ConfigError("--suite input needs --data DIR, a folder of photos")
-    if unknown:
-        raise ConfigError(f"--models {unknown[0]}: known are {', '.join(VARIANTS)}; resnet50 with --suite growth")
+    if not args.plan and args.suite in _DATA and args.data is None:
+        raise ConfigError(f"--suite {args.suite} needs --data DIR, {_DATA[args.suite]}")
+    for name in args.models or ():
+        if not _is_known(name, args):
+            raise ConfigError(f"--models {name}: expected {_known(args)}")
 
 
 def _is_known(name: str, args: argparse.Namespace) -> bool:
+    is_config = name.endswith((".yaml", ".yml"))
+    if args.suite == "detector" and not args.plan:
+        return is_config
     also = args.suite == "growth" and name == "resnet50"
-    return name in VARIANTS or also or (args.plan and name.endswith((".yaml", ".yml")))
+    return name in VARIANTS or also or (args.plan and is_config)
+
+
+def _known(args: argparse.Namespace) -> str:
+    if args.suite == "detector" and not args.plan:
+        return "config files, such as configs/retinanet_pvt_small.yaml"
+    return f"one of {', '.join(VARIANTS)}; resnet50 with --suite growth"

@@ -8,7 +8,7 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -18,17 +18,19 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-_MIB = 1 << 20
+MIB = 1 << 20
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
 
 
-def take_turns(calls: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, list[float]]:
+def take_turns(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Time each call `repeats` times in seconds, one after the other in every round, after one round of warming up.
 
     Whatever else slows the machine down for a while then slows all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
+    for turn in range(0 if warm_up else 1, repeats + 1):
         for name, call in calls.items():
             _wait_for(device)
             start = time.perf_counter()
@@ -61,19 +63,28 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         call()
         _wait_for(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / _MIB
+        return (torch.cuda.max_memory_allocated(device) - before) / MIB
     _give_back_freed()
-    before_call = _resident()
+    before_call = resident_memory()
     _forget_peak()
     call()
-    return (_resident_peak() - before_call) / _MIB
+    return (_resident_peak() - before_call) / MIB
 
 
 def process_peak(device: torch.device) -> float:
     """MiB that this process took at its highest point: resident memory, or what PyTorch reserved of a GPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / _MIB
-    return _resident_peak() / _MIB
+        return torch.cuda.max_memory_reserved(device) / MIB
+    return _resident_peak() / MIB
+
+
+def private_memory() -> int | None:
+    """Bytes that this process shares with no other, such as those that it changed since it was forked; Linux only."""
+    rollup = Path("/proc/self/smaps_rollup")
+    if not rollup.exists():
+        return None
+    lines = rollup.read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -106,7 +117,8 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def _resident() -> int:
+def resident_memory() -> int:
+    """Bytes of memory that this process takes; where the system does not tell, the most that it ever took."""
     return _status("VmRSS") if platform.system() == "Linux" else _resident_peak()
 
 

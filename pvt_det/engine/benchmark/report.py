@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from rich.table import Table
 
-from pvt_det.engine.benchmark.inputs import InputRow
 from pvt_det.engine.benchmark.plan import Plan
 from pvt_det.engine.benchmark.suites import Row
+
+
+class Result(Protocol):
+    """A row of any suite."""
+
+    def as_dict(self) -> dict[str, object]:
+        """The row as plain values."""
 
 
 def as_table(rows: Sequence[Row]) -> Table:
@@ -18,18 +25,19 @@ def as_table(rows: Sequence[Row]) -> Table:
     table = Table(caption="speed-up: times as fast as the contestant pvt_det is. Memory: of the step alone")
     for heading in ("model", "task", "mode", "dtype", "images", "contestant"):
         table.add_column(heading)
-    for heading in ("median", "speed-up", "peak memory", "ours / theirs"):
+    for heading in ("median", "images/s", "speed-up", "peak memory", "ours / theirs"):
         table.add_column(heading, justify="right")
     for row in rows:
         case = row.case
         table.add_row(
-            case.model,
+            Path(case.model).stem,
             case.task,
             case.mode,
             case.dtype,
             f"{case.batch}x3x{case.height}x{case.width}",
             row.contestant,
             f"{row.seconds * 1000:.1f} ms",
+            f"{row.images_per_s:.2f}",
             f"{row.speedup:.2f}x",
             "" if row.memory_mib is None else f"{row.memory_mib:.0f} MiB",
             "" if row.memory_share is None else f"{row.memory_share:.2f}",
@@ -60,7 +68,7 @@ def plan_table(plans: Sequence[Plan], memory_mib: float) -> Table:
     return table
 
 
-def write_json(path: Path, environment: dict[str, object], rows: Sequence[Row | Plan | InputRow]) -> None:
+def write_json(path: Path, environment: dict[str, object], rows: Sequence[Result]) -> None:
     """Write `{"environment": {…}, "rows": [{…}, …]}`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": environment, "rows": [row.as_dict() for row in rows]}, indent=1))

@@ -36,9 +36,15 @@ class Row:
     memory_mib: float | None = None
     memory_share: float | None = None
 
+    @property
+    def images_per_s(self) -> float:
+        """Images that a second is enough for."""
+        return self.case.batch / self.seconds
+
     def as_dict(self) -> dict[str, object]:
         """The row as plain values, for JSON."""
-        return asdict(self.case) | {key: value for key, value in asdict(self).items() if key != "case"}
+        own = {key: value for key, value in asdict(self).items() if key != "case"}
+        return asdict(self.case) | own | {"images_per_s": self.images_per_s}
 
 
 def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, compiled: bool) -> Iterator[Row]:

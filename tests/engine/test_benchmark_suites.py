@@ -1,0 +1,113 @@
+"""The suites run, their tables show every row, and contestants compute the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from pvt_det.commands import benchmark
+from pvt_det.config import load_config
+from pvt_det.engine.benchmark import evaluation, whole
+from pvt_det.engine.benchmark.contestants import Case
+from pvt_det.engine.benchmark.mapping import run_mapper
+from pvt_det.engine.benchmark.photos import read_records, readers
+from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
+from pvt_det.errors import ConfigError, DataError
+
+SMALL = ("MODEL.DEVICE", "cpu", "MODEL.PVT.DROP_PATH_RATE", "0", "INPUT.MIN_SIZE_TRAIN", "[64]")
+SMALL += ("INPUT.MIN_SIZE_TEST", "64", "INPUT.RESIZE_BACKEND", "pil", "INPUT.RANDOM_FLIP", "none")
+
+
+@pytest.fixture
+def coco_mini(shared_dir):
+    return shared_dir / "data/coco_mini"
+
+
+@pytest.mark.parametrize("name", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny"])
+def test_both_detectors_are_one_model(repo_root, coco_mini, name):
+    """The same losses, and the same detections, as many as a trained model has."""
+    cfg = load_config(repo_root / "configs" / f"{name}.yaml", [*SMALL, *AS_DETECTRON2])
+    torch.manual_seed(0)
+    ours = build_model(cfg)
+    records = read_records(coco_mini, "val2017", 1)
+    train, test = (readers(cfg, records, is_train=is_train)["pvt_det"](0) for is_train in (True, False))
+    spread_scores(ours, [test])
+    losses, found = [], []
+    for model in (ours, stock_detector(cfg, ours)):
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append(model.train()([train]))
+        with torch.no_grad():
+            found.append(model.eval()([test])[0]["instances"])
+    # Small differences of untrained features are large ones of spread scores.
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-3, atol=1e-4)
+    assert len(found[0]) == len(found[1]) > 50
+    torch.testing.assert_close(found[0].scores, found[1].scores, rtol=0, atol=2e-3)
+
+
+def test_detector_suite(repo_root, coco_mini):
+    config = str(repo_root / "configs/retinanet_pvt_tiny.yaml")
+    cases = [Case(config, "detector", mode, "bf16", 1, 48, 64) for mode in ("inference", "training")]
+    rows = list(whole.run_detectors(cases, coco_mini, 1, torch.device("cpu"), 1, memory=False))
+    assert [(row.case.mode, row.contestant, row.case.dtype) for row in rows] == [
+        ("inference", "pvt_det", "bf16"),
+        ("inference", "Detectron2", "fp32"),
+        ("training", "pvt_det", "bf16"),
+        ("training", "Detectron2", "fp32"),
+    ]
+    assert [row.speedup for row in rows[::2]] == [1, 1]
+    assert all(row.seconds > 0 for row in rows)
+
+
+def test_mapper_suite(coco_mini):
+    rows = {
+        (row.recipe, row.contestant): row for row in run_mapper(coco_mini, ["paper", "jitter"], 3, 1, annotated=300)
+    }
+    for recipe, levels in (("paper", 8), ("jitter", 0.5)):
+        row = rows[recipe, "pvt_det"]
+        assert max(row.box_difference, row.mask_difference) < 0.01
+        assert 0 < row.level_difference < levels
+        assert row.images_per_s > 0
+    if ("annotations", "pvt_det") in rows:
+        assert rows["annotations", "pvt_det"].worker_mib < rows["annotations", "a list"].worker_mib
+
+
+def test_evaluation_suite(tmp_path, capsys):
+    args = benchmark.build_parser().parse_args(
+        ["--suite", "evaluation", "--images", "30", "--repeats", "1", "--json", str(tmp_path / "found.json")]
+    )
+    assert benchmark.run(args) == 0
+    shown = capsys.readouterr().out
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["evaluator"] for row in rows] == [evaluation.HOTCOCO, evaluation.PYCOCOTOOLS]
+    assert all(row["evaluator"] in shown for row in rows)
+    assert rows[0]["difference"] < 1e-12
+    assert rows[0]["objects"] == 216
+    # 32 bytes a detection, and the interpreter's own growth.
+    assert rows[0]["kept_mib"] < 20
+
+
+def test_generated_detections_are_neither_perfect_nor_worthless():
+    truth = evaluation.generate_truth(40)
+    found = list(evaluation.generate_detections(truth))
+    assert all(len(image.scores) == 100 for image in found)
+    ap = evaluation.evaluate_hotcoco(truth, found, "bbox").stats[0]
+    assert 0.1 < ap < 0.9
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--suite", "mapper"], ConfigError, "--suite mapper needs --data DIR, a folder in COCO's layout"),
+        (["--suite", "detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected config files"),
+        (["--models", "pvt_smal"], ConfigError, "expected one of pvt_tiny"),
+        (["--suite", "mapper", "--data", "."], DataError, "expected COCO's layout, with annotations/instances_train"),
+    ],
+)
+def test_what_is_missing_is_named(words, error, message):
+    with pytest.raises(error, match=message):
+        benchmark.run(benchmark.build_parser().parse_args(words))
