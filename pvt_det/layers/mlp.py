@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pvt_det.layers.bands import BandedMlp, band_length
 from pvt_det.layers.patch import Size, to_map, to_tokens
+from pvt_det.layers.products import Linear
 
 
 class Mlp(nn.Module):
@@ -25,8 +26,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim * ratio)
-        self.fc2 = nn.Linear(dim * ratio, dim)
+        self.fc1 = Linear(dim, dim * ratio)
+        self.fc2 = Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform `N×L×C` token by token; `size` is not needed here, and is in PVT v2."""
@@ -39,7 +40,7 @@ class Mlp(nn.Module):
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
             return False
         # In bf16 the sums over bands would lose digits; a layer that someone replaced is called as it is.
-        plain = type(self.fc1) is type(self.fc2) is nn.Linear and x.dtype == self.fc1.weight.dtype
+        plain = type(self.fc1) is type(self.fc2) is Linear and x.dtype == self.fc1.weight.dtype
         exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
         return plain and exact and x.shape[0] * x.shape[1] > band_length(self.fc1.out_features)
 
@@ -72,10 +73,10 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, ratio: int, relu: bool) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim * ratio)
+        self.fc1 = Linear(dim, dim * ratio)
         self.relu = relu
         self.dwconv = DepthwiseConv(dim * ratio)
-        self.fc2 = nn.Linear(dim * ratio, dim)
+        self.fc2 = Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform tokens `N×(H·W)×C` of a map of `size` `(H, W)`."""

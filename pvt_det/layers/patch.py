@@ -7,8 +7,9 @@ nothing is copied between stages.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pvt_det.layers.products import linear
 
 Size = tuple[int, int]
 
@@ -42,7 +43,7 @@ class PatchMerging(nn.Conv2d):
         rows, columns = size[0] // k, size[1] // k
         windows = tokens.unflatten(1, size)[:, : rows * k, : columns * k]
         windows = windows.unflatten(2, (columns, k)).unflatten(1, (rows, k)).transpose(2, 3)
-        return F.linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self.matrix(), self.bias)
+        return linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self.matrix(), self.bias)
 
     def matrix(self) -> Tensor:
         """The weight as a matrix `C_out×(k·k·C_in)`, a view of it."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from pvt_det.layers.products import HAS_ONEDNN
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -26,12 +30,14 @@ def count_gmacs(call: Callable[..., object], *inputs: object) -> float:
         inputs: What `call` takes: an image batch for a trunk, the list of dictionaries for a Detectron2 detector.
     """
     modes = {part: part.training for part in call.modules()} if isinstance(call, nn.Module) else {}
-    # PyTorch's counter does not know the kernel that attention takes on a CPU.
-    cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    # PyTorch's counter does not know the kernels that attention and linear layers take on a CPU.
+    mapping: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    if HAS_ONEDNN:
+        mapping[torch.ops.mkldnn._linear_pointwise] = _linear_flops
     try:
         for part in modes:
             part.training = False
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=cpu_attention) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             call(*inputs)
     finally:
         for part, training in modes.items():
@@ -43,3 +49,7 @@ def _attention_flops(
     query: torch.Size, key: torch.Size, value: torch.Size, *_: object, out_shape: object = None, **__: object
 ) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _linear_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]

@@ -1,0 +1,78 @@
+"""oneDNN's products give what PyTorch's linear layers give, forwards and backwards, and stay out of programs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvt_det.layers import products
+from pvt_det.layers.products import HAS_ONEDNN, Linear, linear, product, weight_gradient
+
+
+@pytest.fixture(autouse=True)
+def even_small_ones(monkeypatch):
+    monkeypatch.setattr(products, "_SMALL", 0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 50),
+    inner=st.integers(1, 70),
+    columns=st.integers(1, 70),
+    bias=st.booleans(),
+)
+def test_linear_and_its_gradients(batch, rows, inner, columns, bias):
+    arguments = [torch.randn(batch, rows, inner), torch.randn(columns, inner), torch.randn(columns) if bias else None]
+    arguments = [None if t is None else t.requires_grad_() for t in arguments]
+    wanted = [t for t in arguments if t is not None]
+    grad = torch.randn(batch, rows, columns)
+    ours, theirs = linear(*arguments), F.linear(*arguments)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for got, expected in zip(*(torch.autograd.grad(out, wanted, grad) for out in (ours, theirs)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_weight_gets_no_gradient():
+    layer, x = Linear(4, 5), torch.randn(3, 4, requires_grad=True)
+    layer.requires_grad_(False)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, 4))
+    assert layer.weight.grad is layer.bias.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_layout_of_both_matrices(dtype):
+    a, b = torch.randn(20, 30).to(dtype), torch.randn(30, 20).to(dtype)
+    for left in (a[:, 3:13], b.t()[:, 3:13], a[::2, 3:13]):
+        for right in (a[:, 3:13], b.t()[:, 3:13], b.t()[:, 3:13].contiguous()):
+            tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+            torch.testing.assert_close(product(left, right), left @ right.mT, **tolerance)
+
+
+@pytest.mark.parametrize(("columns", "inner"), [(3, 8), (8, 3)])
+def test_weight_gradient_is_the_product_with_the_first_transposed(columns, inner):
+    grad, x = torch.randn(11, columns), torch.randn(11, inner)
+    torch.testing.assert_close(weight_gradient(grad, x), grad.mT @ x)
+
+
+def test_programs_hold_no_product_of_one_machine():
+    layer, x = Linear(64, 64).eval(), torch.randn(2, 64)
+    traced = torch.jit.trace(layer, x)
+    exported = torch.export.export(layer, (x,))
+    for program in (str(traced.inlined_graph), str(exported.graph)):
+        assert "linear" in program
+        assert "mkldnn" not in program
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="needs PyTorch with oneDNN on x86-64")
+def test_onednn_is_used_in_fp32_and_not_under_autocast(monkeypatch):
+    layer, x = Linear(64, 64), torch.randn(2, 64)
+    with torch.profiler.profile() as profile, torch.no_grad():
+        layer(x)
+    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
