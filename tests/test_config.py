@@ -201,7 +201,7 @@ def test_file_that_is_its_own_base(write, tmp_path):
 def test_missing_file_suggests_its_neighbours(tmp_path):
     message = refusal(ROOT / "configs/retinanet_pvt_tinny.yaml")
     assert "Did you mean retinanet_pvt_tiny.yaml" in message
-    assert "Is a directory" in refusal_of_folder(tmp_path)
+    assert "this config is a folder" in refusal_of_folder(tmp_path)
 
 
 def refusal_of_folder(tmp_path) -> str:

@@ -19,6 +19,7 @@ from pvt_det.config.keys import get_config
 from pvt_det.config.validate import validate_config
 from pvt_det.config.values import coerce
 from pvt_det.errors import ConfigError
+from pvt_det.paths import file_fault, folder_fault
 
 BASE_KEY = "_BASE_"
 _COMMAND_LINE = "command line"
@@ -113,10 +114,12 @@ def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
     named_by = f" (named by {BASE_KEY} in {referrer})" if referrer else ""
     if path.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"{path}{named_by}: a config is a .yaml file; Python configs are not run.")
+    if fault := file_fault(path):
+        raise ConfigError(f"{path}{named_by}: this config {fault}.{_siblings(path)}")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}{named_by}: cannot read this config: {error.strerror}.{_siblings(path)}") from error
+        raise ConfigError(f"{path}{named_by}: this config cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}{named_by}: not a text file in UTF-8: {error}.") from error
     try:
@@ -134,9 +137,10 @@ def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
 
 
 def _siblings(path: Path) -> str:
-    if not path.parent.is_dir():
+    if folder_fault(path.parent):
         return ""
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=3)
+    names = {p.name for p in path.parent.glob("*.y*ml") if not file_fault(p)}
+    near = difflib.get_close_matches(path.name, names, n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

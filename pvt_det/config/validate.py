@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 
 from pvt_det.errors import ConfigError
@@ -90,6 +91,9 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
             raise refuse(key, "expected 0 or more and less than 1.")
     if cfg.VERSION != _VERSION:
         raise refuse("VERSION", f"expected {_VERSION}, the version of Detectron2's keys.")
+    if not is_device(cfg.MODEL.DEVICE):
+        raise refuse("MODEL.DEVICE", "expected cpu, cuda, or one of several GPUs, such as cuda:1.")
+    _check_schedule(cfg, refuse)
     _check_trunk(cfg, refuse)
     _check_pixels(cfg, refuse)
     _check_input_sizes(cfg, refuse)
@@ -119,6 +123,25 @@ def _registered_names() -> dict[str, tuple[str, ...]]:
         "MODEL.ROI_HEADS.NAME": tuple(name for name, _ in ROI_HEADS_REGISTRY),
         "MODEL.SEM_SEG_HEAD.NAME": tuple(name for name, _ in SEM_SEG_HEADS_REGISTRY),
     }
+
+
+def is_device(name: str) -> bool:
+    """Whether PyTorch knows a device of this name as one that computes."""
+    try:
+        return torch.device(name).type != "meta"
+    except RuntimeError:
+        return False
+
+
+def _check_schedule(cfg: CfgNode, refuse: _Refuse) -> None:
+    # A warm-up rises to where the schedule has got in the meantime: at its end, that is near 0.
+    solver = cfg.SOLVER
+    falls = solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR" or any(step <= solver.MAX_ITER for step in solver.STEPS)
+    if falls and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        raise refuse(
+            "SOLVER.WARMUP_ITERS",
+            f"expected less than SOLVER.MAX_ITER, {solver.MAX_ITER}: the learning rate would stay near 0.",
+        )
 
 
 def _check_trunk(cfg: CfgNode, refuse: _Refuse) -> None:

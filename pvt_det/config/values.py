@@ -51,6 +51,8 @@ def coerce(value: Any, default: Any, key: str, where: str) -> Any:
         return None
     example = _EXAMPLES.get(key, default)
     result = _match(value, example, key, where)
+    if not all(map(_is_writable, _texts(result))):
+        raise ConfigError(f"{where}: {key} = {_shown(value)}: only Unicode texts without zero bytes can stand here.")
     numbers = list(_numbers(result))
     if key not in _MAY_BE_INFINITE and not all(-_LARGEST <= number <= _LARGEST for number in numbers):
         raise ConfigError(f"{where}: {key} = {_shown(value)}: only finite numbers of ordinary size can stand here.")
@@ -112,6 +114,17 @@ def _spelled(text: Any) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def _is_writable(text: str) -> bool:
+    """Whether a text can go into logs, files and paths; names that are not UTF-8 come from Linux as surrogates."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _numbers(value: Any) -> list[float]:

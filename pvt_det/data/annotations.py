@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from numbers import Real
@@ -21,6 +22,7 @@ from pvt_det.data.findings import Findings
 from pvt_det.data.images import MAX_PIXELS
 from pvt_det.data.rle import rle_problem
 from pvt_det.errors import DataError
+from pvt_det.paths import file_fault
 
 # Coordinates from here on are mistakes.
 _MAX_COORDINATE = 1e8
@@ -30,6 +32,10 @@ _MAX_OUTLINE = 5e6
 _MASK_SIDE, _MIN_SIDE = 28, 0.1
 # Evaluators keep ids as float64, which is exact up to here.
 _MAX_ID = 2**53
+_LONGEST_ID = 40
+# Control characters, which lead terminals and logs astray, and halves of surrogate pairs, which no file can be written
+# with.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
         DataError: it is missing, no UTF-8 json, cut short, or lacks images, annotations or categories.
     """
     path = Path(json_file)
+    if fault := file_fault(path):
+        raise DataError(f"annotation file {path} {fault}")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -67,13 +75,22 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"annotation file {path} starts with a byte-order mark: save it as UTF-8 without one")
     try:
-        data = json.loads(content)
+        data = json.loads(content, object_pairs_hook=_unlike_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(f"annotation file {path} is broken or cut short ({error}): write or copy it again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f"annotation file {path} has no list {key!r}: expected COCO's instances format")
     return data
+
+
+def _unlike_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A json object; Python's reader would keep the last of two equal keys and lose the first in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
 
 
 def read_annotations(
@@ -101,7 +118,7 @@ def read_annotations(
         if not isinstance(annotation, dict):
             findings.add("annotation that is no object", f"number {place}")
             continue
-        name = f"annotation {annotation.get('id', f'number {place}')}"
+        name = _name("annotation", annotation, place)
         wrong = _identity_problem(annotation, ids, by_id, known)
         wrong = wrong or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
         wrong = wrong or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings, masks)
@@ -116,9 +133,13 @@ def read_annotations(
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
-    sound = [c for c in raw if isinstance(c, dict) and _is_id(c.get("id")) and isinstance(c.get("name"), str)]
-    if len(sound) < len(raw):
-        findings.add("category without an integer id and a name", "see 'categories'", fatal=True)
+    sound = []
+    for place, category in enumerate(raw):
+        if isinstance(category, dict) and _is_id(category.get("id")) and _is_text(category.get("name")):
+            sound.append(category)
+        else:
+            kind = "category without an integer id and a name of printable characters"
+            findings.add(kind, _name("category", category, place), fatal=True)
     for what in ("id", "name"):
         for value, count in Counter(category[what] for category in sound).items():
             if count > 1:
@@ -132,9 +153,8 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
     for place, image in enumerate(raw):
         wrong = _image_problem(image, counts, allow_outside)
         if wrong:
-            name = image.get("id", f"number {place}") if isinstance(image, dict) else f"number {place}"
             # A path out of the image folder may be an attack: it is never merely passed over.
-            findings.add(wrong, f"image {name}", fatal="outside the image folder" in wrong)
+            findings.add(wrong, _name("image", image, place), fatal="outside the image folder" in wrong)
         else:
             images.append(image)
     return images
@@ -145,9 +165,9 @@ def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
         return "image without an integer id"
     if counts[image["id"]] > 1:
         return "image id given twice"
-    file_name = image.get("file_name")
-    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
-        return "image without a file_name"
+    file_name: Any = image.get("file_name")
+    if not _is_text(file_name):
+        return "image without a file_name of printable characters"
     if not all(_is_int(image.get(side)) and image[side] > 0 for side in ("width", "height")):
         return "image without positive integers width and height"
     if image["width"] * image["height"] > MAX_PIXELS:
@@ -287,6 +307,18 @@ def _usable(
         findings.add("no object but crowd regions", f"all {len(annotations)} annotations", fatal=True)
     elif not any(annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0 for annotation in single):
         findings.add("no box that is not empty", f"all {len(single)} annotations", fatal=True)
+
+
+def _name(what: str, entry: Any, place: int) -> str:
+    """An entry of a list by its id, or where it has none to speak of, by its place, from 0."""
+    if not isinstance(entry, dict) or "id" not in entry:
+        return f"{what} number {place}"
+    shown = repr(entry["id"])
+    return f"{what} {shown if len(shown) <= _LONGEST_ID else f'number {place}'}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not _UNPRINTABLE.search(value)
 
 
 def _is_int(value: Any) -> bool:

@@ -10,6 +10,7 @@ from pvt_det.data.annotations import CocoData, read_annotations
 from pvt_det.data.findings import ON_ERROR, Findings, Problem
 from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.paths import ABSENT, file_fault, folder_fault
 
 _logger = logging.getLogger(__name__)
 
@@ -146,8 +147,8 @@ def check_dataset(
 
 def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) -> frozenset[int]:
     """Ids of images that are missing, broken, or of another size than annotated."""
-    if not root.is_dir():
-        raise DataError(f"image folder {root} does not exist: name the folder that the images lie in")
+    if fault := folder_fault(root):
+        raise DataError(f"image folder {root} {fault}: name the folder that the images lie in")
     unreadable = set()
     for image in data.images:
         path = root / image["file_name"]
@@ -159,7 +160,7 @@ def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) 
                 size = read_header(path)
             check_size(path, size, (image["width"], image["height"]))
         except DataError as error:
-            kind = "image file that is missing" if not path.exists() else "image file that cannot be used"
+            kind = "image file that is missing" if file_fault(path) == ABSENT else "image file that cannot be used"
             findings.add(kind, f"image {image['id']}: {error}")
             unreadable.add(image["id"])
     return frozenset(unreadable)

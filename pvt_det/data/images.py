@@ -10,9 +10,10 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from pvt_det.errors import DataError
+from pvt_det.paths import file_fault
 
 # Above this an image is refused before it is decoded: Pillow's own bound, 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
@@ -29,8 +30,25 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# The last bytes of a complete file; a file that ends otherwise may still be whole, and is decoded to find out.
-_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# No others of Pillow's: some of its readers start programs (Ghostscript, for EPS).
+_FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+    *(["AVIF"] if features.check("avif") else []),
+)
+# The last bytes of a complete file, "" where opening it tells; one that ends otherwise, or is of a format without such
+# a mark, is decoded to find out whether it is whole.
+_END_OF_JPEG = b"\xff\xd9"
+_END_MARKS = {
+    **dict.fromkeys(("JPEG", "JPEG2000", "MPO"), _END_OF_JPEG),
+    **{"AVIF": b"", "WEBP": b"", "GIF": b";", "PNG": b"IEND\xaeB`\x82"},
+}
 _TAIL = 64
 
 
@@ -51,7 +69,7 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
     """
     path = Path(path)
     with _open(path) as file:
-        image = _identify(path, file)
+        image = _identify_sound(path, file)
         method = _TRANSPOSE.get(_orientation(image))
         pixels = _decode(path, image, lambda: _to_uint8(image, "L" if image_format == "L" else "RGB", path))
     if method is not None:
@@ -69,7 +87,7 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """
     path = Path(path)
     with _open(path) as file:
-        image = _identify(path, file)
+        image = _identify_sound(path, file)
         if image.mode not in ("L", "P"):
             raise DataError(
                 f"label map {path} is of mode {image.mode!r}; expected one channel of 8 bits with class numbers "
@@ -81,7 +99,7 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height in pixels after EXIF rotation, read from the header.
 
-    The pixels are decoded only where the end of a JPEG or PNG file lacks its end mark.
+    The pixels are decoded only where the file does not end as complete files of its format do.
 
     Raises:
         DataError: as `read_image`, as far as header and end of the file tell.
@@ -92,7 +110,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
         turned = _early_orientation(image) >= 5
         end_mark = _END_MARKS.get(image.format or "")
         file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        complete = end_mark is None or end_mark in file.read()
+        complete = end_mark is not None and end_mark in file.read()
         width, height = image.size
     if not complete:
         read_image(path, "RGB")
@@ -121,8 +139,8 @@ def check_size(path: str | os.PathLike[str], found: tuple[int, int], stated: tup
 
 
 def _open(path: Path) -> IO[bytes]:
-    if not path.is_file():
-        raise DataError(f"image {path} {'is no regular file' if path.exists() else 'does not exist'}")
+    if fault := file_fault(path):
+        raise DataError(f"image {path} {fault}")
     try:
         return path.open("rb")
     except OSError as error:
@@ -132,11 +150,11 @@ def _open(path: Path) -> IO[bytes]:
 def _identify(path: Path, file: IO[bytes]) -> Image.Image:
     """Open the header and refuse a decompression bomb."""
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         file.seek(0)
         start = file.read(16)
-        what = f"no image (it starts with {start!r})" if start else "empty (0 bytes)"
+        what = f"no image (it starts with {start!r}; read are {', '.join(_FORMATS)})" if start else "empty (0 bytes)"
         raise DataError(f"image {path} is {what}: replace it") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image {path} is too large ({error}); at most {MAX_PIXELS:,} pixels are read") from error
@@ -146,6 +164,19 @@ def _identify(path: Path, file: IO[bytes]) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise DataError(f"image {path} is too large ({width}x{height}); at most {MAX_PIXELS:,} pixels are read")
     return image
+
+
+def _identify_sound(path: Path, file: IO[bytes]) -> Image.Image:
+    """As `_identify`; a PNG's check sums are compared first, which Pillow does not do while it decodes."""
+    image = _identify(path, file)
+    if image.format != "PNG":
+        return image
+    try:
+        image.verify()
+    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        raise DataError(f"image {path} is broken or cut short ({error}): replace it") from error
+    file.seek(0)
+    return _identify(path, file)
 
 
 def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:

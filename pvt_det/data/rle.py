@@ -16,7 +16,8 @@ def rle_problem(rle: dict[str, Any], height: int, width: int) -> str:
         runs = _runs(rle.get("counts"))
     except (TypeError, ValueError, OverflowError):
         return "RLE whose counts cannot be read"
-    if (runs < 0).any() or int(runs.sum()) != height * width:
+    # Each by itself, too: the sum of runs near 2^63 wraps around.
+    if ((runs < 0) | (runs > height * width)).any() or int(runs.sum()) != height * width:
         return "RLE whose runs do not cover its image"
     return ""
 

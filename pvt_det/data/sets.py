@@ -14,6 +14,7 @@ from pvt_det.data.check import CheckReport, check_dataset
 from pvt_det.data.coco import CocoSource, register_coco
 from pvt_det.data.label_sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.paths import file_fault, folder_fault
 
 _logger = logging.getLogger(__name__)
 
@@ -89,9 +90,8 @@ def _check_named(cfg: CfgNode, name: str) -> None:
     if metadata.get("coco_source") is not None or metadata.get("evaluator_type") != "coco":
         return
     json_file, image_root = Path(metadata.json_file), Path(metadata.image_root)
-    missing = [
-        str(path) for path, there in ((json_file, json_file.is_file()), (image_root, image_root.is_dir())) if not there
-    ]
+    faults = ((json_file, file_fault(json_file)), (image_root, folder_fault(image_root)))
+    missing = [str(path) for path, fault in faults if fault]
     if missing:
         raise DataError(
             f"data set {name!r} is not complete: {' and '.join(missing)} missing. Put COCO's files there, or name the "

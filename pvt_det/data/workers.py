@@ -26,10 +26,10 @@ class WorkerLoader(DataLoader):
 
 def start_worker(worker_id: int) -> None:
     """Prepare a worker process; `worker_init_fn` of a loader."""
-    # Ctrl-C and SIGTERM often reach the whole process group. The training process needs its workers to finish its
-    # step, and ends them itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # These often reach the whole process group. The training process needs its workers to finish its step, and ends
+    # them itself.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader
 
 

@@ -16,7 +16,7 @@ from pvt_det.layers.masks import RunLengthMasks
 NAME = "train_batch.jpg"
 _MOST = 8
 _COLUMNS = 4
-_WIDTH = 320
+_WIDTH, _LONGEST = 320, 4000
 
 
 def save_batch_picture(
@@ -42,7 +42,7 @@ def _picture(sample: dict[str, Any], class_names: Sequence[str], image_format: s
     objects = _objects(sample["instances"]) if "instances" in sample else []
     most = max((o["category_id"] for o in objects), default=-1)
     names = class_names if most < len(class_names) else [str(number) for number in range(most + 1)]
-    return draw(image, objects, names, _WIDTH)
+    return draw(image, objects, names, _WIDTH, _LONGEST)
 
 
 def _objects(instances: Instances) -> list[dict[str, Any]]:

@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvt_det.errors import CheckpointError
+from pvt_det.errors import CheckpointError, NumericError
 from pvt_det.weights.reader import read_file
 
 MANIFEST_NAME = "checkpoints.json"
@@ -212,7 +213,10 @@ class CheckpointStore:
     def _read_manifest(self) -> dict[str, dict[str, Any]]:
         try:
             manifest = json.loads((self.folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-            return {name: dict(entry, sha256=list(entry["sha256"])) for name, entry in manifest.items()}
+            return {
+                name: {**entry, "iteration": int(entry["iteration"]), "sha256": list(entry["sha256"])}
+                for name, entry in manifest.items()
+            }
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -229,10 +233,28 @@ class CheckpointStore:
         return self.folder / f".{name}{_TEMPORARY_SUFFIX}"
 
 
+def check_finite(weights: Mapping[str, Any]) -> None:
+    """Check weights before they are saved or handed on.
+
+    Args:
+        weights: A model's state dict.
+
+    Raises:
+        NumericError: One of them is NaN or infinite; names it.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NumericError(
+                f"{name} holds NaN or infinity: these weights are not saved, and the checkpoints from before are "
+                "sound. Go on from the last of them, with a lower learning rate."
+            )
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file as a whole: whoever reads it, at any moment, finds the old text or the new one."""
     temporary = path.with_name(f".{path.name}{_TEMPORARY_SUFFIX}")
-    with temporary.open("w", encoding="utf-8") as file:
+    # A name of a file need not be Unicode; in json, what takes its place means the same.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from pvt_det.data.imagenet import ImageSource
 from pvt_det.data.imagenet_input import Batch, TrainSampler, derive_seed
 from pvt_det.data.imagenet_transforms import DeviceInput
-from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.checkpoint import CheckpointStore, check_finite
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_eval import Accuracy, report_broken
 from pvt_det.engine.classification_log import RunLog
@@ -278,8 +278,13 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write the state to the output folder, in the main process."""
+        """Write the state to the output folder, in the main process.
+
+        Raises:
+            NumericError: The weights are not finite; what was saved before stays.
+        """
         self._saved_at = time.perf_counter()
+        check_finite(self.parts.model.state_dict())
         if self.process.is_main:
             self._store.save(LAST_NAME, self.state(), self.update)
 

@@ -38,6 +38,7 @@ from pvt_det.engine.rng import seed_all
 from pvt_det.engine.signals import StopRequest
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import create_model
+from pvt_det.paths import file_fault
 from pvt_det.solver.classification import build_optimizer, build_schedule
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.reader import read_file
@@ -271,7 +272,7 @@ def _evaluation(
 def _classes_of(source: str) -> list[str] | None:
     """The class index in a weight file that this package wrote, or None."""
     path = Path(source)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or file_fault(path):
         return None
     try:
         with safe_open(path, "pt") as file:

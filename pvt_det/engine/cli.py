@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -12,22 +14,40 @@ from pvt_det.errors import ConfigError, Interrupted, PvtDetError
 
 # What a shell reports for a program that Ctrl-C ended.
 EXIT_CTRL_C = 130
+# What the system refuses because of where a user wants something read or written.
+_NOT_OURS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    }
+)
 
 
 def run_cli(main: Callable[[], int | None]) -> int:
     """Run a script's `main` and turn a user's error into one line on stderr and its exit code.
 
-    Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable, 130 stopped by Ctrl-C with
-    nothing to save. Any other exception is our own mistake and keeps its traceback.
+    Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable, 130 stopped by Ctrl-C at
+    once. A folder that cannot be written, or a disk that is full, is a user's error too, with exit code 2.
+    Any other exception is our own mistake and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name of a file need not be Unicode, nor a terminal able to show it.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except PvtDetError as error:
         kind = "stopped" if isinstance(error, Interrupted) else "error"
         print(f"{kind}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}. Free some room, or name another file or folder.", file=sys.stderr)
+        return ConfigError.exit_code
     except KeyboardInterrupt:
-        print("stopped: by Ctrl-C, before there was anything to save.", file=sys.stderr, flush=True)
+        print("stopped: by Ctrl-C, at once; what was saved before is whole.", file=sys.stderr, flush=True)
         return EXIT_CTRL_C
 
 

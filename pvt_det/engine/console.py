@@ -36,7 +36,8 @@ def run_logging(folder: Path, rank: int, console: Console) -> Iterator[None]:
         rank: Number of this process.
         console: Where a progress bar may live.
     """
-    to_file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log.txt.rank{rank}"), encoding="utf-8")
+    name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
+    to_file = logging.FileHandler(folder / name, encoding="utf-8", errors="backslashreplace")
     to_file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
     handlers: list[logging.Handler] = [to_file, *([_console_handler(console)] if rank == 0 else [])]
     loggers = [logging.getLogger(name) for name in _LOGGERS]

@@ -25,6 +25,7 @@ from pvt_det.engine.checkpoint import CheckpointStore
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.engine.tta import with_views
 from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.paths import file_fault, folder_fault
 from pvt_det.weights import load_pretrained
 
 Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
@@ -142,7 +143,6 @@ class Predictor:
         return [output["instances"].to("cpu") for output in outputs]
 
 
-def check_pixels(image: Any, name: str) -> NDArray[np.uint8]:
 def _usable(device: str) -> str:
     gpus = torch.cuda.device_count()
     number = device.removeprefix("cuda").removeprefix(":")
@@ -152,6 +152,7 @@ def _usable(device: str) -> str:
     return device
 
 
+def check_pixels(image: Any, name: str) -> NDArray[np.uint8]:
     """Check that an image is `H×W×3` of uint8 with at least one pixel, and give it back.
 
     Raises:
@@ -189,9 +190,10 @@ def config_file(config: str | os.PathLike[str]) -> Path:
         ConfigError: Nothing is there, or a folder without one.
     """
     path = Path(config)
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: expected a run's output folder, or a config file.")
-    if not path.is_dir():
+    fault = file_fault(path)
+    if fault and folder_fault(path):
+        raise ConfigError(f"{path} {fault}: expected a run's output folder, or a config file.")
+    if not fault:
         return path
     if not (path / CONFIG_NAME).is_file():
         raise ConfigError(f"{path} holds no {CONFIG_NAME}: expected a run's output folder, or a config file.")
@@ -212,7 +214,7 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
         if found is None:
             raise CheckpointError(f"no {' or '.join(_WEIGHTS)} lies beside {config}: name the weights to use.")
         path = found
-    if path.is_file():
+    if not file_fault(path):
         CheckpointStore(path.parent).verify_if_listed(path)
         return str(path)
     return str(weights)

@@ -25,10 +25,12 @@ from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
 from pvt_det.engine.console import run_logging
 from pvt_det.engine.lock import FolderLock
 from pvt_det.engine.rng import seed_all
+from pvt_det.engine.signals import termination_reported
 from pvt_det.engine.torchrun import restarts
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.models.complexity import count_parameters
+from pvt_det.paths import file_fault
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
@@ -75,7 +77,8 @@ def run_job(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     console = Console()
     folder = Path(cfg.OUTPUT_DIR)
     _make_folder(folder)
-    with _lock(folder), run_logging(folder, comm.get_rank(), console):
+    go_on = "" if options.eval_only else options.command
+    with _lock(folder), run_logging(folder, comm.get_rank(), console), termination_reported(go_on):
         _fit_to_machine(cfg)
         _refuse_unsupported(cfg)
         register_datasets(cfg, training=not options.eval_only)
@@ -117,10 +120,10 @@ def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any
             iterations=trainer.iter + 1,
             best=trainer.best(),
         )
+        write_card(folder, cfg)
         _say_where(folder, path)
     return metrics
 
-        write_card(folder, cfg)
 
 def _evaluate(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
@@ -155,7 +158,7 @@ def _weights_to_evaluate(cfg: CfgNode, options: JobOptions) -> tuple[str, int]:
             "of OUTPUT_DIR."
         )
     path = Path(cfg.MODEL.WEIGHTS)
-    return cfg.MODEL.WEIGHTS, CheckpointStore(path.parent).verify_if_listed(path) if path.is_file() else 0
+    return cfg.MODEL.WEIGHTS, 0 if file_fault(path) else CheckpointStore(path.parent).verify_if_listed(path)
 
 
 def _lock(folder: Path) -> AbstractContextManager[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from pvt_det.engine.checkpoint import check_finite
 from pvt_det.errors import NumericError
 from pvt_det.solver.build import (
     GradientClipper,
@@ -194,22 +195,18 @@ class TrainStep:
             NumericError: One of them is NaN or infinite; names it.
         """
         for model in {self.model, self.evaluated_model}:
-            for name, tensor in model.state_dict().items():
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise NumericError(
-                        f"{name} holds NaN or infinity: these weights are not saved. Go back to the last checkpoint "
-                        "with --resume and a lower SOLVER.BASE_LR."
-                    )
+            check_finite(model.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next iterations depend on.
 
         Keys: `model`, the weights to evaluate; `training_model`, those that are trained, only where an average is
-        kept; `ema_updates`, `optimizer`, `scaler`, `skipped`, `skipped_in_row`.
+        kept; `ema_updates`, `optimizer`, `optimizer_name`, `scaler`, `skipped`, `skipped_in_row`.
         """
         state = {
             "model": self.evaluated_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": type(self.optimizer).__name__,
             "scaler": self._scaler.state_dict(),
             "skipped": self.skipped,
             "skipped_in_row": self._skipped_in_row,
@@ -221,16 +218,23 @@ class TrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave.
 
-        A run with an average can go on from a state without one, and the other way round.
+        A run with an average can go on from a state without one, and the other way round. The optimizer keeps the
+        settings that it was built with.
 
         Raises:
             RuntimeError, ValueError, KeyError: The state is of another model or optimizer.
         """
+        name = type(self.optimizer).__name__
+        if state.get("optimizer_name", name) != name:
+            raise ValueError(f"its optimizer is {state['optimizer_name']}, not {name}")
         self.model.load_state_dict(state.get("training_model", state["model"]))
         if self.ema is not None:
             self.ema.module.load_state_dict(state["model"])
             self.ema.n_averaged.fill_(state.get("ema_updates", 0))
+        settings = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, built in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(built)
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.skipped, self._skipped_in_row = state["skipped"], state["skipped_in_row"]

@@ -30,7 +30,7 @@ from pvt_det.engine.results import METRICS_NAME, trim_metrics
 from pvt_det.engine.rng import random_state, random_state_kept, set_random_state
 from pvt_det.engine.signals import StopRequest
 from pvt_det.engine.step import TrainStep
-from pvt_det.errors import CheckpointError, ConfigError, Interrupted
+from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.weights import load_pretrained
 
@@ -80,7 +80,8 @@ class PVTTrainer(TrainerBase):
 
         Raises:
             CheckpointError: The checkpoint or the weights are missing, damaged or of another model.
-            ConfigError: The checkpoint was trained with another seed.
+            ConfigError: The checkpoint was trained with another seed, or further than `MAX_ITER`.
+            DataError: The checkpoint was trained on other classes.
         """
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
         if path is not None:
@@ -93,11 +94,8 @@ class PVTTrainer(TrainerBase):
 
     def _restore(self, path: Path) -> None:
         state = self.store.load(path)
-        if state["seed"] != self.cfg.SEED:
-            raise ConfigError(
-                f"{path} was trained with SEED {state['seed']}, and SEED is {self.cfg.SEED}: the data would come in "
-                f"another order. Resume with SEED {state['seed']}, or choose another folder with --output."
-            )
+        self._check_resumable(path, state)
+        base_rates = list(self.scheduler.base_lrs)
         try:
             self._step.load_state_dict(state)
             # Detectron2's `iteration` is the index of the last finished one.
@@ -107,6 +105,7 @@ class PVTTrainer(TrainerBase):
                 f"{path} is of another model or optimizer than this config's: {_first_lines(error)}. Resume with the "
                 "config that the run was started with (config.yaml beside it), or choose another folder with --output."
             ) from error
+        self._take_rates_of_config(base_rates)
         self.start_iter = self.iter + 1
         self.last_saved, self._saved_at = path, self.iter
         if len(state["random"]) == comm.get_world_size():
@@ -119,6 +118,33 @@ class PVTTrainer(TrainerBase):
                 comm.get_world_size(),
             )
         _log.info("Resumed from %s: going on with iteration %d of %d.", path, self.start_iter, self.max_iter)
+
+    def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        cfg, other = self.cfg, "or choose another folder with --output."
+        if state["seed"] != cfg.SEED:
+            raise ConfigError(
+                f"{path} was trained with SEED {state['seed']}, and SEED is {cfg.SEED}: the data would come in "
+                f"another order. Resume with SEED {state['seed']}, {other}"
+            )
+        if state["iteration"] >= self.max_iter:
+            raise ConfigError(
+                f"{path} was trained for {state['iteration'] + 1} iterations, and SOLVER.MAX_ITER is {self.max_iter}: "
+                f"give at least as many, {other}"
+            )
+        trained, given = state.get("classes", cfg.DATASETS.CLASS_NAMES), cfg.DATASETS.CLASS_NAMES
+        if list(trained) != list(given):
+            raise DataError(
+                f"{path} was trained on the classes {', '.join(trained[:5])} …, and the data has "
+                f"{', '.join(given[:5])} …: resume with the data that the run was started with, {other}"
+            )
+
+    def _take_rates_of_config(self, base_rates: list[Any]) -> None:
+        """Go on with the config's learning rates where the checkpoint has others: they may be why a run is resumed."""
+        if self.scheduler.base_lrs != base_rates:
+            _log.warning("SOLVER.BASE_LR or its factors are others than before: going on with those of this config.")
+            self.scheduler.base_lrs = base_rates
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -251,8 +277,9 @@ class PVTTrainer(TrainerBase):
         return copies * sum(p.nbytes for p in self.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The step's state, Detectron2's `iteration` and `hooks`, and the seed."""
-        return {**super().state_dict(), **self._step.state_dict(), "seed": self.cfg.SEED}
+        """The step's state, Detectron2's `iteration` and `hooks`, the seed, and the names of the classes."""
+        names = list(self.cfg.DATASETS.CLASS_NAMES)
+        return {**super().state_dict(), **self._step.state_dict(), "seed": self.cfg.SEED, "classes": names}
 
     # --- building ------------------------------------------------------------------------------------------------
 

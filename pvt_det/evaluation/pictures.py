@@ -25,14 +25,15 @@ ReadImage: TypeAlias = Callable[[str | os.PathLike[str]], Picture]
 
 _CAPTION_HEIGHT = 18
 _GAP = 4  # pixels of white between pictures
+_LONGEST = 65_000  # pixels of a side, about what a JPEG file can have
 
 
 def save_pictures(
     dataset_name: str,
     results_file: str | Path,
     folder: str | Path,
-    *,
     read: ReadImage,
+    *,
     count: int = 12,
     min_score: float = 0.5,
     width: int = 384,
@@ -43,8 +44,8 @@ def save_pictures(
         dataset_name: a registered data set.
         results_file: its detections in COCO's results format.
         folder: where to write; made where absent.
-        count: at most so many pictures.
         read: reads an image.
+        count: at most so many pictures.
         min_score: detections below this score are not shown.
         width: of each half, in pixels.
 
@@ -75,8 +76,8 @@ def beside_truth(
     """Return one picture: an image with its ground truth, and again with `detections`.
 
     Args:
-        record: Detectron2's record of the image, with `annotations`.
         image: its pixels.
+        record: Detectron2's record of the image, with `annotations`.
         detections: of this image, in COCO's results format.
         metadata: of the data set; class names and ids are read.
         width: of each half, in pixels.
@@ -109,7 +110,7 @@ def _join(pictures: Sequence[Picture], axis: int) -> Picture:
     return np.concatenate(padded, axis)
 
 
-def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: int) -> Picture:
+def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: int, longest: int = _LONGEST) -> Picture:
     """Draw an image with its objects.
 
     Args:
@@ -117,9 +118,13 @@ def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: in
         objects: as in the "annotations" of Detectron2's records, perhaps with a `score`; masks are drawn where all have
             one.
         class_names: by class number.
-        width: of the outcome, in pixels.
+        width: of the outcome, in pixels, unless its longer side became longer than `longest` or its shorter one less
+            than a pixel.
+        longest: side of the outcome, in pixels.
     """
-    visualizer = Visualizer(image, scale=width / image.shape[1])
+    sides = image.shape[:2]
+    scale = max(min(width / image.shape[1], longest / max(sides)), 1 / min(sides))
+    visualizer = Visualizer(image, scale=scale)
     if not objects:
         return visualizer.output.get_image()
     classes = [o["category_id"] for o in objects]

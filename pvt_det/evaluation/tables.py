@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # Class names with their AP stand in so many columns side by side.
 _COLUMNS = 3
@@ -34,8 +35,10 @@ def class_table(values: Mapping[str, float]) -> str:
 
 
 def render(table: Table, width: int = _WIDTH) -> str:
-    """A table as plain text."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    """A table as plain text; texts that look like markup, such as a class "[a]", stay as they are."""
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, legacy_windows=False, markup=False, emoji=False
+    )
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
@@ -49,9 +52,9 @@ def as_table(rows: Sequence[Mapping[str, str]]) -> Table:
     """Rows with the same keys as a table with lines for a terminal."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(Text, row.values()))
     return table
 
 

@@ -106,7 +106,8 @@ def _download(remote: Remote, path: Path, opener: Opener) -> None:
                 part.unlink()
                 continue
             raise CheckpointError(_by_hand(remote, path, f"the server answers {error.code} {error.reason}")) from error
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        # UnicodeError: a host's name that is none.
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, UnicodeError) as error:
             logger.info("attempt %d of %d failed: %s", attempt, _ATTEMPTS, error)
             if attempt == _ATTEMPTS:
                 reason = getattr(error, "reason", error)

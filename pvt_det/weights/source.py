@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 from pvt_det.errors import CheckpointError
+from pvt_det.paths import ABSENT, file_fault
 from pvt_det.weights.catalog import CATALOG, CLASSIFIERS, Remote, detectron2_file, hub_file
 from pvt_det.weights.download import fetch
 
@@ -35,11 +36,14 @@ def locate(source: str | Path, fetch: Callable[[Remote], Path] = fetch) -> Path:
     path = Path(source).expanduser()
     scheme, separator, rest = text.partition("://")
     if isinstance(source, Path) or not separator:
-        if path.is_file():
+        fault = file_fault(path)
+        if not fault:
             return path
-        if text not in CATALOG:
-            raise CheckpointError(_unknown(text, path))
-        return fetch(CATALOG[text])
+        if text in CATALOG:
+            return fetch(CATALOG[text])
+        if fault != ABSENT:
+            raise CheckpointError(f"{path} {fault}; give the file of weights itself")
+        raise CheckpointError(_unknown(text, "no such file, and no such name in the catalog"))
     if scheme not in _SCHEMES:
         raise CheckpointError(f"{text}: unknown scheme {scheme!r}; known are {', '.join(f'{s}://' for s in _SCHEMES)}")
     return fetch(_SCHEMES[scheme](text, rest))
@@ -47,7 +51,7 @@ def locate(source: str | Path, fetch: Callable[[Remote], Path] = fetch) -> Path:
 
 def _catalog(text: str, name: str) -> Remote:
     if name not in CATALOG:
-        raise CheckpointError(_unknown(name, None))
+        raise CheckpointError(_unknown(name, "no such name in the catalog"))
     return CATALOG[name]
 
 
@@ -98,10 +102,7 @@ def _is_plain(path: str) -> bool:
     return all(re.fullmatch(r"(?!\.+$)[\w.+=@-]+", part) for part in path.split("/"))
 
 
-def _unknown(name: str, path: Path | None) -> str:
-    if path is not None and path.is_dir():
-        return f"{path}: a folder; give the file of weights in it"
+def _unknown(name: str, where: str) -> str:
     close = difflib.get_close_matches(name, CATALOG, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    where = "no such file, and no such name in the catalog" if path else "no such name in the catalog"
     return f"{name}: {where}; {hint}Names are {', '.join(CLASSIFIERS)} and others, see pvt_det/weights/catalog.py"

@@ -208,7 +208,7 @@ def test_all_problems_are_in_one_report(folder):
 
 FILE_FAULTS = {
     "size": (lambda p: Image.new("RGB", (H, W)).save(p), "is 30x40"),
-    "folder": (lambda p: (p.unlink(), p.mkdir()), "no regular file"),
+    "folder": (lambda p: (p.unlink(), p.mkdir()), "is a folder"),
 }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pvt_det.engine import classification_run
-from pvt_det.engine.classification import Trainer
+from pvt_det.engine.classification import LAST_NAME, Trainer
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_options import Options
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericError
@@ -239,6 +239,17 @@ def test_broken_images_are_named_up_to_the_limit(tmp_path, caplog):
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     with pytest.raises(NumericError, match=r"the loss is nan in the updates up to \d+ .*Lower --lr"):
         classification_run.train(_options(data, tmp_path, lr=1e20, clip_grad=0.0, warmup_epochs=0.0), CPU, "resume")
+
+
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
+    trainer = _trainer(_options(data, tmp_path), StopAfter(1000))
+    trainer.save()
+    saved = (tmp_path / LAST_NAME).read_bytes()
+    with torch.no_grad():
+        trainer.parts.model.head.bias[0] = float("inf")
+    with pytest.raises(NumericError, match=r"head\.bias holds NaN or infinity"):
+        trainer.save()
+    assert (tmp_path / LAST_NAME).read_bytes() == saved
 
 
 def _evaluate_weights(root: Path, folder: Path, metadata: dict[str, str], **changes):

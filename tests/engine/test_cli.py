@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import multiprocessing
+import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -32,6 +36,22 @@ def test_ctrl_c_before_training_and_success(capsys):
     assert run_cli(interrupted) == 130
     assert capsys.readouterr().err.startswith("stopped: ")
     assert run_cli(lambda: None) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_folder_that_cannot_be_used_is_a_users_error(number, capsys):
+    def main():
+        raise OSError(number, os.strerror(number), "found/results.json")
+
+    assert run_cli(main) == 2
+    assert capsys.readouterr().err.startswith(f"error: found/results.json: {os.strerror(number)}. ")
+
+
+def test_names_that_are_not_unicode_can_be_printed(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert run_cli(lambda: print("a\udcff → b", flush=True)) == 0
+    assert written.getvalue() == b"a\\udcff \\u2192 b\n"
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pvt_det.evaluation.detections import Detections
 from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
 from tests.faults.conftest import SIDE, SQUARE, in_child
+from tools import report
 
 WAY_OUT = "DATASETS.ON_ERROR skip"
 
@@ -73,6 +75,33 @@ def test_F22_duplicate_annotation_id(refused_set, tiny_set):
     tiny_set.second["id"] = 11
     refused_set("annotation id given twice: annotation 11; annotation 11", WAY_OUT)
     assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").annotations == 2
+
+
+@pytest.mark.parametrize("name", ["", " ", "bo\x1b[31mwl", "bo\nwl", "bo\ud800wl", 5, None])
+def test_F22_category_whose_name_cannot_be_shown(refused_set, tiny_set, name):
+    tiny_set.content["categories"][0]["name"] = name
+    refused_set("category without an integer id and a name of printable characters: category 3")
+
+
+def test_F22_an_id_of_any_kind_is_named_in_a_line(refused_set, tiny_set):
+    tiny_set.second["id"] = "\x1b[31m twelve"
+    tiny_set.content["annotations"][2]["id"] = {"a": ["long"] * 1000}
+    message = refused_set(r"2 x annotation without an integer id: annotation '\x1b[31m twelve'; annotation number 2")
+    assert len(message) < 400
+
+
+def test_F22_a_class_that_looks_like_markup_is_but_a_name(command, tiny_set, tmp_path):
+    """Rich would take it for a closing tag without its opening one, and raise in mid-evaluation."""
+    name = "[/red] <script>alert(1)</script>"
+    tiny_set.content["categories"][0]["name"] = name
+    ending = command(**tiny_set.words(), **tiny_set.words("VAL"), SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
+    assert ending.code == 0
+    assert name in (tmp_path / "run/log.txt").read_text()
+    assert f"AP-{name}" in json.loads((tmp_path / "run/results.json").read_text())["metrics"]["bbox"]
+    assert report.main([str(tmp_path / "run")]) == 0
+    (page,) = (tmp_path / "run").glob("*.html")
+    assert "[/red] &lt;script&gt;" in page.read_text()
+    assert "<script" not in page.read_text()
 
 
 def test_F23_duplicate_image_id(refused_set, tiny_set):
@@ -147,11 +176,12 @@ def test_F26_zigzag_and_tiny_box(refused_or_dropped, tiny_set):
     [
         ([5, 5], "RLE whose runs do not cover its image"),
         ([SIDE * SIDE + 5, -5], "RLE whose runs do not cover its image"),
+        ([2**63 - 1, 2**63 - 1, SIDE * SIDE + 2], "RLE whose runs do not cover its image"),  # in 64 bits, they do
         ("garbage~~~", "RLE whose counts cannot be read"),
         ("", "RLE whose counts cannot be read"),
         (None, "RLE whose counts cannot be read"),
     ],
-    ids=["short", "negative", "garbage", "empty", "missing"],
+    ids=["short", "negative", "wraps around", "garbage", "empty", "missing"],
 )
 def test_F27_corrupt_rle(refused_or_dropped, counts, reason):
     refused_or_dropped(reason, segmentation={"size": [SIDE, SIDE], "counts": counts})
@@ -226,6 +256,32 @@ def test_F31_truncated_or_marked_json(refused, tiny_set, fault):
     reason = "byte-order mark" if fault == "mark" else "broken or cut short"
     words = {"DATASETS__TRAIN_JSON": path, "DATASETS__TRAIN_IMAGES": tiny_set.folder}
     refused(3, str(path), reason, **words)
+
+
+@pytest.mark.parametrize(
+    ("text", "twice", "key"),
+    [("}]}", '}], "annotations": []}', "annotations"), ('"id": 12,', '"id": 12, "bbox": [0, 0, 9, 9],', "bbox")],
+    ids=["whole list", "one value"],
+)
+def test_F31_key_given_twice(refused, tiny_set, text, twice, key):
+    """Python's json would keep the last: a file's first annotations would be gone in silence."""
+    path = tiny_set.json_file
+    path.write_text(twice.join(path.read_text().rsplit(text, 1)))
+    words = {"DATASETS__TRAIN_JSON": path, "DATASETS__TRAIN_IMAGES": tiny_set.folder}
+    refused(3, str(path), f"the key '{key}' stands twice in one object", **words)
+
+
+def test_F31_json_that_is_no_file(refused, tiny_set):
+    """A pipe or device would be read for ever, and a name that is too long is no bug of ours."""
+    os.mkfifo(tiny_set.folder / "pipe.json")
+    for path, reason in (
+        (tiny_set.folder / "pipe.json", "is no regular file"),
+        ("/dev/zero", "is no regular file"),
+        (tiny_set.folder, "is a folder"),
+        ("x" * 300, "File name too long"),
+    ):
+        refused(3, str(path), reason, DATASETS__TRAIN_JSON=path, DATASETS__TRAIN_IMAGES=tiny_set.folder)
+    refused(3, "File name too long", DATASETS__TRAIN_JSON=tiny_set.json_file, DATASETS__TRAIN_IMAGES="x" * 300)
 
 
 def test_F31_json_of_another_kind(refused, tiny_set):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 
@@ -106,6 +107,28 @@ def test_F35_weights_of_something_else(refused, trunk, tmp_path, fault):
     refused(4, str(tmp_path / "x.pth"), reason, MODEL__WEIGHTS=tmp_path / "x.pth")
 
 
+def test_F35_weights_that_are_no_file(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    signed = f"https://127.0.0.1:9/{'x' * 300}.pth"
+    for source, reason in (
+        (tmp_path / "pipe.pth", "is no regular file"),
+        (tmp_path, "is a folder"),
+        ("x" * 300 + ".pth", "File name too long"),
+        (f"https://{'x' * 70}/a.pth", "cannot be fetched"),  # no host can have such a name
+    ):
+        refused(4, str(source), reason, MODEL__WEIGHTS=source)
+    evaluation = {"val": True, "MODEL__RETINANET__NUM_CLASSES": 4, "MODEL__WEIGHTS": signed}
+    refused(4, "File name too long", options=("--eval-only",), **evaluation)
+
+
+def test_F35_header_that_asks_for_gigabytes(refused, tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensor = b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}'
+    for content in ((2**40).to_bytes(8, "little") + b"{", len(tensor).to_bytes(8, "little") + tensor + bytes(4)):
+        path.write_bytes(content)
+        refused(4, str(path), "broken or cut short", MODEL__WEIGHTS=path)
+
+
 def test_F35_a_part_is_taken_only_where_allowed(refused, command, trunk, tmp_path):
     partial = {name: value for name, value in trunk.items() if not name.startswith("block4")}
     save_checkpoint(tmp_path / "x.pth", partial)
@@ -134,8 +157,12 @@ def test_F38_without_a_pointer_the_newest_verified_checkpoint_counts(store, poin
         store.latest()
 
 
-def test_F38_without_a_manifest_the_files_own_sums_count(store):
-    (store.folder / "checkpoints.json").write_text("{torn")
+MANIFESTS = ["{torn", "[]", '{"model_0000019.pth": {"sha256": []}}', '{"a": {"sha256": [], "iteration": "x"}}']
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_F38_without_a_manifest_the_files_own_sums_count(store, manifest):
+    (store.folder / "checkpoints.json").write_text(manifest)
     assert store.latest().name == "model_0000019.pth"
     flip_bit(store.folder / "model_0000019.pth")
     with pytest.raises(CheckpointError):

@@ -32,12 +32,41 @@ def refused_text(refused, tmp_path):
         ("SOLVER: {MAX_ITER: many}", ["SOLVER.MAX_ITER = 'many'", "an integer"]),
         ("SOLVER: {MAX_ITER: null}", ["SOLVER.MAX_ITER = null", "an integer"]),
         ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "negative"]),
+        ('MODEL: {WEIGHTS: "a\\ud800"}', ["MODEL.WEIGHTS", "Unicode"]),
+        ('OUTPUT_DIR: "a\\0"', ["OUTPUT_DIR", "zero bytes"]),
         ("MODEL:\n  MASK_ON: false\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL stands twice"]),
     ],
-    ids=["unknown key", "wrong type", "null", "negative", "duplicate section"],
+    ids=["unknown key", "wrong type", "null", "negative", "no Unicode", "zero byte", "duplicate section"],
 )
 def test_F08_wrong_key_or_value(refused_text, text, parts):
     refused_text(text + "\n", *parts)
+
+
+def test_F08_device_that_there_is_not(refused):
+    refused(2, "MODEL.DEVICE = 'tpu'", "cpu, cuda", MODEL__DEVICE="tpu")
+
+
+@pytest.mark.parametrize("schedule", ["WarmupCosineLR", "WarmupPolyLR", "WarmupMultiStepLR"])
+def test_F08_warm_up_as_long_as_the_run(refused, command, schedule):
+    """It would rise to the end of the schedule: a learning rate near 0 throughout."""
+    words = {"SOLVER__LR_SCHEDULER_NAME": schedule, "SOLVER__WARMUP_ITERS": 1, "SOLVER__MAX_ITER": 1}
+    refused(2, "SOLVER.WARMUP_ITERS = 1", "less than SOLVER.MAX_ITER, 1", SOLVER__STEPS=[1], **words)
+    if schedule == "WarmupMultiStepLR":  # without steps, it rises to the full rate
+        assert command(SOLVER__STEPS=[], **words).code == 0
+
+
+def test_F09_config_that_is_no_file(refused, tmp_path):
+    """A pipe would be waited for."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "base.yaml").write_text("_BASE_: pipe.yaml\n")
+    for name, parts in (
+        ("pipe.yaml", ["pipe.yaml", "is no regular file"]),
+        ("folder.yaml", ["folder.yaml", "is a folder"]),
+        ("base.yaml", ["pipe.yaml (named by _BASE_ in", "is no regular file"]),
+        ("x" * 300 + ".yaml", ["File name too long"]),
+    ):
+        refused(2, *parts, options=("--config-file", tmp_path / name))
 
 
 @pytest.mark.parametrize("text", ["", "- SEED\n- 1\n"], ids=["empty", "list"])

@@ -19,6 +19,7 @@ from pvt_det.data.check import check_dataset
 from pvt_det.data.images import read_header, read_image
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError
+from pvt_det.evaluation.pictures import draw
 from pvt_det.modeling import rcnn
 from tests.faults.conftest import SIDE, in_child
 from tests.modeling.conftest import build
@@ -57,6 +58,27 @@ def test_F10_truncated_jpeg(refused_set, tiny_set, check):
     refused_set(str(path), "image 1", "cut short", "ON_ERROR skip", DATASETS__CHECK=check)
 
 
+@pytest.mark.parametrize("name", ["x.bmp", "x.gif", "x.jp2", "x.mpo", "x.ppm", "x.tif", "x.webp"])
+def test_F10_truncated_file_of_another_format_is_found_by_the_fast_check(refused_set, tiny_set, name):
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    path = tiny_set.folder / name
+    Image.fromarray(pixels).save(path, **{"save_all": True} if name == "x.mpo" else {})
+    tiny_set.content["images"][0]["file_name"] = name
+    assert check_dataset(tiny_set.json_file, tiny_set.folder).images == 4
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    refused_set(str(path), "image 1", "replace it")
+
+
+def test_F10_png_with_one_bit_flipped(refused_set, tiny_set, tmp_path):
+    """Pillow compares no check sum of pixels while it decodes them."""
+    tiny_set.write_image(Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)))
+    path = tiny_set.folder / "1.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused_set(str(path), "bad header checksum", DATASETS__CHECK="full")
+
+
 def test_F10_skip_keeps_the_results_of_the_rest(command, tiny_set, tmp_path):
     """The broken file is counted in the report, left out of training, and loses no evaluation."""
     tiny_set.image().write_bytes(b"")
@@ -83,6 +105,21 @@ def test_F11_no_image_at_all(refused_set, tiny_set, content, reason):
     if content is not None:
         path.write_bytes(content)
     refused_set(str(path), "image 1", reason, "ON_ERROR skip")
+
+
+def test_F11_postscript_is_not_run(refused_set, tiny_set):
+    """Pillow would hand it to Ghostscript."""
+    tiny_set.image().write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    for check in ("fast", "full"):
+        refused_set("1.jpg is no image (it starts with b'%!PS", DATASETS__CHECK=check)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\ud800.jpg", "a\x1b[31m.jpg"])
+def test_F11_name_that_no_file_can_have(refused_set, tiny_set, name):
+    tiny_set.content["images"][0]["file_name"] = name
+    reason = "File name too long" if len(name) > 300 else "image without a file_name of printable characters"
+    refused_set("image 1", reason, "ON_ERROR skip")
+    assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").images == 3
 
 
 def test_F12_16_bit_png_is_scaled(tmp_path):
@@ -179,6 +216,24 @@ def test_F15_one_pixel_and_a_thin_line(tmp_path, size):
     assert found.image_size == size[::-1]
     assert found.pred_masks.shape == (len(found), *size[::-1])
     assert found.pred_boxes.tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
+def test_F15_a_thin_line_trains(command, tiny_set, tmp_path, size):
+    """And is drawn, within bounds, in the picture of the first batch."""
+    tiny_set.write_image(Image.new("RGB", size))
+    tiny_set.content["annotations"][0] |= {"bbox": [0, 0, *size], "segmentation": []}
+    del tiny_set.content["images"][1:], tiny_set.content["annotations"][1:]
+    ending = command(**tiny_set.words(), SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
+    assert ending.code == 0
+    with Image.open(tmp_path / "run/train_batch.jpg") as picture:
+        assert max(picture.size) < 10_000
+
+
+def test_F15_a_thin_line_is_drawn_within_bounds():
+    assert draw(np.zeros((5000, 1, 3), np.uint8), [], [], 640).shape == (65_000, 13, 3)
+    assert draw(np.zeros((1, 5000, 3), np.uint8), [], [], 640).shape == (1, 5000, 3)
+    assert draw(np.zeros((30, 40, 3), np.uint8), [], [], 640).shape == (480, 640, 3)
 
 
 def test_F16_masks_pasted_a_few_at_a_time_are_those_pasted_at_once(monkeypatch):

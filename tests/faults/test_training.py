@@ -13,8 +13,10 @@ import sys
 import pytest
 import torch
 
-from pvt_det.engine import evaluate
+from pvt_det.data import sets
+from pvt_det.engine import evaluate, signals
 from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.signals import StopRequest
 from pvt_det.engine.soak.restarts import run_restarts
 from pvt_det.engine.soak.resume import run_resume
 from pvt_det.engine.step import TrainStep
@@ -71,7 +73,21 @@ def test_F41_a_stopped_and_resumed_run_is_the_run_that_was_not(tmp_path, repo_ro
     assert not outcome.failures, outcome
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_F41_resume_takes_no_other_run_for_its_own(command, tiny_set, tmp_path):
+    assert command(**tiny_set.words(), **THREE).code == 0
+    folder = str(tmp_path / "run")
+    sgd = command("--resume", **tiny_set.words(), **THREE, SOLVER__OPTIMIZER="sgd")
+    assert (sgd.code, "its optimizer is AdamW, not SGD" in sgd.error) == (4, True), sgd
+    fewer = command("--resume", **tiny_set.words(), **THREE | {"SOLVER__MAX_ITER": 2})
+    assert (fewer.code, "3 iterations, and SOLVER.MAX_ITER is 2" in fewer.error) == (2, True), fewer
+    tiny_set.content["categories"][1]["name"] = "mug"
+    mugs = tiny_set.json_file.rename(tiny_set.folder / "mugs.json")
+    other = command("--resume", **tiny_set.words() | {"DATASETS__TRAIN_JSON": mugs}, **THREE)
+    assert (other.code, "classes bowl, cup …, and the data has bowl, mug" in other.error) == (3, True), other
+    assert all(folder in ending.error for ending in (sgd, fewer, other))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_F42_a_signal_ends_the_run_after_its_step_with_everything_saved(command, monkeypatch, tmp_path, number):
     with monkeypatch.context() as patch:
         stop_in(patch, 2, number)
@@ -82,6 +98,43 @@ def test_F42_a_signal_ends_the_run_after_its_step_with_everything_saved(command,
     assert ending.error.rstrip().endswith("--resume")
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000001.pth"
     assert command("--resume", **THREE).code == 0
+
+
+def test_F42_sigterm_before_the_first_step(command, monkeypatch, tmp_path):
+    """In the check of the data, where there is nothing to save: a scheduler may start the run again."""
+
+    def slow_check(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("SIGTERM came to nothing")
+
+    monkeypatch.setattr(sets, "check_dataset", slow_check)
+    before = signal.getsignal(signal.SIGTERM)
+    ending = command(**THREE)
+    assert ending.code == 75
+    assert ending.error.startswith("stopped: by SIGTERM, before there was anything new to save. Go on with: ")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_F42_a_ctrl_c_that_comes_twice_at_once_is_one(monkeypatch):
+    """As under torchrun, which passes on what its processes got from the terminal; one seconds later means it."""
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_name == "SIGINT"
+        monkeypatch.setattr(signals.time, "monotonic", lambda: math.inf)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_F42_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal_name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
@@ -132,6 +185,17 @@ def test_F44_a_run_that_diverges_leaves_no_state_that_is_not_finite(command, tmp
     assert ending.code == 5
     assert "SOLVER.BASE_LR" in ending.error
     assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_F44_a_lower_learning_rate_helps_the_resumed_run(command):
+    """It is the way out that the messages name; Detectron2 goes on with the checkpoint's."""
+    steady = {"SOLVER__STEPS": [], "SOLVER__WARMUP_ITERS": 0}
+    assert " lr 0.0001 " in command(SOLVER__MAX_ITER=1, **steady).output
+    ending = command("--resume", SOLVER__MAX_ITER=2, SOLVER__BASE_LR=3e-7, **steady)
+    assert ending.code == 0
+    assert "going on with those of this config" in ending.output
+    assert "iteration 2/2" in ending.output
+    assert ending.output.rpartition("iteration 2/2")[2].split(" lr ")[1].startswith("3e-07 ")
 
 
 def test_F44_a_gradient_whose_square_overflows_is_not_finite():

@@ -114,5 +114,5 @@ def test_refusals(source: str, reason: str) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a folder; give the file"):
+    with pytest.raises(CheckpointError, match="is a folder; give the file"):
         locate(tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvt_det.errors import DataError
+from pvt_det.paths import file_fault, folder_fault
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -56,13 +57,14 @@ def find_sources(words: Iterable[str]) -> list[Source]:
 
 def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
     path = Path(word)
-    if path.is_dir():
+    if not folder_fault(path):
         known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
         if not files:
             raise DataError(f"{path} and its folders hold no image or video ({', '.join(sorted(known))})")
         return [(file, file.relative_to(path).with_suffix("")) for file in files]
-    if path.exists():
+    fault = file_fault(path)
+    if not fault:
         return [(path, PurePath(path.stem))]
     # A file whose name has brackets was found above.
     if re.search(r"[*?\[]", word):
@@ -71,7 +73,7 @@ def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
         if not files:
             raise DataError(f"no file matches {word}")
         return [(file, PurePath(file.stem)) for file in files]
-    raise DataError(f"{path} does not exist: expected an image, a video, a folder or a pattern such as 'photos/*.jpg'")
+    raise DataError(f"{path} {fault}: expected an image, a video, a folder or a pattern such as 'photos/*.jpg'")
 
 
 def _unlike(taken: set[PurePath], name: PurePath) -> PurePath:
