@@ -8,50 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from pvt_det.data.shapes import write_shapes
+from pvt_det.engine.soak import tiny
 from pvt_det.engine.step import TrainStep
 
 CONFIG = "configs/retinanet_pvt_tiny.yaml"
-# 3.6 M parameters, half a second an iteration; PVT v2 takes 64 pixels as well as any other size.
-TINY = {
-    "MODEL.WEIGHTS": "",
-    "MODEL.DEVICE": "cpu",
-    "MODEL.PVT.VARIANT": "pvt_v2_b0",
-    "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.RETINANET.NUM_CONVS": 1,
-    "INPUT.MIN_SIZE_TRAIN": [64],
-    "INPUT.MIN_SIZE_TEST": 64,
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.IMS_PER_BATCH": 2,
+TINY = tiny.SETTINGS | {
     "SOLVER.MAX_ITER": 4,
     "SOLVER.STEPS": [3],
-    "SOLVER.WARMUP_ITERS": 2,
     "SOLVER.CHECKPOINT_PERIOD": 100,
-    "TEST.EVAL_PERIOD": 0,
     "SEED": 3,
 }
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=3, image_size=64)
+    folder = tmp_path_factory.mktemp("data")
+    tiny.shapes_keys(folder, "TRAIN")
+    return folder / "shapes"
 
 
 @pytest.fixture
-def tiny_words(shapes: Path, repo_root: Path):
+def tiny_words(shapes: Path):
     """`KEY VALUE` words for `tools/train_net.py`, or `load_config`, that make a run tiny."""
 
     def words(output: Path, *, val: bool = False, **changes: object) -> list[str]:
-        data = {
-            "DATASETS.TRAIN_JSON": shapes / "annotations/instances_train.json",
-            "DATASETS.TRAIN_IMAGES": shapes / "train",
-            "OUTPUT_DIR": output,
-        }
-        if val:
-            data["DATASETS.VAL_JSON"] = shapes / "annotations/instances_val.json"
-            data["DATASETS.VAL_IMAGES"] = shapes / "val"
-        settings = TINY | data | {key.replace("__", "."): value for key, value in changes.items()}
-        return [str(word) for pair in settings.items() for word in pair]
+        settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+        return tiny.tiny_words(shapes.parent, output, settings, val=val)
 
     return words
 
@@ -79,9 +61,8 @@ def untrained_run(shapes: Path, repo_root: Path, tmp_path_factory: pytest.TempPa
     names = ["circle", "square", "triangle", "star"]
     settings = TINY | {
         "DATASETS.CLASS_NAMES": names,
-        "DATASETS.VAL_JSON": shapes / "annotations/instances_val.json",
-        "DATASETS.VAL_IMAGES": shapes / "val",
         "MODEL.RETINANET.NUM_CLASSES": len(names),
+        **tiny.shapes_keys(shapes.parent, "VAL"),
         "OUTPUT_DIR": folder,
     }
     cfg = load_config(repo_root / CONFIG, [str(word) for pair in settings.items() for word in pair])

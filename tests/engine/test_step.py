@@ -128,6 +128,10 @@ def test_weights_that_are_not_finite_are_named_and_not_saved():
         step.check_finite()
 
 
+def _numbers(step: TrainStep) -> dict:
+    return {name: value for name, value in step.state_dict().items() if name != "optimizer_name"}
+
+
 def test_state_goes_on_exactly_with_and_without_an_average():
     model = Regression()
     step = build(model, ema_decay=0.9)
@@ -138,7 +142,7 @@ def test_state_goes_on_exactly_with_and_without_an_average():
     resumed.load_state_dict(state)
     for one in (step, resumed):
         one(iter(batches(1)))
-    torch.testing.assert_close(resumed.state_dict(), step.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(_numbers(resumed), _numbers(step), rtol=0, atol=0)
     plain = build(Regression())
     plain.load_state_dict(state)
     torch.testing.assert_close(plain.model.state_dict(), state["training_model"], rtol=0, atol=0)

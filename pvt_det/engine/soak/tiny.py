@@ -12,7 +12,7 @@ from pvt_det.data.shapes import write_shapes
 
 SIDE = 64
 _TRAIN, _VAL = 8, 3
-_SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",
     "MODEL.PVT.VARIANT": "pvt_v2_b0",
@@ -30,23 +30,31 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def tiny_words(folder: Path, output: Path, settings: dict[str, Any] | None = None) -> list[str]:
+def tiny_words(folder: Path, output: Path, settings: dict[str, Any] | None = None, *, val: bool = False) -> list[str]:
     """The words `KEY VALUE …` that make any detector of `configs/` tiny.
 
     Args:
         folder: gets the data, if it is not there.
         output: the run's `OUTPUT_DIR`.
         settings: keys and values over these.
+        val: evaluate, too.
     """
+    chosen = SETTINGS | shapes_keys(folder, "TRAIN") | {"OUTPUT_DIR": output}
+    if val:
+        chosen |= shapes_keys(folder, "VAL")
+    return [str(word) for pair in (chosen | (settings or {})).items() for word in pair]
+
+
+def shapes_keys(folder: Path, part: str) -> dict[str, Path]:
+    """The keys of DATASETS for a part, "TRAIN" or "VAL", of the generated shapes in `folder`, made if not there."""
     data = folder / "shapes"
     if not data.exists():
         write_shapes(data, train=_TRAIN, val=_VAL, image_size=SIDE)
-    chosen = _SETTINGS | {
-        "DATASETS.TRAIN_JSON": data / "annotations/instances_train.json",
-        "DATASETS.TRAIN_IMAGES": data / "train",
-        "OUTPUT_DIR": output,
+    name = part.lower()
+    return {
+        f"DATASETS.{part}_JSON": data / f"annotations/instances_{name}.json",
+        f"DATASETS.{part}_IMAGES": data / name,
     }
-    return [str(word) for pair in (chosen | (settings or {})).items() for word in pair]
 
 
 def tiny_config(config_file: str, folder: Path, output: Path, settings: dict[str, Any] | None = None) -> CfgNode:
