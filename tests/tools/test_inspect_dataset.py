@@ -132,7 +132,7 @@ def test_refused_data_gets_a_page_but_no_config(words, tmp_path):
 
 def test_names_cannot_break_the_config_or_the_page(words, tmp_path):
     content = json.loads(Path(words[0]).read_text())
-    names = ["a: b # c", 'd"\n_BASE_: x', "<script>alert(1)</script>", "e\u2028\U0001f600"]
+    names = ["a: b # c", 'd" \\n _BASE_: x', "<script>alert(1)</script>", "e\u2028\U0001f600"]
     for category, name in zip(content["categories"], names, strict=True):
         category["name"] = name
     folder = tmp_path / "it's: #odd"
