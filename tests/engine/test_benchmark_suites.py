@@ -11,15 +11,21 @@ from detectron2.utils.events import EventStorage
 
 from pvt_det.commands import benchmark
 from pvt_det.config import load_config
-from pvt_det.engine.benchmark import evaluation, whole
+from pvt_det.engine.benchmark import evaluation, mapping, whole
 from pvt_det.engine.benchmark.contestants import Case
-from pvt_det.engine.benchmark.mapping import run_mapper
 from pvt_det.engine.benchmark.photos import read_records, readers
 from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
 from pvt_det.errors import ConfigError, DataError
 
 SMALL = ("MODEL.DEVICE", "cpu", "MODEL.PVT.DROP_PATH_RATE", "0", "INPUT.MIN_SIZE_TRAIN", "[64]")
 SMALL += ("INPUT.MIN_SIZE_TEST", "64", "INPUT.RESIZE_BACKEND", "pil", "INPUT.RANDOM_FLIP", "none")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Measure memory in this process: a fresh one takes seconds to import everything."""
+    for suite in (evaluation, mapping):
+        monkeypatch.setattr(suite, "in_own_process", lambda function, *arguments: function(*arguments))
 
 
 @pytest.fixture
@@ -63,9 +69,11 @@ def test_detector_suite(repo_root, coco_mini):
     assert all(row.seconds > 0 for row in rows)
 
 
+@pytest.mark.usefixtures("here")
 def test_mapper_suite(coco_mini):
     rows = {
-        (row.recipe, row.contestant): row for row in run_mapper(coco_mini, ["paper", "jitter"], 3, 1, annotated=300)
+        (row.recipe, row.contestant): row
+        for row in mapping.run_mapper(coco_mini, ["paper", "jitter"], 3, 1, annotated=300)
     }
     for recipe, levels in (("paper", 8), ("jitter", 0.5)):
         row = rows[recipe, "pvt_det"]
@@ -76,6 +84,7 @@ def test_mapper_suite(coco_mini):
         assert rows["annotations", "pvt_det"].worker_mib < rows["annotations", "a list"].worker_mib
 
 
+@pytest.mark.usefixtures("here")
 def test_evaluation_suite(tmp_path, capsys):
     args = benchmark.build_parser().parse_args(
         ["--suite", "evaluation", "--images", "30", "--repeats", "1", "--json", str(tmp_path / "found.json")]
