@@ -21,6 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from pvt_det.data.imagenet_labels import find_val_labels, read_val_labels
 from pvt_det.data.imagenet_shards import ShardImages, find_shards
 from pvt_det.errors import DataError
+from pvt_det.paths import file_fault
 
 Split = Literal["train", "val"]
 # What the folder of a split is called in the wild.
@@ -73,7 +74,10 @@ class FileImages:
 
     def read(self, index: int) -> bytes:
         """The image file's content; raises `OSError` if it cannot be read."""
-        return Path(self.name(index)).read_bytes()
+        path = Path(self.name(index))
+        if fault := file_fault(path):
+            raise OSError(f"{path} {fault}")
+        return path.read_bytes()
 
     def name(self, index: int) -> str:
         """Path of the file."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from pvt_det.data.images import FORMATS, MAX_PIXELS
 from pvt_det.errors import ConfigError
 
 # From an image, H×W×3 uint8, to the network's, 3×size×size uint8.
@@ -41,19 +42,24 @@ def decode_rgb(content: bytes) -> np.ndarray:
         H×W×3, uint8, RGB.
 
     Raises:
-        BrokenImageError: If the content is no image, or an incomplete one.
+        BrokenImageError: If the content is no image, an incomplete one, or one of more pixels than are read.
     """
     if content.startswith(b"\xff\xd8"):
         try:
+            height, width, channels, *_ = simplejpeg.decode_jpeg_header(content)
             # Of four-channel JPEGs the two libraries make slightly different colours.
-            if simplejpeg.decode_jpeg_header(content)[2] in _THREE_CHANNELS:
+            if channels in _THREE_CHANNELS and height * width <= MAX_PIXELS:
                 return simplejpeg.decode_jpeg(content, "RGB", strict=True)
         except ValueError:
             # Broken, or with harmless faults: Pillow knows the difference.
             pass
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImageError(f"{image.width}x{image.height} is too large; {MAX_PIXELS:,} pixels are read")
             return np.array(image.convert("RGB"))
+    except BrokenImageError:
+        raise
     # Pillow's decoders raise almost anything on a damaged file.
     except Exception as error:
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error

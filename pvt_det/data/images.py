@@ -31,7 +31,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 # No others of Pillow's: some of its readers start programs (Ghostscript, for EPS).
-_FORMATS = (
+FORMATS = (
     "BMP",
     "GIF",
     "JPEG",
@@ -150,11 +150,11 @@ def _open(path: Path) -> IO[bytes]:
 def _identify(path: Path, file: IO[bytes]) -> Image.Image:
     """Open the header and refuse a decompression bomb."""
     try:
-        image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         file.seek(0)
         start = file.read(16)
-        what = f"no image (it starts with {start!r}; read are {', '.join(_FORMATS)})" if start else "empty (0 bytes)"
+        what = f"no image (it starts with {start!r}; read are {', '.join(FORMATS)})" if start else "empty (0 bytes)"
         raise DataError(f"image {path} is {what}: replace it") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image {path} is too large ({error}); at most {MAX_PIXELS:,} pixels are read") from error
