@@ -41,13 +41,14 @@ class _DenseFocalLoss(torch.autograd.Function):
         levels = labels.split([level.shape[1] for level in logits], dim=1)
         for level, their_labels in zip(logits, levels, strict=True):
             gradient = torch.empty_like(level, memory_format=torch.contiguous_format) if keep else None
-            rows = max(1, _SCORES_AT_ONCE.get(level.device.type, _SCORES_AT_ONCE_ELSEWHERE) // level.shape[2])
-            for image in range(len(level)):
-                for part in (slice(start, start + rows) for start in range(0, level.shape[1], rows)):
-                    loss, slope = _part(level[image, part].float(), their_labels[image, part], weights, gamma, keep)
-                    total += loss
-                    if gradient is not None and slope is not None:
-                        gradient[image, part] = slope
+            # Images one after the other, so that a GPU gets whole batches at a time.
+            rows, row_labels = level.flatten(0, 1), their_labels.flatten()
+            size = max(1, _SCORES_AT_ONCE.get(level.device.type, _SCORES_AT_ONCE_ELSEWHERE) // level.shape[2])
+            for part in (slice(start, start + size) for start in range(0, len(rows), size)):
+                loss, slope = _part(rows[part].float(), row_labels[part], weights, gamma, keep)
+                total += loss
+                if gradient is not None and slope is not None:
+                    gradient.view_as(rows)[part] = slope
             gradients.append(gradient)
         ctx.gradients = gradients
         return total
@@ -66,15 +67,15 @@ def _part(
     loss, slope = _term(logits, gamma, keep)
     loss *= weights[1]
     rows = ((labels >= 0) & (labels < logits.shape[1])).nonzero()[:, 0]
-    ignored = (labels < 0).nonzero()[:, 0]
+    ignored = (labels < 0)[:, None]
     classes = labels[rows]
     positive_loss, positive_slope = _term(-logits[rows, classes], gamma, keep)
     loss[rows, classes] = positive_loss * weights[0]
-    loss[ignored] = 0
+    loss.masked_fill_(ignored, 0)
     if slope is not None and positive_slope is not None:
         slope *= weights[1]
         slope[rows, classes] = positive_slope * -weights[0]
-        slope[ignored] = 0
+        slope.masked_fill_(ignored, 0)
     return loss.sum(), slope
 
 
