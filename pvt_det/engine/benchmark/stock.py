@@ -19,7 +19,7 @@ from pvt_det.modeling.backbone import STAGES, PVTBackbone
 from pvt_det.models.textbook import Textbook
 from pvt_det.models.trunk import STRIDES
 
-# What Detectron2 has no other choice of. None of it changes what is computed by more than a ReLU on a 13×21 map.
+# What Detectron2 has no other choice of; none of it changes how much there is to compute, but for a ReLU on P6.
 AS_DETECTRON2 = (
     *("MODEL.FPN.P7_RELU", "True"),
     *("MODEL.RETINANET.LOSS_NORMALIZER", "ema"),
