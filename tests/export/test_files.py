@@ -57,7 +57,7 @@ def test_a_classifier_with_a_class_token(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny"])
 def test_detectors(build, config, tmp_path):
-    check(build(config), ("onnx", "program"), tmp_path)
+    check(build(config, small=True), ("onnx", "program"), tmp_path)
     import onnx
 
     model = onnx.load(tmp_path / "model.onnx")

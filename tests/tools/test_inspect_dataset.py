@@ -130,6 +130,15 @@ def test_refused_data_gets_a_page_but_no_config(words, tmp_path):
     )
 
 
+def test_data_of_which_nothing_is_left_is_told_of(words, tmp_path, capsys):
+    content = json.loads(Path(words[0]).read_text())
+    for image in content["images"]:
+        image["width"] += 7
+    (tmp_path / "sizes.json").write_text(json.dumps(content))
+    assert main(tmp_path / "sizes.json", words[1]) == 3
+    assert "refused: 8 x " in capsys.readouterr().out
+
+
 def test_names_cannot_break_the_config_or_the_page(words, tmp_path):
     content = json.loads(Path(words[0]).read_text())
     names = ["a: b # c", 'd" \\n _BASE_: x', "<script>alert(1)</script>", "e\u2028\U0001f600"]

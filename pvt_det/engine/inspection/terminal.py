@@ -96,5 +96,6 @@ def _bars(title: str, values: dict[str, int]) -> Table:
     most = max(values.values(), default=0) or 1
     for name, value in values.items():
         table.add_row(escape(name), f"{value:,}", "█" * max(int(value > 0), round(_BAR * value / most)))
-    table.columns[1].justify = "right" if table.columns[1:] else "left"
+    if values:
+        table.columns[1].justify = "right"
     return table
