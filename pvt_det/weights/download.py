@@ -19,6 +19,7 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pvt_det.errors import CheckpointError
+from pvt_det.paths import file_fault
 from pvt_det.weights.catalog import Remote
 
 logger = logging.getLogger(__name__)
@@ -60,13 +61,13 @@ def fetch(remote: Remote, opener: Opener | None = None) -> Path:
         CheckpointError: If the file cannot be fetched or is not the one published or recorded.
     """
     path = cache_folder() / remote.place
-    if not path.is_file():
+    if file_fault(path):
         _refuse_plain_http(remote.url, remote.sha256)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _lock():
                 # Another process may have fetched it meanwhile.
-                if not path.is_file():
+                if file_fault(path):
                     _download(remote, path, opener or _default_opener(remote))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
