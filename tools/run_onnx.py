@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
                 found["labels"][0].astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST
             )
             result = cv2.addWeighted(picture, 0.5, cv2.applyColorMap(labels * 37, cv2.COLORMAP_HSV), 0.5, 0)
-            print(f"{path}: classes {', '.join(str(label) for label in np.unique(labels))}")
+            print(f"{path}: {', '.join(names[k] if k < len(names) else f'class {k}' for k in np.unique(labels))}")
         args.output.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(args.output / Path(path).name), result)
     return 0
