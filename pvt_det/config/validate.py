@@ -23,6 +23,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "DATASETS.CHECK": ("full", "fast", "off"),
     "SOLVER.OPTIMIZER": ("adamw", "sgd"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "TEST.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.EVALUATOR": ("hotcoco", "pycocotools"),
     "TEST.ON_ERROR": ("stop", "continue"),
 }

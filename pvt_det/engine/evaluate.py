@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pvt_det.data.build import build_detection_test_loader, build_detection_validation_loader
+from pvt_det.engine.precision import inference_autocast
 from pvt_det.engine.tta import with_views
 from pvt_det.evaluation.build import build_evaluator
 
@@ -55,7 +56,8 @@ def _evaluate_one(cfg: CfgNode, model: nn.Module, name: str, before_image: Calla
     evaluator = build_evaluator(cfg, name, str(folder))
     test_cfg, detector = with_views(cfg, model)
     loader = build_detection_test_loader(test_cfg, name)
-    results = dict(inference_on_dataset(detector, loader, evaluator, callbacks={"before_inference": before_image}))
+    with inference_autocast(cfg):
+        results = dict(inference_on_dataset(detector, loader, evaluator, callbacks={"before_inference": before_image}))
     if cfg.TEST.VALIDATION_LOSS:
         results["validation"] = validation_losses(cfg, model, name, before_image)
     return results

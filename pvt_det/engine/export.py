@@ -95,7 +95,8 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         ConfigError: The config is wrong, or no such model can be exported.
     """
     path = config_file(config)
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides])
+    # What is exported is traced: a trunk that was compiled already cannot be.
+    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides, "MODEL.PVT.COMPILE", "False"])
     model = build_model(cfg)
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = build_graph(model, bgr=bgr, kind=kind)

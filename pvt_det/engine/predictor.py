@@ -22,6 +22,7 @@ from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.sets import head_key
 from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.precision import inference_autocast
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.engine.tta import with_views
 from pvt_det.errors import CheckpointError, ConfigError, DataError
@@ -138,7 +139,7 @@ class Predictor:
 
     def _run(self, records: list[dict[str, Any]]) -> list[Instances]:
         # Detectron2's models keep state while they run (its test-time augmentation turns the mask head off and on).
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), inference_autocast(self.cfg):
             outputs = self._model(records)
         return [output["instances"].to("cpu") for output in outputs]
 

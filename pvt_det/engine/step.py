@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from pvt_det.engine.checkpoint import check_finite
+from pvt_det.engine.precision import autocast
 from pvt_det.errors import NumericError
 from pvt_det.solver.build import (
     GradientClipper,
@@ -25,8 +26,6 @@ from pvt_det.solver.build import (
     total_gradient_norm,
 )
 from pvt_det.solver.ema import build_ema
-
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class TrainStep:
         model: Takes a batch, gives a dictionary of scalar losses; on its device, in training mode.
         optimizer: Over the model's parameters.
         device: Where the model is.
-        precision: Number format of autocast, or None for none. With float16, losses are scaled.
+        precision: Number format of autocast, "bf16" or "fp16", or "fp32" for none. With fp16, losses are scaled.
         accumulate: Batches of one step.
         clipper: Changes the gradients before the optimizer sees them.
         norm_type: The norm that is reported and clipped by.
@@ -70,7 +69,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
-        precision: torch.dtype | None = None,
+        precision: str = "fp32",
         accumulate: int = 1,
         clipper: GradientClipper | None = None,
         norm_type: float = 2.0,
@@ -85,7 +84,7 @@ class TrainStep:
         self._wrapped = _distribute(model, device)
         self._device = device
         self._precision = precision
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._accumulate = accumulate
         self._clipper = clipper
         self._norm_type = norm_type
@@ -100,7 +99,7 @@ class TrainStep:
             model,
             build_optimizer(cfg, model),
             device=torch.device(cfg.MODEL.DEVICE),
-            precision=_PRECISIONS[solver.AMP.PRECISION] if solver.AMP.ENABLED else None,
+            precision=solver.AMP.PRECISION if solver.AMP.ENABLED else "fp32",
             accumulate=solver.ACCUMULATE_STEPS,
             clipper=build_gradient_clipper(cfg),
             norm_type=solver.CLIP_GRADIENTS.NORM_TYPE,
@@ -131,7 +130,7 @@ class TrainStep:
             batch = next(batches)
             data_seconds += time.perf_counter() - start
             with self._gradients_kept_local(unless=number == self._accumulate):
-                with self._autocast():
+                with autocast(self._device, self._precision):
                     losses = self._wrapped(batch)
                     loss = torch.stack(list(losses.values())).sum() / self._accumulate
                 self._scaler.scale(loss).backward()
@@ -175,11 +174,6 @@ class TrainStep:
                 f"{report.losses}, gradient norm {report.gradient_norm}). Lower SOLVER.BASE_LR, warm up longer, clip "
                 "with SOLVER.CLIP_GRADIENTS, or try bf16 instead of fp16."
             )
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._precision)
 
     def _gradients_kept_local(self, *, unless: bool) -> AbstractContextManager[Any]:
         if unless or not isinstance(self._wrapped, DistributedDataParallel):

@@ -160,7 +160,7 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} numbers: PVT takes images of three channels.")
     pvt = cfg.MODEL.PVT
-    return PVTBackbone(
+    backbone = PVTBackbone(
         variant=pvt.VARIANT,
         out_features=pvt.OUT_FEATURES,
         drop_path_rate=pvt.DROP_PATH_RATE,
@@ -169,3 +169,7 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
         frozen_stages=pvt.FROZEN_STAGES,
         checkpoint_stages=pvt.CHECKPOINT_STAGES,
     )
+    if pvt.COMPILE:
+        # Open sizes: one program for images of every size.
+        backbone.compile(dynamic=True)
+    return backbone

@@ -107,7 +107,7 @@ def test_the_script_explains_detectors_and_classifiers(untrained_run, shapes, tm
     output = ["--output", str(tmp_path / "maps.png")]
     detector = [photo, "--config-file", str(untrained_run), "--stage", "3", "--query", "20,30", *output]
     assert explain.main(detector) == 0
-    assert "stage 3, block -1: a map of 4x4 asks 2x2 keys" in capsys.readouterr().out
+    assert "stage 3, last block: a map of 4x4 asks 2x2 keys" in capsys.readouterr().out
     assert Image.open(tmp_path / "maps.png").width > 500
     weights = tmp_path / "cls.pth"
     torch.save(create_model("pvt_tiny", num_classes=5).state_dict(), weights)

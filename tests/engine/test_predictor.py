@@ -62,6 +62,18 @@ def test_files_arrays_and_lists_of_any_sizes_give_the_same(predictor, files):
     assert predictor([]) == []
 
 
+def test_bf16_finds_nearly_the_same(predictor, untrained_run, files):
+    bf16 = Predictor(untrained_run, device="cpu", overrides=["TEST.PRECISION", "bf16"])
+    seen = set()
+    backbone = bf16._model.get_submodule("backbone.bottom_up")
+    backbone.block4[0].mlp.fc1.register_forward_hook(lambda *arguments: seen.add(arguments[2].dtype))
+    found, wanted = bf16(files[0]), predictor(files[0])
+    assert seen == {torch.bfloat16}
+    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(found.scores[:5], wanted.scores[:5], rtol=0, atol=0.01)
+    assert found.scores.tolist() != wanted.scores.tolist()
+
+
 def test_images_are_rgb_whatever_the_model_was_trained_on(predictor, untrained_run, files):
     image = np.asarray(Image.open(files[0]).convert("RGB"))
     bgr = Predictor(untrained_run, device="cpu", overrides=["INPUT.FORMAT", "BGR"])

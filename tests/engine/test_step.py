@@ -93,7 +93,7 @@ def test_overflow_under_loss_scaling_lowers_the_scale_and_does_not_count_against
             # As if float16 overflowed where the scale is above 8192.
             return {"loss": Overflow.apply(self.linear.weight.sum())}
 
-    step = build(Steep(), precision=torch.float16, max_nonfinite=0)
+    step = build(Steep(), precision="fp16", max_nonfinite=0)
     for _ in range(3):
         step(iter(batches(1)))
     assert step.state_dict()["scaler"]["scale"] == 65536 / 8
@@ -111,7 +111,7 @@ def test_gradients_are_clipped_unscaled_under_loss_scaling():
 
     model = Regression()
     build(copy.deepcopy(model), clipper=clipper)(iter(batches(1)))
-    scaled = build(copy.deepcopy(model), clipper=clipper, precision=torch.float16)
+    scaled = build(copy.deepcopy(model), clipper=clipper, precision="fp16")
     while len(norms) < 2:  # the first scales overflow
         scaled(iter(batches(1)))
     assert norms[0] == pytest.approx(norms[1], rel=1e-2)

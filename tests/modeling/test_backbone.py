@@ -170,3 +170,27 @@ def test_import_registers_and_doing_so_again_is_no_error():
 
     with pytest.raises(AssertionError, match="already registered"):
         register(BACKBONE_REGISTRY)(build_pvt_backbone)
+
+
+def test_a_compiled_trunk_has_one_program_for_all_sizes(monkeypatch):
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    # The compiler's front end, without a code generator, which would need a C++ compiler.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(PVTBackbone, "compile", lambda self, **kw: compile_module(self, backend=keep, **kw))
+    cfg = get_config()
+    cfg.MODEL.PVT.VARIANT, cfg.MODEL.PVT.COMPILE = "pvt_tiny", True
+    backbone = build_pvt_backbone(cfg, ShapeSpec(channels=3)).eval()
+    plain = PVTBackbone(variant="pvt_tiny").eval()
+    plain.load_state_dict(backbone.state_dict())
+    for size in ((64, 96), (96, 128), (224, 224)):
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            got, wanted = backbone(image), plain(image)
+        for name, expected in wanted.items():
+            torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1

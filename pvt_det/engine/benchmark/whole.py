@@ -30,6 +30,7 @@ from pvt_det.engine.benchmark.measure import in_own_process, median_ratio, peak_
 from pvt_det.engine.benchmark.photos import DETECTRON2, read_records, readers
 from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
 from pvt_det.engine.benchmark.suites import Row
+from pvt_det.engine.precision import inference_autocast
 from pvt_det.engine.step import TrainStep
 from pvt_det.evaluation.detections import pack_detections
 
@@ -92,7 +93,8 @@ def build_step(
     numbers = itertools.cycle(range(len(records)))
     batches = iter(lambda: [reading[contestant](next(numbers)) for _ in range(case.batch)], None)
     if not is_train:
-        return _inference(contestant, model.eval(), batches, _autocast(contestant, case, device))
+        autocast = inference_autocast(cfg) if contestant == OURS else nullcontext()
+        return _inference(contestant, model.eval(), batches, autocast)
     model.train()
     return (_our_training if contestant == OURS else _their_training)(cfg, model, batches, device)
 
@@ -100,18 +102,12 @@ def build_step(
 def _config(case: Case, device: torch.device) -> CfgNode:
     sides: list[Any] = ["INPUT.MIN_SIZE_TRAIN", f"[{case.height}]", "INPUT.MAX_SIZE_TRAIN", str(case.width)]
     sides += ["INPUT.MIN_SIZE_TEST", str(case.height), "INPUT.MAX_SIZE_TEST", str(case.width)]
-    amp = ["SOLVER.AMP.ENABLED", str(case.dtype != "fp32")]
+    amp = ["SOLVER.AMP.ENABLED", str(case.dtype != "fp32"), "TEST.PRECISION", case.dtype]
     return load_config(case.model, ["MODEL.DEVICE", str(device), *AS_DETECTRON2, *amp, *sides])
 
 
 def _their_dtype(case: Case, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" and case.mode == "training" else "fp32"
-
-
-def _autocast(contestant: str, case: Case, device: torch.device) -> AbstractContextManager[Any]:
-    if contestant != OURS or case.dtype == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _inference(
