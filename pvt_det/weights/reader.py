@@ -25,6 +25,14 @@ logger = logging.getLogger(__name__)
 _CONTAINERS = ("model", "state_dict_ema", "state_dict", "model_state_dict", "model_state", "blobs")
 # A file that torch.save wrote before its zip format begins with this pickled number.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_DTYPES = frozenset(
+    {
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+    }
+)
+# Bytes that a tensor may have without being in the file: a few stand there for terabytes, if they are repeated.
+_MOST_EXPANDED = 2**26
 # Metadata key of our own .safetensors files, see `safetensors_digest`.
 DIGEST_KEY = "content_sha256"
 
@@ -51,11 +59,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         inside = ", ".join(map(repr, list(found)[:8])) or "nothing"
         raise CheckpointError(f"{path}: no tensors in it, only {inside}; expected a state dict, plain or under 'model'")
+    for key, tensor in tensors.items():
+        if problem := _problem(tensor):
+            raise CheckpointError(f"{path}: {key} is {problem}; save it as a plain tensor, such as of float32")
     if name:
         logger.info("%s: weights taken from its entry %r", path, name)
     if others:
         logger.info("%s: left out %d entries that are no tensors: %s", path, len(others), ", ".join(others[:10]))
     return tensors
+
+
+def _problem(tensor: Tensor) -> str:
+    """What keeps a tensor from being used as weights; "" where nothing does."""
+    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+        return f"a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+    if tensor.nbytes > max(_MOST_EXPANDED, tensor.untyped_storage().nbytes()):
+        return f"a view that repeats {tensor.untyped_storage().nbytes():,} bytes to {tensor.nbytes:,}"
+    return ""
 
 
 def read_file(path: Path) -> Any:

@@ -123,6 +123,25 @@ def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
         refused(4, "File name too long", options=("--eval-only",), **evaluation)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(1).expand(10**6, 10**6), "repeats 4 bytes to 4,000,000,000,000"),
+        (torch.zeros(3, dtype=torch.complex64), "torch.complex64"),
+        (torch.zeros(3).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+        (torch.zeros(3).to_sparse(), "torch.sparse_coo"),
+        (torch.zeros(3, device="meta"), "on meta"),
+        (torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "torch.qint8"),
+    ],
+    ids=["repeated", "complex", "float8", "sparse", "meta", "quantized"],
+)
+def test_F35_tensors_that_are_no_weights(tmp_path, tensor, reason):
+    torch.save({"model": {**TENSORS, "head.bias": tensor}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth: head\.bias is .*{reason}"):
+        read_tensors(tmp_path / "x.pth")
+
+
 def test_F35_header_that_asks_for_gigabytes(refused, tmp_path):
     path = tmp_path / "x.safetensors"
     tensor = b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}'
