@@ -71,10 +71,7 @@ def test_detector_suite(repo_root, coco_mini):
 
 @pytest.mark.usefixtures("here")
 def test_mapper_suite(coco_mini):
-    rows = {
-        (row.recipe, row.contestant): row
-        for row in mapping.run_mapper(coco_mini, ["paper", "jitter"], 3, 1, annotated=300)
-    }
+    rows = {(row.recipe, row.contestant): row for row in mapping.run_mapper(coco_mini, ["paper", "jitter"], 3, 1)}
     for recipe, levels in (("paper", 8), ("jitter", 0.5)):
         row = rows[recipe, "pvt_det"]
         assert max(row.box_difference, row.mask_difference) < 0.01

@@ -65,9 +65,7 @@ class MapperRow:
         return asdict(self)
 
 
-def run_mapper(
-    folder: Path, recipes: Sequence[str], limit: int, repeats: int, *, annotated: int = _ANNOTATED
-) -> Iterator[MapperRow]:
+def run_mapper(folder: Path, recipes: Sequence[str], limit: int, repeats: int) -> Iterator[MapperRow]:
     """Measure on the first `limit` photos of a folder in COCO's layout, on one thread.
 
     Raises:
@@ -85,8 +83,8 @@ def run_mapper(
         for name, times in seconds.items():
             rate, ratio = len(records) / statistics.median(times), median_ratio(times, seconds[OURS])
             yield MapperRow(recipe, name, len(records), rate, ratio, *(gaps if name == OURS else (0.0, 0.0, 0.0)))
-    for name, memory in in_own_process(_worker_memory, records, annotated).items():
-        yield MapperRow("annotations", name, annotated, worker_mib=memory)
+    for name, memory in in_own_process(_worker_memory, records, _ANNOTATED).items():
+        yield MapperRow("annotations", name, _ANNOTATED, worker_mib=memory)
 
 
 def recipe_config(recipe: str, flip: str) -> CfgNode:
