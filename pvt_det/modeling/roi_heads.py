@@ -72,7 +72,10 @@ class _Fp32Pooling:
         Raises:
             NumericError: In inference, features are NaN or infinite.
         """
-        features = {name: level.float() for name, level in features.items()}
+        # ROIAlign would bring channels-last maps into this order itself, anew for boxes and masks.
+        features = {
+            name: level.to(torch.float32, memory_format=torch.contiguous_format) for name, level in features.items()
+        }
         if not self.training:  # type: ignore[attr-defined]
             require_finite(features.values(), "features")
         return super().forward(images, features, proposals, targets)  # type: ignore[misc]
