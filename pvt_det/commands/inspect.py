@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             args.html.parent.mkdir(parents=True, exist_ok=True)
             page = inspection_page(f"Data set {args.annotations}", parts, leakage, args.on_error)
             write_atomically(args.html, page)
-            console.print(f"Page: {args.html}", soft_wrap=True)
+            console.print(f"Page: {escape(str(args.html))}", soft_wrap=True)
         if _is_refused(parts, leakage, args.on_error):
             console.print(
                 "[bold red]Training would refuse this data." if args.on_error != "strict" else "[bold red]Refused."
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
             return DataError.exit_code
         if args.write_config:
             _write_config(args, console, parts)
-            console.print(f"Config: {args.write_config}; train with --config-file {args.write_config}", soft_wrap=True)
+            name = escape(str(args.write_config))
+            console.print(f"Config: {name}; train with --config-file {name}", soft_wrap=True)
     return 0
 
 
