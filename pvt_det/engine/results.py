@@ -63,7 +63,7 @@ def model_name(cfg: CfgNode) -> str:
     architecture = cfg.MODEL.META_ARCHITECTURE
     if "RetinaNet" in architecture:
         head = "RetinaNet"
-    elif cfg.MODEL.ROI_HEADS.NAME.startswith("Cascade"):
+    elif "Cascade" in cfg.MODEL.ROI_HEADS.NAME:
         head = "Cascade Mask R-CNN" if cfg.MODEL.MASK_ON else "Cascade R-CNN"
     elif "GeneralizedRCNN" in architecture:
         head = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"

@@ -11,6 +11,7 @@ import yaml
 
 from pvt_det.config import load_config
 from pvt_det.engine.card import Terms, push, write_card, write_folder
+from pvt_det.engine.results import model_name
 from pvt_det.errors import ConfigError
 from pvt_det.weights import read_checkpoint
 
@@ -115,3 +116,18 @@ def test_pushing_makes_the_repository_first():
 
     push(Path("share"), "ada/cells", FakeHub(), private=True)
     assert calls == [("create", "ada/cells", True, True), ("upload", "ada/cells", "share")]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("cascade_mask_rcnn_pvt_small", "Cascade Mask R-CNN pvt_small"),
+        ("mask_rcnn_R_50", "Mask R-CNN R50"),
+        ("faster_rcnn_pvt_small", "Faster R-CNN pvt_small"),
+        ("retinanet_pvt_v2_b0", "RetinaNet pvt_v2_b0"),
+        ("semantic_fpn_pvt_tiny", "Semantic FPN pvt_tiny"),
+        ("panoptic_fpn_pvt_small", "Panoptic FPN pvt_small"),
+    ],
+)
+def test_models_are_called_by_their_names(repo_root, config, name):
+    assert model_name(load_config(repo_root / f"configs/{config}.yaml")) == name
