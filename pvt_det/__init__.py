@@ -2,7 +2,7 @@
 
 Importing the package registers its backbones and heads with Detectron2 where Detectron2 is installed. The trunk
 (`pvt_det.models`), the weights (`pvt_det.weights`) and classification work without it. `pvt_det.Predictor` runs a
-trained detector.
+trained detector, `pvt_det.Segmentor` a trained model for semantic segmentation.
 """
 
 import warnings
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pvt_det.engine.predictor import Predictor as Predictor
+    from pvt_det.engine.segmentor import Segmentor as Segmentor
 
 __version__ = "0.1.0"
 
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from pvt_det.engine.predictor import Predictor
 
         return Predictor
+    if name == "Segmentor":
+        from pvt_det.engine.segmentor import Segmentor
+
+        return Segmentor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pvt_det.commands import report, train
 from pvt_det.engine.cli import ArgumentParser
-from pvt_det.engine.predictor import config_file, run_weights
 from pvt_det.engine.report import PAGE_NAME
+from pvt_det.engine.trained_model import config_file, run_weights
 from pvt_det.errors import PvtDetError
 from pvt_det.evaluation.compare import load_run
 

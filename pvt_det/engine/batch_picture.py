@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
 
-from pvt_det.evaluation.pictures import Picture, draw, sheet
+from pvt_det.evaluation.pictures import Picture, class_colours, draw, sheet
 from pvt_det.layers.masks import RunLengthMasks
 
 NAME = "train_batch.jpg"
@@ -59,10 +59,6 @@ def _objects(instances: Instances) -> list[dict[str, Any]]:
 
 
 def _with_labels(image: Picture, labels: np.ndarray) -> Picture:
-    """Half of each pixel's colour from its class, by the golden ratio around the colour wheel; unlabelled ones stay."""
-    hue = (np.arange(256) * 0.618 % 1 * 255).astype(np.uint8)
-    wheel = np.asarray(
-        Image.fromarray(np.stack([hue, hue * 0 + 200, hue * 0 + 230], axis=1)[None], "HSV").convert("RGB")
-    )
-    tinted = (image // 2 + wheel[0][labels.clip(0, 255)] // 2).astype(np.uint8)
+    """Half of each pixel's colour from its class; unlabelled ones stay."""
+    tinted = (image // 2 + class_colours()[labels.clip(0, 255)] // 2).astype(np.uint8)
     return np.where((labels == 255)[:, :, None], image, tinted)

@@ -17,8 +17,8 @@ from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.data.annotations import read_json
 from pvt_det.engine.checkpoint import write_atomically
-from pvt_det.engine.predictor import config_file, run_weights
 from pvt_det.engine.results import CONFIG_NAME
+from pvt_det.engine.trained_model import config_file, is_segmentor, run_weights
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.evaluation.tables import as_markdown
@@ -129,7 +129,7 @@ def model_card(run: Run, cfg: CfgNode, terms: Terms, use: str) -> str:
         use: how to use it, in Markdown.
     """
     data = [f"- {part}: {_data(cfg, part)}" for part in ("TRAIN", "VAL")]
-    classes = list(cfg.DATASETS.CLASS_NAMES)
+    classes = cfg.DATASETS.LABEL_NAMES if is_segmentor(cfg) else cfg.DATASETS.CLASS_NAMES
     sections = {
         "Use": use,
         "Results": _metrics(run),
@@ -180,12 +180,11 @@ def _header(run: Run, terms: Terms) -> str:
 
 def _use(cfg: CfgNode, config: str, weights: str) -> str:
     given = f"{shlex.quote(config)}{f' --weights {shlex.quote(weights)}' if weights else ''}"
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        return f"```\npvt-det export --config-file {given} --images photo.jpg --output model.onnx\n```"
-    call = f"Predictor({', '.join(json.dumps(word) for word in (config, weights) if word)})"
+    name, found = ("Segmentor", "labels") if is_segmentor(cfg) else ("Predictor", "found")
+    call = f"{name}({', '.join(json.dumps(word) for word in (config, weights) if word)})"
     return (
         f"```\npvt-det predict photo.jpg --config-file {given}\n```\n\n"
-        f'```python\nfrom pvt_det import Predictor\n\nfound = {call}("photo.jpg")\n```'
+        f'```python\nfrom pvt_det import {name}\n\n{found} = {call}("photo.jpg")\n```'
     )
 
 

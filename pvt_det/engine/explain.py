@@ -13,8 +13,8 @@ from torch import Tensor
 from pvt_det.config import load_config
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.transforms import ResizeShortSide
-from pvt_det.engine.predictor import config_file, run_weights
 from pvt_det.engine.trained_classifier import trained_classifier
+from pvt_det.engine.trained_model import config_file, run_weights
 from pvt_det.errors import ConfigError
 from pvt_det.models.trunk import Trunk
 from pvt_det.weights import load_pretrained

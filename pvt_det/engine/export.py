@@ -21,9 +21,9 @@ from pvt_det.data.imagenet_transforms import EvalTransform
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.sets import head_key
-from pvt_det.engine.predictor import class_names, config_file, run_weights
 from pvt_det.engine.results import model_name
 from pvt_det.engine.trained_classifier import trained_classifier
+from pvt_det.engine.trained_model import class_names, config_file, is_segmentor, run_weights
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.export.check import Parity, compare, medians_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write
@@ -108,12 +108,11 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         resize(seen)
         return np.ascontiguousarray(seen.image)
 
-    is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     metadata = {
-        "task": "semantic segmentation" if is_semantic else "detection",
+        "task": "semantic segmentation" if is_segmentor(cfg) else "detection",
         "short_side": str(cfg.INPUT.MIN_SIZE_TEST),
         "long_side": str(cfg.INPUT.MAX_SIZE_TEST),
-        "classes": json.dumps(list(cfg.DATASETS.LABEL_NAMES) if is_semantic else list(class_names(cfg))),
+        "classes": json.dumps(class_names(cfg)),
     }
     return Subject(
         name=model_name(cfg),

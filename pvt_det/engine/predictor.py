@@ -1,65 +1,33 @@
-"""A trained detector as a function from images to what is in them."""
+"""A trained detector as a function from images to the objects in them."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from numpy.typing import NDArray
 
-from pvt_det.config import load_config, validate_config
-from pvt_det.data.images import read_image
-from pvt_det.data.mapper import augmentations_of
-from pvt_det.data.sets import head_key
-from pvt_det.engine.checkpoint import CheckpointStore
-from pvt_det.engine.precision import inference_autocast
-from pvt_det.engine.results import CONFIG_NAME
-from pvt_det.engine.tta import with_views
-from pvt_det.errors import CheckpointError, ConfigError, DataError
-from pvt_det.paths import file_fault, folder_fault
-from pvt_det.weights import load_pretrained
-
-Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
-
-# In the order in which they are looked for beside a run's config.
-_WEIGHTS = ("model_best.pth", "model_final.pth")
+from pvt_det.engine.trained_model import TrainedModel, class_names, is_segmentor
+from pvt_det.errors import ConfigError
 
 
-class Predictor:
+class Predictor(TrainedModel[Instances]):
     """Finds objects in images with a trained detector.
 
-    An image is a file, or an array `H×W×3` of uint8 in **RGB** order, as Pillow and this package's configs have it; one
-    of OpenCV's, in BGR, is turned by `image[:, :, ::-1]`. Several threads may share a predictor: they prepare their
-    images side by side and take turns at the model.
+    A call gives for one image, on the CPU and best score first, `Instances` in the image's own pixels with `pred_boxes`
+    (`N×4`, x1, y1, x2, y2), `scores` (`N`, 0 … 1), `pred_classes` (`N`, numbers from 0) and, of a model with masks,
+    `pred_masks` (N of `H×W` bool).
 
     Args:
-        config: A run's output folder, or a config file.
-        weights: Anything that `MODEL.WEIGHTS` takes; "" takes `model_best.pth`, or `model_final.pth`, beside the
-            config.
-        overrides: Keys of the config and their values, such as `["TEST.AUG.ENABLED", "True"]`.
+        config: As of `TrainedModel`, like all others but one.
+        weights: See there.
+        overrides: See there.
         score_threshold: Least score, 0 … 1, of what is found; the config's own where it is None.
-        batch_size: Images of one call that go through the model together, where they have the same size after
-            resizing: padding one to another's size would change what is found.
-        device: Such as "cuda:1" or "cpu"; "" takes the first GPU where there is one.
-
-    Attributes:
-        class_names: Name of each class, by the numbers in `pred_classes`; "class 0", "class 1" … where neither the run
-            nor its data set tells.
-        cfg: The complete config.
-
-    Raises:
-        CheckpointError: The weights are missing, damaged, unsafe, or not of a whole detector of this config.
-        ConfigError: The config is wrong, or not of a detector of objects.
+        batch_size: See there.
+        device: See there.
     """
 
     def __init__(
@@ -72,164 +40,21 @@ class Predictor:
         batch_size: int = 8,
         device: str = "",
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size}: expected 1 or more.")
-        path = config_file(config)
-        cfg = load_config(path, overrides)
-        cfg.MODEL.DEVICE = _usable(device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        validate_config(cfg, where=str(path))
-        if score_threshold is not None:
-            _set_threshold(cfg, score_threshold)
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-            raise ConfigError(f"{path}: a model for semantic segmentation finds no objects; expected a detector.")
-        cfg.freeze()
-        self.cfg = cfg
-        self.class_names = class_names(cfg)
-        self.batch_size = batch_size
-        model = build_model(cfg).eval()
-        load_pretrained(model, run_weights(path, weights)).require_whole()
-        test_cfg, self._model = with_views(cfg, model)
-        self._model.eval()
-        self._augmentations = T.AugmentationList(augmentations_of(test_cfg, is_train=False))
-        self._lock = threading.Lock()
+        self._score_threshold = score_threshold
+        super().__init__(config, weights, overrides=overrides, batch_size=batch_size, device=device)
 
-    @overload
-    def __call__(self, images: Image) -> Instances: ...
-    @overload
-    def __call__(self, images: Sequence[Image]) -> list[Instances]: ...
-    def __call__(self, images: Image | Sequence[Image]) -> Instances | list[Instances]:
-        """Find objects.
-
-        Args:
-            images: One image, or a list or tuple of them.
-
-        Returns:
-            For one image, on the CPU and best score first, `Instances` in the image's own pixels with `pred_boxes`
-            (`N×4`, x1, y1, x2, y2), `scores` (`N`, 0 … 1), `pred_classes` (`N`, numbers from 0) and, of a model with
-            masks, `pred_masks` (N of `H×W` bool). For a list, a list in the same order.
-
-        Raises:
-            DataError: An image cannot be read, or is no `H×W×3` array of uint8 with pixels.
-            NumericError: The model's outputs are NaN or infinite.
-        """
-        if isinstance(images, (list, tuple)):
-            return self._predict(images)
-        return self._predict([images])[0]
-
-    def _predict(self, images: Sequence[Any]) -> list[Instances]:
-        found: dict[int, Instances] = {}
-        for start in range(0, len(images), self.batch_size):
-            of_shape: dict[torch.Size, dict[int, dict[str, Any]]] = {}
-            for number in range(start, min(start + self.batch_size, len(images))):
-                record = self._prepare(images[number], f"image {number}" if len(images) > 1 else "the image")
-                of_shape.setdefault(record["image"].shape, {})[number] = record
-            for records in of_shape.values():
-                found |= zip(records, self._run(list(records.values())), strict=True)
-        return [found[number] for number in range(len(images))]
-
-    def _prepare(self, image: Any, name: str) -> dict[str, Any]:
-        pixels = read_image(image, "RGB") if isinstance(image, (str, os.PathLike)) else check_pixels(image, name)
-        height, width = pixels.shape[:2]
-        if self.cfg.INPUT.FORMAT == "BGR":
-            pixels = pixels[:, :, ::-1]
-        aug_input = T.AugInput(np.ascontiguousarray(pixels))
-        self._augmentations(aug_input)
-        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+    def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
+        if self._score_threshold is not None:
+            _set_threshold(cfg, self._score_threshold)
+        if is_segmentor(cfg):
+            raise ConfigError(
+                f"{path}: a model for semantic segmentation finds no objects; expected a detector. "
+                "pvt_det.Segmentor takes it."
+            )
+        return class_names(cfg)
 
     def _run(self, records: list[dict[str, Any]]) -> list[Instances]:
-        # Detectron2's models keep state while they run (its test-time augmentation turns the mask head off and on).
-        with self._lock, torch.no_grad(), inference_autocast(self.cfg):
-            outputs = self._model(records)
-        return [output["instances"].to("cpu") for output in outputs]
-
-
-def _usable(device: str) -> str:
-    gpus = torch.cuda.device_count()
-    number = device.removeprefix("cuda").removeprefix(":")
-    if device.startswith("cuda") and int(number if number.isdecimal() else 0) >= gpus:
-        has = f"{gpus} GPU{'s' if gpus > 1 else ''} that torch can use" if gpus else "no GPU that torch can use"
-        raise ConfigError(f"device {device}: this machine has {has}; pvt-det doctor tells why.")
-    return device
-
-
-def check_pixels(image: Any, name: str) -> NDArray[np.uint8]:
-    """Check that an image is `H×W×3` of uint8 with at least one pixel, and give it back.
-
-    Raises:
-        DataError: It is not; `name` says which image.
-    """
-    expected = "expected an array H x W x 3 of uint8 in RGB order, or a file's path"
-    if image is None:
-        raise DataError(f"{name} is None, as cv2.imread gives for a file that it cannot read; {expected}")
-    if not isinstance(image, np.ndarray):
-        raise DataError(f"{name} is a {type(image).__name__}; {expected}")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{name} has the shape {image.shape}; {expected}{_way_out(image)}")
-    if image.size == 0:
-        raise DataError(f"{name} is empty, of shape {image.shape}; {expected}")
-    if image.dtype != np.uint8:
-        wrong = " and holds NaN" if image.dtype.kind == "f" and np.isnan(image).any() else ""
-        raise DataError(f"{name} is of {image.dtype}{wrong}; {expected}, with values from 0 to 255")
-    return image
-
-
-def _way_out(image: NDArray[Any]) -> str:
-    if image.ndim == 2:
-        return ". A gray image becomes one by np.repeat(image[:, :, None], 3, axis=2)"
-    if image.ndim == 3 and image.shape[2] == 4:
-        return ". An alpha channel goes by image[:, :, :3]"
-    if image.ndim == 4:
-        return ". Several images come as a list"
-    return ""
-
-
-def config_file(config: str | os.PathLike[str]) -> Path:
-    """The config file that a path means: itself, or `config.yaml` in a run's output folder.
-
-    Raises:
-        ConfigError: Nothing is there, or a folder without one.
-    """
-    path = Path(config)
-    fault = file_fault(path)
-    if fault and folder_fault(path):
-        raise ConfigError(f"{path} {fault}: expected a run's output folder, or a config file.")
-    if not fault:
-        return path
-    if not (path / CONFIG_NAME).is_file():
-        raise ConfigError(f"{path} holds no {CONFIG_NAME}: expected a run's output folder, or a config file.")
-    return path / CONFIG_NAME
-
-
-def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
-    """The weights to use with a config: those given, or the best ones beside it, verified where a run lists them.
-
-    Raises:
-        CheckpointError: None are given and none are there, or they are damaged.
-    """
-    if weights:
-        path = Path(weights)
-    else:
-        beside = (config.parent / name for name in _WEIGHTS)
-        found = next((path for path in beside if path.is_file()), None)
-        if found is None:
-            raise CheckpointError(f"no {' or '.join(_WEIGHTS)} lies beside {config}: name the weights to use.")
-        path = found
-    if not file_fault(path):
-        CheckpointStore(path.parent).verify_if_listed(path)
-        return str(path)
-    return str(weights)
-
-
-def class_names(cfg: CfgNode) -> tuple[str, ...]:
-    """Names of the classes that a config's detector finds: the run's, its named data set's, or else their numbers."""
-    number = cfg.MODEL[head_key(cfg)].NUM_CLASSES
-    registered = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
-    named = [MetadataCatalog.get(name).get("thing_classes", []) for name in registered]
-    for names in (cfg.DATASETS.CLASS_NAMES, *named):
-        if len(names) == number:
-            return tuple(names)
-    return tuple(f"class {index}" for index in range(number))
+        return [output["instances"].to("cpu") for output in self._outputs(records)]
 
 
 def _set_threshold(cfg: CfgNode, threshold: float) -> None:

@@ -26,6 +26,7 @@ ReadImage: TypeAlias = Callable[[str | os.PathLike[str]], Picture]
 _CAPTION_HEIGHT = 18
 _GAP = 4  # pixels of white between pictures
 _LONGEST = 65_000  # pixels of a side, about what a JPEG file can have
+_OPACITY = 0.5  # of the classes' areas
 
 
 def save_pictures(
@@ -122,9 +123,7 @@ def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: in
             than a pixel.
         longest: side of the outcome, in pixels.
     """
-    sides = image.shape[:2]
-    scale = max(min(width / image.shape[1], longest / max(sides)), 1 / min(sides))
-    visualizer = Visualizer(image, scale=scale)
+    visualizer = Visualizer(image, scale=_scale(image, width, longest))
     if not objects:
         return visualizer.output.get_image()
     classes = [o["category_id"] for o in objects]
@@ -137,6 +136,32 @@ def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: in
         assigned_colors=[colours[c % len(colours)] for c in classes],
     )
     return output.get_image()
+
+
+def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence[str], width: int) -> Picture:
+    """Draw an image with the areas of its classes and their names.
+
+    Args:
+        image: the image.
+        labels: `H×W` numbers of its pixels' classes; 255, which is no class, stays as it is.
+        class_names: by class number.
+        width: of the outcome, in pixels, with the limits of `draw`.
+    """
+    colours = Metadata(stuff_classes=class_names, stuff_colors=class_colours().tolist())
+    visualizer = Visualizer(image, colours, scale=_scale(image, width, _LONGEST))
+    return visualizer.draw_sem_seg(labels, area_threshold=0, alpha=_OPACITY).get_image()
+
+
+def class_colours() -> NDArray[np.uint8]:
+    """Colours of 256 classes, `256×3` RGB, by the golden ratio around the colour wheel."""
+    hue = (np.arange(256) * 0.618 % 1 * 255).astype(np.uint8)
+    wheel = np.stack([hue, hue * 0 + 200, hue * 0 + 230], axis=1)
+    return np.asarray(Image.fromarray(wheel[None], "HSV").convert("RGB"))[0]
+
+
+def _scale(image: Picture, width: int, longest: int) -> float:
+    sides = image.shape[:2]
+    return max(min(width / image.shape[1], longest / max(sides)), 1 / min(sides))
 
 
 def _label(name: str, shown: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Many files through a detector: what is found is written, what is broken is named, large images come in tiles."""
+"""Many files through a model: what is found is written, what is broken is named, large images come in tiles."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from pvt_det.config import get_config
+import pvt_det
+from pvt_det.config import get_config, load_config
 from pvt_det.engine.prediction.files import PredictionFiles
 from pvt_det.engine.prediction.run import PredictionRun
 from pvt_det.engine.prediction.sources import Video, find_sources
 from pvt_det.engine.prediction.tiling import TiledPredictor
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.engine.segmentor import Segmentor
+from pvt_det.errors import ConfigError, DataError, NumericError
+from pvt_det.evaluation.pictures import class_colours, draw_labels
 from pvt_det.layers.masks import RunLengthMasks
 from tools import predict
 
@@ -59,15 +63,17 @@ def white_boxes(pixels, least_side=1):
 
 
 def test_sources_are_files_folders_and_patterns_each_with_a_name_of_its_own(tmp_path):
-    for name in ("a/x.png", "a/deep/y.JPG", "b/x.jpg", "b/z.mp4", "a/notes.txt"):
+    for name in ("a/x.png", "a/deep/y.JPG", "b/x.jpg", "b/z.mp4", "a/notes.txt", "c/w.avif", "c/w.JP2"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_sources([str(tmp_path / "a"), str(tmp_path / "b/*"), str(tmp_path / "b/x.jpg")])
+    found = find_sources([str(tmp_path / "a"), str(tmp_path / "b/*"), str(tmp_path / "b/x.jpg"), str(tmp_path / "c")])
     assert [(source.path.name, source.name.as_posix(), source.is_video) for source in found] == [
         ("y.JPG", "deep/y", False),
         ("x.png", "x", False),
         ("x.jpg", "x_2", False),
         ("z.mp4", "z", True),
+        ("w.JP2", "w", False),
+        ("w.avif", "w_2", False),
     ]
 
 
@@ -224,3 +230,80 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
     assert predict.main([*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")]) == 0
     assert "0 objects in 3 images: " in (printed := capsys.readouterr().out)
     assert "none scores 1: a lower --score-threshold shows more" in printed
+
+
+@pytest.fixture(scope="module")
+def segmentor_run(repo_root, tmp_path_factory):
+    """An output folder of a Semantic FPN with random weights that see all five classes."""
+    folder = tmp_path_factory.mktemp("segmentor")
+    keys = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.PVT.VARIANT": "pvt_v2_b0",
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "INPUT.MIN_SIZE_TEST": 64,
+    }
+    words = [str(word) for pair in keys.items() for word in pair]
+    cfg = load_config(repo_root / "configs/shapes/semantic_fpn_pvt_tiny.yaml", words)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    predictor = model.sem_seg_head.predictor
+    torch.nn.init.normal_(predictor.weight)
+    with torch.no_grad():
+        scores = model.eval()([{"image": torch.from_numpy(picture(BOX).transpose(2, 0, 1))}])[0]["sem_seg"]
+        # No class shall win everywhere.
+        predictor.bias -= scores.mean((1, 2))
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def test_label_maps_are_what_the_model_says_at_the_images_own_size(segmentor_run):
+    image = picture(BOX, (60, 5, 90, 20), size=(60, 90))
+    segmentor = pvt_det.Segmentor(segmentor_run, device="cpu")
+    assert segmentor.class_names == ("background", "circle", "square", "triangle", "star")
+    labels, mirrored = segmentor([image, image[:, ::-1]])
+    with torch.no_grad():
+        record = segmentor._prepare(image, "image")
+        wanted = segmentor._model([record])[0]["sem_seg"].argmax(0).numpy()
+    assert (labels.dtype, labels.shape) == (np.uint8, (60, 90))
+    assert np.array_equal(labels, wanted)
+    assert len(np.unique(labels)) > 2
+    assert not np.array_equal(labels, mirrored)
+    torch.nn.init.constant_(segmentor._model.sem_seg_head.predictor.bias, torch.nan)
+    with pytest.raises(NumericError, match="NaN"):
+        segmentor(image)
+
+
+def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, shapes, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    first = min((shapes / "val").iterdir())
+    words = [str(first), str(tmp_path / "torn.png"), "--config-file", str(segmentor_run), "--device", "cpu"]
+    labels = Segmentor(segmentor_run, device="cpu")(first)
+    with pytest.raises(DataError, match="1 of 2 files could not be read"):
+        predict.main([*words, "--output", str(tmp_path / "all")])
+    printed = capsys.readouterr()
+    assert "torn.png" in printed.err
+    assert "1 label map: " in printed.out
+    written = sorted(path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.*"))
+    assert written == [f"labels/{first.stem}.png", f"pictures/{first.stem}.jpg"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "all" / written[0])), labels)
+    *others, kept = np.unique(labels)
+    assert others
+    few = [words[0], *words[2:], "--output", str(tmp_path / "few"), "--no-pictures"]
+    assert predict.main([*few, "--classes", ("background", "circle", "square", "triangle", "star")[kept]]) == 0
+    only = np.asarray(Image.open(tmp_path / "few" / written[0]))
+    assert np.array_equal(only, np.where(labels == kept, kept, 255))
+    assert not (tmp_path / "few/pictures").exists()
+    for option in (["--score-threshold", "0.5"], ["--crops"], ["--tile", "64"], ["--overlap", "0"]):
+        with pytest.raises(ConfigError, match=rf"{option[0]} is for detectors"):
+            predict.main([*words, *option])
+
+
+def test_a_class_has_its_colour_in_every_picture():
+    labels = np.full((64, 96), 255, np.uint8)
+    labels[:32] = 4
+    drawn = draw_labels(picture(), labels, ("a", "b", "c", "d", "e"), 96)
+    assert drawn[4, 4].tolist() == pytest.approx(class_colours()[4] / 2, abs=2)
+    assert drawn[60, 4].max() == 0

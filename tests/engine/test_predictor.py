@@ -13,8 +13,9 @@ from PIL import Image
 
 import pvt_det
 from pvt_det.config import load_config
-from pvt_det.engine.predictor import Predictor, class_names
+from pvt_det.engine.predictor import Predictor
 from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.engine.trained_model import class_names
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 
 
@@ -149,8 +150,10 @@ def test_settings_out_of_range_are_refused(untrained_run, arguments, message):
 def test_what_is_no_run_of_a_detector_is_refused(repo_root, tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         Predictor(tmp_path)
-    with pytest.raises(ConfigError, match="finds no objects"):
+    with pytest.raises(ConfigError, match=r"finds no objects.*pvt_det\.Segmentor takes it"):
         Predictor(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", "any.pth")
+    with pytest.raises(ConfigError, match=r"RetinaNet finds objects.*pvt_det\.Predictor takes it"):
+        pvt_det.Segmentor(repo_root / "configs/retinanet_pvt_tiny.yaml", "any.pth")
 
 
 def test_class_names_come_from_the_run_or_the_data_set(predictor, repo_root):

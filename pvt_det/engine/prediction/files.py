@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.structures import BoxMode, Instances
 from numpy.typing import NDArray
 from PIL import Image
@@ -41,10 +43,7 @@ class PredictionFiles:
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(f"output {folder}: a file is in its place; name a folder.") from error
+        make_folder(folder)
         self.folder = folder
         self.class_names = class_names
         self.pictures = pictures
@@ -61,6 +60,10 @@ class PredictionFiles:
     def objects(self) -> int:
         """How many objects were found in them."""
         return sum(len(found.scores) for found in self._detections)
+
+    def only(self, found: Instances, classes: Sequence[int]) -> Instances:
+        """The detections of these classes."""
+        return found[torch.isin(found.pred_classes, torch.tensor(classes))]
 
     def add(self, path: Path, name: PurePath, pixels: Picture, found: Instances, **facts: int) -> None:
         """Take the detections of an image; cut out its objects.
@@ -81,20 +84,18 @@ class PredictionFiles:
 
     def draw(self, pixels: Picture, found: Instances) -> Picture:
         """The image with its detections, the best on top; small images are enlarged, so that labels can be read."""
-        return draw(pixels, as_objects(found)[::-1], self.class_names, max(pixels.shape[1], _LEAST_WIDTH))
+        return draw(pixels, as_objects(found)[::-1], self.class_names, picture_width(pixels))
 
     def save_picture(self, name: PurePath, picture: Picture) -> None:
         """Save `pictures/NAME.jpg`."""
-        _save(picture, self.folder / "pictures" / f"{name}.jpg")
+        save_picture(self.folder, name, picture)
 
-    def finish(self) -> Path:
-        """Write both json files; gives the results'."""
+    def finish(self) -> None:
+        """Write both json files."""
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
         images = {"images": self._images, "annotations": [], "categories": categories}
         write_atomically(self.folder / IMAGES_NAME, json.dumps(images, ensure_ascii=False, indent=1))
-        path = self.folder / RESULTS_NAME
-        write_results(path, self._detections, np.arange(1, len(self.class_names) + 1))
-        return path
+        write_results(self.folder / RESULTS_NAME, self._detections, np.arange(1, len(self.class_names) + 1))
 
     def _cut(self, name: PurePath, pixels: Picture, found: Instances) -> None:
         height, width = found.image_size
@@ -107,6 +108,28 @@ class PredictionFiles:
                 # A class may be called "and/or".
                 folder = re.sub(r"[^\w .-]", "_", self.class_names[label]).strip(". ") or f"class {label}"
                 _save(pixels[y1:y2, x1:x2], self.folder / "crops" / folder / f"{name}_{number}.jpg")
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder where it is absent.
+
+    Raises:
+        ConfigError: A file is there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"output {folder}: a file is in its place; name a folder.") from error
+
+
+def picture_width(pixels: Picture) -> int:
+    """Pixels of an image's picture: small ones are enlarged, so that names can be read."""
+    return max(pixels.shape[1], _LEAST_WIDTH)
+
+
+def save_picture(folder: Path, name: PurePath, picture: Picture) -> None:
+    """Save `pictures/NAME.jpg` in an output folder."""
+    _save(picture, folder / "pictures" / f"{name}.jpg")
 
 
 def as_objects(found: Instances) -> list[dict[str, Any]]:

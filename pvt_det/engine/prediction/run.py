@@ -1,30 +1,62 @@
-"""Detection in many files, with what is broken named and passed over."""
+"""A model over many files, with what is broken named and passed over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
-from detectron2.structures import Instances
 from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 
 from pvt_det.data.images import read_image
-from pvt_det.engine.prediction.files import PredictionFiles
 from pvt_det.engine.prediction.sources import Source, Video, VideoFile, batched
 from pvt_det.errors import DataError
 
 Pixels = NDArray[np.uint8]
-Detect = Callable[[Sequence[Pixels]], list[Instances]]
+Found = TypeVar("Found")
 
 
-class PredictionRun:
-    """Takes sources through a detector and writes what it finds.
+class Files(Protocol[Found]):
+    """Where what is found in images goes; `PredictionFiles` and `LabelFiles` tell more.
+
+    Attributes:
+        folder: Of all output.
+        class_names: By class number.
+        pictures: Whether to draw the images.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+    pictures: bool
+
+    @property
+    def images(self) -> int:
+        """How many images and frames there were."""
+
+    def only(self, found: Found, classes: Sequence[int]) -> Found:
+        """What is found, without other classes."""
+
+    def add(self, path: Path, name: PurePath, pixels: Pixels, found: Found, **facts: int) -> None:
+        """Take what is found in an image."""
+
+    def draw(self, pixels: Pixels, found: Found) -> Pixels:
+        """The image with what is found."""
+
+    def save_picture(self, name: PurePath, picture: Pixels) -> None:
+        """Save a picture by a name."""
+
+    def finish(self) -> None:
+        """Write what is written of all images together."""
+
+
+class PredictionRun(Generic[Found]):
+    """Takes sources through a model and writes what it finds.
 
     Args:
-        detect: Gives the detections of a list of images, `H×W×3` uint8 RGB.
-        files: Where they go.
+        find: Gives what is in each of a list of images, `H×W×3` uint8 RGB.
+        files: Where it goes.
         batch_size: Images or frames that are read at a time.
         progress: Shows how far it is and what is broken.
         classes: Numbers of the classes to keep; None keeps all.
@@ -32,18 +64,18 @@ class PredictionRun:
 
     def __init__(
         self,
-        detect: Detect,
-        files: PredictionFiles,
+        find: Callable[[Sequence[Pixels]], list[Found]],
+        files: Files[Found],
         *,
         batch_size: int,
         progress: Progress,
         classes: Sequence[int] | None = None,
     ) -> None:
-        self.detect = detect
+        self.find = find
         self.files = files
         self.batch_size = batch_size
         self.progress = progress
-        self.classes = None if classes is None else torch.tensor(classes)
+        self.classes = classes
         self.faults: list[str] = []
 
     def run(self, sources: Sequence[Source]) -> list[str]:
@@ -95,11 +127,11 @@ class PredictionRun:
         if number < video.frames or number == 0:
             self._report(f"video {source.path} can be read up to frame {number} of {video.frames} only")
 
-    def _find(self, images: Sequence[Pixels]) -> list[Instances]:
-        found = self.detect(images)
+    def _find(self, images: Sequence[Pixels]) -> list[Found]:
+        found = self.find(images)
         if self.classes is None:
             return found
-        return [one[torch.isin(one.pred_classes, self.classes)] for one in found]
+        return [self.files.only(one, self.classes) for one in found]
 
     def _report(self, fault: str) -> None:
         self.faults.append(fault)

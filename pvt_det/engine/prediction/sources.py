@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pvt_det.data.images import IMAGE_SUFFIXES
 from pvt_det.errors import DataError
 from pvt_det.paths import file_fault, folder_fault
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _FRAMES_PER_SECOND = 25.0  # of a video that does not tell
 
 
@@ -58,10 +58,10 @@ def find_sources(words: Iterable[str]) -> list[Source]:
 def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
     path = Path(word)
     if not folder_fault(path):
-        known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
         if not files:
-            raise DataError(f"{path} and its folders hold no image or video ({', '.join(sorted(known))})")
+            raise DataError(f"{path} and its folders hold no image or video ({', '.join(known)})")
         return [(file, file.relative_to(path).with_suffix("")) for file in files]
     fault = file_fault(path)
     if not fault:

@@ -13,7 +13,8 @@ from torchvision.ops import batched_nms
 
 from pvt_det.data.images import read_image
 from pvt_det.data.sets import head_key
-from pvt_det.engine.predictor import Image, Predictor, check_pixels
+from pvt_det.engine.predictor import Predictor
+from pvt_det.engine.trained_model import Image, check_pixels
 from pvt_det.errors import ConfigError
 from pvt_det.layers.masks import RunLengthMasks
 
