@@ -26,7 +26,7 @@ BROKEN_AP = 50  # below this something is wrong with the machine or the code
 _EXAMPLES = """
 examples:
   python tools/demo.py
-  python tools/demo.py --output output/demo_small --train 100 --val 20 SOLVER.MAX_ITER 20
+  python tools/demo.py --output output/demo_small --train 100 --val 20 SOLVER.MAX_ITER 20 SOLVER.WARMUP_ITERS 4
   python tools/demo.py --picture sheet.jpg      one more picture, of several images
 
 Run it again to go on after an interruption; delete the output folder to start anew.

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pvt_det.config import load_config
 from tools import demo
 
 
 def test_a_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
     arguments = ["--output", str(output), "--train", "8", "--val", "4", "--picture", str(tmp_path / "sheet.jpg")]
-    short = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
+    short = ["SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2"]
+    short += ["DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
     assert demo.main([*arguments, *short]) == 1
     printed = capsys.readouterr().out
     assert "AP50" in printed
@@ -31,6 +33,12 @@ def test_a_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[
         shown = np.asarray(picture.convert("RGB").crop((0, 18, 384, 402)).resize((128, 128), Image.Resampling.BOX))
     plain = np.asarray(Image.open(output / "shapes/val/000002.png"))
     assert np.abs(shown.astype(int) - plain).max() > 60
+
+
+def test_the_short_example_of_the_help_is_a_valid_config() -> None:
+    parser = demo.build_parser()
+    (words,) = [line.split()[2:] for line in (parser.epilog or "").splitlines() if "MAX_ITER" in line]
+    assert load_config(demo.CONFIG, parser.parse_words(words).overrides).SOLVER.MAX_ITER == 20
 
 
 @pytest.mark.parametrize(
