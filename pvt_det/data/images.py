@@ -18,7 +18,7 @@ from pvt_det.paths import file_fault
 # Above this an image is refused before it is decoded: Pillow's own bound, 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
 # Endings of the files that are taken for images where a folder stands for those in it.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _ORIENTATION_TAG = 274
 _TRANSPOSE = {
@@ -47,7 +47,7 @@ FORMATS = (
 _END_OF_JPEG = b"\xff\xd9"
 _END_MARKS = {
     **dict.fromkeys(("JPEG", "JPEG2000", "MPO"), _END_OF_JPEG),
-    **{"AVIF": b"", "WEBP": b"", "GIF": b";", "PNG": b"IEND\xaeB`\x82"},
+    **{"AVIF": b"", "WEBP": b"", "PNG": b"IEND\xaeB`\x82"},
 }
 _TAIL = 64
 

@@ -73,6 +73,16 @@ def test_F10_truncated_file_of_another_format_is_found_by_the_fast_check(refused
     refused_set(str(path), "image 1", "replace it")
 
 
+def test_F10_truncated_gif_with_its_end_mark_among_the_pixels(tmp_path):
+    path = tmp_path / "x.gif"
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b";", len(content) // 2, -1) + 1])
+    with pytest.raises(DataError, match="cut short"):
+        read_header(path)
+
+
 def test_F10_png_with_one_bit_flipped(refused_set, tiny_set, tmp_path):
     """Pillow compares no check sum of pixels while it decodes them."""
     tiny_set.write_image(Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)))
