@@ -85,11 +85,12 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
 
 
 def _unlike_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A json object; Python's reader would keep the last of two equal keys and lose the first in silence."""
+    """A json object; Python's reader would keep the last of two values of a key and lose the first in silence."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        for name, value in pairs:
+            if value != found[name]:
+                raise ValueError(f"the key {name!r} stands twice in one object, with different values")
     return found
 
 

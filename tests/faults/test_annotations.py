@@ -268,7 +268,13 @@ def test_F31_key_given_twice(refused, tiny_set, text, twice, key):
     path = tiny_set.json_file
     path.write_text(twice.join(path.read_text().rsplit(text, 1)))
     words = {"DATASETS__TRAIN_JSON": path, "DATASETS__TRAIN_IMAGES": tiny_set.folder}
-    refused(3, str(path), f"the key '{key}' stands twice in one object", **words)
+    refused(3, str(path), f"the key '{key}' stands twice in one object, with different values", **words)
+
+
+def test_F31_key_given_twice_with_one_value(tiny_set):
+    path = tiny_set.json_file
+    path.write_text(path.read_text().replace('"id": 12,', '"id": 12, "id": 12,'))
+    assert check_dataset(path, tiny_set.folder).annotations == 4
 
 
 def test_F31_json_that_is_no_file(refused, tiny_set):
