@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -26,8 +27,10 @@ class StopRequest:
         self.signal_name: str | None = None
         self._asked_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> StopRequest:
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # Under `nohup`, a terminal may close.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -41,11 +44,21 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _silence(self._terminals)
         now = time.monotonic()
         if self.signal_name is None:
             self.signal_name, self._asked_at = signal.Signals(number).name, now
         elif number == signal.SIGINT and now - self._asked_at > _SAME_CTRL_C:
             raise KeyboardInterrupt
+
+
+def _silence(streams: list[int]) -> None:
+    """Send to nowhere what would go to a closed terminal: writing there raises, perhaps before all is saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -127,6 +127,24 @@ def test_F42_a_ctrl_c_that_comes_twice_at_once_is_one(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_F42_what_is_printed_to_a_closed_terminal_stops_nothing():
+    terminal, stdout = os.openpty()
+    before = os.dup(1)
+    os.dup2(stdout, 1)
+    try:
+        with StopRequest() as stop:
+            os.close(terminal)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(1, b"lost")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert os.write(1, b"lost") == 4
+            assert stop.signal_name == "SIGHUP"
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(stdout)
+
+
 def test_F42_nohup_outlives_its_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
