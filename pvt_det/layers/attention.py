@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pvt_det.layers.bands import BandedAttention, scaled
 from pvt_det.layers.patch import PatchMerging, Size
-from pvt_det.layers.products import Linear
+from pvt_det.layers.products import Linear, runs_on_cpu
 
 POOL_SIDE = 7
 # Scores of one head from which bands of oneDNN's products are faster on a CPU: in fp32 than PyTorch's fused kernel, in
@@ -29,7 +29,7 @@ def attend(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
     Returns:
         `N×L×C`, heads side by side.
     """
-    on_cpu = query.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    on_cpu = runs_on_cpu(query)
     if on_cpu and query.shape[1] * key_value.shape[1] >= MANY_SCORES.get(query.dtype, math.inf):
         return BandedAttention.apply(query, key_value, num_heads)
     q = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)

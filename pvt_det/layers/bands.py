@@ -49,9 +49,10 @@ class BandedMlp(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x, grad_w1, grad_w2 = torch.empty_like(x), torch.zeros_like(w1), torch.zeros_like(w2)
         grad_b1 = x.new_zeros(w1.shape[0])
-        length = band_length(w1.shape[0])
+        # The forward pass's bands: the number of threads may be another by now.
+        lengths = [len(band) for band in hidden]
         for x_band, hidden_band, grad_band, grad_x_band in zip(
-            x.split(length), hidden, grad.split(length), grad_x.split(length), strict=True
+            x.split(lengths), hidden, grad.split(lengths), grad_x.split(lengths), strict=True
         ):
             grad_w2 += weight_gradient(grad_band, F.gelu(hidden_band))
             grad_hidden = torch.ops.aten.gelu_backward(product(grad_band, w2.t()), hidden_band)

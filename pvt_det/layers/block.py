@@ -10,6 +10,7 @@ from pvt_det.layers.attention import SpatialReductionAttention
 from pvt_det.layers.bands import band_length
 from pvt_det.layers.mlp import ConvMlp, Mlp
 from pvt_det.layers.patch import Size
+from pvt_det.layers.products import runs_on_cpu
 
 
 class Block(nn.Module):
@@ -38,7 +39,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x), size))
 
     def _bands_pay(self, x: Tensor, size: Size) -> bool:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        if self.training or torch.is_grad_enabled() or not runs_on_cpu(x):
             return False
         # A class token, which is of no row, means that the map is small.
         return x.shape[1] == size[0] * size[1] > band_length(self.mlp.fc1.out_features)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pvt_det.layers.bands import BandedMlp, band_length
 from pvt_det.layers.patch import Size, to_map, to_tokens
-from pvt_det.layers.products import Linear
+from pvt_det.layers.products import Linear, runs_on_cpu
 
 
 class Mlp(nn.Module):
@@ -37,7 +37,7 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
     def _bands_pay(self, x: Tensor) -> bool:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        if not (torch.is_grad_enabled() and runs_on_cpu(x)):
             return False
         # In bf16 the sums over bands would lose digits; a layer that someone replaced is called as it is.
         plain = type(self.fc1) is type(self.fc2) is Linear and x.dtype == self.fc1.weight.dtype

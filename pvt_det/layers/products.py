@@ -23,6 +23,14 @@ HAS_ONEDNN = (
 _SMALL = 1 << 21
 
 
+def runs_on_cpu(tensor: Tensor) -> bool:
+    """Whether what is done with a tensor now is done by a CPU, and not recorded: compiled, exported or traced.
+
+    Recorded programs shall hold what runs everywhere.
+    """
+    return tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `a bᵀ + bias` of `…×K` and `N×K`, giving `…×N`; not for autograd, which `linear` is for."""
     if not _by_onednn(a, b):
@@ -60,10 +68,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         return (
             product(grad, weight.t()) if wants_x else None,
-            weight_gradient(rows, x.flatten(0, -2)) if wants_weight else None,
+            weight_gradient(rows, x.reshape(-1, x.shape[-1])) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 
@@ -77,8 +85,8 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
-    # Compiled, exported and traced programs shall hold what runs everywhere; under autocast a product is not in fp32.
-    if not HAS_ONEDNN or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not (HAS_ONEDNN and runs_on_cpu(a) and b.device.type == "cpu" and torch.backends.mkldnn.enabled):
         return False
-    fp32_on_cpu = a.device.type == b.device.type == "cpu" and a.dtype == b.dtype == torch.float32
-    return fp32_on_cpu and a.numel() * b.shape[0] >= _SMALL and not torch.is_autocast_enabled("cpu")
+    # Under autocast a product is not in fp32.
+    in_fp32 = a.dtype == b.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return in_fp32 and a.numel() * b.shape[0] >= _SMALL

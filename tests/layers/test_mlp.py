@@ -28,6 +28,18 @@ def test_gradients_of_bands(monkeypatch):
     assert torch.autograd.gradcheck(BandedMlp.apply, arguments)
 
 
+def test_threads_may_be_others_in_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_VALUES", 6 * 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    arguments = make_arguments()
+    out = BandedMlp.apply(*arguments)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for got, wanted in zip(
+        torch.autograd.grad(out.sum(), arguments), torch.autograd.grad(plain(*arguments).sum(), arguments), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
 def kept(layer: Mlp, x: Tensor) -> int:
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
@@ -41,6 +53,14 @@ def test_large_maps_go_in_bands_and_keep_less(monkeypatch):
     monkeypatch.setattr(bands, "BAND_VALUES", 1 << 10)
     torch.testing.assert_close(layer(x, (500, 1)), whole)
     assert kept(layer, x) < 0.6 * whole_kept
+
+
+def test_traced_programs_hold_no_bands(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_VALUES", 1)
+    layer = Mlp(8, 2).requires_grad_(False)
+    program = torch.jit.trace(lambda x: layer(x, (50, 1)), torch.randn(2, 50, 8))
+    assert "linear" in str(program.graph)
+    assert "BandedMlp" not in str(program.graph)
 
 
 def test_autocast_and_replaced_layers_are_left_to_pytorch(monkeypatch):

@@ -44,6 +44,12 @@ def test_a_frozen_weight_gets_no_gradient():
     assert layer.weight.grad is layer.bias.grad is None
 
 
+def test_one_vector_is_transformed_as_well():
+    layer, x = Linear(4, 5), torch.randn(4)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, x.expand(5, 4))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_any_layout_of_both_matrices(dtype):
     a, b = torch.randn(20, 30).to(dtype), torch.randn(30, 20).to(dtype)
@@ -69,10 +75,16 @@ def test_programs_hold_no_product_of_one_machine():
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="needs PyTorch with oneDNN on x86-64")
-def test_onednn_is_used_in_fp32_and_not_under_autocast(monkeypatch):
+@pytest.mark.parametrize("wanted", [True, False])
+def test_onednn_is_used_in_fp32_and_not_under_autocast(wanted):
     layer, x = Linear(64, 64), torch.randn(2, 64)
-    with torch.profiler.profile() as profile, torch.no_grad():
-        layer(x)
-    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
+    switch = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = wanted
+    try:
+        with torch.profiler.profile() as profile, torch.no_grad():
+            layer(x)
+    finally:
+        torch.backends.mkldnn.enabled = switch
+    assert ("mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}) == wanted
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
