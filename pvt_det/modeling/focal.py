@@ -40,7 +40,9 @@ class _DenseFocalLoss(torch.autograd.Function):
         gradients = []
         levels = labels.split([level.shape[1] for level in logits], dim=1)
         for level, their_labels in zip(logits, levels, strict=True):
-            gradient = torch.empty_like(level, memory_format=torch.contiguous_format) if keep else None
+            # Until it is multiplied by the loss's scale, most of the background's gradient is below fp16's numbers.
+            dtype = torch.float32 if level.dtype == torch.float16 else level.dtype
+            gradient = torch.empty(level.shape, dtype=dtype, device=level.device) if keep else None
             # Images one after the other, so that a GPU gets whole batches at a time.
             rows, row_labels = level.flatten(0, 1), their_labels.flatten()
             size = max(1, _SCORES_AT_ONCE.get(level.device.type, _SCORES_AT_ONCE_ELSEWHERE) // level.shape[2])
@@ -57,6 +59,7 @@ class _DenseFocalLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, output: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
+        # Autograd brings those in fp32 into the logits' type.
         return (None, None, None, *(gradient.mul_(output) for gradient in gradients))
 
 

@@ -52,6 +52,17 @@ def test_half_precision_scores_are_worked_on_in_fp32():
     assert {gradient.dtype for gradient in torch.autograd.grad(loss, logits)} == {torch.bfloat16}
 
 
+def test_the_loss_scale_keeps_small_gradients_in_fp16():
+    logits = torch.linspace(-8, 0, 4 * 250).view(1, 250, CLASSES).half().requires_grad_()
+    labels = torch.full((1, 250), CLASSES)
+    (found,), (wanted,) = (
+        torch.autograd.grad(2**15 * function([logits], labels, 0.25, 2.0), [logits])
+        for function in (dense_focal_loss, formula)
+    )
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+
+
 def test_only_the_gradient_is_kept():
     logits, labels = scene()
     with torch.no_grad():
