@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(" · ".join(f"{key} {value}" for key, value in found.items()), style="dim", highlight=False)
     results, table = _measure(args, device)
     console.print(table)
-    if args.plot and args.suite == "growth":
+    if args.plot:
         plot_growth(results, args.plot, f"{found['device']}, {found['threads']} threads, torch {torch.__version__}")
     if args.json:
         write_json(args.json, found, results)
@@ -154,6 +154,8 @@ def build_parser() -> ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     if not args.plan and args.suite in _DATA and args.data is None:
         raise ConfigError(f"--suite {args.suite} needs --data DIR, {_DATA[args.suite]}")
+    if args.plot and (args.plan or args.suite != "growth"):
+        raise ConfigError(f"--plot {args.plot}: only --suite growth without --plan can be plotted")
     for name in args.models or ():
         if not _is_known(name, args):
             raise ConfigError(f"--models {name}: expected {_known(args)}")

@@ -110,6 +110,8 @@ def test_generated_detections_are_neither_perfect_nor_worthless():
     [
         (["--suite", "mapper"], ConfigError, "--suite mapper needs --data DIR, a folder in COCO's layout"),
         (["--suite", "detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected config files"),
+        (["--plan", "--suite", "growth", "--plot", "x.png"], ConfigError, "only --suite growth without --plan"),
+        (["--plot", "x.png"], ConfigError, "only --suite growth"),
         (["--models", "pvt_smal"], ConfigError, "expected one of pvt_tiny"),
         (["--suite", "mapper", "--data", "."], DataError, "expected COCO's layout, with annotations/instances_train"),
     ],
