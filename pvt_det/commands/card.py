@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pvt_det.engine.card import NOT_STATED, Terms, push, write_folder
+from pvt_det.engine.card import push, write_folder
+from pvt_det.engine.card_page import NOT_STATED, Terms
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
 

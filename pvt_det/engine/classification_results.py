@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pvt_det.data.imagenet import ImageSource
+from pvt_det.engine.benchmark.measure import environment
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.classification_options import Options
 from pvt_det.evaluation.published import IMAGENET, RESULTS_NAME
@@ -20,7 +21,7 @@ _IMAGENET_CLASSES, _IMAGENET_IMAGES = 1000, 50_000
 def write_results(
     folder: Path, options: Options, model: nn.Module, validation: ImageSource, top1: float, top5: float
 ) -> Path:
-    """Write `results.json`: which model, how trained, on what, and its accuracy.
+    """Write `results.json`: which model, how trained, on what, where, and its accuracy.
 
     Args:
         folder: Where to; made if missing.
@@ -42,6 +43,8 @@ def write_results(
         "metrics": {"classification": {"top1": top1, "top5": top5}},
         "results_file": "",
         "annotations": "",
+        "seed": options.seed,
+        "environment": environment(image.device),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS_NAME

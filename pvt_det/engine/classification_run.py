@@ -29,6 +29,7 @@ from pvt_det.data.imagenet_input import (
 from pvt_det.data.imagenet_transforms import Augmentation, DeviceInput, EvalTransform, TrainTransform
 from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
 from pvt_det.engine.classification import CLASSES_KEY, Parts, Trainer
+from pvt_det.engine.classification_card import write_card
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_eval import Accuracy, evaluate
 from pvt_det.engine.classification_options import Options, check_same_run, dump_options
@@ -86,6 +87,7 @@ def train(options: Options, process: Process, resume_command: str) -> float:
         if process.is_main:
             progress = trainer.progress
             write_results(output, options, trainer.parts.model, validation, progress.best_top1, progress.best_top5)
+            write_card(options, images, validation)
         return best
 
 

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from pvt_det.config import load_config
-from pvt_det.engine.card import Terms, push, write_card, write_folder
+from pvt_det.engine.card import push, write_card, write_folder
+from pvt_det.engine.card_page import Terms
 from pvt_det.engine.results import model_name
 from pvt_det.errors import ConfigError
 from pvt_det.weights import read_checkpoint

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pvt_det.engine import classification_run
 from pvt_det.engine.classification import LAST_NAME, Trainer
+from pvt_det.engine.classification_card import write_card
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_options import Options
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericError
@@ -179,6 +181,38 @@ def test_the_result_loads_into_classifier_and_trunk(whole_run):
     assert torch.equal(trunk.patch_embed1.proj.weight, classifier.patch_embed1.proj.weight)
     # The last checkpoint works the same way.
     assert not load_pretrained(classifier, Path(whole_run.output) / "model_last.pth").new
+
+
+def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
+    folder = Path(whole_run.output)
+    card, best = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())["metrics"]
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert (header["pipeline_tag"], header["tags"]) == ("image-classification", ["pvt", "image-classification"])
+    (measured,) = header["model-index"][0]["results"]
+    top1, top5 = (best["classification"][name] for name in ("top1", "top5"))
+    assert [metric["value"] for metric in measured["metrics"]] == [round(top1, 2), round(top5, 2)]
+    for told in (
+        "# pvt_v2_b0 classifier\n",
+        f"| classification | {top1:.1f} | {top5:.1f} |",
+        "- train: set/train, 27 images",
+        "- val: set/val, 12 images",
+        "- classes: ant, bee, cat",
+        "- recipe: adamw lr 0.001, batch 4, 2 epochs, 32 pixels",
+        "- seed: 0",
+        f"torch {torch.__version__.split('+')[0]}",
+        "- of these weights: not stated",
+    ):
+        assert told in card, told
+    assert str(data.parent) not in card
+    assert str(folder) not in card
+    loads = card.split("```python\n")[1].split("```")[0].replace('"best', f'"{folder}/best')
+    exec(loads, scope := {})
+    assert scope["model"].head.out_features == 3
+    source = classification_run.open_images(data, "val")
+    (tmp_path / "results.json").write_text((folder / "results.json").read_text())
+    (tmp_path / "README.md").write_text("# My notes\n")
+    write_card(dataclasses.replace(whole_run, output=str(tmp_path)), source, source)
+    assert (tmp_path / "README.md").read_text() == "# My notes\n"
 
 
 def test_the_result_feeds_a_detector(repo_root, whole_run):
