@@ -88,19 +88,24 @@ def _block(block: Block, x: Tensor, size: Size) -> Tensor:
 def _attention(layer: SpatialReductionAttention, x: Tensor, size: Size) -> Tensor:
     n, length, dim = x.shape
     heads = layer.num_heads
-    q = layer.q(x).reshape(n, length, heads, dim // heads).permute(0, 2, 1, 3)
+    q = _linear(layer.q, x).reshape(n, length, heads, dim // heads).permute(0, 2, 1, 3)
     if isinstance(layer, LinearSpatialReductionAttention):
         x = layer.sr(F.adaptive_avg_pool2d(_to_map(x, size), 7)).flatten(2).transpose(1, 2)
         x = F.gelu(layer.norm(x))
     elif layer.sr_ratio > 1:
         x = layer.norm(layer.sr(_to_map(x, size)).flatten(2).transpose(1, 2))
-    k, v = layer.kv(x).reshape(n, -1, 2, heads, dim // heads).permute(2, 0, 3, 1, 4)
+    k, v = _linear(layer.kv, x).reshape(n, -1, 2, heads, dim // heads).permute(2, 0, 3, 1, 4)
     weights = ((q @ k.transpose(-2, -1)) * (dim // heads) ** -0.5).softmax(dim=-1)
-    return layer.proj((weights @ v).transpose(1, 2).reshape(n, length, dim))
+    return _linear(layer.proj, (weights @ v).transpose(1, 2).reshape(n, length, dim))
 
 
 def _mlp(layer: Mlp | ConvMlp, x: Tensor, size: Size) -> Tensor:
-    x = layer.fc1(x)
+    x = _linear(layer.fc1, x)
     if isinstance(layer, ConvMlp):
         x = layer.dwconv.dwconv(_to_map(F.relu(x) if layer.relu else x, size)).flatten(2).transpose(1, 2)
-    return layer.fc2(F.gelu(x))
+    return _linear(layer.fc2, F.gelu(x))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """PyTorch's own product, whatever the layer would take."""
+    return F.linear(x, layer.weight, layer.bias)
