@@ -12,6 +12,7 @@ from PIL import Image
 from pvt_det.data.annotations import CocoData
 from pvt_det.data.findings import Findings
 from pvt_det.data.inspection.anchors import suit_anchors
+from pvt_det.data.inspection.boxes import CORNERS, SHARES, suspect_boxes
 from pvt_det.data.inspection.formats import format_of, to_coco
 from pvt_det.data.inspection.inspect import find_leakage, inspect_dataset
 from pvt_det.data.inspection.recommend import recommend
@@ -225,6 +226,42 @@ def test_advice(data):
     data.write_text(json.dumps(content))
     twice = [item for item in inspect(data).advice if item.text == "images whose files are the same"]
     assert [item.names for item in twice] == [["photo1.png", "photo3.png"]]
+
+
+def as_shares(x, y, w, h, width, height):
+    return [x / width, y / height, w / width, h / height]
+
+
+def as_corners(x, y, w, h, width, height):
+    return [x, y, x + w, y + h]
+
+
+@pytest.mark.parametrize(("turned", "text"), [(as_shares, SHARES), (as_corners, CORNERS)])
+def test_boxes_in_other_numbers_than_cocos_are_told(data, turned, text):
+    content = json.loads(data.read_text())
+    for annotation, (x, y) in zip(content["annotations"], [(4, 6), (40, 16), (20, 30), (26, 38)], strict=True):
+        width, height = SIZES[annotation["image_id"] - 1]
+        annotation["bbox"] = turned(x, y, 12, 20, width, height)
+    data.write_text(json.dumps(content))
+    found = inspect(data)
+    (told,) = [item for item in found.advice if item.text in (SHARES, CORNERS)]
+    assert (told.text, told.count, told.annotations, told.images) == (text, 4, [1, 2, 3, 4], [1, 1, 2, 2])
+    assert not found.is_refused("stop")
+    assert found.is_refused("strict")
+
+
+def test_boxes_that_only_touch_the_suspicion_are_left_alone(data):
+    """Pixels near the corner, whole pictures, boxes that leave a little: what one of them is, most are not."""
+    content = json.loads(data.read_text())
+    for boxes in (
+        [[0, 0, 1, 1], [4, 6, 12, 20], [14, 6, 12, 20], [0, 0, 40, 60]],
+        [[0, 0, 60, 40], [0, 0, 60, 40], [0, 0, 40, 60], [0, 0, 40, 60]],
+        [[50, 6, 20, 20], [55, 6, 12, 20], [35, 6, 12, 20], [4, 50, 12, 20]],
+        [[4, 6, 0, 0]] * 4,
+    ):
+        for annotation, box in zip(content["annotations"], boxes, strict=True):
+            annotation["bbox"] = box
+        assert suspect_boxes(CocoData(content["images"], content["annotations"], content["categories"])) is None
 
 
 def test_odd_ids_and_values_do_not_disturb_the_advice(data):

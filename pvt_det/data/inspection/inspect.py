@@ -13,6 +13,7 @@ from hotcoco import COCO
 from pvt_det.data.annotations import CocoData, read_json
 from pvt_det.data.check import examine
 from pvt_det.data.findings import Findings
+from pvt_det.data.inspection.boxes import suspect_boxes
 from pvt_det.data.inspection.files import FileFacts, read_facts, same_files, shared_images
 from pvt_det.data.inspection.formats import COCO_FORMAT, format_of, to_coco
 from pvt_det.data.inspection.statistics import Statistics, describe
@@ -130,7 +131,7 @@ def inspect_dataset(
         data=data,
         findings=findings,
         statistics=statistics,
-        advice=[*_quality(data), *_balance(statistics), *_files(data, facts)],
+        advice=[*_boxes(data), *_quality(data), *_balance(statistics), *_files(data, facts)],
         images=_by_id(examined.data.images),
         facts=facts,
     )
@@ -168,6 +169,15 @@ def _by_id(items: Iterable[Any]) -> dict[int, dict[str, Any]]:
     return {item["id"]: item for item in items if isinstance(item, dict) and isinstance(item.get("id"), int)}
 
 
+def _boxes(data: CocoData) -> list[Advice]:
+    found = suspect_boxes(data)
+    return [_of_objects(*found)] if found else []
+
+
+def _of_objects(text: str, meant: list[dict[str, Any]]) -> Advice:
+    return Advice(text, len(meant), [a["image_id"] for a in meant], [a["id"] for a in meant])
+
+
 def _quality(data: CocoData) -> list[Advice]:
     """The part of hotcoco's health check that concerns quality."""
     if not data.annotations:
@@ -177,8 +187,7 @@ def _quality(data: CocoData) -> list[Advice]:
     for item in (*report["errors"], *report["warnings"]):
         if item["code"] in _QUALITY:
             meant = [data.annotations[number] for number in item["affected_ids"]]
-            images, ids = [a["image_id"] for a in meant], [a["id"] for a in meant]
-            found.append(Advice(_QUALITY[item["code"]], len(meant), images, ids))
+            found.append(_of_objects(_QUALITY[item["code"]], meant))
     return found
 
 
