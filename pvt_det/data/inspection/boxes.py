@@ -38,10 +38,10 @@ def suspect_boxes(data: CocoData) -> tuple[str, list[dict[str, Any]]] | None:
     images = np.array([sizes[a["image_id"]] for a in whole], dtype=np.float64)
     shares = ((boxes >= 0) & (boxes <= 1)).all(axis=1)
     if shares.mean() >= _NEARLY_ALL:
-        return SHARES, [a for a, is_share in zip(whole, shares, strict=True) if is_share]
+        return SHARES, [whole[number] for number in np.flatnonzero(shares)]
     start, end = boxes[:, :2], boxes[:, 2:]
     leaves = (start + end > images + _SLACK).any(axis=1)
     fits = ((start >= -_SLACK) & (end > start) & (end <= images + _SLACK)).all(axis=1)
     if leaves.mean() > _MOST and fits.mean() >= _NEARLY_ALL:
-        return CORNERS, [a for a, fit in zip(whole, fits, strict=True) if fit]
+        return CORNERS, [whole[number] for number in np.flatnonzero(fits)]
     return None
