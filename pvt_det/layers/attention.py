@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pvt_det.layers.bands import BandedAttention, scaled
 from pvt_det.layers.patch import PatchMerging, Size
-from pvt_det.layers.products import Linear, runs_on_cpu
+from pvt_det.layers.products import HAS_ONEDNN, Linear, runs_on_cpu
 
 POOL_SIDE = 7
 # Scores of one head from which bands of oneDNN's products are faster on a CPU: in fp32 than PyTorch's fused kernel, in
 # bf16 than plain products.
-MANY_SCORES = {torch.float32: 1 << 17, torch.float64: 1 << 17, torch.bfloat16: 1 << 20}
+MANY_SCORES = {torch.bfloat16: 1 << 20} | ({torch.float32: 1 << 17} if HAS_ONEDNN else {})
 
 
 def attend(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:

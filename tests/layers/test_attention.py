@@ -57,7 +57,7 @@ def plainly(query, key_value, heads):
 
 @pytest.fixture
 def in_bands(monkeypatch):
-    monkeypatch.setattr(attention, "MANY_SCORES", dict.fromkeys(attention.MANY_SCORES, 1))
+    monkeypatch.setattr(attention, "MANY_SCORES", dict.fromkeys((torch.float32, torch.float64), 1))
     monkeypatch.setattr(bands, "BAND_VALUES", 5 * 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
