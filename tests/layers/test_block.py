@@ -26,6 +26,7 @@ def test_bands_do_not_show(monkeypatch, kind, size, band_values):
     whole = block(x, size)
     assert whole.requires_grad
     monkeypatch.setattr(bands, "BAND_VALUES", band_values)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     calls = []
     block.mlp.register_forward_hook(lambda *_: calls.append(1))
     for mode in (torch.no_grad, torch.inference_mode):

@@ -104,7 +104,9 @@ def test_maps_that_the_backbone_lacks_are_named():
 
 @pytest.mark.parametrize("name", ["semantic_fpn_pvt_tiny", "semantic_fpn_pvt_v2_b0", "semantic_fpn_R_50"])
 def test_published_heads(name):
-    cfg = load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "meta"])
+    cfg = load_config(CONFIGS / f"{name}.yaml")
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         module = build_model(cfg).sem_seg_head
     # Convolutions of 3×3 to 128 channels: one each for P2 and P3, two for P4, three for P5.
