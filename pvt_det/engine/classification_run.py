@@ -35,6 +35,7 @@ from pvt_det.engine.classification_eval import Accuracy, evaluate
 from pvt_det.engine.classification_options import Options, check_same_run, dump_options
 from pvt_det.engine.classification_results import write_results
 from pvt_det.engine.lock import FolderLock
+from pvt_det.engine.precision import autocast
 from pvt_det.engine.rng import seed_all
 from pvt_det.engine.signals import StopRequest
 from pvt_det.errors import CheckpointError, ConfigError, DataError
@@ -47,7 +48,6 @@ from pvt_det.weights.reader import read_file
 OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
 # Beside the results of a training in the same output folder, which stay.
 EVALUATION_FOLDER = "evaluation"
-_FORMATS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _log = logging.getLogger(__name__)
 
 
@@ -236,9 +236,7 @@ def _build_mixup(options: Options, num_classes: int) -> Mixup | None:
 
 
 def _autocast(options: Options, process: Process) -> Callable[[], torch.autocast]:
-    return functools.partial(
-        torch.autocast, process.device.type, dtype=_FORMATS[options.amp], enabled=options.amp != "none"
-    )
+    return functools.partial(autocast, process.device, "fp32" if options.amp == "none" else options.amp)
 
 
 def _evaluation(

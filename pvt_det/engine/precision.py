@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from detectron2.config import CfgNode
+
+if TYPE_CHECKING:  # classification, which takes its autocast from here too, does without Detectron2
+    from detectron2.config import CfgNode
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
