@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvt_det.engine.trained_model import TrainedModel, class_names, is_segmentor
-from pvt_det.errors import ConfigError, NumericError
+from pvt_det.errors import ConfigError
+from pvt_det.modeling.finite import require_finite
 
 # H×W class numbers.
 Labels: TypeAlias = NDArray[np.uint8]
@@ -50,11 +51,7 @@ class Segmentor(TrainedModel[Labels]):
 
 def _best(scores: Tensor, size: tuple[int, int]) -> Labels:
     """The class of the highest score at each pixel of an image of `size`, from scores `K×h×w`."""
-    if not bool(torch.isfinite(scores).all()):
-        raise NumericError(
-            "the model predicts NaN or infinity; its weights have probably diverged: use an earlier checkpoint, or "
-            "train with a lower learning rate"
-        )
+    require_finite([scores], "scores")
     highest = scores.new_full(size, -torch.inf, dtype=torch.float32)
     labels = torch.full_like(highest, NO_CLASS, dtype=torch.uint8)
     # Class by class: all at once would take 14 GB for 150 classes of a picture of 24 million pixels.

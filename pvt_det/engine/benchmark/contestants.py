@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pvt_det.engine.benchmark.detectors import build_detector, random_annotations
+from pvt_det.engine.precision import autocast
 from pvt_det.models import create_model
 from pvt_det.models.textbook import Textbook
 from pvt_det.models.variants import VARIANTS
@@ -23,8 +24,7 @@ TIMM = "timm"
 TRANSFORMERS = "transformers"
 
 Made = tuple[nn.Module, Callable[[Any], Any]]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DTYPE_NAMES = tuple(_DTYPES)
+DTYPE_NAMES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,13 @@ def random_inputs(case: Case, device: torch.device) -> Any:
 
 def step(forward: Callable[[Any], Any], inputs: Any, case: Case, device: torch.device) -> Callable[[], None]:
     """Make a function that runs a forward pass, and in training a backward pass that adds to the gradients."""
-    autocast = torch.autocast(device.type, dtype=_DTYPES[case.dtype], enabled=case.dtype != "fp32")
 
     def infer() -> None:
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(device, case.dtype):
             forward(inputs)
 
     def train() -> None:
-        with autocast:
+        with autocast(device, case.dtype):
             outputs = forward(inputs)
             outputs = list(outputs.values()) if isinstance(outputs, dict) else outputs
             loss = torch.stack([output.float().square().mean() for output in outputs]).sum()
