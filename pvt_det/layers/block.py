@@ -33,18 +33,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform tokens `N×L×C` of a map of `size` `(H, W)`."""
-        if self._bands_pay(x, size):
-            return torch.cat([self._infer(sample, size) for sample in x.split(1)])
+        samples = self._samples_at_once(x)
+        if samples >= x.shape[0]:
+            return self._whole(x, size)
+        # A class token is of no row of the map, so that there are no bands of rows.
+        run = self._in_bands if samples == 0 and x.shape[1] == size[0] * size[1] else self._whole
+        return torch.cat([run(part, size) for part in x.split(max(1, samples))])
+
+    def _samples_at_once(self, x: Tensor) -> int:
+        """How many samples stay in a CPU's cache together in inference; 0 where not even one does."""
+        if self.training or torch.is_grad_enabled() or not runs_on_cpu(x):
+            return x.shape[0]
+        return band_length(self.mlp.fc1.out_features) // x.shape[1]
+
+    def _whole(self, x: Tensor, size: Size) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), size))
         return x + self.drop_path(self.mlp(self.norm2(x), size))
 
-    def _bands_pay(self, x: Tensor, size: Size) -> bool:
-        if self.training or torch.is_grad_enabled() or not runs_on_cpu(x):
-            return False
-        # A class token, which is of no row, means that the map is small.
-        return x.shape[1] == size[0] * size[1] > band_length(self.mlp.fc1.out_features)
-
-    def _infer(self, x: Tensor, size: Size) -> Tensor:
+    def _in_bands(self, x: Tensor, size: Size) -> Tensor:
         """Compute the same for one sample, a band of the map's rows at a time.
 
         Only keys and values need all tokens at once.

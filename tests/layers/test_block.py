@@ -1,4 +1,4 @@
-"""Inference in bands of rows computes what training computes."""
+"""Inference a few samples or a band of rows at a time computes what training computes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def test_bands_do_not_show(monkeypatch, kind, size, band_values):
         with mode():
             torch.testing.assert_close(block(x, size), whole.detach(), rtol=1e-5, atol=1e-5)
     assert len(calls) > 4  # more than once a sample: it did go in bands
+
+
+@pytest.mark.parametrize("class_token", [0, 1])
+@pytest.mark.parametrize(("tokens_at_once", "expected"), [(25, [1] * 5), (50, [2, 2, 1]), (200, [5]), (20, [1] * 5)])
+def test_samples_that_stay_in_cache_go_together(monkeypatch, class_token, tokens_at_once, expected):
+    block = Block(8, SpatialReductionAttention(8, 2, 1), Mlp(8, 4), drop_path=0.0).eval()
+    x = torch.randn(5, 24 + class_token, 8)
+    whole = block(x, (4, 6))
+    monkeypatch.setattr(bands, "BAND_VALUES", 32 * tokens_at_once)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    samples = []
+    block.attn.register_forward_hook(lambda module, inputs, output: samples.append(len(output)))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, (4, 6)), whole.detach(), rtol=1e-5, atol=1e-5)
+    # Bands of rows ask for queries and keys by themselves.
+    assert samples == ([] if tokens_at_once == 20 and not class_token else expected)
 
 
 def test_input_is_left_as_it_was(monkeypatch):
