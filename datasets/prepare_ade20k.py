@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_det.data.prepare import prepare_ade20k
-from pvt_det.engine.cli import run_cli
+from pvt_det.engine.cli import ArgumentParser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert both splits and say how many label maps there are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "ADEChallengeData2016"
     parser.add_argument("--root", type=Path, default=default, help="folder with images/ and annotations/")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
-    args = parser.parse_args(argv)
+    args = parser.parse_words(argv)
     for split, count in prepare_ade20k(args.root, args.workers).items():
         print(f"Wrote {count} label maps to {args.root / 'annotations_detectron2' / split}")
     return 0

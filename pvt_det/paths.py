@@ -1,10 +1,13 @@
-"""What is wrong with a path that a user names, told without an exception and without waiting for a pipe."""
+"""Paths that a user names: what is wrong with one to read, told without waiting for a pipe; folders to write in."""
 
 from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
+
+from pvt_det.errors import ConfigError
 
 ABSENT = "does not exist"
 
@@ -28,6 +31,27 @@ def folder_fault(path: str | os.PathLike[str]) -> str:
     if isinstance(mode, str):
         return mode
     return "" if stat.S_ISDIR(mode) else "is no folder"
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder for output where it is absent, with those above it, and try whether files can be made in it.
+
+    Called before work that takes long, it keeps the work from being lost.
+
+    Raises:
+        ConfigError: It cannot be made, or nothing can be written in it.
+    """
+    path = Path(folder)
+    fault = "made"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        fault = "written in"
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is in its place" if in_the_way else error.strerror
+        raise ConfigError(f"folder {path} cannot be {fault}: {reason}. Name another folder for the output.") from error
 
 
 def _mode(path: str | os.PathLike[str]) -> int | str:

@@ -18,6 +18,7 @@ from pvt_det.engine.cli import ArgumentParser, run_cli
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.evaluation.pictures import save_pictures, sheet
+from pvt_det.paths import make_folder
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes/retinanet_pvt_tiny.yaml"
 EXPECTED_AP = 70  # percent
@@ -49,6 +50,8 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; gives 1 where the detector is so bad that something must be broken."""
     args = build_parser().parse_words(argv)
+    if args.picture:
+        make_folder(args.picture.parent)
     shapes = write_shapes(args.output / "shapes", train=args.train, val=args.val)
     print(f"Wrote {args.train} training and {args.val} held-out images of shapes to {shapes}", flush=True)
 
@@ -64,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = args.output / "inference" / dataset / RESULTS_FILE
     pictures = save_pictures(dataset, results, args.output / "pictures", lambda path: read_image(path, "RGB"))
     if args.picture:
-        args.picture.parent.mkdir(parents=True, exist_ok=True)
         halves = [np.asarray(Image.open(path)) for path in pictures[:6]]
         Image.fromarray(sheet(halves, columns=2)).save(args.picture, quality=85)
     print(f"\nPictures, ground truth on the left and detections on the right: {args.output / 'pictures'}")

@@ -21,6 +21,7 @@ from pvt_det.engine.cost import describe_gmacs
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.evaluation.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
 from pvt_det.evaluation.tables import as_csv, as_markdown, as_table, render
+from pvt_det.paths import make_folder
 
 # Wide enough for the plain table in a file.
 _FILE_WIDTH = 240
@@ -29,6 +30,8 @@ _FILE_WIDTH = 240
 def run(args: argparse.Namespace) -> int:
     """Read the runs, print the table, and write it where asked."""
     logging.getLogger("detectron2").setLevel(logging.ERROR)
+    if args.output:
+        make_folder(args.output.parent)
     runs = [load_run(path) for path in args.runs]
     for warning in comparison_warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)
@@ -42,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
         text = (as_markdown if args.format == "markdown" else as_csv)(rows)
         print(text)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text + "\n", encoding="utf-8")
     return 0
 

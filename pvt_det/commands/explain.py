@@ -14,6 +14,7 @@ from pvt_det.engine.attention import attention_of, draw_attention
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.explain import classifier, detector_trunk
 from pvt_det.errors import ConfigError
+from pvt_det.paths import make_folder
 
 _EXAMPLES = """
 examples:
@@ -50,10 +51,11 @@ def build_parser() -> ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Draw; gives the exit code."""
-    pixels = read_image(args.image, "RGB")
-    at = _share(args.query, pixels) if isinstance(args.query, tuple) else None
     if args.output.suffix != ".png":
         raise ConfigError(f"--output {args.output}: expected a name that ends in .png")
+    make_folder(args.output.parent)
+    pixels = read_image(args.image, "RGB")
+    at = _share(args.query, pixels) if isinstance(args.query, tuple) else None
     trunk, image = (
         detector_trunk(args.config_file, args.weights, pixels)
         if args.config_file

@@ -14,6 +14,7 @@ from pvt_det.engine.export import Report, export, load_classifier, load_detector
 from pvt_det.engine.prediction.sources import find_sources
 from pvt_det.errors import ConfigError
 from pvt_det.export.files import Kind, require_compiler, require_onnx
+from pvt_det.paths import make_folder
 
 _EXAMPLES = """
 examples:
@@ -62,6 +63,7 @@ def build_parser() -> ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Export; gives the exit code."""
     kind = _kind(args)
+    make_folder(args.output.parent)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     images = [source.path for source in find_sources(args.images) if not source.is_video]
     if args.classifier:

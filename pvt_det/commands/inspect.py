@@ -31,6 +31,7 @@ from pvt_det.engine.inspection.page import inspection_page
 from pvt_det.engine.inspection.terminal import show, show_advice
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import list_models
+from pvt_det.paths import make_folder
 from pvt_det.weights.source import locate
 
 _BATCHES = {"cpu": 4, "gpu": 16}
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--batch {args.batch}: expected 1 or more.")
     if args.write_config:
         check_place(args.write_config)
+    if args.html:
+        make_folder(args.html.parent)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
         parts = _inspect(args, Path(temporary))
@@ -78,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
             show(console, name, found, args.on_error)
         show_advice(console, leakage)
         if args.html:
-            args.html.parent.mkdir(parents=True, exist_ok=True)
             page = inspection_page(f"Data set {args.annotations}", parts, leakage, args.on_error)
             write_atomically(args.html, page)
             console.print(f"Page: {escape(str(args.html))}", soft_wrap=True)

@@ -16,6 +16,7 @@ from PIL import Image
 from pvt_det.data.images import check_size, read_header, read_image, read_labels
 from pvt_det.data.semantic import panoptic_folder
 from pvt_det.errors import DataError
+from pvt_det.paths import make_folder
 
 ADE20K_CLASSES = 150
 ADE20K_SPLITS = ("training", "validation")
@@ -41,7 +42,7 @@ def prepare_ade20k(root: str | Path, workers: int = 1) -> dict[str, int]:
     for split in ADE20K_SPLITS:
         labels = _pngs(root / "annotations" / split)
         target = root / "annotations_detectron2" / split
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         convert = partial(_convert_ade20k, images=root / "images" / split, target=target)
         counts[split] = _for_each(convert, labels, workers)
     return counts
@@ -81,7 +82,7 @@ def prepare_stuff(panoptic_json: str | Path, target: str | Path, workers: int = 
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r})") from error
     source = panoptic_folder(panoptic_json)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     number_of = {id_: number for number, id_ in enumerate(stuff, start=1)}
     return _for_each(partial(_write_stuff, source=source, target=target, number_of=number_of), annotations, workers)
 

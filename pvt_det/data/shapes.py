@@ -23,6 +23,7 @@ from pycocotools import mask as coco_mask
 
 from pvt_det.data.shapes_labels import make_folders, panoptic_json, write_labels
 from pvt_det.errors import DataError
+from pvt_det.paths import make_folder
 
 SPLITS = ("train", "val")
 MAX_OBJECTS = 5  # in an image
@@ -67,6 +68,7 @@ def write_shapes(root: str | Path, *, train: int = 800, val: int = 200, image_si
         seed: any number from 0 to 2³² − 1; another seed gives another set.
 
     Raises:
+        ConfigError: the folder cannot be made or written in.
         DataError: a number is out of range.
     """
     if image_size < 32:
@@ -76,7 +78,7 @@ def write_shapes(root: str | Path, *, train: int = 800, val: int = 200, image_si
     if not 0 <= seed < 2**32:
         raise DataError(f"seed is {seed}: expected a number from 0 to {2**32 - 1}")
     root = Path(root)
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    make_folder(root / "annotations")
     for index, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
         instances, segments = _write_split(root, split, count, image_size, (seed, index))
         for kind, content in (("instances", instances), ("panoptic", panoptic_json(instances, segments))):

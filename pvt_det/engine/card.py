@@ -18,6 +18,7 @@ from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.engine.trained_model import config_file, is_segmentor, run_weights
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import Run, load_run
+from pvt_det.paths import make_folder
 from pvt_det.weights import read_checkpoint, save_safetensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -46,14 +47,14 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
 
     Raises:
         CheckpointError: the weights are missing or damaged.
-        ConfigError: the folder is the run's own.
+        ConfigError: the folder is the run's own, or cannot be made or written in.
         DataError: the run was not finished and evaluated.
     """
     if output.resolve() == run.resolve():
         raise ConfigError(f"{output} is the run's own folder: choose another with --output.")
     path = config_file(run)
     cfg, about = load_config(path), load_run(run)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     card = model_card(about, cfg, terms, _use(cfg, CONFIG_NAME, WEIGHTS_NAME))
     save_safetensors(output / WEIGHTS_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())

@@ -14,6 +14,7 @@ from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.classification_options import Options
 from pvt_det.evaluation.published import IMAGENET, RESULTS_NAME
 from pvt_det.models.complexity import count_gmacs, count_parameters
+from pvt_det.paths import make_folder
 
 _IMAGENET_CLASSES, _IMAGENET_IMAGES = 1000, 50_000
 
@@ -46,7 +47,7 @@ def write_results(
         "seed": options.seed,
         "environment": environment(image.device),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / RESULTS_NAME
     write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
     return path

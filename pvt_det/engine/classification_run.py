@@ -40,7 +40,7 @@ from pvt_det.engine.rng import seed_all
 from pvt_det.engine.signals import StopRequest
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import create_model
-from pvt_det.paths import file_fault
+from pvt_det.paths import file_fault, make_folder
 from pvt_det.solver.classification import build_optimizer, build_schedule
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.reader import read_file
@@ -64,7 +64,7 @@ def train(options: Options, process: Process, resume_command: str) -> float:
             `ConfigError` where options do not fit the data, the folder or the processes.
     """
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     with FolderLock(output) if process.is_main else nullcontext(), StopRequest() as stop:
         state = _saved_state(options)
         images, validation = _open_data(options, process)
@@ -96,8 +96,10 @@ def evaluate_only(options: Options, process: Process) -> Accuracy:
 
     Raises:
         CheckpointError: The weights do not fit the model, or have no classifier.
+        ConfigError: The output folder cannot be made or written in.
         DataError: The images cannot be read, or are of other classes than the weights.
     """
+    make_folder(Path(options.output) / EVALUATION_FOLDER)
     classes = _classes_of(options.weights)
     with process.main_first():
         images = open_images(options.data, "val", classes, options.val_labels or None)

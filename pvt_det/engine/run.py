@@ -30,7 +30,7 @@ from pvt_det.engine.torchrun import restarts
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.models.complexity import count_parameters
-from pvt_det.paths import file_fault
+from pvt_det.paths import file_fault, make_folder
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def run_job(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     """
     console = Console()
     folder = Path(cfg.OUTPUT_DIR)
-    _make_folder(folder)
+    make_folder(folder)
     go_on = "" if options.eval_only else options.command
     with _lock(folder), run_logging(folder, comm.get_rank(), console), termination_reported(go_on):
         _fit_to_machine(cfg)
@@ -163,15 +163,6 @@ def _weights_to_evaluate(cfg: CfgNode, options: JobOptions) -> tuple[str, int]:
 
 def _lock(folder: Path) -> AbstractContextManager[Any]:
     return FolderLock(folder) if comm.is_main_process() else nullcontext()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR {folder} cannot be made: {error.strerror}. Choose another with --output."
-        ) from error
 
 
 def _fit_to_machine(cfg: CfgNode) -> None:

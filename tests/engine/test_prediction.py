@@ -223,7 +223,7 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
     for near in ("stra", "STAR"):
         with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean 'star'"):
             predict.main([*words, "--classes", near])
-    with pytest.raises(ConfigError, match=r"torn\.png: a file is in its place; name a folder"):
+    with pytest.raises(ConfigError, match=r"torn\.png cannot be made: a file is in its place\. Name another folder"):
         predict.main([*words, "--output", str(tmp_path / "torn.png")])
     with pytest.raises(ConfigError, match=r"device cuda:99: this machine has .*GPU"):
         predict.main([*words, "--device", "cuda:99"])

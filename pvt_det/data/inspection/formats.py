@@ -15,6 +15,7 @@ from pvt_det.data.findings import Findings
 from pvt_det.data.images import read_header
 from pvt_det.data.inspection.yolo import CLASS_FILES, read_yolo
 from pvt_det.errors import DataError
+from pvt_det.paths import make_folder
 
 COCO_FORMAT = "COCO"
 
@@ -63,7 +64,7 @@ def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings,
         content = (_read_cvat if kind == "CVAT" else _read_voc)(source, findings)
         _fill_in_sizes(content["images"], image_root, findings)
     _take_classes(content, classes)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(json_file.parent)
     json_file.write_text(json.dumps(content), encoding="utf-8")
 
 

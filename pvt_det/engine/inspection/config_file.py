@@ -15,6 +15,7 @@ from pvt_det.data.inspection.recommend import Settings
 from pvt_det.data.inspection.statistics import Statistics
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.errors import ConfigError
+from pvt_det.paths import make_folder
 
 _BASES = Path(__file__).parents[3] / "configs/base"
 _FILES = {
@@ -48,10 +49,10 @@ class Plan:
 
 
 def check_place(path: Path) -> None:
-    """Make sure that a config can be written here.
+    """Make sure that a config can be written here; its folder is made.
 
     Raises:
-        ConfigError: it exists, has another ending than .yaml, or this package's configs are not there.
+        ConfigError: it exists, has another ending than .yaml, cannot be written, or the configs are missing.
     """
     if path.suffix != ".yaml":
         raise ConfigError(f"{path}: a config's name ends in .yaml.")
@@ -59,6 +60,7 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"{path} exists: choose another name for the config, or remove it.")
     if not _BASES.is_dir():
         raise ConfigError(f"{_BASES} does not exist: a config can be written from a checkout of this package only.")
+    make_folder(path.parent)
 
 
 def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, val: Inspection | None) -> None:
@@ -68,7 +70,6 @@ def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, 
         ConfigError: as `check_place`.
     """
     check_place(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _text(path, plan, settings, train, val))
     load_config(path)
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pvt_det.engine.checkpoint import write_atomically
-from pvt_det.errors import ConfigError
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
 from pvt_det.evaluation.pictures import Picture, draw
 from pvt_det.layers.masks import RunLengthMasks
+from pvt_det.paths import make_folder
 
 RESULTS_NAME = "results.json"
 IMAGES_NAME = "images.json"
@@ -39,7 +39,7 @@ class PredictionFiles:
         crops: Whether to cut out every object.
 
     Raises:
-        ConfigError: The folder cannot be made, since a file is there.
+        ConfigError: The folder cannot be made or written in.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
@@ -108,18 +108,6 @@ class PredictionFiles:
                 # A class may be called "and/or".
                 folder = re.sub(r"[^\w .-]", "_", self.class_names[label]).strip(". ") or f"class {label}"
                 _save(pixels[y1:y2, x1:x2], self.folder / "crops" / folder / f"{name}_{number}.jpg")
-
-
-def make_folder(folder: Path) -> None:
-    """Make an output folder where it is absent.
-
-    Raises:
-        ConfigError: A file is there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"output {folder}: a file is in its place; name a folder.") from error
 
 
 def picture_width(pixels: Picture) -> int:

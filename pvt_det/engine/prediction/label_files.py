@@ -8,9 +8,10 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-from pvt_det.engine.prediction.files import make_folder, picture_width, save_picture
+from pvt_det.engine.prediction.files import picture_width, save_picture
 from pvt_det.engine.segmentor import NO_CLASS, Labels
 from pvt_det.evaluation.pictures import Picture, draw_labels
+from pvt_det.paths import make_folder
 
 LABELS_NAME = "labels"
 
@@ -27,7 +28,7 @@ class LabelFiles:
         pictures: Whether to draw the images.
 
     Raises:
-        ConfigError: The folder cannot be made, since a file is there.
+        ConfigError: The folder cannot be made or written in.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool) -> None:
