@@ -1,13 +1,18 @@
-"""Make a folder to share of a finished run: model card, weights as safetensors, config; push it to Hugging Face."""
+"""Make a folder to share of a finished run: model card, weights as safetensors, config; push it to Hugging Face.
+
+A classifier's run gives its options and the names of its classes instead of a config.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from pvt_det.engine.card import push, write_folder
+from pvt_det.engine import card, classification_card
 from pvt_det.engine.card_page import NOT_STATED, Terms
+from pvt_det.engine.classification_options import OPTIONS_NAME
 from pvt_det.engine.cli import ArgumentParser
+from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.errors import ConfigError
 
 _EXAMPLES = """
@@ -23,7 +28,7 @@ The config goes without the paths of this machine.
 def build_parser() -> ArgumentParser:
     """The command line's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of a run of train or train-cls")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best")
     parser.add_argument("--license", default=NOT_STATED, metavar="SPDX", help="of the weights, such as cc-by-4.0")
@@ -38,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder, and push it where asked; gives the exit code."""
     if args.private and not args.push:
         raise ConfigError("--private is for --push.")
-    write_folder(args.run, args.output, Terms(args.license, args.data_license, args.authors), args.weights)
+    of_detector = (args.run / CONFIG_NAME).is_file() or not (args.run / OPTIONS_NAME).is_file()
+    kind = card if of_detector else classification_card
+    kind.write_folder(args.run, args.output, Terms(args.license, args.data_license, args.authors), args.weights)
     print(f"{args.output}: {', '.join(sorted(path.name for path in args.output.iterdir()))}")
     if args.license == NOT_STATED:
         print("No licence is stated, so that nobody may use the weights: add --license.")
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            push(args.output, args.push, HfApi(), private=args.private)
+            card.push(args.output, args.push, HfApi(), private=args.private)
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise ConfigError(f"--push {args.push}: {error}") from error
         print(f"Pushed to {args.push}.")

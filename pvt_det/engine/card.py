@@ -12,16 +12,14 @@ from detectron2.config import CfgNode
 from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.data.annotations import read_json
-from pvt_det.engine.card_page import CARD_NAME, Facts, Terms, card_page, write_own_card
+from pvt_det.engine.card_page import CARD_NAME, SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.engine.trained_model import config_file, is_segmentor, run_weights
-from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.paths import make_folder
 from pvt_det.weights import read_checkpoint, save_safetensors
 
-WEIGHTS_NAME = "model.safetensors"
 # Where on this machine the data lie is nobody else's business.
 _PRIVATE = ("TRAIN_JSON", "TRAIN_IMAGES", "TRAIN_LABELS", "VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")
 
@@ -50,13 +48,12 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
         ConfigError: the folder is the run's own, or cannot be made or written in.
         DataError: the run was not finished and evaluated.
     """
-    if output.resolve() == run.resolve():
-        raise ConfigError(f"{output} is the run's own folder: choose another with --output.")
+    require_other(run, output)
     path = config_file(run)
     cfg, about = load_config(path), load_run(run)
     make_folder(output)
-    card = model_card(about, cfg, terms, _use(cfg, CONFIG_NAME, WEIGHTS_NAME))
-    save_safetensors(output / WEIGHTS_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
+    card = model_card(about, cfg, terms, _use(cfg, CONFIG_NAME, SHARED_NAME))
+    save_safetensors(output / SHARED_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())
     write_atomically(output / CARD_NAME, card)
 

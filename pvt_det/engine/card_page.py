@@ -12,9 +12,11 @@ import yaml
 
 from pvt_det import __version__
 from pvt_det.engine.checkpoint import write_atomically
+from pvt_det.errors import ConfigError
 from pvt_det.evaluation.tables import as_markdown
 
 CARD_NAME = "README.md"
+SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
 _LIBRARY = "pvt_det"
 _OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"
 NOT_STATED = "not stated"
@@ -88,6 +90,16 @@ def write_own_card(folder: Path, card: str) -> None:
         _log.info("%s is not of this package and stays: no page about the model is written.", path)
         return
     write_atomically(path, card)
+
+
+def require_other(run: Path, output: Path) -> None:
+    """Check that a folder to share is not the run's own.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if output.resolve() == run.resolve():
+        raise ConfigError(f"{output} is the run's own folder: choose another with --output.")
 
 
 def card_page(facts: Facts, terms: Terms, use: str) -> str:

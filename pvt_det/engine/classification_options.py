@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
 
+# In a run's output folder.
+OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
 _WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _EXPECTED = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -249,3 +252,8 @@ def check_same_run(saved: Mapping[str, Any], now: Options) -> None:
 def dump_options(options: Options) -> str:
     """All options as YAML, which `read_options` reads."""
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True)
+
+
+def dump_classes(classes: Sequence[str]) -> str:
+    """The names of the classes as json, a line each."""
+    return json.dumps(list(classes), indent=0, ensure_ascii=False)

@@ -32,7 +32,14 @@ from pvt_det.engine.classification import CLASSES_KEY, Parts, Trainer
 from pvt_det.engine.classification_card import write_card
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_eval import Accuracy, evaluate
-from pvt_det.engine.classification_options import Options, check_same_run, dump_options
+from pvt_det.engine.classification_options import (
+    CLASSES_NAME,
+    OPTIONS_NAME,
+    Options,
+    check_same_run,
+    dump_classes,
+    dump_options,
+)
 from pvt_det.engine.classification_results import write_results
 from pvt_det.engine.lock import FolderLock
 from pvt_det.engine.precision import autocast
@@ -45,7 +52,6 @@ from pvt_det.solver.classification import build_optimizer, build_schedule
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.reader import read_file
 
-OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
 # Beside the results of a training in the same output folder, which stay.
 EVALUATION_FOLDER = "evaluation"
 _log = logging.getLogger(__name__)
@@ -75,7 +81,7 @@ def train(options: Options, process: Process, resume_command: str) -> float:
             _log.info("Going on in epoch %d, after update %d", trainer.progress.epoch, trainer.update)
         elif process.is_main:
             write_atomically(output / OPTIONS_NAME, dump_options(options))
-            write_atomically(output / CLASSES_NAME, json.dumps(images.classes, indent=0, ensure_ascii=False))
+            write_atomically(output / CLASSES_NAME, dump_classes(images.classes))
         _describe(options, process, images, validation)
         try:
             best = trainer.train()

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pvt_det.commands.start import start
 from pvt_det.engine import classification_run
 from pvt_det.engine.classification import LAST_NAME, Trainer
 from pvt_det.engine.classification_card import write_card
@@ -213,6 +214,27 @@ def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
     (tmp_path / "README.md").write_text("# My notes\n")
     write_card(dataclasses.replace(whole_run, output=str(tmp_path)), source, source)
     assert (tmp_path / "README.md").read_text() == "# My notes\n"
+
+
+def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
+    run, output = Path(whole_run.output), tmp_path / "share"
+    start("card", [str(run), "--output", str(output), "--license", "cc0-1.0"], "pvt-det card")
+    names = ["README.md", "classes.json", "model.safetensors", "options.yaml"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    shared, best = (safetensors.torch.load_file(f) for f in (output / names[2], run / "best.safetensors"))
+    assert shared.keys() == best.keys()
+    assert all(torch.equal(shared[name], best[name]) for name in best)
+    card = (output / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc0-1.0"
+    assert "- train: set/train\n" in card
+    assert "--eval-only --weights model.safetensors\n" in card
+    assert str(data.parent) not in card + (output / "options.yaml").read_text()
+    # What a user of it types: the classes come from the file.
+    again = _options(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
+    top1 = json.loads((run / "results.json").read_text())["metrics"]["classification"]["top1"]
+    assert classification_run.evaluate_only(again, CPU).top1 == pytest.approx(top1)
+    with pytest.raises(ConfigError, match="is the run's own folder"):
+        start("card", [str(run), "--output", str(run)], "pvt-det card")
 
 
 def test_the_result_feeds_a_detector(repo_root, whole_run):
