@@ -10,7 +10,7 @@ from pathlib import Path
 from pvt_det.commands import report, train
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.report import PAGE_NAME
-from pvt_det.engine.trained_model import config_file, run_weights
+from pvt_det.engine.trained_model import config_file, named_weights, run_weights
 from pvt_det.errors import PvtDetError
 from pvt_det.evaluation.compare import load_run
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         # Before the evaluation, which may take hours.
         load_run(args.against)
     path = config_file(args.config_file)
-    settings = ["MODEL.WEIGHTS", run_weights(path, args.weights)]
+    settings = ["MODEL.WEIGHTS", run_weights(path, named_weights(args.weights, args.overrides))]
     if Path(args.config_file).is_dir():
         # Where a run is now, not where it was trained.
         settings += ["OUTPUT_DIR", str(path.parent)]

@@ -12,10 +12,12 @@ import torch
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.export import Report, export, load_classifier, load_detector
 from pvt_det.engine.prediction.sources import find_sources
+from pvt_det.engine.trained_model import named_weights
 from pvt_det.errors import ConfigError
 from pvt_det.export.files import Kind, require_compiler, require_onnx
 from pvt_det.paths import make_folder
 
+_SIDE = 224
 _EXAMPLES = """
 examples:
   the best weights of a run, as ONNX:
@@ -51,9 +53,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="IMAGE", help="to check on (default: the run's validation images)"
     )
-    parser.add_argument(
-        "--side", type=int, default=224, metavar="PIXELS", help="of a classifier's images (%(default)s)"
-    )
+    parser.add_argument("--side", type=int, metavar="PIXELS", help=f"of a classifier's images ({_SIDE})")
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a key of the config"
     )
@@ -62,19 +62,34 @@ def build_parser() -> ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Export; gives the exit code."""
+    _refuse_idle(args)
     kind = _kind(args)
     make_folder(args.output.parent)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    images = [source.path for source in find_sources(args.images) if not source.is_video]
+    sources = find_sources(args.images)
+    if videos := [str(source.path) for source in sources if source.is_video]:
+        raise ConfigError(f"--images {', '.join(videos)}: the check is on images; leave videos out.")
+    images = [source.path for source in sources]
     if args.classifier:
         if not args.weights:
             raise ConfigError("--classifier needs the weights of a trained one: add --weights FILE.")
-        subject = load_classifier(args.classifier, args.weights, args.side)
+        subject = load_classifier(args.classifier, args.weights, args.side or _SIDE)
     else:
-        subject = load_detector(args.config_file, args.weights, [word for pair in args.set for word in pair], kind)
+        words = [word for pair in args.set for word in pair]
+        subject = load_detector(args.config_file, str(named_weights(args.weights, words)), words, kind)
     report = export(subject, args.output, kind, images)
     _say(args.output, subject.name, subject.graph.outputs, report)
     return 0
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse options that would change nothing."""
+    if args.classifier and args.set:
+        raise ConfigError("--set is for --config-file: a classifier has no config. Leave it out.")
+    if args.config_file and args.side is not None:
+        raise ConfigError("--side is for --classifier: a detector's images have the sizes of INPUT.MIN_SIZE_TEST.")
+    if args.side is not None and args.side < 32:
+        raise ConfigError(f"--side {args.side}: expected 32 pixels or more.")
 
 
 def _kind(args: argparse.Namespace) -> Kind:

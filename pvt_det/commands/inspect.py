@@ -35,6 +35,7 @@ from pvt_det.paths import make_folder
 from pvt_det.weights.source import locate
 
 _BATCHES = {"cpu": 4, "gpu": 16}
+_MODEL = "pvt_tiny"
 
 
 def build_parser() -> ArgumentParser:
@@ -52,7 +53,7 @@ def build_parser() -> ArgumentParser:
     config = parser.add_argument_group("a config for training")
     config.add_argument("--write-config", type=Path, metavar="FILE", help="write it here")
     config.add_argument("--task", choices=TASKS, help="default: mask-rcnn where every object has a mask")
-    config.add_argument("--model", choices=list_models(), default="pvt_tiny", metavar="NAME", help="default pvt_tiny")
+    config.add_argument("--model", choices=list_models(), metavar="NAME", help=f"default {_MODEL}")
     config.add_argument(
         "--weights",
         metavar="FILE",
@@ -69,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--val-images is given without --val-json: name the annotations of these images too.")
     if args.batch is not None and args.batch < 1:
         raise ConfigError(f"--batch {args.batch}: expected 1 or more.")
+    idle = [f"--{name}" for name in ("model", "weights", "device", "batch") if getattr(args, name) is not None]
+    if idle and not args.write_config:
+        raise ConfigError(f"{', '.join(idle)} would do nothing without --write-config FILE: add it, or leave them out.")
     if args.write_config:
         check_place(args.write_config)
     if args.html:
@@ -127,7 +131,7 @@ def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
     """MODEL.WEIGHTS, and why where they are "": weights that nobody named must not keep the config from training."""
     if args.weights:
         return ("", "--weights none") if args.weights == "none" else (args.weights, "")
-    name = f"pvt://{args.model}"
+    name = f"pvt://{args.model or _MODEL}"
     try:
         locate(name)
     except CheckpointError as error:
@@ -142,7 +146,7 @@ def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[
     weights, weights_reason = _weights(args, console)
     plan = Plan(
         task=args.task or ("mask-rcnn" if all(found.statistics.has_masks for _, found in parts) else "retinanet"),
-        model=args.model,
+        model=args.model or _MODEL,
         weights=weights,
         weights_reason=weights_reason,
         on_cpu=on_cpu,

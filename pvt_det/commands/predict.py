@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
     """Find objects; gives what could not be read, and what to say in the end."""
+    if args.overlap is not None and args.tile is None:
+        raise ConfigError("--overlap is of the tiles that --tile PIXELS asks for: add that, or leave --overlap out.")
     threshold = _THRESHOLD if args.score_threshold is None else args.score_threshold
     predictor = Predictor(
         args.config_file,

@@ -11,6 +11,7 @@ from pvt_det.config import load_config
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.launch import Processes, launch
 from pvt_det.engine.run import JobOptions, job
+from pvt_det.errors import ConfigError
 
 _EXAMPLES = """
 examples:
@@ -111,6 +112,8 @@ def start_job(args: argparse.Namespace, cfg: CfgNode, config_file: str, *, resum
     Returns:
         The exit code.
     """
+    if args.allow_partial and not cfg.MODEL.WEIGHTS and not eval_only:
+        raise ConfigError("--allow-partial is for MODEL.WEIGHTS, which is empty: name weights, or leave it out.")
     options = JobOptions(
         config_file=config_file,
         command=f"{args.command_line} --resume",

@@ -97,12 +97,14 @@ def open_images(
             default the devkit is looked for in and beside `root`.
 
     Raises:
-        DataError: The folder has none of the layouts, a class is unknown or an image has no label.
+        DataError: The folder has none of the layouts, a class is unknown or an image has no label; or a list of classes
+            is given where the layout tells them.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. --data takes the folder that holds train/ and val/, or tar shards.")
     if shards := find_shards(root, _FOLDERS[split]):
+        _refuse_list(val_labels, f"the shards in {root}")
         return ShardImages(shards, classes)
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
@@ -111,10 +113,19 @@ def open_images(
             f"{_listing(root)}."
         )
     if any(entry.is_dir() for entry in os.scandir(folder)):
+        _refuse_list(val_labels, f"the folders in {folder}")
         return _open_class_folders(folder, classes)
     if split == "train":
         raise DataError(f"{folder}: expected one folder of images a class, found {_listing(folder)}.")
     return _open_flat(root, folder, classes, val_labels)
+
+
+def _refuse_list(val_labels: str | Path | None, tells: str) -> None:
+    if val_labels:
+        raise DataError(
+            f"{val_labels} would not be read, as {tells} tell the classes of the images: leave --val-labels out, which "
+            "is for ILSVRC2012 as downloaded."
+        )
 
 
 def _open_class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:

@@ -37,6 +37,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         DataError: a data set is missing or broken, or training and test data have other classes.
     """
     given = {part: bool(cfg.DATASETS[f"{part}_JSON"] or cfg.DATASETS[f"{part}_LABELS"]) for part in ("TRAIN", "VAL")}
+    _refuse_images_alone(cfg, given)
     if not training:
         cfg.DATASETS.TRAIN = ()
     elif given["TRAIN"]:
@@ -51,6 +52,16 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         check_named_labels(cfg, name)
     fit_label_classes(cfg)
     _fit_classes(cfg, training=training, from_json=given["TRAIN"] or given["VAL"])
+
+
+def _refuse_images_alone(cfg: CfgNode, given: dict[str, bool]) -> None:
+    for part, is_given in given.items():
+        if (images := cfg.DATASETS[f"{part}_IMAGES"]) and not is_given:
+            low = part.lower()
+            raise ConfigError(
+                f"DATASETS.{part}_IMAGES is {images}, but neither {part}_JSON nor {part}_LABELS is given: give the "
+                f"annotations of these images (--{low}-json), or their label maps (--{low}-labels)"
+            )
 
 
 def _register_given(cfg: CfgNode, part: str) -> str:

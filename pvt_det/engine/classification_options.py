@@ -106,6 +106,8 @@ class Options:
     def __post_init__(self) -> None:
         for name, option in _fields().items():
             _check(name, getattr(self, name), option.metadata)
+        if not self.model:
+            raise ConfigError(f"give the variant to train: --model NAME. Known are {', '.join(list_models())}.")
         if self.model not in list_models():
             raise ConfigError(f"model = {self.model!r}: {_meant(self.model, list_models())}")
         self.stages()
@@ -117,6 +119,8 @@ class Options:
             raise ConfigError(f"resume = {self.resume!r}: 'auto' is all there is; choose the run with --output.")
         if self.eval_only != bool(self.weights):
             raise ConfigError("--eval-only and --weights SOURCE go together: give both or neither.")
+        if self.eval_only and self.resume:
+            raise ConfigError("--resume is for training: leave it out with --eval-only.")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ConfigError(f"batch_size = {self.batch_size}: mixup and cutmix need an even number.")
 

@@ -62,8 +62,10 @@ def launch(job: Callable[..., int], arguments: tuple[Any, ...], processes: Proce
         ConfigError: More processes are asked for than can be had.
     """
     if under_torchrun():
-        if processes.per_machine * processes.machines > 1:
-            raise ConfigError("torchrun starts the processes by itself: leave --num-gpus and --num-machines out.")
+        if processes.per_machine * processes.machines > 1 or processes.url != "auto":
+            raise ConfigError(
+                "torchrun starts the processes by itself: leave --num-gpus, --num-machines and --dist-url out."
+            )
         with _group(processes.device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) as backend:
             join_torchrun_group(backend, _TIMEOUT)
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -151,6 +153,10 @@ def _check(processes: Processes) -> None:
         raise ConfigError(
             f"--machine-rank {processes.machine_rank}: expected 0 to {processes.machines - 1}, as --num-machines is "
             f"{processes.machines}."
+        )
+    if processes.machines * processes.per_machine == 1 and processes.url != "auto":
+        raise ConfigError(
+            "--dist-url is where several processes meet: leave it out, or add --num-gpus or --num-machines."
         )
     if processes.machines > 1 and processes.url == "auto":
         raise ConfigError("With several machines, --dist-url names the meeting point: tcp://HOST-OF-MACHINE-0:PORT.")

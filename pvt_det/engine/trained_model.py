@@ -59,7 +59,7 @@ class TrainedModel(ABC, Generic[Found]):
 
     Raises:
         CheckpointError: The weights are missing, damaged, unsafe, or not of a whole model of this config.
-        ConfigError: The config is wrong, or of another kind of model.
+        ConfigError: The config is wrong, or of another kind of model; or weights are named twice.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TrainedModel(ABC, Generic[Found]):
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: expected 1 or more.")
-        path = config_file(config)
+        weights, path = named_weights(weights, overrides), config_file(config)
         cfg = load_config(path, overrides)
         cfg.MODEL.DEVICE = _usable(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         validate_config(cfg, where=str(path))
@@ -220,6 +220,18 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
         CheckpointStore(path.parent).verify_if_listed(path)
         return str(path)
     return str(weights)
+
+
+def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> str | os.PathLike[str]:
+    """The weights that a user names, by themselves or as `MODEL.WEIGHTS` among keys of the config; "" for none.
+
+    Raises:
+        ConfigError: Both are given.
+    """
+    key = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("MODEL.WEIGHTS", "")
+    if weights and key:
+        raise ConfigError(f"weights are named twice, {weights} and MODEL.WEIGHTS {key}: leave one out.")
+    return weights or key
 
 
 def is_segmentor(cfg: CfgNode) -> bool:

@@ -56,7 +56,10 @@ def write(
         options = {"aot_inductor.metadata": dict(metadata)}
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     else:
-        torch.export.save(program, path, extra_files={METADATA_NAME: json.dumps(dict(metadata))})
+        with warnings.catch_warnings():
+            # Of weights that share memory; what the file gives is compared with the model anyway.
+            warnings.filterwarnings("ignore", message="No complete tensor found")
+            torch.export.save(program, path, extra_files={METADATA_NAME: json.dumps(dict(metadata))})
 
 
 def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:

@@ -70,6 +70,47 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "predict {photo} --config-file {leaf} --overlap 0.3",
+            "--overlap is of the tiles that --tile PIXELS asks for: add",
+        ),
+        (
+            "predict {photo} --config-file {leaf} --weights a --set MODEL.WEIGHTS b",
+            "named twice, a and MODEL.WEIGHTS b",
+        ),
+        ("eval --config-file {leaf} --weights a MODEL.WEIGHTS b", "named twice, a and MODEL.WEIGHTS b: leave one out"),
+        ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
+        ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
+        ("export --classifier x --side 0 --output a.pt2", "--side 0: expected 32 pixels or more"),
+        ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check is on images; leave videos out"),
+        (
+            "inspect a.json a --model pvt_small --batch 2",
+            "--model, --batch would do nothing without --write-config FILE",
+        ),
+        ("train-cls --data a", "give the variant to train: --model NAME. Known are pvt_tiny, pvt_small"),
+        ("train-cls --model pvt_tiny --eval-only --weights a --resume auto", "--resume is for training: leave it out"),
+        ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url is where several processes meet: leave it out"),
+        ("train --config-file {leaf} --allow-partial x MODEL.WEIGHTS {none}", "--allow-partial is for MODEL.WEIGHTS"),
+        ("train --config-file {leaf} --val-images a", "VAL_IMAGES is a, but neither VAL_JSON nor VAL_LABELS is given"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(pvt_det, capsys, repo_root, tmp_path, words, message):
+    for name in ("a.png", "a.mp4"):
+        (tmp_path / name).touch()
+    places = {
+        "{leaf}": str(repo_root / "configs/retinanet_pvt_tiny.yaml"),
+        "{photo}": str(tmp_path / "a.png"),
+        "{video}": str(tmp_path / "a.mp4"),
+        "{none}": "",
+    }
+    given = [places.get(word, word) for word in words.split()]
+    assert pvt_det(*given, *(["--output", str(tmp_path / "out")] if given[0] == "train" else [])) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_no_command_shows_the_list(pvt_det, capsys):
     assert pvt_det() == 2
     assert "train-cls" in capsys.readouterr().out
