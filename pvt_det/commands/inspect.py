@@ -3,8 +3,8 @@
 Example:
     %(prog)s train.json images/ --val-json val.json --val-images images/ --html report.html --write-config mine.yaml
 
-Reads COCO's json, CVAT's xml, and folders of Pascal VOC's xml or YOLO's txt files. What is wrong is fixed, dropped or
-refused as training would do it.
+Reads COCO's json, CVAT's xml, and folders of Pascal VOC's xml or YOLO's txt files; of Pascal VOC also the lists of
+ImageSets/Main, such as train.txt. What is wrong is fixed, dropped or refused as training would do it.
 
 exit codes: 0 the data can be trained on, 2 configuration, 3 training refuses it; with --strict also where there is
 anything to look at

@@ -17,6 +17,7 @@ from pvt_det.data.inspection.formats import format_of, to_coco
 from pvt_det.data.inspection.inspect import find_leakage, inspect_dataset
 from pvt_det.data.inspection.recommend import recommend
 from pvt_det.data.inspection.statistics import describe
+from pvt_det.engine.inspection.terminal import summary
 from pvt_det.errors import DataError
 
 SIZES = ((60, 40), (40, 60), (50, 50))
@@ -141,6 +142,48 @@ def test_yolo_without_names_or_images(tmp_path):
     (tmp_path / "a/b/c/d/labels/classes.txt").write_text("cat\n")
     with pytest.raises(DataError, match="has no images"):
         inspect(tmp_path / "a/b/c/d/labels", tmp_path)
+
+
+def test_the_lists_of_pascal_voc(data, tmp_path):
+    (tmp_path / "voc").mkdir()
+    voc = as_format("Pascal VOC", data, tmp_path / "voc")
+    main = voc / "ImageSets/Main"
+    main.mkdir(parents=True)
+    for name, text in {
+        "train": "photo1\n\nphoto3\n",
+        "val": "photo2\nlost\n",
+        "cat_val": "photo2 -1\n",
+        "no": "",
+    }.items():
+        (main / f"{name}.txt").write_text(text)
+    train, val = (inspect(main / f"{name}.txt", data.parent) for name in ("train", "val"))
+    assert not train.findings.problems
+    assert sorted(image["file_name"] for image in train.data.images) == ["photo1.png", "photo3.png"]
+    assert train.data.class_names == val.data.class_names == ["cat", "dog"]
+    assert objects(train) + objects(val) == objects(inspect(data))
+    assert val.findings.problems["name of the list without an annotation file"].first == ["lost"]
+    (advice,) = [each for each in inspect(voc, data.parent).advice if "lists in" in each.text]
+    assert advice.names == ["no.txt", "train.txt", "val.txt"]
+    for name, message in {
+        "cat_val.txt": "one class: expected a list of names alone, such as no.txt, train.txt",
+        "no.txt": "names no images",
+        "": "has lists of images: give one of them",
+        "..": "has lists of images: give one of them",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            inspect((main / name).resolve(), data.parent)
+    (voc / "JPEGImages").mkdir()
+    with pytest.raises(DataError, match=r"voc is not the folder of the images: give .*JPEGImages"):
+        inspect(main / "train.txt", voc)
+
+
+def test_vocs_difficult_objects_are_told_as_crowds(data, tmp_path):
+    (tmp_path / "voc").mkdir()
+    voc = as_format("Pascal VOC", data, tmp_path / "voc")
+    xml = next((voc / "Annotations").glob("*1.xml"))
+    xml.write_text(xml.read_text().replace("<difficult>0<", "<difficult>1<", 1))
+    told = dict(summary(inspect(voc, data.parent)))
+    assert told["Crowd regions"].startswith("1, which are VOC's difficult objects: not trained on")
 
 
 def test_other_formats_faults(data, tmp_path):

@@ -13,22 +13,33 @@ from hotcoco import COCO
 
 from pvt_det.data.findings import Findings
 from pvt_det.data.images import read_header
+from pvt_det.data.inspection.voc import (
+    folder_of,
+    is_folder_of_lists,
+    is_list,
+    refuse_folder_above,
+    take_listed,
+    voc_files,
+)
 from pvt_det.data.inspection.yolo import CLASS_FILES, read_yolo
 from pvt_det.errors import DataError
 from pvt_det.paths import make_folder
 
-COCO_FORMAT = "COCO"
+COCO_FORMAT, VOC_FORMAT = "COCO", "Pascal VOC"
 
 
 def format_of(source: Path) -> str:
     """The format of a data set: "COCO", "CVAT", "Pascal VOC" or "YOLO".
 
     Args:
-        source: COCO's json or CVAT's xml file; a folder of Pascal VOC's xml or YOLO's txt files.
+        source: COCO's json or CVAT's xml file; a folder of Pascal VOC's xml or YOLO's txt files; a list of Pascal VOC's
+            `ImageSets`.
 
     Raises:
         DataError: it is missing, or nothing of these.
     """
+    if is_list(source):
+        return VOC_FORMAT
     if source.is_file():
         if source.suffix.lower() in (".json", ".xml"):
             return COCO_FORMAT if source.suffix.lower() == ".json" else "CVAT"
@@ -36,8 +47,10 @@ def format_of(source: Path) -> str:
         raise DataError(f"{source} is no annotation file that can be read{hint or '; expected .json or .xml'}")
     if not source.is_dir():
         raise DataError(f"{source} does not exist; expected an annotation file, or a folder of them")
-    if _voc_files(source):
-        return "Pascal VOC"
+    if voc_files(source):
+        return VOC_FORMAT
+    if is_folder_of_lists(source):
+        raise DataError(f"{source} has lists of images: give one of them, such as train.txt, or the folder above")
     if any(source.rglob("*.txt")):
         return "YOLO"
     raise DataError(f"folder {source} has neither Pascal VOC's .xml files nor YOLO's .txt files")
@@ -61,6 +74,8 @@ def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings,
     if kind == "YOLO":
         content = read_yolo(source, image_root, findings)
     else:
+        if kind == VOC_FORMAT:
+            refuse_folder_above(image_root)
         content = (_read_cvat if kind == "CVAT" else _read_voc)(source, findings)
         _fill_in_sizes(content["images"], image_root, findings)
     _take_classes(content, classes)
@@ -78,14 +93,15 @@ def _take_classes(content: dict[str, Any], classes: Sequence[str]) -> None:
         annotation["category_id"] = numbers[names[annotation["category_id"]]]
 
 
-def _voc_files(folder: Path) -> list[Path]:
-    return list((folder / "Annotations").glob("*.xml")) or list(folder.glob("*.xml"))
-
-
 def _read_voc(source: Path, findings: Findings) -> dict[str, Any]:
-    for path in _voc_files(source):
+    folder = folder_of(source)
+    for path in voc_files(folder):
         _refuse_entities(path)
-    return _converted(lambda: COCO.from_voc(str(source)), source, findings)
+    # Of all files, so that the splits have the same classes.
+    content = _converted(lambda: COCO.from_voc(str(folder)), folder, findings)
+    if is_list(source):
+        take_listed(content, source, findings)
+    return content
 
 
 def _read_cvat(source: Path, findings: Findings) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from pvt_det.data.check import examine
 from pvt_det.data.findings import Findings
 from pvt_det.data.inspection.boxes import suspect_boxes
 from pvt_det.data.inspection.files import FileFacts, read_facts, same_files, shared_images
-from pvt_det.data.inspection.formats import COCO_FORMAT, format_of, to_coco
+from pvt_det.data.inspection.formats import COCO_FORMAT, VOC_FORMAT, format_of, to_coco
 from pvt_det.data.inspection.statistics import Statistics, describe
+from pvt_det.data.inspection.voc import LISTS, lists
 
 # What hotcoco's health check says of annotations, in our words; its other codes are found by our own check.
 _QUALITY = {
@@ -131,7 +132,7 @@ def inspect_dataset(
         data=data,
         findings=findings,
         statistics=statistics,
-        advice=[*_boxes(data), *_quality(data), *_balance(statistics), *_files(data, facts)],
+        advice=[*_lists(source, kind), *_boxes(data), *_quality(data), *_balance(statistics), *_files(data, facts)],
         images=_by_id(examined.data.images),
         facts=facts,
     )
@@ -167,6 +168,16 @@ def _present(inspection: Inspection) -> set[str]:
 
 def _by_id(items: Iterable[Any]) -> dict[int, dict[str, Any]]:
     return {item["id"]: item for item in items if isinstance(item, dict) and isinstance(item.get("id"), int)}
+
+
+def _lists(source: Path, kind: str) -> list[Advice]:
+    names = [path.name for path in lists(source)] if kind == VOC_FORMAT and source.is_dir() else []
+    if not names:
+        return []
+    text = (
+        f"lists in {source / LISTS} are not followed, since the folder has been named: name one, and one to --val-json"
+    )
+    return [Advice(text, len(names), names=names)]
 
 
 def _boxes(data: CocoData) -> list[Advice]:

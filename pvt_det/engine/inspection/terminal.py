@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pvt_det.data.inspection.formats import VOC_FORMAT
 from pvt_det.data.inspection.inspect import Advice, Inspection
 from pvt_det.data.inspection.statistics import ClassCount, Statistics
 
 _BAR = 30
 _MOST_CLASSES = 30
 _SHOWN = 3
+_DIFFICULT = ", which are VOC's difficult objects: not trained on, and neither right nor wrong to find"
 
 
 def summary(inspection: Inspection) -> list[tuple[str, str]]:
@@ -27,7 +29,7 @@ def summary(inspection: Inspection) -> list[tuple[str, str]]:
         ("Images", f"{s.images:,}, of them {s.empty_images:,} without objects"),
         ("Image sizes", image_sizes(s)),
         ("Objects", f"{s.objects:,}; {np.median(per_image):g} an image (median), {per_image.max():,} at most"),
-        ("Crowd regions", f"{s.crowds:,}"),
+        ("Crowd regions", f"{s.crowds:,}{_DIFFICULT if s.crowds and inspection.format == VOC_FORMAT else ''}"),
         ("Masks", masks),
         ("Classes", f"{len(s.classes):,}"),
     ]
