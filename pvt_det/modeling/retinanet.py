@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers.nms import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from pvt_det.modeling.decoding import decode
 from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
@@ -104,13 +106,35 @@ class PVTRetinaNet(RetinaNet):
             self.loss_normalizer.copy_(count)
         return count / world_size
 
-    def _transpose_dense_predictions(
-        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
-    ) -> list[list[Tensor]]:
-        """Scores in bf16 would tie, and boxes be off by pixels: leave autocast behind with the head's outputs."""
-        transposed = super()._transpose_dense_predictions(predictions, dims_per_anchor)
-        if self.training:
-            # The losses take the numbers to fp32 themselves, where they need them.
-            return transposed
-        require_finite((level for levels in transposed for level in levels), "scores or boxes")
-        return [[level.float() for level in levels] for levels in transposed]
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Detect; autocast ends at the head's outputs, since scores in bf16 would tie, and boxes be off by pixels.
+
+        Args:
+            images: The batch, its sizes before padding.
+            features: The maps that the head has seen.
+            predictions: Its logits `N×(A·K)×H_l×W_l` and deltas `N×(A·4)×H_l×W_l`, level by level.
+
+        Returns:
+            Each image's `pred_boxes`, `scores` and `pred_classes`, from its highest score down, in pixels of the input.
+
+        Raises:
+            NumericError: The predictions are not finite.
+        """
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        require_finite([*logits, *deltas], "scores or boxes")
+        candidates = decode(
+            logits,
+            deltas,
+            [boxes.tensor for boxes in self.anchor_generator(features)],
+            self.box2box_transform,
+            threshold=self.test_score_thresh,
+            limit=self.test_topk_candidates,
+        )
+        return [self._suppress(*of_image, size) for of_image, size in zip(candidates, images.image_sizes, strict=True)]
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:
+        # Not all images together: told apart by their coordinates, as classes are, boxes would be rounded by too much.
+        kept = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
+        return Instances(size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=classes[kept])
