@@ -39,3 +39,15 @@ class Interrupted(PvtDetError):
     """The run was stopped by a signal after saving; it can be resumed."""
 
     exit_code = 75
+
+
+def diverged(outputs: str) -> NumericError:
+    """The error to raise for a model's outputs that are not finite.
+
+    Args:
+        outputs: Which ones, such as "image 7: the model gives scores".
+    """
+    return NumericError(
+        f"{outputs} that are NaN or infinite; its weights have probably diverged: use an earlier checkpoint, or train "
+        "with a lower learning rate"
+    )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from detectron2.structures import Instances
 
-from pvt_det.errors import NumericError
+from pvt_det.errors import diverged
 from pvt_det.layers.masks import RunLengthMasks
 
 
@@ -54,10 +54,7 @@ def pack_detections(instances: Instances, image_id: int) -> Detections:
     boxes = instances.pred_boxes.tensor.detach().float().cpu().numpy().copy()
     scores = instances.scores.detach().float().cpu().numpy()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise NumericError(
-            f"image {image_id}: the model predicts boxes or scores that are NaN or infinite; its weights have "
-            "probably diverged: evaluate an earlier checkpoint, or train with a lower learning rate"
-        )
+        raise diverged(f"image {image_id}: the model gives boxes or scores")
     boxes[:, 2:] -= boxes[:, :2]
     masks = _runs(instances.pred_masks) if instances.has("pred_masks") else None
     return Detections(image_id, boxes, scores, instances.pred_classes.cpu().numpy(), masks, instances.image_size)

@@ -12,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from hotcoco.semantic import SemanticEval
 
-from pvt_det.errors import DataError, NumericError
+from pvt_det.errors import DataError, diverged
 from pvt_det.evaluation.tables import metric_table
 
 _logger = logging.getLogger(__name__)
@@ -62,10 +62,7 @@ class SemanticEvaluator(DatasetEvaluator):
             # Only the highest logits are looked at; NaN counts as highest.
             highest, classes = output["sem_seg"].detach().max(dim=0)
             if not bool(torch.isfinite(highest).all()):
-                raise NumericError(
-                    f"image {record['file_name']}: the model predicts NaN or infinity; its weights have probably "
-                    "diverged: evaluate an earlier checkpoint, or train with a lower learning rate"
-                )
+                raise diverged(f"image {record['file_name']}: the model gives scores")
             self._pixels.update(record["true_labels"], classes.to(torch.uint8).cpu().numpy())
 
     def evaluate(self) -> dict[str, dict[str, float]]:
