@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         faults, summary = _detect(args, overrides, sources)
     print(summary)
     if faults:
-        raise DataError(f"{len(faults)} of {len(sources)} files could not be read; they are named above.")
+        count = f"{len(faults)} of {len(sources)} files"
+        raise DataError(f"{count} could not be read, or not to their end; they are named above.")
     return 0
 
 
@@ -103,7 +104,7 @@ def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[So
     faults = _look(args, find, files, sources)
     hint = f"; none scores {threshold:g}: a lower --score-threshold shows more"
     counts = f"{_count(files.objects, 'object')} in {_count(files.images, 'image')}"
-    told = f"{counts}: {files.folder / RESULTS_NAME}{_beside(files)}"
+    told = f"{counts}: {files.folder / RESULTS_NAME}{_beside(files, sources)}"
     return faults, told + ("" if files.objects or not files.images else hint)
 
 
@@ -121,7 +122,7 @@ def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[S
     )
     files = LabelFiles(args.output, segmentor.class_names, pictures=not args.no_pictures)
     faults = _look(args, segmentor, files, sources)
-    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_beside(files)}"
+    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_beside(files, sources)}"
 
 
 def _look(
@@ -136,8 +137,11 @@ def _look(
         return steps.run(sources)
 
 
-def _beside(files: Files[Found]) -> str:
-    return ", pictures beside it" if files.pictures and files.images else ""
+def _beside(files: Files[Found], sources: Sequence[Source]) -> str:
+    if not files.pictures or not files.images:
+        return ""
+    videos = {source.is_video for source in sources}
+    return f", {'pictures' if videos == {False} else 'videos' if videos == {True} else 'pictures and videos'} beside it"
 
 
 def _count(number: int, what: str) -> str:

@@ -276,6 +276,22 @@ def test_label_maps_are_what_the_model_says_at_the_images_own_size(segmentor_run
         segmentor(image)
 
 
+def test_a_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
+    for _ in range(2):
+        writer.write(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    writer.release()
+    words = [str(tmp_path / "v.avi"), "--config-file", str(segmentor_run), "--device", "cpu"]
+    assert predict.main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert "2 label maps: " in (told := capsys.readouterr().out)
+    assert told.endswith("labels, videos beside it\n")
+    labels = Segmentor(segmentor_run, device="cpu")(list(Video(tmp_path / "v.avi")))
+    for number, expected in enumerate(labels, start=1):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/labels/v/{number:06d}.png")), expected)
+    shown = Video(tmp_path / "out/videos/v.mp4")
+    assert (shown.rate, len(list(shown))) == (12.0, 2)
+
+
 def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, shapes, tmp_path, capsys):
     (tmp_path / "torn.png").write_bytes(b"torn")
     first = min((shapes / "val").iterdir())
