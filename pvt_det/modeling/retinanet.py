@@ -19,6 +19,7 @@ from pvt_det.modeling.decoding import decode
 from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
+from pvt_det.modeling.targets import match_anchors
 
 _EMA_START = 100.0
 _EMA_MOMENTUM = 0.9
@@ -26,7 +27,7 @@ _EMA_MOMENTUM = 0.9
 
 @register(META_ARCH_REGISTRY)
 class PVTRetinaNet(RetinaNet):
-    """Detectron2's RetinaNet, but for how its losses are computed.
+    """Detectron2's RetinaNet, but for how its losses are computed, and with a batch's images worked on together.
 
     - The number that the losses are divided by is counted over all processes, so that several of them compute what one
       would with the whole batch; it can be the batch's own (MMDetection), not only Detectron2's moving average.
@@ -51,6 +52,20 @@ class PVTRetinaNet(RetinaNet):
         """Detectron2's arguments and `MODEL.RETINANET.LOSS_NORMALIZER`."""
         return {**super().from_config(cfg), "loss_normalizer": cfg.MODEL.RETINANET.LOSS_NORMALIZER}
 
+    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
+        """Match the anchors with the boxes of each image, as Detectron2 does.
+
+        Args:
+            anchors: Each level's, `R_l×4`.
+            gt_instances: Each image's `gt_boxes` and `gt_classes`.
+
+        Returns:
+            `gt_labels` and `gt_boxes` of `losses`.
+        """
+        matched = match_anchors(Boxes.cat(anchors).tensor, gt_instances, self.anchor_matcher, self.num_classes)
+        labels, boxes = (list(of_images) for of_images in matched)
+        return labels, boxes
+
     def losses(
         self,
         anchors: list[Boxes],
@@ -72,32 +87,34 @@ class PVTRetinaNet(RetinaNet):
             "loss_cls" and "loss_box_reg", scalars.
         """
         labels = torch.stack(gt_labels)
-        valid = labels >= 0
-        positive = valid & (labels != self.num_classes)
-        normalizer = self._normalizer(positive.sum(), num_images=len(labels))
+        positive = ((labels >= 0) & (labels != self.num_classes)).flatten().nonzero()[:, 0]
+        normalizer = self._normalizer(len(positive), labels)
+        all_anchors, deltas = Boxes.cat(anchors).tensor, torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)
         with torch.autocast(labels.device.type, enabled=False):
             loss_cls = dense_focal_loss(pred_logits, labels, self.focal_loss_alpha, self.focal_loss_gamma)
+            # The positive anchors alone, as if one image's: it computes the target of every anchor that it is given.
             loss_box_reg = _dense_box_regression_loss(
-                anchors,
+                [all_anchors[positive % len(all_anchors)]],
                 self.box2box_transform,
-                [deltas.float() for deltas in pred_anchor_deltas],
-                gt_boxes,
-                positive,
+                [deltas[positive].float()[None]],
+                [torch.cat(gt_boxes)[positive]],
+                torch.ones_like(positive, dtype=torch.bool)[None],
                 box_reg_loss_type=self.box_reg_loss_type,
                 smooth_l1_beta=self.smooth_l1_beta,
             )
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
 
-    def _normalizer(self, num_positive: Tensor, num_images: int) -> Tensor:
-        """What this process divides its summed losses by, a scalar above 0.
+    def _normalizer(self, num_positive: int, labels: Tensor) -> Tensor:
+        """What this process divides its summed losses by, a scalar above 0 on the device of the labels `N×R`.
 
         Gradients are averaged over processes, hence the whole batch's count is shared out equally.
         """
-        get_event_storage().put_scalar("num_pos_anchors", num_positive.item() / num_images)
+        get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
+        count = torch.full((), float(num_positive), device=labels.device)
         if not torch.is_grad_enabled():
             # Processes need not be in step here: each has its own number of validation images.
-            return num_positive.clamp(min=1)
-        world_size, count = comm.get_world_size(), num_positive.float()
+            return count.clamp(min=1)
+        world_size = comm.get_world_size()
         if world_size > 1:
             torch.distributed.all_reduce(count)
         count = count.clamp(min=1)

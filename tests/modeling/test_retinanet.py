@@ -85,8 +85,10 @@ def test_losses_are_the_papers_formulas(build, make_batch, num_boxes, recipe):
     with torch.no_grad():
         model.head.bbox_pred.weight.mul_(20)  # deltas and scores that are not all alike
         model.head.cls_score.weight.mul_(20)
-    ours = losses(model, batch)
+    with EventStorage() as storage:
+        ours = model(batch)
     focal_sum, box_sum, positives = expected_losses(model, batch, beta=0.1 if recipe else 0.0)
+    assert storage.latest()["num_pos_anchors"] == (positives / len(batch), 0)
     normalizer = 0.9 * 100 + 0.1 * max(positives, 1) if recipe else max(positives, 1)
     assert positives > 10 or num_boxes == 0
     torch.testing.assert_close(ours["loss_cls"], focal_sum / normalizer, rtol=1e-5, atol=1e-6)
