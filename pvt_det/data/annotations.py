@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 from numbers import Real
@@ -23,6 +22,7 @@ from pvt_det.data.images import MAX_PIXELS
 from pvt_det.data.rle import rle_problem
 from pvt_det.errors import DataError
 from pvt_det.paths import file_fault
+from pvt_det.text import UNPRINTABLE
 
 # Coordinates from here on are mistakes.
 _MAX_COORDINATE = 1e8
@@ -30,12 +30,11 @@ _MAX_COORDINATE = 1e8
 _MAX_OUTLINE = 5e6
 # For training it is enlarged until its box has this many pixels; Detectron2 takes a box for 0.1 pixels wide at least.
 _MASK_SIDE, _MIN_SIDE = 28, 0.1
-# Evaluators keep ids as float64, which is exact up to here.
+# Evaluators keep ids as float64, which is exact up to here, and of images and categories take no negative ones.
 _MAX_ID = 2**53
 _LONGEST_ID = 40
-# Control characters, which lead terminals and logs astray, and halves of surrogate pairs, which no file can be written
-# with.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# In tables and pictures; one of a million characters keeps a terminal busy for minutes.
+_LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
         raise DataError(f"annotation file {path} starts with a byte-order mark: save it as UTF-8 without one")
     try:
         data = json.loads(content, object_pairs_hook=_unlike_keys)
+    except UnicodeDecodeError as error:
+        raise DataError(f"annotation file {path} is broken or no UTF-8 ({error}): write it again, as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"annotation file {path} is broken or cut short ({error}): write or copy it again") from error
     for key in ("images", "annotations", "categories"):
@@ -113,7 +114,7 @@ def read_annotations(
     images = _images(raw["images"], findings, allow_outside)
     by_id = {image["id"]: image for image in images}
     known = {category["id"] for category in categories}
-    ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and _is_id(a.get("id")))
+    ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and _is_exact(a.get("id")))
     annotations = []
     for place, annotation in enumerate(raw["annotations"]):
         if not isinstance(annotation, dict):
@@ -136,16 +137,23 @@ def read_annotations(
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
     sound = []
     for place, category in enumerate(raw):
-        if isinstance(category, dict) and _is_id(category.get("id")) and _is_text(category.get("name")):
-            sound.append(category)
+        if wrong := _category_problem(category):
+            findings.add(wrong, _name("category", category, place), fatal=True)
         else:
-            kind = "category without an integer id and a name of printable characters"
-            findings.add(kind, _name("category", category, place), fatal=True)
+            sound.append(category)
     for what in ("id", "name"):
         for value, count in Counter(category[what] for category in sound).items():
             if count > 1:
                 findings.add(f"category {what} given twice", str(value), fatal=True)
     return sorted(sound, key=lambda category: category["id"])
+
+
+def _category_problem(category: Any) -> str:
+    if not isinstance(category, dict) or not _is_id(category.get("id")):
+        return "category without an integer id of 0 to 2^53"
+    if not _is_text(category.get("name")) or len(category["name"]) > _LONGEST_NAME:
+        return f"category without a name of printable characters, at most {_LONGEST_NAME}"
+    return ""
 
 
 def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dict[str, Any]]:
@@ -163,7 +171,7 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
 
 def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
     if not isinstance(image, dict) or not _is_id(image.get("id")):
-        return "image without an integer id"
+        return "image without an integer id of 0 to 2^53"
     if counts[image["id"]] > 1:
         return "image id given twice"
     file_name: Any = image.get("file_name")
@@ -181,7 +189,7 @@ def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
 
 
 def _identity_problem(annotation: dict[str, Any], ids: Counter, images: dict[int, Any], known: set[int]) -> str:
-    if not _is_id(annotation.get("id")):
+    if not _is_exact(annotation.get("id")):
         return "annotation without an integer id"
     if ids[annotation["id"]] > 1:
         return "annotation id given twice"
@@ -319,15 +327,20 @@ def _name(what: str, entry: Any, place: int) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and not _UNPRINTABLE.search(value)
+    return isinstance(value, str) and bool(value.strip()) and not UNPRINTABLE.search(value)
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_id(value: Any) -> bool:
+def _is_exact(value: Any) -> bool:
     return _is_int(value) and abs(value) <= _MAX_ID
+
+
+def _is_id(value: Any) -> bool:
+    """Of an image or category; an annotation's may be negative, since it is numbered anew."""
+    return _is_exact(value) and value >= 0
 
 
 def _is_number(value: Any) -> bool:

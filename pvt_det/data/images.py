@@ -50,6 +50,9 @@ _END_MARKS = {
     **{"AVIF": b"", "WEBP": b"", "PNG": b"IEND\xaeB`\x82"},
 }
 _TAIL = 64
+# Where a PNG may tell behind its pixels how they are turned, in one of these ways.
+_PNG_TAIL = 2**16
+_ORIENTATION_MARKS = (b"eXIf", b"XML:com.adobe.xmp")
 
 
 def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[np.uint8]:
@@ -70,8 +73,9 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
     path = Path(path)
     with _open(path) as file:
         image = _identify_sound(path, file)
-        method = _TRANSPOSE.get(_orientation(image))
         pixels = _decode(path, image, lambda: _to_uint8(image, "L" if image_format == "L" else "RGB", path))
+        # Asked for after decoding: a PNG may tell it behind its pixels, and Pillow has turned a TIFF by then.
+        method = _TRANSPOSE.get(_orientation(image.getexif))
     if method is not None:
         pixels = np.array(Image.fromarray(pixels).transpose(method))
     if image_format == "L":
@@ -107,10 +111,11 @@ def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     path = Path(path)
     with _open(path) as file:
         image = _identify(path, file)
-        turned = _early_orientation(image) >= 5
+        tail = _tail(image, file)
+        # Pillow tells a TIFF's size as it is when turned.
+        turned = image.format != "TIFF" and _early_orientation(image, tail) >= 5
         end_mark = _END_MARKS.get(image.format or "")
-        file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        complete = end_mark is not None and end_mark in file.read()
+        complete = end_mark is not None and end_mark in tail[-_TAIL:]
         width, height = image.size
     if not complete:
         read_image(path, "RGB")
@@ -126,7 +131,7 @@ def read_orientation(path: str | os.PathLike[str]) -> int:
     path = Path(path)
     with _open(path) as file:
         image = _identify(path, file)
-        return _early_orientation(image)
+        return _early_orientation(image, _tail(image, file))
 
 
 def check_size(path: str | os.PathLike[str], found: tuple[int, int], stated: tuple[int, int]) -> None:
@@ -157,7 +162,8 @@ def _identify(path: Path, file: IO[bytes]) -> Image.Image:
         what = f"no image (it starts with {start!r}; read are {', '.join(FORMATS)})" if start else "empty (0 bytes)"
         raise DataError(f"image {path} is {what}: replace it") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {path} is too large ({error}); at most {MAX_PIXELS:,} pixels are read") from error
+        size = str(error).partition(" exceeds")[0]
+        raise DataError(f"image {path} is too large ({size}); at most {MAX_PIXELS:,} pixels are read") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise DataError(f"image {path} has a broken header ({error}): replace it") from error
     width, height = image.size
@@ -190,14 +196,26 @@ def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np
         raise DataError(f"image {path} is broken or cut short ({error}): replace it") from error
 
 
-def _early_orientation(image: Image.Image) -> int:
-    # Asking a PNG for its EXIF data decodes it; what stands before the pixels is in `info`.
-    return _orientation(image) if image.format == "JPEG" or "exif" in image.info else 1
+def _tail(image: Image.Image, file: IO[bytes]) -> bytes:
+    """The file's last bytes; its position stays."""
+    position = file.tell()
+    length = _PNG_TAIL if image.format == "PNG" else _TAIL
+    file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    tail = file.read()
+    file.seek(position)
+    return tail
 
 
-def _orientation(image: Image.Image) -> int:
+def _early_orientation(image: Image.Image, tail: bytes) -> int:
+    # A PNG's own way to ask decodes it, for what may stand behind the pixels; what stands before them is known.
+    if image.format == "PNG" and not any(mark in tail for mark in _ORIENTATION_MARKS):
+        return _orientation(lambda: Image.Image.getexif(image))
+    return _orientation(image.getexif)
+
+
+def _orientation(read: Callable[[], Image.Exif]) -> int:
     try:
-        found = int(image.getexif().get(_ORIENTATION_TAG, 1))
+        found = int(read().get(_ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block raises almost anything, and is no reason to lose the image
         return 1
     return found if found in _TRANSPOSE else 1
@@ -207,6 +225,8 @@ def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return gray if mode == "L" else np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
     if image.mode in ("I", "F"):
         raise DataError(f"image {path} holds {image.mode!r} pixels of 32 bits, whose range is unknown: save it with 8")
     # Pillow converts by copying, even to the mode that an image has.

@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 def rle_problem(rle: dict[str, Any], height: int, width: int) -> str:
     """What is wrong with a run-length mask of an image of `height`×`width`; "" where nothing is."""
-    if rle.get("size") != [height, width]:
-        return "RLE whose size is not its image's [height, width]"
+    size: Any = rle.get("size")
+    # 64.0 equals 64, but evaluators take integers only.
+    if size != [height, width] or not all(isinstance(side, int) for side in size):
+        return "RLE whose size is not its image's [height, width], two integers"
     try:
         runs = _runs(rle.get("counts"))
     except (TypeError, ValueError, OverflowError):
@@ -26,8 +28,8 @@ def _runs(counts: Any) -> npt.NDArray[np.int64]:
     """Run lengths of a list, or of COCO's string: 5 bits a character, low bits first, differences from run 3 on."""
     if isinstance(counts, list):
         runs = np.array(counts)
-        if runs.dtype.kind not in "iu":
-            raise TypeError(f"runs must be integers, not {runs.dtype}")
+        if runs.dtype.kind not in "iu" or runs.ndim != 1:
+            raise TypeError(f"runs must be a flat list of integers, not {runs.ndim} dimensions of {runs.dtype}")
         return runs.astype(np.int64)
     if not isinstance(counts, str):
         raise TypeError("counts must be a string or a list")

@@ -16,6 +16,8 @@ from pycocotools.coco import COCO
 
 from pvt_det.errors import DataError
 
+_IMAGE_KEYS = ("id", "file_name", "width", "height")
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -61,8 +63,9 @@ class GroundTruth:
         """As hotcoco's data set; `masks` needs `with_masks`."""
         found = self.annotations
         return hotcoco.COCO.from_arrays(
-            [{**image, "file_name": image.get("file_name", "")} for image in self.images],
-            self.categories,
+            # What else stands in the records, evaluation needs not, and hotcoco takes only of certain types.
+            [{"file_name": "", **{key: i[key] for key in i if key in _IMAGE_KEYS}} for i in self.images],
+            [{key: category[key] for key in ("id", "name")} for category in self.categories],
             np.array([a["image_id"] for a in found], dtype=np.int64),
             np.array([a["category_id"] for a in found], dtype=np.int64),
             np.array([a["bbox"] for a in found], dtype=np.float64).reshape(-1, 4),

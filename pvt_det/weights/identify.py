@@ -21,7 +21,8 @@ def identify(tensors: Mapping[str, Tensor]) -> str | None:
         name = _RESNETS.get(_depths(local, r"res([2-5])\.(\d+)\.conv1\.weight"))
         return "resnet34" if name == "resnet50" and "res2.0.conv3.weight" not in local else name
     depths = _depths(local, r"block([1-4])\.(\d+)\.norm1\.weight")
-    dims = tuple(len(local[k]) for i in range(1, 5) if (k := f"patch_embed{i}.proj.weight") in local)
+    projections = (local.get(f"patch_embed{stage}.proj.weight") for stage in range(1, 5))
+    dims = tuple(size for weight in projections if weight is not None for size in weight.shape[:1])
     family = "v1" if "pos_embed1" in local else "v2"
     reduction = local.get("block1.0.attn.sr.weight")
     linear = family == "v2" and reduction is not None and tuple(reduction.shape[2:]) == (1, 1)

@@ -57,7 +57,7 @@ def match(
 
     Raises:
         CheckpointError: If a tensor of the model is not in the file, or one of the file not in the model, or its shape
-            differs, and neither a named exception nor `allow_partial` covers it.
+            or kind of number differs, and neither a named exception nor `allow_partial` covers it.
         NumericError: If a tensor holds NaN or infinity.
     """
     report = LoadReport(source, translation.dialect, len(translation.tensors) + len(translation.unknown))
@@ -69,7 +69,8 @@ def match(
     matcher.account_for_unexpected(found, translation.unknown)
     if matcher.faults:
         raise CheckpointError(_explain(translation, model, report, matcher.faults))
-    if broken := [name for name, value in chosen.items() if value.is_floating_point() and not value.isfinite().all()]:
+    # As the model's numbers: what is finite in a file of float64 need not be so in float32.
+    if broken := [name for name, value in chosen.items() if not value.to(model[name].dtype).isfinite().all()]:
         raise NumericError(f"{source}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:10])}")
     report.loaded = list(chosen)
     return chosen, report
@@ -102,12 +103,15 @@ class _Matcher:
         chosen = {}
         for name in (name for name in self.model if name in found):
             value, wanted = self._fit_position(name, found[name]), self.model[name]
-            if value.shape == wanted.shape:
+            fits = value.shape == wanted.shape
+            if fits and (value.is_floating_point() or not wanted.is_floating_point()):
                 chosen[name] = value
-            elif (label := _label(_CLASS_LAYERS, name)) and value.shape[1:] == wanted.shape[1:]:
+            elif not fits and (label := _other_classes(name, value, wanted)):
                 self._put(self.report.new, f"{label} ({len(wanted)} outputs, {len(value)} in the file)", name)
             elif self._is_allowed(name):
                 self._put(self.report.new, ALLOWED, name)
+            elif fits:
+                self.faults.types.append(f"{name} is {_type(value)}, the model's {_type(wanted)}")
             else:
                 self.faults.shapes.append(f"{name} is {_shape(value)}, the model's {_shape(wanted)}")
         return chosen
@@ -168,8 +172,17 @@ def _label(table: Mapping[str, str], name: str) -> str | None:
     return next((label for label, pattern in table.items() if re.fullmatch(pattern, name)), None)
 
 
+def _other_classes(name: str, value: Tensor, wanted: Tensor) -> str | None:
+    """The label of a layer whose shape differs in its number of outputs alone, which follows the number of classes."""
+    return _label(_CLASS_LAYERS, name) if value.dim() and value.shape[1:] == wanted.shape[1:] else None
+
+
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _explain(translation: Translation, model: Mapping[str, Tensor], report: LoadReport, faults: Faults) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import pickletools
 import re
@@ -36,8 +37,12 @@ _ARRAYS: dict[str, Callable] = {
 _DTYPES = tuple({type(np.dtype(code)) for code in "?bhilqBHILQefdSU"})
 # How torch's reader begins to say that it met something else.
 _TORCH_REFUSES = re.compile(
-    r"(Unsupported (global|class)|Trying to (load|call)|Can only|Only persistent_load).{,120}?(?=\. |\n|$)"
+    r"(Unsupported (global|class)|Trying to (load|call)|Can only|Only persistent_load).{,200}?(?=\. |\n|$)"
 )
+# What it says of any other fault stands after its advice, which is to read the file without this protection.
+_ADVICE_ENDS = "WeightsUnpickler error: "
+# A few bytes of a pickle would ask for gigabytes with it. Torch allows it, and nothing that saves weights writes it.
+_BYTEARRAY = b"\nbytearray\n"
 # Training checkpoints of timm, of the published classification code and of MMEngine carry these beside the weights.
 _INERT = ("argparse.Namespace", "mmengine.logging.history_buffer.HistoryBuffer")
 
@@ -48,6 +53,9 @@ def load_torch(path: Path) -> Any:
     Raises:
         NotPlainError: If the file names anything else.
     """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(_BYTEARRAY) >= 0:
+            raise NotPlainError("it names builtins.bytearray")
     allowed: list[Any] = [(value, name) for name, value in _ARRAYS.items()]
     allowed += [*_DTYPES, *((type(name.rpartition(".")[2], (Inert,), {}), name) for name in _INERT)]
     try:
@@ -57,7 +65,7 @@ def load_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refusal := _TORCH_REFUSES.search(str(error)):
             raise NotPlainError(refusal[0]) from error
-        raise
+        raise pickle.UnpicklingError(str(error).rpartition(_ADVICE_ENDS)[2]) from error
 
 
 def load_arrays(path: Path) -> Any:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError
+from pvt_det.text import UNPRINTABLE
 from pvt_det.weights.pickles import NotPlainError, load_arrays, load_torch
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ _DTYPES = frozenset(
         *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
     }
 )
-# Bytes that a tensor may have without being in the file: a few stand there for terabytes, if they are repeated.
+_ARRAY_DTYPES = frozenset(np.dtype(code) for code in "efdBbhiq?")
+# Bytes that a tensor may have in whatever file; with more than both this and the file has, few stand there for many.
 _MOST_EXPANDED = 2**26
 # Metadata key of our own .safetensors files, see `safetensors_digest`.
 DIGEST_KEY = "content_sha256"
@@ -52,29 +55,58 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     name = next((n for n in _CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(n), Mapping)), None)
     found = content if name is None else content[name]
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, expected a dictionary of tensors")
-    tensors = {str(k): torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in found.items()}
-    others = sorted(k for k, v in tensors.items() if not isinstance(v, Tensor))
-    tensors = {k: v for k, v in tensors.items() if isinstance(v, Tensor)}
+        raise CheckpointError(f"{path}: holds one {type(found).__name__}, expected a dictionary of tensors")
+    entries = _by_name(path, found)
+    tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor) or _has_numbers(v)}
+    others = sorted(entries.keys() - tensors.keys())
     if not tensors:
         inside = ", ".join(map(repr, list(found)[:8])) or "nothing"
         raise CheckpointError(f"{path}: no tensors in it, only {inside}; expected a state dict, plain or under 'model'")
-    for key, tensor in tensors.items():
-        if problem := _problem(tensor):
+    most = max(_MOST_EXPANDED, path.stat().st_size)
+    for key, value in tensors.items():
+        if problem := _problem(value, most):
             raise CheckpointError(f"{path}: {key} is {problem}; save it as a plain tensor, such as of float32")
     if name:
         logger.info("%s: weights taken from its entry %r", path, name)
     if others:
         logger.info("%s: left out %d entries that are no tensors: %s", path, len(others), ", ".join(others[:10]))
-    return tensors
+    return {k: v if isinstance(v, Tensor) else _from_array(v) for k, v in tensors.items()}
 
 
-def _problem(tensor: Tensor) -> str:
-    """What keeps a tensor from being used as weights; "" where nothing does."""
-    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
-        return f"a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
-    if tensor.nbytes > max(_MOST_EXPANDED, tensor.untyped_storage().nbytes()):
-        return f"a view that repeats {tensor.untyped_storage().nbytes():,} bytes to {tensor.nbytes:,}"
+def _by_name(path: Path, found: Mapping[Any, Any]) -> dict[str, Any]:
+    """The entries under names that are text, fit for a line of a log."""
+    entries = {}
+    for key, value in found.items():
+        name = str(key)
+        if name in entries:
+            raise CheckpointError(f"{path}: two of its entries are called {name}; rename one and save it again")
+        if UNPRINTABLE.search(name):
+            raise CheckpointError(
+                f"{path}: an entry is called {name[:100]!r}; names may hold printable characters only, rename it"
+            )
+        entries[name] = value
+    return entries
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+
+
+def _from_array(array: npt.NDArray[Any]) -> Tensor:
+    # A copy, as it may not be written to; and of the bytes' order that this machine has.
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _problem(value: Tensor | npt.NDArray[Any], most: int) -> str:
+    """What keeps a tensor or array from being used as weights of at most so many bytes; "" where nothing does."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            nested = ", nested" if value.is_nested else ""
+            return f"a tensor of {value.dtype}, {value.layout}{nested}, on {value.device}"
+    elif value.dtype.newbyteorder("=") not in _ARRAY_DTYPES:
+        return f"an array of {value.dtype}"
+    if value.nbytes > most:
+        return f"one of {value.nbytes:,} bytes, more than are in the file"
     return ""
 
 
@@ -109,6 +141,9 @@ def read_file(path: Path) -> Any:
 def _reader(path: Path, start: bytes) -> Callable[[Path], Any]:
     if not start:
         raise CheckpointError(f"{path}: the file is empty; fetch it again")
+    # First, since the length that it begins with may look like the beginning of a web page or of a zip file.
+    if start[8:9] == b"{":
+        return _read_safetensors
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path}: a web page (HTML or XML), not a checkpoint; the download went wrong")
     if start.startswith(b"version https://"):
@@ -117,8 +152,6 @@ def _reader(path: Path, start: bytes) -> Callable[[Path], Any]:
         return _read_torch_zip
     if start.startswith(_LEGACY_TORCH[: len(start)]):
         return load_torch
-    if start[8:9] == b"{":
-        return _read_safetensors
     if start[:1] == b"\x80" or path.suffix == ".pkl":
         return load_arrays
     raise CheckpointError(

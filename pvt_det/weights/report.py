@@ -64,12 +64,18 @@ class Faults:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.shapes)
+        return bool(self.missing or self.unexpected or self.shapes or self.types)
 
     def __str__(self) -> str:
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.shapes}
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.shapes,
+            "without fractions": self.types,
+        }
         return "; ".join(
             f"{len(found)} {kind}: {', '.join(found[:10])}{', …' if len(found) > 10 else ''}"
             for kind, found in kinds.items()

@@ -24,7 +24,7 @@ class Translation:
     Attributes:
         dialect: Name of the layout they came in.
         tensors: Translated tensors by name.
-        unknown: Keys of the source that no rule matches, with why where it is not that.
+        unknown: Keys of the source that no rule fits.
         is_detector: Whether the names are a detector's (`backbone.bottom_up.…`) or a bare trunk's.
         note: The dialect's.
     """
@@ -76,7 +76,7 @@ def _has(marker: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _apply(rules: tuple[Rule, ...], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rename; returns the renamed tensors, and those that no rule matches or whose counterpart is not there."""
+    """Rename; returns the renamed tensors, and those that no rule fits or whose counterpart is not there."""
     joined: dict[tuple[Rule, tuple[str, ...]], dict[int, str]] = {}
     unknown = {}
     for key in tensors:
@@ -88,11 +88,20 @@ def _apply(rules: tuple[Rule, ...], tensors: Mapping[str, Tensor]) -> tuple[dict
             unknown[key] = tensors[key]
     done: dict[str, Tensor] = {}
     for (rule, targets), parts in joined.items():
-        if len(parts) < len(rule.sources):
+        changed = _change(rule.op, [tensors[key] for _, key in sorted(parts.items())], len(rule.sources))
+        if changed is None:
             unknown |= {key: tensors[key] for key in parts.values()}
         else:
-            done |= zip(targets, OPS[rule.op]([tensors[parts[i]] for i in range(len(parts))]), strict=True)
+            done |= zip(targets, changed, strict=True)
     return done, unknown
+
+
+def _change(op: str, parts: list[Tensor], wanted: int) -> list[Tensor] | None:
+    """Change the numbers; None where parts are lacking, or have shapes that no layer has."""
+    try:
+        return OPS[op](parts) if len(parts) == wanted else None
+    except (IndexError, RuntimeError):
+        return None
 
 
 def _fill(template: str, match: re.Match[str]) -> str:

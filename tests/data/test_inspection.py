@@ -310,9 +310,9 @@ def test_boxes_that_only_touch_the_suspicion_are_left_alone(data):
 def test_odd_ids_and_values_do_not_disturb_the_advice(data):
     content = json.loads(data.read_text())
     for number, image in enumerate(content["images"]):
-        image.update(id=-number, license={"odd": [1]})
+        image.update(id=number, license={"odd": [1]})
     for annotation in content["annotations"]:
-        annotation.update(image_id=1 - annotation["image_id"], id=-annotation["id"], score="high", keypoints="none")
+        annotation.update(image_id=annotation["image_id"] - 1, id=-annotation["id"], score="high", keypoints="none")
     content["annotations"].append({**content["annotations"][0], "id": 2**52})
     data.write_text(json.dumps(content))
     found = inspect(data)

@@ -77,10 +77,12 @@ def test_F22_duplicate_annotation_id(refused_set, tiny_set):
     assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").annotations == 2
 
 
-@pytest.mark.parametrize("name", ["", " ", "bo\x1b[31mwl", "bo\nwl", "bo\ud800wl", 5, None])
+@pytest.mark.parametrize(
+    "name", [" ", "bo\x1b[31mwl", "bo\nwl", "bo\u2028wl", "\u202ebowl", "bo\ud800wl", "x" * 1001, 5, None]
+)
 def test_F22_category_whose_name_cannot_be_shown(refused_set, tiny_set, name):
     tiny_set.content["categories"][0]["name"] = name
-    refused_set("category without an integer id and a name of printable characters: category 3")
+    refused_set("category without a name of printable characters, at most 1000: category 3")
 
 
 def test_F22_an_id_of_any_kind_is_named_in_a_line(refused_set, tiny_set):
@@ -117,7 +119,13 @@ def test_F23_ids_that_evaluators_would_round(refused_set, tiny_set):
     for number, image_id in ((0, 2**53 + 1), (1, 2**53 + 2)):
         tiny_set.content["images"][number]["id"] = image_id
         tiny_set.content["annotations"][number]["image_id"] = image_id
-    refused_set("2 x image without an integer id", str(2**53 + 1))
+    refused_set("2 x image without an integer id of 0 to 2^53", str(2**53 + 1))
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_F23_negative_ids_that_evaluators_do_not_take(refused_set, tiny_set, part):
+    tiny_set.content[part][0]["id"] = -1
+    refused_set("without an integer id of 0 to 2^53", " -1")
 
 
 @pytest.mark.parametrize(("key", "repaired"), [("area", 384), ("iscrowd", 0)])
@@ -177,19 +185,21 @@ def test_F26_zigzag_and_tiny_box(refused_or_dropped, tiny_set):
         ([5, 5], "RLE whose runs do not cover its image"),
         ([SIDE * SIDE + 5, -5], "RLE whose runs do not cover its image"),
         ([2**63 - 1, 2**63 - 1, SIDE * SIDE + 2], "RLE whose runs do not cover its image"),  # in 64 bits, they do
+        ([[SIDE * SIDE]], "RLE whose counts cannot be read"),
         ("garbage~~~", "RLE whose counts cannot be read"),
         ("", "RLE whose counts cannot be read"),
         (None, "RLE whose counts cannot be read"),
     ],
-    ids=["short", "negative", "wraps around", "garbage", "empty", "missing"],
+    ids=["short", "negative", "wraps around", "nested", "garbage", "empty", "missing"],
 )
 def test_F27_corrupt_rle(refused_or_dropped, counts, reason):
     refused_or_dropped(reason, segmentation={"size": [SIDE, SIDE], "counts": counts})
 
 
-def test_F27_rle_of_another_size(refused_or_dropped):
-    rle = {"size": [SIDE, 2 * SIDE], "counts": [2 * SIDE * SIDE]}
-    refused_or_dropped("RLE whose size is not its image's", segmentation=rle)
+@pytest.mark.parametrize("size", [[SIDE, 2 * SIDE], [float(SIDE), float(SIDE)]], ids=["other", "fractions"])
+def test_F27_rle_of_another_size(refused_or_dropped, size):
+    rle = {"size": size, "counts": [int(size[0] * size[1])]}
+    refused_or_dropped("RLE whose size is not its image's [height, width], two integers", segmentation=rle)
 
 
 def test_F28_rle_and_polygons_both_train(tiny_set, repo_root):
@@ -232,6 +242,19 @@ def test_F29_annotation_id_0_counts(evaluate):
     assert evaluate(truth, [perfect], "bbox").stats[0] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("evaluate", [evaluate_hotcoco, evaluate_pycocotools])
+def test_F29_what_else_stands_in_the_records_is_nobodys_business(evaluate):
+    """hotcoco takes a license, a date and a super-category of certain types only."""
+    box = [10.0, 10.0, 50.0, 50.0]
+    truth = GroundTruth(
+        [{"id": 1, "width": 160, "height": 160, "license": "CC BY", "date_captured": 2020, "coco_url": 5}],
+        [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 2500.0, "iscrowd": 0}],
+        [{"id": 1, "name": "thing", "supercategory": 5, "isthing": "yes", "keypoints": 7}],
+    )
+    perfect = Detections(1, np.array([box]), np.array([0.9]), np.array([0]), None, (160, 160))
+    assert evaluate(truth, [perfect], "bbox").stats[0] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -247,13 +270,17 @@ def test_F30_empty_set(refused_set, tiny_set, change, reason, on_error):
     refused_set(reason, "set.json", DATASETS__ON_ERROR=on_error)
 
 
-@pytest.mark.parametrize("fault", ["cut", "mark", "deep"])
+@pytest.mark.parametrize("fault", ["cut", "mark", "deep", "Latin-1"])
 def test_F31_truncated_or_marked_json(refused, tiny_set, fault):
     path = tiny_set.json_file
     text = path.read_text()
-    content = {"cut": text[:-40], "mark": "\ufeff" + text, "deep": "[" * 100_000}[fault]
-    path.write_text(content, encoding="utf-8")
-    reason = "byte-order mark" if fault == "mark" else "broken or cut short"
+    content, reason = {
+        "cut": (text[:-40], "broken or cut short"),
+        "mark": ("\ufeff" + text, "byte-order mark"),
+        "deep": ("[" * 100_000, "broken or cut short"),
+        "Latin-1": (text.replace("bowl", "b\xf6wl"), "broken or no UTF-8"),
+    }[fault]
+    path.write_bytes(content.encode("latin-1" if fault == "Latin-1" else "utf-8"))
     words = {"DATASETS__TRAIN_JSON": path, "DATASETS__TRAIN_IMAGES": tiny_set.folder}
     refused(3, str(path), reason, **words)
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,19 +128,61 @@ def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (torch.zeros(1).expand(10**6, 10**6), "repeats 4 bytes to 4,000,000,000,000"),
+        (torch.zeros(1).expand(10**6, 10**6), "one of 4,000,000,000,000 bytes, more than are in the file"),
         (torch.zeros(3, dtype=torch.complex64), "torch.complex64"),
         (torch.zeros(3).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
         (torch.zeros(3).to_sparse(), "torch.sparse_coo"),
         (torch.zeros(3, device="meta"), "on meta"),
+        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
+        (np.zeros(3, np.uint16), "an array of uint16"),
         (torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "torch.qint8"),
     ],
-    ids=["repeated", "complex", "float8", "sparse", "meta", "quantized"],
+    ids=["repeated", "complex", "float8", "sparse", "meta", "nested", "16-bit array", "quantized"],
 )
 def test_F35_tensors_that_are_no_weights(tmp_path, tensor, reason):
     torch.save({"model": {**TENSORS, "head.bias": tensor}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=rf"x\.pth: head\.bias is .*{reason}"):
         read_tensors(tmp_path / "x.pth")
+
+
+def test_F35_names_that_hide_or_replace_others(tmp_path):
+    for names, reason in ((["a\x1b[2K\nb"], r"'a\\x1b\[2K\\nb'"), ([1, "1"], "two of its entries are called 1")):
+        torch.save({**TENSORS, **{name: torch.zeros(3) for name in names}}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=rf"x\.pth: .*{reason}"):
+            read_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("length", [0x3C20, 0x4B50], ids=["web page", "zip"])
+def test_F35_header_whose_length_looks_like_another_format(tmp_path, length):
+    """These 8 bytes begin with " <", or with "PK"."""
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert read_tensors(tmp_path / "x.safetensors")["a"].tolist() == [0]
+
+
+def test_F35_broken_file_without_advice_to_read_it_unsafely(tmp_path):
+    """PyTorch's own message is to read it with weights_only=False."""
+    torch.save(TENSORS, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "x.pth").read_bytes()
+    at = content.index(b"ctorch._utils")
+    (tmp_path / "x.pth").write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    with pytest.raises(CheckpointError, match=r"broken or cut short \(UnpicklingError: Unsupported operand 255\)"):
+        read_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason"),
+    [
+        (lambda weight: weight.int(), 4, "is int32, the model's float32"),
+        (lambda weight: weight.sum(), 4, r"is (), the model's (32, 3, 7, 7)"),
+        (lambda weight: weight.double() * 1e300, 5, "NaN or infinity in 1 tensors"),
+    ],
+    ids=["integers", "one number", "too large for float32"],
+)
+def test_F35_numbers_that_are_not_the_models(refused, trunk, tmp_path, change, code, reason):
+    name = "patch_embed1.proj.weight"
+    save_checkpoint(tmp_path / "x.pth", {**trunk, name: change(trunk[name])})
+    refused(code, str(tmp_path / "x.pth"), name, reason, MODEL__WEIGHTS=tmp_path / "x.pth")
 
 
 def test_F35_header_that_asks_for_gigabytes(refused, tmp_path):
@@ -243,7 +286,7 @@ def test_F43_a_disk_that_fills_while_writing_leaves_no_partial_file(store):
 
 def test_F43_folder_that_cannot_be_written(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(2, str(tmp_path / "file"), "--output", output=tmp_path / "file/run")
+    refused(2, str(tmp_path / "file"), "Name another folder", output=tmp_path / "file/run")
 
 
 def test_mutated_files_are_refused_or_read_without_an_untold_change(tmp_path):

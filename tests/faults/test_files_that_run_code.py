@@ -100,6 +100,29 @@ def test_F03_pickle_that_asks_for_gigabytes(tmp_path):
         assert growth < 100 * 2**20
 
 
+class Hungry:
+    """Unpickled, calls what is allowed with a size of gigabytes."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize("where", ["array", "bytearray", "tensor"])
+def test_F03_call_that_asks_for_gigabytes(tmp_path, where):
+    path = tmp_path / "x.pth"
+    if where == "array":
+        write_pickle(path, {**ARRAYS, "a": Hungry(np.ndarray, ((2**31,),))})
+    else:
+        call = {"bytearray": (bytearray, (2**33,)), "tensor": (torch.FloatTensor, (2**31,))}[where]
+        torch.save({**TENSORS, "a": Hungry(*call)}, path)
+    message, growth = in_child(lambda: _refusal(path))
+    assert ("bytearray" if where == "bytearray" else "a is one of") in message
+    assert growth < 100 * 2**20
+
+
 def _refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as error:
         read_tensors(path)

@@ -20,7 +20,7 @@ from pvt_det import Predictor
 from pvt_det.data.check import check_dataset
 from pvt_det.data.imagenet import FileImages
 from pvt_det.data.imagenet_transforms import BrokenImageError, decode_rgb
-from pvt_det.data.images import read_header, read_image
+from pvt_det.data.images import read_header, read_image, read_orientation
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError
 from pvt_det.evaluation.pictures import draw
@@ -34,15 +34,15 @@ def predictor(untrained_run):
     return Predictor(untrained_run, device="cpu")
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def write_bomb(path: Path) -> None:
     """A PNG of 50,000×50,000 pixels, 7.5 GB of RGB, in a few hundred bytes."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    end = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end)
+    end = png_chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + png_chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + end)
 
 
 def test_F07_decompression_bomb(refused_set, tiny_set):
@@ -180,7 +180,15 @@ def test_F13_right_pixels_of_every_mode(tmp_path, mode):
     assert np.abs(found.astype(int) - rgb).max() <= (4 if mode == "CMYK" else 0)
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+@pytest.mark.filterwarnings("error")
+def test_F13_transparent_palette_without_a_warning(tmp_path):
+    """Pillow would print one for each file."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)).quantize(16)
+    image.save(tmp_path / "x.png", transparency=bytes(range(16)))
+    assert (read_image(tmp_path / "x.png", "RGB") == np.asarray(image.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tif", "x.webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_F14_exif_rotation(tmp_path, orientation, name):
     """A picture that is bright at the left of its upright form comes out so, whatever way the camera was held."""
@@ -205,6 +213,23 @@ def test_F14_exif_rotation(tmp_path, orientation, name):
     assert pixels[:, :8].min() > 200
     assert pixels[:, 8:].max() < 50
     assert read_header(tmp_path / name) == (16, 8)
+    assert read_orientation(tmp_path / name) == orientation
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("kind", ["EXIF", "XMP"])
+def test_F14_rotation_told_anywhere_in_a_png(tmp_path, place, kind):
+    """Header and pixels agree, wherever it stands."""
+    path, exif = tmp_path / "x.png", Image.Exif()
+    exif[274] = 6
+    xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x xmlns:tiff='http://ns.adobe.com/tiff/1.0/' tiff:Orientation=\"6\"/>"
+    told = png_chunk(b"eXIf", exif.tobytes()[6:]) if kind == "EXIF" else png_chunk(b"iTXt", xmp)
+    Image.new("RGB", (16, 8)).save(path)
+    content = path.read_bytes()
+    at = content.index(b"IDAT") - 4 if place == "before" else len(content) - 12
+    path.write_bytes(content[:at] + told + content[at:])
+    assert read_header(path) == (8, 16)
+    assert read_image(path, "RGB").shape == (16, 8, 3)
 
 
 def test_F14_rotation_that_there_is_not(tmp_path):
@@ -341,7 +366,8 @@ def test_F10_skip_holds_for_data_that_detectron2_registered(tiny_set, tiny_cfg, 
     tiny_set.image().write_bytes(b"")
     tiny_set.second["bbox"] = [8, 8, -3, 16]
     register_coco_instances(name, {}, str(tiny_set.json_file), str(tiny_set.folder))
-    words = {"DATASETS__TRAIN_JSON": "", "DATASETS__TRAIN": [name], "DATASETS__TEST": [name]}
+    words = {"DATASETS__TRAIN_JSON": "", "DATASETS__TRAIN_IMAGES": "", "DATASETS__TRAIN": [name]}
+    words |= {"DATASETS__TEST": [name]}
     cfg = tiny_cfg(tmp_path / "run", DATASETS__ON_ERROR="skip", MODEL__RETINANET__NUM_CLASSES=2, **words)
     register_datasets(cfg)
     found = {record["image_id"]: len(record["annotations"]) for record in DatasetCatalog.get(name)}

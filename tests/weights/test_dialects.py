@@ -223,6 +223,13 @@ def test_half_of_a_joined_pair_is_not_used() -> None:
     assert "block2.0.attn.kv.weight" not in translation.tensors
 
 
+def test_what_has_a_shape_of_no_layer_is_not_used() -> None:
+    odd = {"layers.0.1.0.attn.attn.in_proj_weight": torch.tensor(1.0), "layers.0.1.0.norm1.weight": torch.ones(3)}
+    translation = translate(odd)
+    assert list(translation.unknown) == ["layers.0.1.0.attn.attn.in_proj_weight"]
+    assert list(translation.tensors) == ["block1.0.norm1.weight"]
+
+
 def test_unknown_layout() -> None:
     assert translate({"layer.0.weight": torch.zeros(1)}) is None
     assert translate({"backbone.bottom_up.net.weight": torch.zeros(1)}) is None

@@ -56,6 +56,12 @@ def test_detectron2_pickles(tmp_path: Path, protocol: int, wrapper: str | None) 
     found["a.weight"].add_(1)
 
 
+def test_arrays_of_the_other_byte_order(tmp_path: Path) -> None:
+    content = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in ARRAYS.items()}
+    found = read_tensors(write_pickle(tmp_path / "x.pkl", content, protocol=5))
+    assert same(found, {k: torch.from_numpy(v) for k, v in ARRAYS.items()})
+
+
 def test_a_pickle_of_python_2(tmp_path: Path) -> None:
     """What cPickle wrote for `{"conv1_w": numpy.arange(2, dtype="float32")}`: the array's bytes as a string."""
     data = np.arange(2, dtype="<f4").tobytes()
@@ -68,9 +74,9 @@ def test_a_pickle_of_python_2(tmp_path: Path) -> None:
 
 def test_what_is_no_tensor_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pvt_det")
-    torch.save({"model": {**TENSORS, "note": "hello"}}, tmp_path / "x.pth")
+    torch.save({"model": {**TENSORS, "note": "hello", "words": np.array(["a", "b"])}}, tmp_path / "x.pth")
     assert same(read_tensors(tmp_path / "x.pth"))
-    assert "1 entries that are no tensors: note" in caplog.text
+    assert "2 entries that are no tensors: note, words" in caplog.text
 
 
 def test_harmless_objects_beside_the_weights_come_back_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +126,7 @@ def test_wrong_content(tmp_path: Path, content: bytes, reason: str) -> None:
 @pytest.mark.parametrize("content", [[1, 2], {}, {"model": {"a": 1}}, {"a": "b"}, TENSORS["a.weight"]])
 def test_no_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"x\.pth: (no tensors in it|holds a \w+, expected a dictionary)"):
+    with pytest.raises(CheckpointError, match=r"x\.pth: (no tensors in it|holds one \w+, expected a dictionary)"):
         read_tensors(tmp_path / "x.pth")
 
 
