@@ -19,6 +19,7 @@ from rich.console import Console
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.cost import describe_gmacs
 from pvt_det.engine.results import CONFIG_NAME
+from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
 from pvt_det.evaluation.tables import as_csv, as_markdown, as_table, render
 from pvt_det.paths import make_folder
@@ -30,6 +31,10 @@ _FILE_WIDTH = 240
 def run(args: argparse.Namespace) -> int:
     """Read the runs, print the table, and write it where asked."""
     logging.getLogger("detectron2").setLevel(logging.ERROR)
+    if args.bootstrap < 1:
+        raise ConfigError(f"--bootstrap {args.bootstrap}: expected 1 or more.")
+    if not args.tolerance >= 0:
+        raise ConfigError(f"--tolerance {args.tolerance:g}: expected 0 points or more.")
     if args.output:
         make_folder(args.output.parent)
     runs = [load_run(path) for path in args.runs]

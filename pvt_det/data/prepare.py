@@ -15,7 +15,7 @@ from PIL import Image
 
 from pvt_det.data.images import check_size, read_header, read_image, read_labels
 from pvt_det.data.semantic import panoptic_folder
-from pvt_det.errors import DataError
+from pvt_det.errors import ConfigError, DataError
 from pvt_det.paths import make_folder
 
 ADE20K_CLASSES = 150
@@ -35,6 +35,7 @@ def prepare_ade20k(root: str | Path, workers: int = 1) -> dict[str, int]:
         Number of label maps written for each split.
 
     Raises:
+        ConfigError: A folder cannot be written in, or there are no processes.
         DataError: A folder, image or label map is missing, or a label map is not the challenge's.
     """
     root = Path(root)
@@ -72,6 +73,7 @@ def prepare_stuff(panoptic_json: str | Path, target: str | Path, workers: int = 
         Number of label maps written.
 
     Raises:
+        ConfigError: The folder cannot be written in, or there are no processes.
         DataError: The annotations cannot be read, or a PNG file is missing or broken.
     """
     panoptic_json, target = Path(panoptic_json), Path(target)
@@ -104,6 +106,8 @@ def _pngs(folder: Path) -> list[Path]:
 
 
 def _for_each(convert: Callable[[Any], None], items: list[Any], workers: int) -> int:
+    if workers < 1:
+        raise ConfigError(f"{workers} processes: expected 1 or more.")
     if workers == 1:
         for item in items:
             convert(item)

@@ -90,6 +90,8 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
             "inspect a.json a --model pvt_small --batch 2",
             "--model, --batch would do nothing without --write-config FILE",
         ),
+        ("compare a --bootstrap 0", "--bootstrap 0: expected 1 or more"),
+        ("compare a --tolerance nan", "--tolerance nan: expected 0 points or more"),
         ("train-cls --data a", "give the variant to train: --model NAME. Known are pvt_tiny, pvt_small"),
         ("train-cls --model pvt_tiny --eval-only --weights a --resume auto", "--resume is for training: leave it out"),
         ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url is where several processes meet: leave it out"),
@@ -97,7 +99,7 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
         ("train --config-file {leaf} --val-images a", "VAL_IMAGES is a, but neither VAL_JSON nor VAL_LABELS is given"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(pvt_det, capsys, repo_root, tmp_path, words, message):
+def test_options_that_mean_nothing_are_refused(pvt_det, capsys, repo_root, tmp_path, words, message):
     for name in ("a.png", "a.mp4"):
         (tmp_path / name).touch()
     places = {
