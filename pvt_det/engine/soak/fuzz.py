@@ -27,6 +27,7 @@ from pvt_det.data.findings import ON_ERROR, Findings
 from pvt_det.data.images import read_header, read_image
 from pvt_det.engine.soak.outcome import Outcome
 from pvt_det.errors import CheckpointError, DataError
+from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.weights import save_checkpoint, save_safetensors
 from pvt_det.weights.reader import read_tensors
 
@@ -103,7 +104,7 @@ def _read_many(sender: Connection, folder: Path, kind: str, seed: int, numbers: 
 
 # --- annotation files ------------------------------------------------------------------------------------------------
 _NUMBERS = [True, -1, 0, 1, 2, 0.5, 1e8, 9e7, 1e300, -1e30, math.nan, math.inf, 2**31, 2**53 + 1, 10**400]
-_OTHERS: list[Any] = [None, "", "x", "\0", "../x.jpg", "P" * 1000, [], {}, [[]], [1, 2, 3, 4], [1, -2, 3]]
+_OTHERS: list[Any] = [None, "", "x", "\0", "../x.jpg", "P" * 1000, [], {}, [[]], [1, 2, 3, 4], [1, -2, 3], [[4096]]]
 _VALUES = [*_NUMBERS, *_OTHERS, {"size": [1, 1], "counts": "0"}]
 
 
@@ -114,8 +115,11 @@ def _content() -> dict[str, Any]:
     packed = {"size": [_SIDE, _SIDE], "counts": mask_util.encode(pixels)["counts"].decode()}
     masks = [[polygon], rle, [polygon, polygon], packed]
     return {
-        "images": [{"id": i, "file_name": f"{i}.jpg", "width": _SIDE, "height": _SIDE} for i in range(1, 5)],
-        "categories": [{"id": 3, "name": "bowl"}, {"id": 9, "name": "cup"}],
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "width": _SIDE, "height": _SIDE, "license": 1, "date_captured": "today"}
+            for i in range(1, 5)
+        ],
+        "categories": [{"id": 3, "name": "bowl", "supercategory": "dish"}, {"id": 9, "name": "cup"}],
         "annotations": [
             {"id": 9 + i, "image_id": i, "category_id": 3, "bbox": [8.0, 8.0, 24.0, 16.0], "area": 384, "iscrowd": 0}
             | {"segmentation": masks[i - 1]}
@@ -145,6 +149,8 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
         untold = _untold_changes(json.loads(text), data.images, data.annotations, findings, on_error)
         if untold:
             return f"{on_error}: {untold}"
+        # An evaluator takes all that was accepted.
+        GroundTruth(data.images, data.annotations, data.categories).with_masks().hotcoco(masks=True)
     return verdict
 
 
@@ -166,7 +172,7 @@ def _change_value(content: dict[str, Any], generator: random.Random) -> None:
     elif what == "double" and isinstance(node, list):
         node.append(inner)
     elif what == "nudge" and isinstance(inner, (int, float)) and abs(inner) < 2**60:
-        node[place] = inner + generator.choice([-1, 1, 0.5, 1e4, 1e7])
+        node[place] = inner + generator.choice([-1, 1, 0.0, 0.5, 1e4, 1e7])
     else:
         node[place] = copy.deepcopy(generator.choice(_VALUES))
 
@@ -217,6 +223,8 @@ def _images() -> list[tuple[bytes, np.ndarray]]:
         (image, {"format": "BMP"}),
         (image, {"format": "WEBP"}),
         (image, {"format": "TIFF", "compression": "tiff_lzw"}),
+        (image, {"format": "TIFF", "tiffinfo": {274: 6}}),
+        (image.quantize(16), {"format": "PNG", "transparency": bytes(range(16)), "exif": exif}),
         (image.quantize(16), {"format": "GIF"}),
     ]
     found = []
