@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_det.errors import DataError
+from pvt_det.text import listed
 
 _DEVKIT_LIST = "ILSVRC2012_validation_ground_truth.txt"
 _KNOWN_PLACES = (
@@ -65,8 +66,8 @@ def read_val_labels(path: Path, names: Sequence[str], classes: Sequence[str]) ->
     for name, wnid in wanted.items():
         if wnid not in to_label:
             raise DataError(
-                f"{path}: class {wnid!r} of {name} is not among the {len(classes)} classes of the training images or "
-                f"the model ({', '.join(classes[:3])}, …)."
+                f"{path}: class {wnid!r} of {name} is not among the classes of the training images or the model, "
+                f"{listed(classes)}."
             )
     return [to_label[wanted[name]] for name in names]
 

@@ -15,6 +15,7 @@ from pvt_det.data.coco import CocoSource, register_coco
 from pvt_det.data.label_sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.paths import file_fault, folder_fault
+from pvt_det.text import listed
 
 _logger = logging.getLogger(__name__)
 
@@ -111,8 +112,8 @@ def _check_named(cfg: CfgNode, name: str) -> None:
     source, report = _check(cfg, str(json_file), str(image_root))
     if metadata.get("thing_classes", report.class_names) != report.class_names:
         raise DataError(
-            f"data set {name!r} has the classes {_short(metadata.thing_classes)}, but {json_file} has "
-            f"{_short(report.class_names)}: give such a file as DATASETS.TRAIN_JSON or VAL_JSON"
+            f"data set {name!r} has the classes {listed(metadata.thing_classes)}, but {json_file} has "
+            f"{listed(report.class_names)}: give such a file as DATASETS.TRAIN_JSON or VAL_JSON"
         )
     # Detectron2's own loader knows nothing of what the check left out, and stops at it or trains on it.
     DatasetCatalog.pop(name)
@@ -154,7 +155,7 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     for name, found in known.items():
         if found != known[first]:
             raise DataError(
-                f"data sets {first!r} and {name!r} have other classes: {_short(known[first])} and {_short(found)}. "
+                f"data sets {first!r} and {name!r} have other classes: {listed(known[first])} and {listed(found)}. "
                 "Their categories must have the same names in the order of their ids"
             )
     number = len(known[first])
@@ -163,16 +164,16 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     if stated != number and (not from_json or stated != _DEFAULT_CLASSES):
         raise ConfigError(
             f"MODEL.{head}.NUM_CLASSES is {stated}, but data set {first!r} has {number} classes "
-            f"({_short(known[first])}): set it to {number}"
+            f"({listed(known[first])}): set it to {number}"
         )
     if not training and cfg.DATASETS.CLASS_NAMES and known[first] != cfg.DATASETS.CLASS_NAMES:
         raise DataError(
-            f"the model was trained on {_short(cfg.DATASETS.CLASS_NAMES)}, but the classes of data set {first!r} are "
-            f"{_short(known[first])}: its numbers would mislead. Where they mean the same, add DATASETS.CLASS_NAMES []"
+            f"the model was trained on {listed(cfg.DATASETS.CLASS_NAMES)}, but the classes of data set {first!r} are "
+            f"{listed(known[first])}: its numbers would mislead. Where they mean the same, add DATASETS.CLASS_NAMES []"
         )
     cfg.DATASETS.CLASS_NAMES = list(known[first])
     if stated != number:
-        _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, _short(known[first]))
+        _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, listed(known[first]))
         cfg.MODEL.RETINANET.NUM_CLASSES = number
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
 
@@ -180,7 +181,3 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
 def head_key(cfg: CfgNode) -> str:
     """The section of MODEL that says how many classes a detector finds and which detections it keeps."""
     return "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-
-
-def _short(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

@@ -49,6 +49,7 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import create_model
 from pvt_det.paths import file_fault, make_folder
 from pvt_det.solver.classification import build_optimizer, build_schedule
+from pvt_det.text import listed
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.reader import read_file
 
@@ -293,8 +294,8 @@ def _classes_of(source: str) -> list[str] | None:
 def _check_classes(saved: Sequence[str], images: ImageSource, what: str) -> None:
     if tuple(saved) != tuple(images.classes):
         raise DataError(
-            f"{what} was trained on {len(saved)} classes ({', '.join(saved[:3])}, …), the images have "
-            f"{len(images.classes)} ({', '.join(images.classes[:3])}, …): give the same --data."
+            f"{what} was trained on the classes {listed(saved)}, the images have {listed(images.classes)}: give the "
+            "same --data."
         )
 
 

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from pvt_det.engine.rng import random_state_kept
 from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
+from pvt_det.text import listed
 
 _log = logging.getLogger(__name__)
 BEST_NAME = "model_best.pth"
@@ -104,7 +105,7 @@ class EvaluationHook(HookBase):
 
     def _compare(self, metrics: dict[str, float], done: int) -> None:
         if self._metric not in metrics:
-            known = ", ".join(sorted(metrics)[:20])
+            known = listed(sorted(metrics), 20)
             raise ConfigError(f"TEST.BEST_METRIC = {self._metric!r}: this evaluation gives {known}.")
         value = metrics[self._metric]
         sign = -1 if "loss" in self._metric else 1

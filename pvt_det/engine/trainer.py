@@ -32,6 +32,7 @@ from pvt_det.engine.signals import StopRequest
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.solver.build import build_lr_scheduler
+from pvt_det.text import listed
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
@@ -134,8 +135,8 @@ class PVTTrainer(TrainerBase):
         trained, given = state.get("classes", cfg.DATASETS.CLASS_NAMES), cfg.DATASETS.CLASS_NAMES
         if list(trained) != list(given):
             raise DataError(
-                f"{path} was trained on the classes {', '.join(trained[:5])} …, and the data has "
-                f"{', '.join(given[:5])} …: resume with the data that the run was started with, {other}"
+                f"{path} was trained on the classes {listed(trained)}, and the data has "
+                f"{listed(given)}: resume with the data that the run was started with, {other}"
             )
 
     def _take_rates_of_config(self, base_rates: list[Any]) -> None:

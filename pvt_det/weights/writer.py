@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError
+from pvt_det.text import listed
 from pvt_det.weights.reader import DIGEST_KEY, safetensors_digest
 from pvt_det.weights.translate import TRUNK_PREFIX, translate
 
@@ -58,7 +59,7 @@ def to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     translation = translate(tensors)
     if translation is None or translation.unknown:
         names = list(tensors if translation is None else translation.unknown)
-        raise CheckpointError(f"in no known layout of PVT or ResNet weights: {', '.join(names[:10])}")
+        raise CheckpointError(f"in no known layout of PVT or ResNet weights: {listed(names, 10)}")
     return translation.tensors
 
 

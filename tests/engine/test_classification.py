@@ -259,7 +259,7 @@ def test_a_second_run_in_the_folder_is_refused(whole_run):
 
 def test_other_classes_are_refused(whole_run, tmp_path):
     other = class_folders(tmp_path / "set", classes=("ant", "bee", "dog"))
-    with pytest.raises(DataError, match="was trained on 3 classes"):
+    with pytest.raises(DataError, match="trained on the classes ant, bee, cat, the images have ant, bee, dog: give"):
         classification_run.train(dataclasses.replace(whole_run, resume="auto", data=str(other)), CPU, "resume")
 
 
