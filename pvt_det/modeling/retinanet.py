@@ -52,6 +52,26 @@ class PVTRetinaNet(RetinaNet):
         """Detectron2's arguments and `MODEL.RETINANET.LOSS_NORMALIZER`."""
         return {**super().from_config(cfg), "loss_normalizer": cfg.MODEL.RETINANET.LOSS_NORMALIZER}
 
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the head's outputs; arguments as of `forward_inference`, and what is in the images."""
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        anchors = self._anchors(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
+
+    def _anchors(self, features: list[Tensor]) -> list[Boxes]:
+        # Detectron2 makes places on the CPU and has a GPU take them, which is waited for twice a level. They are cheap
+        # enough to be made anew each time: 1 ms for 800x1216 on one core of a CPU.
+        with features[0].device:
+            anchors: list[Boxes] = self.anchor_generator(features)
+        return anchors
+
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
         """Match the anchors with the boxes of each image, as Detectron2 does.
 
@@ -144,7 +164,7 @@ class PVTRetinaNet(RetinaNet):
         candidates = decode(
             logits,
             deltas,
-            [boxes.tensor for boxes in self.anchor_generator(features)],
+            [boxes.tensor for boxes in self._anchors(features)],
             self.box2box_transform,
             threshold=self.test_score_thresh,
             limit=self.test_topk_candidates,

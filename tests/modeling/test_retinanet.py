@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 SIZES = [(97, 130), (64, 200)]
@@ -177,3 +178,25 @@ def test_prior_and_anchors_of_the_config(build):
     model = build("retinanet_pvt_v2_b0")
     assert F.sigmoid(model.head.cls_score.bias).allclose(torch.tensor(0.01))
     assert model.anchor_generator.num_anchors == [9] * 5
+
+
+def test_anchors_are_made_where_the_features_are(build):
+    """No copy from the CPU, which a GPU would be waited for; here to the device without memory."""
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **kwargs or {})
+
+    names = []
+    model = build("retinanet_pvt_v2_b0")
+    features = [torch.empty(1, 1, 13 - i, 9 + i) for i in range(5)]
+    for anchors, theirs in zip(model._anchors(features), model.anchor_generator(features), strict=True):
+        assert torch.equal(anchors.tensor, theirs.tensor)
+    model.anchor_generator.to("meta")
+    elsewhere = [each.to("meta") for each in features]
+    with Calls():
+        anchors = model._anchors(elsewhere)
+    assert {each.device.type for each in anchors} == {"meta"}
+    assert "aten.arange.start_step" in names
+    assert not any("copy" in name for name in names)
