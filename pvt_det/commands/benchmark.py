@@ -6,6 +6,7 @@ Examples:
     %(prog)s --suite growth --plot output/growth.png
     %(prog)s --suite input --data imagenet/val
     %(prog)s --suite detector --data datasets/coco --repeats 3
+    %(prog)s --suite detector --data datasets/coco --sizes 1x800x1333 16x800x1333 --compile --workers 8
     %(prog)s --suite mapper --data datasets/coco
     %(prog)s --suite evaluation --repeats 1
     %(prog)s --plan --memory 16 --models configs/retinanet_pvt_small.yaml --sizes 1x800x1333
@@ -13,7 +14,8 @@ Examples:
 Contestants take turns, step by step, in one process; medians are shown, and the median of the rounds' ratios.
 "pvt_det" is this package, "textbook" the same models with softmax(q k^T) v and plain convolutions; transformers and
 timm join where they have the model. Memory is a step's peak, measured in a process of its own. "Detectron2" is its own
-detector on the textbook trunk, from the file to the detections or the new weights, or its mapper.
+detector on the textbook trunk, from the file to the detections or the new weights, or its mapper. On a GPU, --compile
+and --workers show what a training or an evaluation there is like.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pvt_det.config.validate import is_device
 from pvt_det.engine.benchmark import suites
 from pvt_det.engine.benchmark.contestants import DTYPE_NAMES
 from pvt_det.engine.benchmark.evaluation import IMAGES, evaluation_table, run_evaluation
@@ -39,16 +42,28 @@ from pvt_det.engine.benchmark.mapping import RECIPES, mapper_table, run_mapper
 from pvt_det.engine.benchmark.measure import environment
 from pvt_det.engine.benchmark.plan import plan_batches
 from pvt_det.engine.benchmark.report import as_table, plan_table, plot_growth, write_json
-from pvt_det.engine.benchmark.whole import CONFIGS, run_detectors
+from pvt_det.engine.benchmark.whole import CONFIGS, Setup, run_detectors
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
 
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _MODES = ("inference", "training")
 _TASKS = ("pyramid", "classifier")
-_SUITES = ("trunk", "growth", "input", "detector", "mapper", "evaluation")
 # What --data is for each suite that needs it.
 _DATA = {"detector": "a folder in COCO's layout", "mapper": "a folder in COCO's layout", "input": "a folder of photos"}
+# The options that each suite reads, besides --threads and --json.
+_MODEL = ("models", "modes", "dtypes", "device", "repeats")
+_READS = {
+    "trunk": (*_MODEL, "sizes", "tasks", "compile"),
+    "growth": (*_MODEL, "sides", "plot"),
+    "input": ("data", "limit", "repeats"),
+    "detector": (*_MODEL, "sizes", "data", "limit", "compile", "workers"),
+    "mapper": ("data", "limit", "recipes", "repeats"),
+    "evaluation": ("images", "repeats"),
+    "plan": ("models", "modes", "dtypes", "device", "sizes", "memory", "plan"),
+}
+_SUITES = tuple(suite for suite in _READS if suite != "plan")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,13 +103,15 @@ def _measure(args: argparse.Namespace, device: torch.device) -> tuple[list[Any],
 
 def _model_rows(args: argparse.Namespace, device: torch.device) -> Iterator[suites.Row]:
     if args.suite == "growth":
-        models, (mode, *_), dtype = args.models or suites.GROWTH_MODELS, args.modes, _dtypes(args)[0]
+        (mode,), (dtype,), models = args.modes or ["inference"], _dtypes(args), args.models or suites.GROWTH_MODELS
         return suites.run_growth(models, args.sides, mode, dtype, device, args.repeats)
+    modes = args.modes or _MODES
     if args.suite == "detector":
         sizes = args.sizes or [(1, 800, 1333)]
-        cases = suites.cross(args.models or CONFIGS, sizes, ["detector"], args.modes, _dtypes(args))
-        return run_detectors(cases, args.data, args.limit, device, args.repeats)
-    cases = suites.cross(args.models or ["pvt_small"], _sizes(args), args.tasks, args.modes, _dtypes(args))
+        cases = suites.cross(args.models or CONFIGS, sizes, ["detector"], modes, _dtypes(args))
+        setup = Setup(args.data, args.limit, device, args.workers)
+        return run_detectors(cases, setup, args.repeats, compiled=args.compile)
+    cases = suites.cross(args.models or ["pvt_small"], _sizes(args), args.tasks, modes, _dtypes(args))
     return suites.run_trunk(cases, device, args.repeats, args.compile)
 
 
@@ -110,7 +127,7 @@ def _plan_cases(args: argparse.Namespace) -> list[suites.Case]:
     cases = []
     for model in args.models or ["pvt_small"]:
         task = "detector" if model.endswith((".yaml", ".yml")) else "pyramid"
-        for case in suites.cross([model], _sizes(args), [task], args.modes, _dtypes(args)):
+        for case in suites.cross([model], _sizes(args), [task], args.modes or _MODES, _dtypes(args)):
             cases += [case, replace(case, checkpointed=True)] if case.mode == "training" else [case]
     return cases
 
@@ -122,54 +139,91 @@ def _size(text: str) -> tuple[int, int, int]:
     return size
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
 def build_parser() -> ArgumentParser:
     """The command line's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=_SUITES, default="trunk")
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos; detector and mapper: in COCO's layout")
-    parser.add_argument("--limit", type=int, default=200, metavar="N", help="how many of them (default 200)")
+    parser.add_argument("--limit", type=_count, default=200, metavar="N", help="how many of them (default 200)")
     parser.add_argument(
         "--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES), help="of the mapper suite's resize"
     )
-    parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="of the evaluation suite")
+    parser.add_argument("--images", type=_count, default=IMAGES, metavar="N", help="of the evaluation suite")
     parser.add_argument("--plan", action="store_true", help="say which batch fits into --memory")
     parser.add_argument("--memory", type=float, default=16.0, metavar="GIB", help="for --plan (default 16)")
     parser.add_argument(
         "--models", nargs="+", metavar="NAME", help="variants (default pvt_small); detector, --plan: configs"
     )
     parser.add_argument("--sizes", nargs="+", type=_size, metavar="BxHxW", help="1x800x1216; detector: 1x800x1333")
-    parser.add_argument("--sides", nargs="+", type=int, default=list(suites.GROWTH_SIDES), help="of the growth suite")
-    parser.add_argument("--tasks", nargs="+", choices=_TASKS, default=["pyramid"])
-    parser.add_argument("--modes", nargs="+", choices=_MODES, default=list(_MODES))
+    parser.add_argument(
+        "--sides", nargs="+", type=_count, default=list(suites.GROWTH_SIDES), help="of the growth suite"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=_TASKS, default=["pyramid"], help="of the trunk suite")
+    parser.add_argument("--modes", nargs="+", choices=_MODES, help="default both; growth: inference, or the other one")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPE_NAMES, help="default fp32; detector: bf16, by autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile joins; needs a C++ compiler on a CPU")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds that count (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile joins; trunk on a CPU: needs a C++ compiler; detector: on a GPU only",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="of the detector suite's loaders (default 0)"
+    )
+    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="rounds that count (default 5)")
+    parser.add_argument("--device", default=_DEVICE, help=f"default {_DEVICE}")
+    parser.add_argument("--threads", type=_count, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="of the growth suite")
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
-    if not args.plan and args.suite in _DATA and args.data is None:
-        raise ConfigError(f"--suite {args.suite} needs --data DIR, {_DATA[args.suite]}")
-    if args.plot and (args.plan or args.suite != "growth"):
-        raise ConfigError(f"--plot {args.plot}: only --suite growth without --plan can be plotted")
+    suite = "plan" if args.plan else args.suite
+    parser = build_parser()
+    everywhere = {"suite", "threads", "json"}
+    for name, value in vars(args).items():
+        if value != parser.get_default(name) and name not in everywhere.union(_READS[suite]):
+            readers = ", ".join(_named(reader) for reader, names in _READS.items() if name in names)
+            raise ConfigError(f"--{name}: {_named(suite)} does not read it. What does: {readers}.")
+    if args.plan and args.suite != "trunk":
+        raise ConfigError(f"--plan and --suite {args.suite}: give one of the two.")
+    if suite in _DATA and args.data is None:
+        raise ConfigError(f"--suite {suite} needs --data DIR, {_DATA[suite]}")
+    if suite == "growth" and (len(args.modes or [""]) > 1 or len(args.dtypes or [""]) > 1):
+        raise ConfigError("--suite growth draws one line a model: give one of --modes and one of --dtypes.")
+    if not is_device(args.device):
+        raise ConfigError(f"--device {args.device}: expected cpu or cuda, or one of several GPUs, such as cuda:1.")
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {args.device}: PyTorch sees no GPU here.")
+    if args.compile and suite == "detector" and torch.device(args.device).type == "cpu":
+        raise ConfigError("--compile with --suite detector: detectors are compiled on a GPU only.")
+    if args.workers < 0 or args.memory <= 0:
+        raise ConfigError(f"--workers {args.workers}, --memory {args.memory}: expected 0 or more workers, and memory.")
     for name in args.models or ():
-        if not _is_known(name, args):
-            raise ConfigError(f"--models {name}: expected {_known(args)}")
+        if not _is_known(name, suite):
+            raise ConfigError(f"--models {name}: expected {_known(suite)}")
 
 
-def _is_known(name: str, args: argparse.Namespace) -> bool:
+def _named(suite: str) -> str:
+    return "--plan" if suite == "plan" else f"--suite {suite}"
+
+
+def _is_known(name: str, suite: str) -> bool:
     is_config = name.endswith((".yaml", ".yml"))
-    if args.suite == "detector" and not args.plan:
+    if suite == "detector":
         return is_config
-    also = args.suite == "growth" and name == "resnet50"
-    return name in VARIANTS or also or (args.plan and is_config)
+    return name in VARIANTS or (suite == "growth" and name == "resnet50") or (suite == "plan" and is_config)
 
 
-def _known(args: argparse.Namespace) -> str:
-    if args.suite == "detector" and not args.plan:
-        return "config files, such as configs/retinanet_pvt_small.yaml"
-    return f"one of {', '.join(VARIANTS)}; resnet50 with --suite growth"
+def _known(suite: str) -> str:
+    configs = "config files, such as configs/retinanet_pvt_small.yaml"
+    if suite == "detector":
+        return configs
+    also = {"growth": ", resnet50", "plan": f", or {configs}"}.get(suite, "")
+    return f"one of {', '.join(VARIANTS)}{also}"

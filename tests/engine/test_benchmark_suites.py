@@ -55,10 +55,12 @@ def test_both_detectors_are_one_model(repo_root, coco_mini, name):
     torch.testing.assert_close(found[0].scores, found[1].scores, rtol=0, atol=2e-3)
 
 
-def test_detector_suite(repo_root, coco_mini):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_detector_suite(repo_root, coco_mini, workers):
     config = str(repo_root / "configs/retinanet_pvt_tiny.yaml")
     cases = [Case(config, "detector", mode, "bf16", 1, 48, 64) for mode in ("inference", "training")]
-    rows = list(whole.run_detectors(cases, coco_mini, 1, torch.device("cpu"), 1, memory=False))
+    setup = whole.Setup(coco_mini, 1, torch.device("cpu"), workers)
+    rows = list(whole.run_detectors(cases, setup, 1, memory=False))
     assert [(row.case.mode, row.contestant, row.case.dtype) for row in rows] == [
         ("inference", "pvt_det", "bf16"),
         ("inference", "Detectron2", "fp32"),
@@ -109,9 +111,21 @@ def test_generated_detections_are_neither_perfect_nor_worthless():
     ("words", "error", "message"),
     [
         (["--suite", "mapper"], ConfigError, "--suite mapper needs --data DIR, a folder in COCO's layout"),
+        (
+            ["--suite", "mapper", "--compile"],
+            ConfigError,
+            "--compile: .* does not read it. What does: .*trunk, .*detector",
+        ),
+        (["--memory", "8"], ConfigError, "--memory: --suite trunk does not read it. What does: --plan"),
+        (["--plan", "--data", "."], ConfigError, "--data: --plan does not read it"),
+        (["--plan", "--models", "pvt_smal"], ConfigError, "expected one of pvt_tiny.* or config files, such as"),
+        (["--suite", "growth", "--dtypes", "fp32", "bf16"], ConfigError, "give one of --modes and one of --dtypes"),
+        (["--suite", "detector", "--data", ".", "--compile"], ConfigError, "detectors are compiled on a GPU only"),
+        (["--device", "gpu"], ConfigError, "--device gpu: expected cpu or cuda"),
+        (["--repeats", "0"], ConfigError, "'0' is no whole number of 1 or more"),
         (["--suite", "detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected config files"),
-        (["--plan", "--suite", "growth", "--plot", "x.png"], ConfigError, "only --suite growth without --plan"),
-        (["--plot", "x.png"], ConfigError, "only --suite growth"),
+        (["--plan", "--suite", "growth"], ConfigError, "--plan and --suite growth: give one of the two"),
+        (["--plot", "x.png"], ConfigError, "--plot: --suite trunk does not read it. What does: --suite growth"),
         (["--models", "pvt_smal"], ConfigError, "expected one of pvt_tiny"),
         (["--suite", "mapper", "--data", "."], DataError, "expected COCO's layout, with annotations/instances_train"),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, MapDataset
+from torch.utils.data import DataLoader, Dataset
 
 from pvt_det.data.build import MappedDataset
 from pvt_det.data.coco import CocoSource
@@ -44,6 +46,33 @@ def readers(cfg: CfgNode, records: Records, *, is_train: bool) -> dict[str, Call
     )
     theirs = MapDataset(DatasetFromList(records), DatasetMapper(cfg, is_train=is_train))
     return {OURS: ours.__getitem__, DETECTRON2: theirs.__getitem__}
+
+
+class _Read(Dataset[Any]):
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self.read = read
+
+    def __getitem__(self, number: int) -> Any:
+        return self.read(number)
+
+
+def endless_batches(
+    read: Callable[[int], Any], count: int, batch: int, workers: int, *, pin: bool
+) -> Iterator[list[Any]]:
+    """Batches of the first `count` photos, over and over.
+
+    Args:
+        read: Gives the mapped record of a number.
+        count: Numbers from 0 on.
+        batch: Photos in each.
+        workers: Processes that read ahead; 0 reads when asked for.
+        pin: Whether workers' images come in pinned memory, as this package's loader gives them to a GPU.
+    """
+    numbers = itertools.cycle(range(count))
+    batches = iter(lambda: [next(numbers) for _ in range(batch)], None)
+    if workers == 0:
+        return ([read(number) for number in batch] for batch in batches)
+    return iter(DataLoader(_Read(read), batch_sampler=batches, num_workers=workers, collate_fn=list, pin_memory=pin))
 
 
 def packed(cfg: CfgNode, records: Records) -> Records:

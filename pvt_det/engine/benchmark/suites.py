@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -47,21 +47,31 @@ class Row:
         return asdict(self.case) | own | {"images_per_s": self.images_per_s}
 
 
+def make_row(case: Case, name: str, seconds: Mapping[str, list[float]], memory: Mapping[str, float]) -> Row:
+    """One contestant's row from all contestants' times and peak memory, which may not have been measured."""
+    return Row(
+        case,
+        name,
+        statistics.median(seconds[name]),
+        median_ratio(seconds[name], seconds[OURS]),
+        memory.get(name),
+        memory[OURS] / memory[name] if memory else None,
+    )
+
+
+def measures_memory(case: Case, device: torch.device) -> bool:
+    """Whether a step's peak is worth measuring: in inference on a CPU it is hardly above the heap's own noise."""
+    return case.mode == "training" or device.type == "cuda"
+
+
 def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, compiled: bool) -> Iterator[Row]:
-    """Compare all that can run each case, in time, and in memory where it is training."""
+    """Compare all that can run each case, in time, and in memory: on a CPU in training only."""
     for case in cases:
         names = contestants(case, compiled)
         seconds = take_turns({name: build(name, case, device) for name in names}, device, repeats)
-        memory = {name: memory_of(name, case, device) for name in names} if case.mode == "training" else {}
+        memory = {name: memory_of(name, case, device) for name in names} if measures_memory(case, device) else {}
         for name in names:
-            yield Row(
-                case,
-                name,
-                statistics.median(seconds[name]),
-                median_ratio(seconds[name], seconds[OURS]),
-                memory.get(name),
-                memory[OURS] / memory[name] if memory else None,
-            )
+            yield make_row(case, name, seconds, memory)
 
 
 def run_growth(

@@ -7,11 +7,9 @@ of the trunk with the same weights (`pvt_det.engine.benchmark.stock`).
 
 from __future__ import annotations
 
-import itertools
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,96 +23,123 @@ from torch import nn
 
 import pvt_det.modeling  # noqa: F401  (registers the builders)
 from pvt_det.config import load_config
-from pvt_det.engine.benchmark.contestants import OURS, Case
-from pvt_det.engine.benchmark.measure import in_own_process, median_ratio, peak_memory, take_turns
-from pvt_det.engine.benchmark.photos import DETECTRON2, read_records, readers
+from pvt_det.engine.benchmark.contestants import COMPILED, OURS, Case
+from pvt_det.engine.benchmark.measure import in_own_process, peak_memory, take_turns
+from pvt_det.engine.benchmark.photos import DETECTRON2, endless_batches, read_records, readers
 from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
-from pvt_det.engine.benchmark.suites import Row
+from pvt_det.engine.benchmark.suites import Row, make_row, measures_memory
 from pvt_det.engine.precision import inference_autocast
 from pvt_det.engine.step import TrainStep
 from pvt_det.evaluation.detections import pack_detections
 
 CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
-CONTESTANTS = (OURS, DETECTRON2)
+# The mode of `torch.compile` that suits each: CUDA graphs save what a batch of one waits for the interpreter.
+_COMPILE = {"training": "default", "inference": "reduce-overhead"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cases have in common.
+
+    Attributes:
+        folder: In COCO's layout, with `val2017` for inference and `train2017` for training.
+        limit: The first so many photos that have objects take turns.
+        device: To run on.
+        workers: Processes of each contestant's loader; 0 reads the photos within the step.
+    """
+
+    folder: Path
+    limit: int
+    device: torch.device
+    workers: int = 0
 
 
 def run_detectors(
-    cases: Iterable[Case], folder: Path, limit: int, device: torch.device, repeats: int, *, memory: bool = True
+    cases: Iterable[Case], setup: Setup, repeats: int, *, compiled: bool = False, memory: bool = True
 ) -> Iterator[Row]:
-    """Compare both on the photos of a folder in COCO's layout, in time, and in training in memory.
+    """Compare both on photos, in time and in memory.
 
     Args:
         cases: `model` is a config file; height and width bound the short and the long side of the resized photos. The
             number format is this package's; Detectron2's is fp32, but fp16 in training on a GPU.
-        folder: Has `val2017` for inference and `train2017` for training.
-        limit: The first so many photos that have objects take turns.
-        device: To run on.
+        setup: Photos and device.
         repeats: Rounds that count.
-        memory: Measure memory, for which each contestant takes two more steps in a process of its own.
+        compiled: Let this package's detector with a compiled trunk take part, on a GPU.
+        memory: Measure memory, on a CPU in training only, where each contestant takes two more steps in a process of
+            its own.
 
     Raises:
         DataError: The folder has another layout.
     """
+    names = (OURS, *([COMPILED] if compiled else []), DETECTRON2)
     for case in cases:
-        steps = {name: build_step(name, case, folder, limit, device) for name in CONTESTANTS}
-        seconds = take_turns(steps, device, repeats)
+        steps = {name: build_step(name, case, setup) for name in names}
+        if compiled:
+            # The first image of each size costs a graph.
+            for _ in range(-(-setup.limit // case.batch)):
+                steps[COMPILED]()
+        seconds = take_turns(steps, setup.device, repeats)
         del steps
         peaks = {}
-        if memory and case.mode == "training":
+        if memory and measures_memory(case, setup.device):
             threads = torch.get_num_threads()
-            peaks = {
-                name: in_own_process(_step_memory, name, case, folder, limit, device, threads) for name in CONTESTANTS
-            }
-        for name in CONTESTANTS:
-            yield Row(
-                case if name == OURS else replace(case, dtype=_their_dtype(case, device)),
-                name,
-                statistics.median(seconds[name]),
-                median_ratio(seconds[name], seconds[OURS]),
-                peaks.get(name),
-                peaks[OURS] / peaks[name] if peaks else None,
-            )
+            peaks = {name: in_own_process(_step_memory, name, case, setup, threads) for name in names}
+        for name in names:
+            own = replace(case, dtype=_their_dtype(case, setup.device)) if name == DETECTRON2 else case
+            yield make_row(own, name, seconds, peaks)
 
 
-def build_step(
-    contestant: str, case: Case, folder: Path, limit: int, device: torch.device
-) -> Callable[[], list[Any] | None]:
+def build_step(contestant: str, case: Case, setup: Setup) -> Callable[[], list[Any] | None]:
     """Make a function that takes the next photos through one step; in inference it returns what is kept of them."""
-    is_train = case.mode == "training"
-    cfg = _config(case, device)
-    records = read_records(folder, "train2017" if is_train else "val2017", limit)
+    is_train, device = case.mode == "training", setup.device
+    cfg = _config(case, device, _COMPILE[case.mode] if contestant == COMPILED else "")
+    records = read_records(setup.folder, "train2017" if is_train else "val2017", setup.limit)
     reading = readers(cfg, records, is_train=is_train)
     torch.manual_seed(0)
     model = build_model(cfg)
     if not is_train:
         spread_scores(model, [reading[OURS](0)])
-    if contestant == DETECTRON2:
+    is_ours = contestant != DETECTRON2
+    if not is_ours:
         model = stock_detector(cfg, model).to(device)
-    numbers = itertools.cycle(range(len(records)))
-    batches = iter(lambda: [reading[contestant](next(numbers)) for _ in range(case.batch)], None)
+    batches = endless_batches(
+        reading[OURS if is_ours else DETECTRON2],
+        len(records),
+        case.batch,
+        setup.workers,
+        pin=is_ours and device.type == "cuda",
+    )
     if not is_train:
-        autocast = inference_autocast(cfg) if contestant == OURS else nullcontext()
-        return _inference(contestant, model.eval(), batches, autocast)
+        return _inference(model.eval(), batches, *_kept_by(contestant, cfg))
     model.train()
-    return (_our_training if contestant == OURS else _their_training)(cfg, model, batches, device)
+    return (_our_training if is_ours else _their_training)(cfg, model, batches, device)
 
 
-def _config(case: Case, device: torch.device) -> CfgNode:
+def _config(case: Case, device: torch.device, compile_mode: str) -> CfgNode:
     sides: list[Any] = ["INPUT.MIN_SIZE_TRAIN", f"[{case.height}]", "INPUT.MAX_SIZE_TRAIN", str(case.width)]
     sides += ["INPUT.MIN_SIZE_TEST", str(case.height), "INPUT.MAX_SIZE_TEST", str(case.width)]
     amp = ["SOLVER.AMP.ENABLED", str(case.dtype != "fp32"), "TEST.PRECISION", case.dtype]
-    return load_config(case.model, ["MODEL.DEVICE", str(device), *AS_DETECTRON2, *amp, *sides])
+    how = ["MODEL.DEVICE", str(device), "MODEL.PVT.COMPILE", compile_mode]
+    return load_config(case.model, [*how, *AS_DETECTRON2, *amp, *sides])
 
 
 def _their_dtype(case: Case, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" and case.mode == "training" else "fp32"
 
 
-def _inference(
-    contestant: str, model: nn.Module, batches: Iterator[list[dict[str, Any]]], autocast: AbstractContextManager[Any]
-) -> Callable[[], list[Any]]:
-    keep: Callable[..., Any] = pack_detections if contestant == OURS else instances_to_coco_json
+def _kept_by(contestant: str, cfg: CfgNode) -> tuple[Callable[..., Any], AbstractContextManager[Any]]:
+    """How a contestant keeps an image's detections, and its number format."""
+    if contestant == DETECTRON2:
+        return instances_to_coco_json, nullcontext()
+    return pack_detections, inference_autocast(cfg)
 
+
+def _inference(
+    model: nn.Module,
+    batches: Iterator[list[dict[str, Any]]],
+    keep: Callable[..., Any],
+    autocast: AbstractContextManager[Any],
+) -> Callable[[], list[Any]]:
     def infer() -> list[Any]:
         batch = next(batches)
         with torch.no_grad(), autocast:
@@ -154,9 +179,9 @@ def _their_training(
     return train
 
 
-def _step_memory(contestant: str, case: Case, folder: Path, limit: int, device: torch.device, threads: int) -> float:
+def _step_memory(contestant: str, case: Case, setup: Setup, threads: int) -> float:
     torch.set_num_threads(threads)
-    step = build_step(contestant, case, folder, limit, device)
+    step = build_step(contestant, case, replace(setup, workers=0))
     # The first step makes the optimizer's state, which stays.
     step()
-    return peak_memory(step, device)
+    return peak_memory(step, setup.device)
