@@ -220,6 +220,8 @@ def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoade
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
+        # Images in pinned memory go to a GPU several times as fast.
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         worker_init_fn=start_worker,
         # Its own generator: making an iterator otherwise draws from torch's, and changes the training run.
         generator=torch.Generator().manual_seed(0),

@@ -224,3 +224,10 @@ def test_registering_twice(tmp_path):
     assert register_coco(name, first / "set.json", first) is register_coco(name, first / "set.json", first)
     with pytest.raises(ConfigError, match="registered already"):
         register_coco(name, second / "set.json", second)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_images_for_a_gpu_come_in_pinned_memory(cfg, device, pinned):
+    cfg.MODEL.DEVICE = device
+    register_datasets(cfg)
+    assert build_detection_train_loader(cfg).pin_memory is pinned
