@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ KEEP_PERIODIC = 3
 _TEMPORARY_SUFFIX = ".tmp"
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")
 _SPARE_BYTES = 16 * 2**20
+# What the parts of a training state are.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("iteration", "seed", "skipped", "skipped_in_row", "ema_updates"), (int,)),
+    **dict.fromkeys(("model", "training_model", "optimizer", "scaler", "hooks"), (dict, OrderedDict)),
+    **dict.fromkeys(("random", "classes"), (list,)),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -177,6 +184,10 @@ class CheckpointStore:
         state = read_file(path)
         if not isinstance(state, dict) or not {"model", "iteration", "optimizer", "random", "seed"} <= state.keys():
             raise CheckpointError(f"{path} holds no training state: give it as MODEL.WEIGHTS, without --resume.")
+        for key in state.keys() & _KINDS.keys():
+            if type(state[key]) not in _KINDS[key]:
+                kind = type(state[key]).__name__
+                raise CheckpointError(f"{path} holds no training state: its {key!r} is one {kind}. Fetch it again.")
         return state
 
     def _named_by_pointer(self) -> Path | None:

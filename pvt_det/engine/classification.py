@@ -37,6 +37,7 @@ from pvt_det.engine.classification_options import Options
 from pvt_det.engine.rng import seed_all
 from pvt_det.engine.signals import StopRequest
 from pvt_det.errors import Interrupted, NumericError
+from pvt_det.solver.state import load_optimizer
 from pvt_det.weights import save_safetensors
 
 # Entry of a weight file's metadata: the class names in order, as JSON.
@@ -309,7 +310,7 @@ class Trainer:
         parts.model.load_state_dict(state["model"])
         if parts.ema:
             parts.ema.load_state_dict(state["ema"])
-        parts.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(parts.optimizer, state["optimizer"])
         parts.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self._loss_sum.copy_(state["interval"]["loss_sum"])

@@ -26,6 +26,7 @@ from pvt_det.solver.build import (
     total_gradient_norm,
 )
 from pvt_det.solver.ema import build_ema
+from pvt_det.solver.state import load_optimizer
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class TrainStep:
         settings that it was built with.
 
         Raises:
-            RuntimeError, ValueError, KeyError: The state is of another model or optimizer.
+            RuntimeError, ValueError, KeyError: The state is of another model or optimizer (`CheckpointError` is one).
         """
         name = type(self.optimizer).__name__
         if state.get("optimizer_name", name) != name:
@@ -226,7 +227,7 @@ class TrainStep:
             self.ema.module.load_state_dict(state["model"])
             self.ema.n_averaged.fill_(state.get("ema_updates", 0))
         settings = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         for group, built in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(built)
         if self._scaler.is_enabled() and state["scaler"]:

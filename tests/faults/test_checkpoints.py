@@ -66,6 +66,13 @@ def test_F34_damaged_checkpoint_is_refused_and_the_intact_one_named(store, comma
     assert store.latest().name == "model_0000009.pth"
 
 
+@pytest.mark.parametrize(("key", "value"), [("iteration", "19"), ("optimizer", []), ("random", 5), ("classes", {})])
+def test_F34_state_of_another_kind(store, key, value):
+    path = store.save("model_0000029.pth", state(29) | {key: value}, 29)
+    with pytest.raises(CheckpointError, match=rf"model_0000029\.pth holds no training state: its '{key}' is one"):
+        store.load(path)
+
+
 def test_F34_weights_cut_short_anywhere(tmp_path):
     for path in whole_files(tmp_path):
         content = path.read_bytes()
