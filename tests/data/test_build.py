@@ -154,7 +154,7 @@ def test_image_broken_before_the_check_is_left_out(cfg):
 def test_named_set_must_fit_the_model(cfg, tmp_path):
     folder = write_set(tmp_path / "named")
     register_coco(str(tmp_path), folder / "set.json", folder)
-    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.VAL_IMAGES = ""
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (str(tmp_path),)
     with pytest.raises(ConfigError, match=r"NUM_CLASSES is 80.*set it to 2"):
         register_datasets(cfg)
@@ -170,7 +170,7 @@ def test_validation_classes_must_be_those_of_training(cfg, tmp_path):
 
 
 def test_training_without_validation(cfg):
-    cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.VAL_JSON = cfg.DATASETS.VAL_IMAGES = ""
     register_datasets(cfg)
     assert cfg.DATASETS.TEST == ()
 
@@ -190,14 +190,14 @@ def test_image_folder_must_be_given(cfg):
 
 def test_coco_that_is_not_there(cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.VAL_IMAGES = ""
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train",), ("coco_2017_val",)
     with pytest.raises(DataError, match=r"instances_train2017\.json and .*train2017 missing.*DETECTRON2_DATASETS"):
         register_datasets(cfg)
 
 
 def test_unknown_name(cfg):
-    cfg.DATASETS.TRAIN_JSON = ""
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.TRAIN = ("coco_2017_trian",)
     with pytest.raises(ConfigError, match="did you mean 'coco_2017_train'"):
         register_datasets(cfg)
