@@ -51,7 +51,7 @@ _END_MARKS = {
 }
 _TAIL = 64
 # Where a PNG may tell behind its pixels how they are turned, in one of these ways.
-_PNG_TAIL = 2**16
+_PNG_TAIL = 2**14
 _ORIENTATION_MARKS = (b"eXIf", b"XML:com.adobe.xmp")
 
 
