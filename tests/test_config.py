@@ -140,6 +140,7 @@ def test_dump_loads_again_to_the_same(write):
         ("_BASE_: null", ["_BASE_", "file name"]),
         ("_BASE_: nowhere.yaml", ["nowhere.yaml", "named by _BASE_ in"]),
         ("_BASE_: base.py", ["base.py", "Python configs are not run"]),
+        ("_BASE_: .", ["named by _BASE_", "is a folder; expected a .yaml file"]),
         ("VERSION: 1", ["VERSION = 1", "expected 2"]),
     ],
 )

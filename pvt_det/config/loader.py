@@ -83,8 +83,10 @@ def _merge_tree(cfg: CfgNode, defaults: CfgNode, tree: Mapping[str, Any], prefix
 
 def _merge_overrides(cfg: CfgNode, defaults: CfgNode, overrides: Sequence[Any]) -> None:
     if len(overrides) % 2:
+        equals = ", without =" if any("=" in str(word) for word in overrides) else ""
         raise ConfigError(
-            f"{_COMMAND_LINE}: {list(overrides)} is an odd number of words; expected pairs, KEY VALUE KEY VALUE …"
+            f"{_COMMAND_LINE}: {list(overrides)} is an odd number of words; expected pairs, "
+            f"KEY VALUE KEY VALUE …{equals}"
         )
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         tree = value
@@ -112,8 +114,10 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
     named_by = f" (named by {BASE_KEY} in {referrer})" if referrer else ""
+    if path.suffix not in {".yaml", ".yml"} and not folder_fault(path):
+        raise ConfigError(f"{path}{named_by}: is a folder; expected a .yaml file, such as a run's config.yaml.")
     if path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"{path}{named_by}: a config is a .yaml file; Python configs are not run.")
+        raise ConfigError(f"{path}{named_by}: a config is a .yaml file; Python configs are not run.{_siblings(path)}")
     if fault := file_fault(path):
         raise ConfigError(f"{path}{named_by}: this config {fault}.{_siblings(path)}")
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
@@ -60,6 +60,9 @@ def decode_rgb(content: bytes) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except BrokenImageError:
         raise
+    except UnidentifiedImageError as error:
+        what = f"no image (it starts with {content[:16]!r})" if content else "empty (0 bytes)"
+        raise BrokenImageError(what) from error
     # Pillow's decoders raise almost anything on a damaged file.
     except Exception as error:
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error

@@ -98,7 +98,9 @@ class Options:
     channels_last: bool = _option(False, "keep images channels-last in memory")
     checkpoint_stages: str = _option("", "stages whose activations are recomputed to save memory, such as 1,2")
     deterministic: bool = _option(False, "slower GPU kernels that give the same bits every time")
-    workers: int = _option(8, "data loader processes, per training process", low=0, resumable=True)
+    workers: int = _option(
+        8, "data loader processes of each training process, at most the cores", low=0, resumable=True
+    )
     max_broken: int = _option(10, "broken images (named and left out) before the run stops", low=0, resumable=True)
     log_every: int = _option(50, "updates from one log line to the next", low=1, resumable=True)
     save_minutes: float = _option(15.0, "minutes between checkpoints within an epoch", low=0, resumable=True)

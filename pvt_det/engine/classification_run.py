@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -142,11 +143,12 @@ def build_parts(options: Options, process: Process, images: ImageSource, validat
         ),
     )
     dataset = TrainImages(images, transform, options.seed)
-    loader = build_train_loader(dataset, sampler, batch_size, options.workers, pin)
+    loader = build_train_loader(dataset, sampler, batch_size, _workers(options), pin)
     updates = len(loader) // options.accumulate_steps
     if updates == 0:
         raise ConfigError(
-            f"batch_size = {options.batch_size} exceeds the {len(sampler) * process.world_size} images of an epoch."
+            f"batch_size = {options.batch_size} exceeds the {len(sampler) * process.world_size} images of an epoch: "
+            "lower --batch-size."
         )
     model = _build_model(options, process, len(images.classes))
     optimizer = build_optimizer(
@@ -187,6 +189,11 @@ def _batch(options: Options, process: Process) -> int:
             f"{options.accumulate_steps} accumulated){even}: change --batch-size or --accumulate-steps."
         )
     return size
+
+
+def _workers(options: Options) -> int:
+    """Data loader processes: no more than there are cores."""
+    return min(options.workers, len(os.sched_getaffinity(0)))
 
 
 def _open_data(options: Options, process: Process) -> tuple[ImageSource, ImageSource]:
@@ -256,7 +263,7 @@ def _evaluation(
     loader = build_eval_loader(
         EvalImages(images, transform, options.img_size),
         options.eval_batch_size,
-        options.workers,
+        _workers(options),
         process.device.type == "cuda",
         process.rank,
         process.world_size,
@@ -301,6 +308,8 @@ def _check_classes(saved: Sequence[str], images: ImageSource, what: str) -> None
 
 def _describe(options: Options, process: Process, images: ImageSource, validation: ImageSource) -> None:
     if process.is_main:
+        if _workers(options) < options.workers:
+            _log.info("workers lowered from %d to %d, the cores here.", options.workers, _workers(options))
         _log.info(
             "%s on %d training and %d validation images of %d classes: %d processes on %s, %d images each a batch, %d "
             "batches an update, learning rate %.3g",

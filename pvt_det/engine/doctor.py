@@ -143,10 +143,12 @@ def disk(name: str, folder: Path, remedy: str) -> Finding:
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    writable = os.access(there, os.W_OK)
+    writable = there.is_dir() and os.access(there, os.W_OK)
     found = f"{_size(free)} free for {folder.absolute()}"
     if not writable:
-        return Finding(name, "problem", f"{there} cannot be written to", remedy)
+        return Finding(
+            name, "problem", f"{there} cannot be written to" if there.is_dir() else f"{there} is a file", remedy
+        )
     return Finding(name, "ok", found) if free >= _DISK else Finding(name, "note", found, remedy)
 
 

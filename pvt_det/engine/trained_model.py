@@ -22,6 +22,7 @@ from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.sets import head_key
 from pvt_det.engine.checkpoint import CheckpointStore
+from pvt_det.engine.classification_options import OPTIONS_NAME
 from pvt_det.engine.precision import inference_autocast
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.engine.tta import with_views
@@ -198,7 +199,13 @@ def config_file(config: str | os.PathLike[str]) -> Path:
     if not fault:
         return path
     if not (path / CONFIG_NAME).is_file():
-        raise ConfigError(f"{path} holds no {CONFIG_NAME}: expected a run's output folder, or a config file.")
+        of_classifier = (path / OPTIONS_NAME).is_file()
+        what = (
+            "is of a classifier: expected a detector's or segmentor's"
+            if of_classifier
+            else f"holds no {CONFIG_NAME}: expected a"
+        )
+        raise ConfigError(f"{path} {what} run's output folder, or a config file.")
     return path / CONFIG_NAME
 
 
@@ -214,7 +221,10 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
         beside = (config.parent / name for name in _WEIGHTS)
         found = next((path for path in beside if path.is_file()), None)
         if found is None:
-            raise CheckpointError(f"no {' or '.join(_WEIGHTS)} lies beside {config}: name the weights to use.")
+            raise CheckpointError(
+                f"no {' or '.join(_WEIGHTS)} lies beside {config}: name the weights to use, or the folder of a run "
+                "instead of its config."
+            )
         path = found
     if not file_fault(path):
         CheckpointStore(path.parent).verify_if_listed(path)

@@ -21,6 +21,7 @@ from pvt_det.engine.classification import LAST_NAME, Trainer
 from pvt_det.engine.classification_card import write_card
 from pvt_det.engine.classification_dist import Process
 from pvt_det.engine.classification_options import Options
+from pvt_det.engine.trained_model import config_file
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericError
 from pvt_det.models import create_model
 from pvt_det.weights import load_pretrained, save_safetensors
@@ -233,6 +234,8 @@ def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
     again = _options(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
     top1 = json.loads((run / "results.json").read_text())["metrics"]["classification"]["top1"]
     assert classification_run.evaluate_only(again, CPU).top1 == pytest.approx(top1)
+    with pytest.raises(ConfigError, match="is of a classifier: expected a detector's or segmentor's run"):
+        config_file(run)
     with pytest.raises(ConfigError, match="is the run's own folder"):
         start("card", [str(run), "--output", str(run)], "pvt-det card")
 
@@ -286,7 +289,7 @@ def test_broken_images_are_named_up_to_the_limit(tmp_path, caplog):
         classification_run.train(options, CPU, "resume")
     for name in ("train/bee/003.jpg", "train/cat/001.jpg", "val/ant/002.jpg"):
         assert name in caplog.text
-    with pytest.raises(DataError, match=r"2 images are broken, and max_broken allows 1: .*jpg \(UnidentifiedImage"):
+    with pytest.raises(DataError, match=r"2 images are broken, and max_broken allows 1: .*jpg \(no image"):
         classification_run.train(dataclasses.replace(options, max_broken=1, output=str(tmp_path / "b")), CPU, "resume")
     with pytest.raises(DataError, match=r"1 images are broken, and max_broken allows 0: .*val/ant/002.jpg"):
         _evaluate_weights(root, tmp_path, {}, max_broken=0)

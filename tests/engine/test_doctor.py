@@ -83,6 +83,8 @@ def test_a_full_disk_and_one_that_cannot_be_written(free, tmp_path, monkeypatch)
     assert doctor.disk("disk", tmp_path / "not/yet", "move").state == "note"
     free(2**40)
     assert doctor.disk("disk", tmp_path / "not/yet", "move").state == "ok"
+    (tmp_path / "file").touch()
+    assert doctor.disk("disk", tmp_path / "file", "move").found == f"{tmp_path / 'file'} is a file"
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert doctor.disk("disk", tmp_path, "move").state == "problem"
 

@@ -68,6 +68,7 @@ def weights(folder):
         (["--evaluater", "hotcoco"], 2, "Did you mean --evaluator?"),
         (["--evaluator", "hotcocoa"], 2, "hotcoco"),
         (["SOLVER.MAX_ITER"], 2, "odd number of words"),
+        (["SOLVER.MAX_ITER=5"], 2, "KEY VALUE KEY VALUE …, without ="),
         (["SOLVER.IMS_PER_BATCH", "-1"], 2, "SOLVER.IMS_PER_BATCH"),
         (["--machine-rank", "3"], 2, "--machine-rank 3"),
         (["--num-gpus", "99", "MODEL.DEVICE", "cuda"], 2, "--num-gpus 99"),
