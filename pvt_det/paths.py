@@ -54,6 +54,17 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
         raise ConfigError(f"folder {path} cannot be {fault}: {reason}. Name another folder for the output.") from error
 
 
+def make_place(file: str | os.PathLike[str]) -> None:
+    """Make the folder of a file for output, as `make_folder` does.
+
+    Raises:
+        ConfigError: As of `make_folder`; or a folder is where the file shall be.
+    """
+    make_folder(Path(file).parent)
+    if Path(file).is_dir():
+        raise ConfigError(f"{file} is a folder: name a file for the output.")
+
+
 def _mode(path: str | os.PathLike[str]) -> int | str:
     try:
         return Path(path).stat().st_mode

@@ -11,7 +11,7 @@ import pytest
 
 from pvt_det.commands.start import start
 from pvt_det.errors import ConfigError
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_folder, make_place
 
 
 def test_a_folder_is_made_with_those_above_it_and_left_empty(tmp_path):
@@ -37,6 +37,13 @@ def test_a_folder_that_is_there_and_takes_no_file_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ConfigError, match=f"^folder {tmp_path} cannot be written in: {os.strerror(number)}"):
         make_folder(tmp_path)
+
+
+def test_a_folder_where_a_file_shall_be_is_refused(tmp_path):
+    make_place(tmp_path / "new/page.html")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(ConfigError, match="new is a folder: name a file for the output"):
+        make_place(tmp_path / "new")
 
 
 # A model is named that is not there: the folder comes first.

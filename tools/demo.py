@@ -18,7 +18,7 @@ from pvt_det.engine.cli import ArgumentParser, run_cli
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.evaluation.pictures import save_pictures, sheet
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes/retinanet_pvt_tiny.yaml"
 EXPECTED_AP = 70  # percent
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; gives 1 where the detector is so bad that something must be broken."""
     args = build_parser().parse_words(argv)
     if args.picture:
-        make_folder(args.picture.parent)
+        make_place(args.picture)
     shapes = write_shapes(args.output / "shapes", train=args.train, val=args.val)
     print(f"Wrote {args.train} training and {args.val} held-out images of shapes to {shapes}", flush=True)
 

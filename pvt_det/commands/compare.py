@@ -22,7 +22,7 @@ from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
 from pvt_det.evaluation.tables import as_csv, as_markdown, as_table, render
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 
 # Wide enough for the plain table in a file.
 _FILE_WIDTH = 240
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.tolerance >= 0:
         raise ConfigError(f"--tolerance {args.tolerance:g}: expected 0 points or more.")
     if args.output:
-        make_folder(args.output.parent)
+        make_place(args.output)
     runs = [load_run(path) for path in args.runs]
     for warning in comparison_warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 from pvt_det.weights import load_pretrained, read_checkpoint, save_checkpoint, save_safetensors, to_ours, to_published
 
 _EXAMPLES = """
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--output {args.output}: expected a name that ends in {suffix if args.to else '.pth or .safetensors'}"
         )
-    make_folder(args.output.parent)
+    make_place(args.output)
     if args.config_file:
         tensors = for_config(args.source, args.config_file)
     else:

@@ -14,7 +14,7 @@ from pvt_det.engine.attention import attention_of, draw_attention
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.explain import classifier, detector_trunk
 from pvt_det.errors import ConfigError
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 
 _EXAMPLES = """
 examples:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw; gives the exit code."""
     if args.output.suffix != ".png":
         raise ConfigError(f"--output {args.output}: expected a name that ends in .png")
-    make_folder(args.output.parent)
+    make_place(args.output)
     pixels = read_image(args.image, "RGB")
     at = _share(args.query, pixels) if isinstance(args.query, tuple) else None
     trunk, image = (

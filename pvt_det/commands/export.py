@@ -15,7 +15,7 @@ from pvt_det.engine.prediction.sources import find_sources
 from pvt_det.engine.trained_model import named_weights
 from pvt_det.errors import ConfigError
 from pvt_det.export.files import Kind, require_compiler, require_onnx
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 
 _SIDE = 224
 _EXAMPLES = """
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Export; gives the exit code."""
     _refuse_idle(args)
     kind = _kind(args)
-    make_folder(args.output.parent)
+    make_place(args.output)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     sources = find_sources(args.images)
     if videos := [str(source.path) for source in sources if source.is_video]:

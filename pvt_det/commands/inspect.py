@@ -31,7 +31,7 @@ from pvt_det.engine.inspection.page import inspection_page
 from pvt_det.engine.inspection.terminal import show, show_advice
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import list_models
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 from pvt_det.weights.source import locate
 
 _BATCHES = {"cpu": 4, "gpu": 16}
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.write_config:
         check_place(args.write_config)
     if args.html:
-        make_folder(args.html.parent)
+        make_place(args.html)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
         parts = _inspect(args, Path(temporary))

@@ -15,7 +15,7 @@ from pvt_det.errors import DataError, PvtDetError
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.evaluation.report import Background, read_history, report_page
 from pvt_det.evaluation.report_pictures import ImageFile
-from pvt_det.paths import make_folder
+from pvt_det.paths import make_place
 
 PAGE_NAME = "report.html"
 
@@ -29,10 +29,10 @@ def write_report(run: Path, output: Path, base: Path | None = None) -> None:
         base: the folder of a run to compare it with.
 
     Raises:
-        ConfigError: the page's folder cannot be made or written in.
+        ConfigError: the page cannot be written there.
         DataError: a file of the run is missing or broken, or it was evaluated on several data sets.
     """
-    make_folder(output.parent)
+    make_place(output)
     about, other = load_run(run), None if base is None else load_run(base)
     for each in (about, other) if other else (about,):
         _require_one_data_set(each)

@@ -134,6 +134,11 @@ def test_yolo_polygons_subfolders_and_broken_lines(tmp_path):
     assert not found.is_refused("skip")
 
 
+def test_a_folder_of_json_files_names_them(data):
+    with pytest.raises(DataError, match=r"neither .*; to read COCO's json, name the file: .*set\.json$"):
+        format_of(data.parent)
+
+
 def test_yolo_without_names_or_images(tmp_path):
     (tmp_path / "a/b/c/d/labels").mkdir(parents=True)
     (tmp_path / "a/b/c/d/labels/x.txt").write_text("")

@@ -53,7 +53,9 @@ def format_of(source: Path) -> str:
         raise DataError(f"{source} has lists of images: give one of them, such as train.txt, or the folder above")
     if any(source.rglob("*.txt")):
         return "YOLO"
-    raise DataError(f"folder {source} has neither Pascal VOC's .xml files nor YOLO's .txt files")
+    files = ", ".join(str(path) for path in sorted(source.glob("*.json"))[:3])
+    hint = f"; to read COCO's json, name the file: {files}" if files else ""
+    raise DataError(f"folder {source} has neither Pascal VOC's .xml files nor YOLO's .txt files{hint}")
 
 
 def to_coco(source: Path, image_root: Path, json_file: Path, findings: Findings, classes: Sequence[str] = ()) -> None:
