@@ -36,8 +36,10 @@ def add_pvt_config(cfg: CfgNode) -> None:
     cfg.MODEL.PVT.FROZEN_STAGES = 0
     # Stages (of 1 … 4) whose activations are recomputed in the backward pass to save memory.
     cfg.MODEL.PVT.CHECKPOINT_STAGES = []
-    # Run the trunk through torch.compile, one program for all image sizes. For a GPU: on a CPU the plain one is faster.
-    cfg.MODEL.PVT.COMPILE = False
+    # On a GPU, run the trunk's stages through torch.compile, each one program for all image sizes: "default", or
+    # "reduce-overhead", which replays CUDA graphs, one for each image size, for inference in one thread. "" does not
+    # compile, nor does a CPU, where the plain trunk is the faster one. PVT v2 is compiled in inference only.
+    cfg.MODEL.PVT.COMPILE = ""
 
     # --- FPN and heads ---------------------------------------------------------------------------------------
     # ReLU between P6 and P7 of RetinaNet: Detectron2 has it, the published PVT detectors do not.

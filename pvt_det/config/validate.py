@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from pvt_det.errors import ConfigError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "MODEL.PVT.COMPILE": ("", "default", "reduce-overhead"),
     "MODEL.RETINANET.LOSS_NORMALIZER": ("ema", "batch"),
     "MODEL.SEM_SEG_HEAD.LOSS_AVERAGE": ("valid", "all"),
     "INPUT.RESIZE_BACKEND": ("pil", "cv2"),

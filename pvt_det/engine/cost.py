@@ -29,7 +29,7 @@ def describe_gmacs(config_file: str | Path, annotations: str | Path) -> str:
         annotations: COCO-format annotations of the images it is tested on.
     """
     try:
-        cfg = load_config(config_file, ["MODEL.DEVICE", "cpu", "MODEL.PVT.COMPILE", False])
+        cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"])
         images = read_json(annotations)["images"]
         sizes = np.array([(image["height"], image["width"]) for image in images])
         height, width = (int(side) for side in np.median(sizes, axis=0))

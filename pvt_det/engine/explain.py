@@ -38,7 +38,7 @@ def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tupl
         ConfigError: The config is wrong, or its backbone is no PVT.
     """
     path = config_file(config)
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu", "MODEL.PVT.COMPILE", "False"])
+    cfg = load_config(path, ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg).eval()
     trunk = getattr(model.backbone, "bottom_up", model.backbone)
     if not isinstance(trunk, Trunk):

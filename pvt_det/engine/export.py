@@ -95,8 +95,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         ConfigError: The config is wrong, or no such model can be exported.
     """
     path = config_file(config)
-    # What is exported is traced: a trunk that was compiled already cannot be.
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides, "MODEL.PVT.COMPILE", "False"])
+    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides])
     model = build_model(cfg)
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = build_graph(model, bgr=bgr, kind=kind)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -20,6 +21,8 @@ from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
 from pvt_det.models.trunk import STRIDES, pad_image
 from pvt_det.models.variants import VARIANTS, Variant
 
+# Four stages, training or inference, batches of one or more, number formats: some of each.
+_MOST_PROGRAMS = 64
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 _EMBED_NORM = re.compile(r"patch_embed\d\.norm|block\d\.\d+\.attn\.norm")
 
@@ -43,7 +46,12 @@ class PVTBackbone(Backbone):
 
     Raises:
         ConfigError: A name is unknown or a number out of its range.
+
+    Attributes:
+        trains_compiled: Whether `compile_trunk` makes programs for training too.
     """
+
+    trains_compiled: bool
 
     def __new__(cls, *, variant: str = "", **_: Any) -> PVTBackbone:
         """Choose the subclass by the variant's family. Copying and unpickling name the subclass and no variant."""
@@ -77,6 +85,8 @@ class PVTBackbone(Backbone):
         self._out_feature_strides = dict(zip(STAGES, STRIDES, strict=True))
         self._last_stage = 1 + max(STAGES.index(name) for name in out_features)
         self._frozen_stages = frozen_stages
+        self._compiled_stage: Callable[[int, Tensor], Tensor] | None = None
+        self._compiled_with: dict[str, bool] = {}
         idle = range(self._last_stage + 1, 5)
         for i in (*range(1, frozen_stages + 1), *idle):
             for part in self.stage_modules(i):
@@ -109,6 +119,42 @@ class PVTBackbone(Backbone):
                     part.eval()
         return self
 
+    def compile_trunk(self, *, cuda_graphs: bool) -> None:
+        """Run the stages through `torch.compile` from now on; so do copies.
+
+        Each stage has one program for inference and one for training, each for maps of all sizes, in batches of one
+        and of more. PVT v2 is trained as it is: `torch.compile` makes the backward pass of a convolution anew for each
+        size (torch 2.14).
+
+        Args:
+            cuda_graphs: Replay CUDA graphs, one for each size of images. The maps of one call are overwritten by the
+                next, and all calls have to come from one thread.
+        """
+        self._compiled_with = {"cuda_graphs": cuda_graphs}
+        options = {
+            "triton.cudagraphs": cuda_graphs,
+            # Keeps the compiler from sorting strides of open sizes, at which it fails:
+            # https://github.com/pytorch/pytorch/issues/185510
+            "strict_output_strides": True,
+        }
+        self._compiled_stage = torch.compile(  # type: ignore[call-overload]  # its overloads lack the limit
+            super().forward_stage, dynamic=True, options=options, recompile_limit=_MOST_PROGRAMS
+        )
+
+    def forward_stage(self, i: int, x: Tensor) -> Tensor:
+        """Run stage `i` of 1 … 4 alone, from the image or the previous stage's map to its own map, both `N×C×H×W`."""
+        if self._compiled_stage is None or (torch.is_grad_enabled() and not self.trains_compiled):
+            return super().forward_stage(i, x)
+        return self._compiled_stage(i, x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled_stage": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._compiled_with:
+            self.compile_trunk(**self._compiled_with)
+
     @property
     def size_divisibility(self) -> int:
         """Sides of the images have to be multiples of this for an FPN's maps to be exactly twice one another's."""
@@ -123,12 +169,16 @@ class PVTBackbone(Backbone):
 class PVTv1Backbone(PVTBackbone, PyramidVisionTransformer):  # type: ignore[misc]
     """PVT v1."""
 
+    trains_compiled = True
+
     def _init_trunk(self, variant: Variant, drop_path_rate: float, img_size: int) -> None:
         PyramidVisionTransformer.__init__(self, variant, 0, drop_path_rate, (img_size, img_size))
 
 
 class PVTv2Backbone(PVTBackbone, PyramidVisionTransformerV2):  # type: ignore[misc]
     """PVT v2, which has no position embeddings."""
+
+    trains_compiled = False
 
     def _init_trunk(self, variant: Variant, drop_path_rate: float, img_size: int) -> None:
         PyramidVisionTransformerV2.__init__(self, variant, 0, drop_path_rate)
@@ -169,7 +219,6 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
         frozen_stages=pvt.FROZEN_STAGES,
         checkpoint_stages=pvt.CHECKPOINT_STAGES,
     )
-    if pvt.COMPILE:
-        # Open sizes: one program for images of every size.
-        backbone.compile(dynamic=True)
+    if pvt.COMPILE and torch.device(cfg.MODEL.DEVICE).type != "cpu":
+        backbone.compile_trunk(cuda_graphs=pvt.COMPILE == "reduce-overhead")
     return backbone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -172,25 +173,88 @@ def test_import_registers_and_doing_so_again_is_no_error():
         register(BACKBONE_REGISTRY)(build_pvt_backbone)
 
 
-def test_a_compiled_trunk_has_one_program_for_all_sizes(monkeypatch):
-    graphs = []
-
-    def keep(graph, _):
-        graphs.append(graph)
-        return graph
-
-    # The compiler's front end, without a code generator, which would need a C++ compiler.
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(PVTBackbone, "compile", lambda self, **kw: compile_module(self, backend=keep, **kw))
+@pytest.mark.parametrize(
+    ("device", "key", "expected"),
+    [("cuda", "default", False), ("cuda:1", "reduce-overhead", True), ("cuda", "", None), ("cpu", "default", None)],
+)
+def test_the_config_compiles_the_trunk_of_a_gpu(monkeypatch, device, key, expected):
+    called = []
+    monkeypatch.setattr(PVTBackbone, "compile_trunk", lambda self, *, cuda_graphs: called.append(cuda_graphs))
     cfg = get_config()
-    cfg.MODEL.PVT.VARIANT, cfg.MODEL.PVT.COMPILE = "pvt_tiny", True
-    backbone = build_pvt_backbone(cfg, ShapeSpec(channels=3)).eval()
-    plain = PVTBackbone(variant="pvt_tiny").eval()
-    plain.load_state_dict(backbone.state_dict())
+    cfg.MODEL.PVT.VARIANT, cfg.MODEL.PVT.COMPILE, cfg.MODEL.DEVICE = "pvt_tiny", key, device
+    build_pvt_backbone(cfg, ShapeSpec(channels=3))
+    assert called == ([] if expected is None else [expected])
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """What the compiler's front end makes, without a code generator, which would need a C++ compiler."""
+    made = []
+
+    def keep(program, _):
+        made.append(program)
+        return program
+
+    def compile_front_end(function, *, options, **arguments):
+        assert options["triton.cudagraphs"]
+        return compile_fully(function, backend=keep, **arguments)
+
+    compile_fully = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_front_end)
+    return made
+
+
+@pytest.mark.parametrize(("variant", "trains", "copied"), [("pvt_tiny", True, True), ("pvt_v2_b0", False, False)])
+def test_a_compiled_trunk_has_a_program_a_stage_for_all_sizes_and_so_has_a_copy(programs, variant, trains, copied):
+    plain = PVTBackbone(variant=variant)
+    backbone = copy.deepcopy(plain)
+    backbone.compile_trunk(cuda_graphs=True)
+    backbone = copy.deepcopy(backbone) if copied else backbone
     for size in ((64, 96), (96, 128), (224, 224)):
         image = torch.randn(2, 3, *size)
         with torch.no_grad():
             got, wanted = backbone(image), plain(image)
         for name, expected in wanted.items():
             torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-5)
-    assert len(graphs) == 1
+    assert len(programs) == 4
+    backbone(torch.randn(2, 3, 64, 96))["stage4"].sum().backward()
+    assert len(programs) == (8 if trains else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("variant", "training"), [("pvt_tiny", True), ("pvt_v2_b0", False)])
+def test_compiled_code_computes_maps_and_gradients_of_all_sizes(variant, training):
+    plain = PVTBackbone(variant=variant).train(training)
+    compiled = copy.deepcopy(plain)
+    compiled.compile_trunk(cuda_graphs=False)
+    torch._dynamo.utils.counters.clear()
+    for size in ((8, 12), (16, 12), (20, 20)):
+        coarse = torch.randn(2, plain.embed_dims[1], *size)
+        found = []
+        for backbone in (plain, compiled):
+            x = coarse.clone(memory_format=torch.channels_last).requires_grad_(training)
+            backbone.zero_grad()
+            with torch.set_grad_enabled(training):
+                out = backbone.forward_stage(3, x)
+            if training:
+                out.square().mean().backward()
+            found.append([out, x.grad, *(p.grad for p in backbone.parameters())])
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", ["pvt_small", "pvt_v2_b2"])
+def test_cuda_graphs_give_the_plain_trunks_maps(variant):
+    plain = PVTBackbone(variant=variant).eval().cuda()
+    graphed = copy.deepcopy(plain)
+    graphed.compile_trunk(cuda_graphs=True)
+    with torch.inference_mode():
+        for size in ((224, 224), (224, 320), (512, 512), (224, 320), (224, 224)) * 2:
+            image = torch.randn(1, 3, *size, device="cuda")
+            wanted = plain(image)
+            for name, got in graphed(image).items():
+                torch.testing.assert_close(got, wanted[name], rtol=1e-2, atol=1e-2)
