@@ -69,16 +69,17 @@ def _part(
     """Loss and gradient of `R×K` logits with `R` labels: as if all were background first, then as the labels say."""
     loss, slope = _term(logits, gamma, keep)
     loss *= weights[1]
-    rows = ((labels >= 0) & (labels < logits.shape[1])).nonzero()[:, 0]
-    ignored = (labels < 0)[:, None]
-    classes = labels[rows]
-    positive_loss, positive_slope = _term(-logits[rows, classes], gamma, keep)
-    loss[rows, classes] = positive_loss * weights[0]
-    loss.masked_fill_(ignored, 0)
-    if slope is not None and positive_slope is not None:
+    # Every row's score of its own class, or of some class: picking the rows that have one would stall a GPU.
+    own = labels.clamp(0, logits.shape[1] - 1)[:, None]
+    is_positive = (labels == own[:, 0])[:, None]
+    is_ignored = (labels < 0)[:, None]
+    own_loss, own_slope = _term(-logits.gather(1, own), gamma, keep)
+    loss.scatter_(1, own, torch.where(is_positive, own_loss * weights[0], loss.gather(1, own)))
+    loss.masked_fill_(is_ignored, 0)
+    if slope is not None and own_slope is not None:
         slope *= weights[1]
-        slope[rows, classes] = positive_slope * -weights[0]
-        slope.masked_fill_(ignored, 0)
+        slope.scatter_(1, own, torch.where(is_positive, own_slope * -weights[0], slope.gather(1, own)))
+        slope.masked_fill_(is_ignored, 0)
     return loss.sum(), slope
 
 
