@@ -81,6 +81,8 @@ def run_job(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
     with _lock(folder), run_logging(folder, comm.get_rank(), console), termination_reported(go_on):
         _fit_to_machine(cfg)
         _refuse_unsupported(cfg)
+        if not options.eval_only and not _resumes(options):
+            _refuse_used(folder)
         register_datasets(cfg, training=not options.eval_only)
         if options.eval_only:
             return _evaluate(cfg, options)
@@ -89,15 +91,10 @@ def run_job(cfg: CfgNode, options: JobOptions) -> dict[str, Any]:
 
 def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR)
-    resume = options.resume or restarts() > 0
+    resume = _resumes(options)
     store = CheckpointStore(folder)
     if comm.is_main_process():
         store.clean()
-        if not resume and (found := sorted(folder.glob("model_*.pth"))):
-            raise ConfigError(
-                f"{folder} holds checkpoints of an earlier run ({found[-1].name}): go on from them with --resume, or "
-                "choose another folder with --output."
-            )
     cfg.SEED = _seed(cfg, resume)
     seed_all(cfg.SEED + comm.get_rank())
     cfg.freeze()
@@ -176,6 +173,19 @@ def _fit_to_machine(cfg: CfgNode) -> None:
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         cfg.merge_from_other_cfg(scaled)
+
+
+def _resumes(options: JobOptions) -> bool:
+    return options.resume or restarts() > 0
+
+
+def _refuse_used(folder: Path) -> None:
+    """Refuse a folder with checkpoints, before the data is checked."""
+    if comm.is_main_process() and (found := sorted(folder.glob("model_*.pth"))):
+        raise ConfigError(
+            f"{folder} holds checkpoints of an earlier run ({found[-1].name}): go on from them with --resume, or "
+            "choose another folder with --output."
+        )
 
 
 def _refuse_unsupported(cfg: CfgNode) -> None:

@@ -200,12 +200,8 @@ def config_file(config: str | os.PathLike[str]) -> Path:
         return path
     if not (path / CONFIG_NAME).is_file():
         of_classifier = (path / OPTIONS_NAME).is_file()
-        what = (
-            "is of a classifier: expected a detector's or segmentor's"
-            if of_classifier
-            else f"holds no {CONFIG_NAME}: expected a"
-        )
-        raise ConfigError(f"{path} {what} run's output folder, or a config file.")
+        what = "is of a classifier, not of a detector or segmentor" if of_classifier else f"holds no {CONFIG_NAME}"
+        raise ConfigError(f"{path} {what}: expected a run's output folder, or a config file.")
     return path / CONFIG_NAME
 
 

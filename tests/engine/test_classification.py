@@ -234,7 +234,7 @@ def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
     again = _options(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
     top1 = json.loads((run / "results.json").read_text())["metrics"]["classification"]["top1"]
     assert classification_run.evaluate_only(again, CPU).top1 == pytest.approx(top1)
-    with pytest.raises(ConfigError, match="is of a classifier: expected a detector's or segmentor's run"):
+    with pytest.raises(ConfigError, match="is of a classifier, not of a detector or segmentor: expected a run"):
         config_file(run)
     with pytest.raises(ConfigError, match="is the run's own folder"):
         start("card", [str(run), "--output", str(run)], "pvt-det card")
