@@ -82,9 +82,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("output/onnx"), metavar="DIR", help="(%(default)s)")
     args = parser.parse_args(argv)
 
-    session = onnxruntime.InferenceSession(args.model)
-    about = session.get_modelmeta().custom_metadata_map
-    names = json.loads(about["classes"])
+    try:
+        session = onnxruntime.InferenceSession(args.model)
+        about = session.get_modelmeta().custom_metadata_map
+        names = json.loads(about["classes"])
+    # The runtime's errors have no class in common.
+    except Exception as error:
+        what = f"its metadata has no {error}: export it by pvt-det" if isinstance(error, KeyError) else error
+        print(f"error: {args.model} cannot be used: {what}", file=sys.stderr)
+        return 4
     for path in args.pictures:
         picture = cv2.imread(path, cv2.IMREAD_COLOR)
         if picture is None:

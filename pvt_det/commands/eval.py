@@ -35,7 +35,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="RUN", help="a run's output folder, or a config file")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best")
     parser.add_argument("--against", type=Path, metavar="RUN", help="a run to compare it with on the page")
-    train.add_job_options(parser)
+    train.add_job_options(parser, training=False)
     return parser
 
 

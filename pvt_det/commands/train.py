@@ -46,13 +46,14 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="one of configs/, or your own")
     parser.add_argument("--resume", action="store_true", help="go on from the output folder's last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
-    add_job_options(parser)
+    add_job_options(parser, training=True)
     return parser
 
 
-def add_job_options(parser: ArgumentParser) -> None:
-    """Add the options that training and evaluation share."""
-    for name, (key, value, text) in _SHORT_FOR.items():
+def add_job_options(parser: ArgumentParser, *, training: bool) -> None:
+    """Add the options that training and evaluation share, and with `training` those of the training data."""
+    shown = {name: row for name, row in _SHORT_FOR.items() if training or not name.startswith("train_")}
+    for name, (key, value, text) in shown.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{text} ({key})")
     parser.add_argument(
         "--strict",
@@ -94,7 +95,7 @@ def job_config(args: argparse.Namespace, config_file: str, settings: Sequence[st
         config_file: The config.
         settings: Keys of the config and their values, which those of `args` go over.
     """
-    given = {key: getattr(args, name) for name, (key, _, _) in _SHORT_FOR.items()}
+    given = {key: getattr(args, name, None) for name, (key, _, _) in _SHORT_FOR.items()}
     short = [word for key, value in given.items() if value is not None for word in (key, value)]
     return load_config(config_file, [*settings, *args.overrides, *short])
 

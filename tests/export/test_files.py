@@ -74,7 +74,7 @@ def test_without_a_compiler_compiling_is_refused(monkeypatch):
         files.require_compiler()
 
 
-def test_an_exported_file_runs_without_this_package(tmp_path):
+def test_an_exported_file_runs_without_this_package(capsys):
     """`tools/run_onnx.py`: what it resizes and pastes."""
     assert runner.fit(np.zeros((300, 600, 3), np.uint8), 100, 150).shape == (75, 150, 3)
     assert runner.crop(np.zeros((300, 600, 3), np.uint8), 224).shape == (224, 224, 3)
@@ -84,6 +84,8 @@ def test_an_exported_file_runs_without_this_package(tmp_path):
     assert pasted[22:58, 12:28].all()
     assert not pasted[:19].any()
     assert not pasted[:, 32:].any()
+    assert runner.main([__file__, "a.jpg"]) == 4
+    assert f"error: {__file__} cannot be used: " in capsys.readouterr().err
     source = Path(runner.__file__).read_text()
     assert "pvt_det" not in source.replace("pvt-det", "")
     assert "torch" not in source
