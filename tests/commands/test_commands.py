@@ -82,7 +82,7 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
             "named twice, a and MODEL.WEIGHTS b",
         ),
         ("eval --config-file {leaf} --weights a MODEL.WEIGHTS b", "named twice, a and MODEL.WEIGHTS b: leave one out"),
-        ("eval --config-file x --train-json b", "unrecognized arguments: --train-json b"),
+        ("eval --config-file x --train-json b", "unrecognized arguments: --train-json. Did you mean --val-json?"),
         ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
         ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
         ("export --classifier x --side 0 --output a.pt2", "--side 0: expected 32 pixels or more"),
