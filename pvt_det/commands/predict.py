@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pvt_det.architecture import is_segmentor
 from pvt_det.config import load_config
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.engine.prediction.files import RESULTS_NAME, PredictionFiles
@@ -24,7 +25,7 @@ from pvt_det.engine.prediction.sources import Source, find_sources
 from pvt_det.engine.prediction.tiling import TiledPredictor
 from pvt_det.engine.predictor import Predictor
 from pvt_det.engine.segmentor import Segmentor
-from pvt_det.engine.trained_model import config_file, is_segmentor
+from pvt_det.engine.trained_model import config_file
 from pvt_det.errors import ConfigError, DataError
 
 _THRESHOLD, _OVERLAP = 0.5, 0.2

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from pvt_det.architecture import SEGMENTOR, is_segmentor
 from pvt_det.errors import ConfigError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -204,15 +205,15 @@ def _check_semantic(cfg: CfgNode, refuse: _Refuse) -> None:
         raise refuse("INPUT.SCALE_RANGE", "expected two factors above 0, the least and the most.")
     if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE not in range(256):
         raise refuse("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "expected 0 to 255, as label maps have 8 bits.")
-    is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    is_semantic = is_segmentor(cfg)
     for key, off in (_DETECTION_INPUT if is_semantic else _SEMANTIC_INPUT).items():
         if _get(cfg, key) != off:
             has = "does not have" if is_semantic else "alone has"
-            raise refuse(key, f"MODEL.META_ARCHITECTURE SemanticSegmentor {has} this; expected {off!r}.")
+            raise refuse(key, f"MODEL.META_ARCHITECTURE {SEGMENTOR} {has} this; expected {off!r}.")
 
 
 def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+    if is_segmentor(cfg):
         return
     levels_key = (
         "MODEL.RETINANET.IN_FEATURES" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "MODEL.RPN.IN_FEATURES"

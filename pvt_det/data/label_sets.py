@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pvt_det.architecture import SEGMENTOR, is_segmentor
 from pvt_det.data.labels import WITH_LABELS
 from pvt_det.data.semantic import LabelSource, check_labels, register_panoptic, register_semantic
 from pvt_det.errors import ConfigError, DataError
@@ -80,10 +81,9 @@ def check_named_labels(cfg: CfgNode, name: str) -> None:
                 "DATASETS.TRAIN_LABELS and VAL_LABELS"
             )
         return
-    if metadata.get("evaluator_type") == "sem_seg" and architecture != "SemanticSegmentor":
+    if metadata.get("evaluator_type") == "sem_seg" and not is_segmentor(cfg):
         raise ConfigError(
-            f"data set {name!r} has label maps only: MODEL.META_ARCHITECTURE is {architecture}, expected "
-            "SemanticSegmentor"
+            f"data set {name!r} has label maps only: MODEL.META_ARCHITECTURE is {architecture}, expected {SEGMENTOR}"
         )
     if metadata.get("label_source") is not None:
         return

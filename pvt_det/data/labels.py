@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.config import CfgNode
 
+from pvt_det.architecture import SEGMENTOR
 from pvt_det.data.images import check_size, read_labels
 from pvt_det.errors import DataError
 
 # Meta-architectures that are trained on label maps.
-WITH_LABELS = ("SemanticSegmentor", "PanopticFPN")
+WITH_LABELS = (SEGMENTOR, "PanopticFPN")
 
 
 @dataclass(frozen=True)

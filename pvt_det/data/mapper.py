@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 from pycocotools import mask as mask_util
 
+from pvt_det.architecture import is_segmentor
 from pvt_det.data.images import check_size, read_image
 from pvt_det.data.labels import LabelMaps
 from pvt_det.data.mixing import Draw, Mixer
@@ -46,8 +47,7 @@ def augmentations_of(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
     Raises:
         ConfigError: an INPUT key has an unknown value.
     """
-    is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    return (build_semantic_augmentations if is_semantic else build_augmentations)(cfg, is_train=is_train)
+    return (build_semantic_augmentations if is_segmentor(cfg) else build_augmentations)(cfg, is_train=is_train)
 
 
 class PVTDatasetMapper:

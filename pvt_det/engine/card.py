@@ -10,12 +10,13 @@ from typing import Any, Protocol
 from detectron2.config import CfgNode
 
 from pvt_det import __version__
+from pvt_det.architecture import is_segmentor
 from pvt_det.config import load_config
 from pvt_det.data.annotations import read_json
 from pvt_det.engine.card_page import CARD_NAME, SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.results import CONFIG_NAME
-from pvt_det.engine.trained_model import config_file, is_segmentor, run_weights
+from pvt_det.engine.trained_model import config_file, run_weights
 from pvt_det.evaluation.compare import Run, load_run
 from pvt_det.paths import make_folder
 from pvt_det.weights import read_checkpoint, save_safetensors

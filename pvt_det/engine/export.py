@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pvt_det import __version__
+from pvt_det.architecture import is_segmentor
 from pvt_det.config import load_config
 from pvt_det.data.annotations import read_json
 from pvt_det.data.imagenet_transforms import EvalTransform
@@ -23,7 +24,7 @@ from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.sets import head_key
 from pvt_det.engine.results import model_name
 from pvt_det.engine.trained_classifier import trained_classifier
-from pvt_det.engine.trained_model import class_names, config_file, is_segmentor, run_weights
+from pvt_det.engine.trained_model import class_names, config_file, run_weights
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.export.check import Parity, compare, medians_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write

@@ -10,7 +10,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from pvt_det.engine.trained_model import TrainedModel, class_names, is_segmentor
+from pvt_det.architecture import is_segmentor
+from pvt_det.engine.trained_model import TrainedModel, class_names
 from pvt_det.errors import ConfigError
 
 

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from pvt_det.architecture import SEGMENTOR
 from pvt_det.engine.benchmark.measure import environment
 from pvt_det.engine.checkpoint import write_atomically
 from pvt_det.engine.evaluate import inference_folder
@@ -68,7 +69,7 @@ def model_name(cfg: CfgNode) -> str:
     elif "GeneralizedRCNN" in architecture:
         head = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
     else:
-        head = {"SemanticSegmentor": "Semantic FPN", "PanopticFPN": "Panoptic FPN"}.get(architecture, architecture)
+        head = {SEGMENTOR: "Semantic FPN", "PanopticFPN": "Panoptic FPN"}.get(architecture, architecture)
     is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME
     return f"{head} {cfg.MODEL.PVT.VARIANT if is_pvt else f'R{cfg.MODEL.RESNETS.DEPTH}'}"
 

@@ -12,7 +12,8 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvt_det.engine.trained_model import TrainedModel, class_names, is_segmentor
+from pvt_det.architecture import is_segmentor
+from pvt_det.engine.trained_model import TrainedModel, class_names
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.finite import require_finite
 

@@ -17,6 +17,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 
+from pvt_det.architecture import is_segmentor
 from pvt_det.config import load_config, validate_config
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
@@ -238,11 +239,6 @@ def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> 
     if weights and key:
         raise ConfigError(f"weights are named twice, {weights} and MODEL.WEIGHTS {key}: leave one out.")
     return weights or key
-
-
-def is_segmentor(cfg: CfgNode) -> bool:
-    """Whether a config's model gives every pixel a class, and finds no objects."""
-    return cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
