@@ -184,11 +184,9 @@ def build_parser() -> ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    suite = "plan" if args.plan else args.suite
-    parser = build_parser()
-    everywhere = {"suite", "threads", "json"}
-    for name, value in vars(args).items():
-        if value != parser.get_default(name) and name not in everywhere.union(_READS[suite]):
+    suite, parser = "plan" if args.plan else args.suite, build_parser()
+    for name in sorted(set().union(*_READS.values()).difference(_READS[suite])):
+        if getattr(args, name) != parser.get_default(name):
             readers = ", ".join(_named(reader) for reader, names in _READS.items() if name in names)
             raise ConfigError(f"--{name}: {_named(suite)} does not read it. What does: {readers}.")
     if args.plan and args.suite != "trunk":
