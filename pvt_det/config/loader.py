@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from pvt_det.config.keys import get_config
@@ -20,6 +19,7 @@ from pvt_det.config.validate import validate_config
 from pvt_det.config.values import coerce
 from pvt_det.errors import ConfigError
 from pvt_det.paths import file_fault, folder_fault
+from pvt_det.plain_yaml import read_plain_yaml
 
 BASE_KEY = "_BASE_"
 _COMMAND_LINE = "command line"
@@ -120,20 +120,7 @@ def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}{named_by}: a config is a .yaml file; Python configs are not run.{_siblings(path)}")
     if fault := file_fault(path):
         raise ConfigError(f"{path}{named_by}: this config {fault}.{_siblings(path)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}{named_by}: this config cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}{named_by}: not a text file in UTF-8: {error}.") from error
-    try:
-        tree = yaml.load(text, _PlainLoader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deep for a config.") from error
-    except ValueError as error:  # a number of thousands of digits, a date in month 13
-        raise ConfigError(f"{path}: {error}.") from error
+    tree = read_plain_yaml(path, ConfigError)
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise ConfigError(f"{path}: expected sections with keys (MODEL: …), found {found}.")
@@ -146,46 +133,3 @@ def _siblings(path: Path) -> str:
     names = {p.name for p in path.parent.glob("*.y*ml") if not file_fault(p)}
     near = difflib.get_close_matches(path.name, names, n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}."
-    return " ".join(str(error).split())
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Mappings with text keys, each once; lists; scalars. No tags.
-
-    Aliases stand for flat lists only: dumped configs have these, and no circle or explosion can be made of them.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        problem = None
-        if isinstance(event, yaml.AliasEvent):
-            if not _is_flat_list(self.anchors.get(event.anchor)):
-                problem = f"alias *{event.anchor} is refused: only flat lists can be named; write the value out"
-        elif event.tag is not None:
-            problem = f"tag {event.tag} is refused: configs hold plain values and run nothing"
-        if problem:
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
-            if key in seen:
-                problem = f"{key} stands twice, first in line {seen[key]}; merge the two"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen[key] = key_node.start_mark.line + 1
-        return super().construct_mapping(node, deep)
-
-
-def _is_flat_list(node: yaml.Node | None) -> bool:
-    if not isinstance(node, yaml.SequenceNode) or node.end_mark is None:  # without an end mark it is still being read
-        return False
-    return all(isinstance(item, yaml.ScalarNode) for item in node.value)

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import yaml
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
+from pvt_det.paths import file_fault
+from pvt_det.plain_yaml import read_plain_yaml
 
 # In a run's output folder.
 OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
@@ -165,28 +167,13 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It is missing or no plain YAML; a name is unknown or given twice, or a value of the wrong type.
     """
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a safe loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no plain YAML: {' '.join(str(error).split())}") from error
+    if fault := file_fault(path):
+        raise ConfigError(f"{path}: cannot be read: {fault}.")
+    tree = read_plain_yaml(path, ConfigError)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected lines such as `epochs: 300`, found {type(tree).__name__}.")
     return {name: _coerce(name, value, f"{path}: {name}") for name, value in tree.items()}
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping whose keys differ."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def _coerce(name: str, value: Any, where: str) -> Any:

@@ -149,6 +149,38 @@ def test_yolo_without_names_or_images(tmp_path):
         inspect(tmp_path / "a/b/c/d/labels", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("classes.txt", b"caf\xe9\n", "not a text file in UTF-8"),
+        ("data.yaml", b"names: [caf\xe9]\n", "not a text file in UTF-8"),
+        ("data.yaml", b"names: " + b"[" * 5000, "nested too deep"),
+        ("data.yaml", b"a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", r"line 3: alias \*b is refused"),
+        ("data.yaml", b"a: &a [" + b"x, " * 9000 + b"]\nnames: [*a, *a]\n", "line 2: aliases stand for more than"),
+        ("data.yaml", b"names: [cat, [dog]]\n", r"class 1 is \['dog'\]: expected a name; put it in quotes"),
+        ("data.yaml", b"names: {0: cat, 1: null}\n", "class 1 is None"),
+        ("data.yaml", b"names: [yes]\n", "class 0 is True"),
+        ("data.yaml", b"names: [cat]\nnames: [dog]\n", "line 2: names stands twice"),
+    ],
+)
+def test_yolo_class_names_that_cannot_be_read(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(DataError, match=message) as error:
+        inspect(tmp_path, tmp_path)
+    assert str(tmp_path / file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_yolo_class_names_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbf1 .5 .5 .1 .1\n")
+    Image.new("RGB", (10, 10)).save(tmp_path / "x.png")
+    found = inspect(tmp_path, tmp_path)
+    assert found.data.class_names == ["cat", "dog"]
+    assert [a["category_id"] for a in found.data.annotations] == [1]
+
+
 def test_the_lists_of_pascal_voc(data, tmp_path):
     (tmp_path / "voc").mkdir()
     voc = as_format("Pascal VOC", data, tmp_path / "voc")

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pvt_det.data.findings import Findings
 from pvt_det.data.images import IMAGE_SUFFIXES, read_header
 from pvt_det.errors import DataError
+from pvt_det.plain_yaml import read_plain_yaml, read_text
 
 # Where the class names stand, in the folder of the labels or above it.
 CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
@@ -34,7 +33,7 @@ def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, A
         findings: takes what is wrong; the rest comes back.
 
     Raises:
-        DataError: there are no class names or no images.
+        DataError: there are no class names or no images, or the names cannot be read.
     """
     names = _class_names(labels)
     images = _images(image_root)
@@ -75,18 +74,18 @@ def _class_names(labels: Path) -> list[str]:
 
 
 def _names_in(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".yaml":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())}") from error
+        return [line.strip() for line in read_text(path, DataError).splitlines() if line.strip()]
+    content = read_plain_yaml(path, DataError, keys=(str, int))
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{path} has no `names`: expected a list of class names, or numbers from 0 with their names")
+    for number, name in enumerate(names):
+        # YAML makes other things of yes, null, 1.10 and 2020-01-01.
+        if type(name) not in (str, int) or not str(name).strip():
+            raise DataError(f"{path}: names: class {number} is {name!r}: expected a name; put it in quotes")
     return [str(name) for name in names]
 
 
@@ -99,9 +98,9 @@ def _images(root: Path) -> dict[Path, Path]:
 
 def _objects(path: Path, classes: int, size: tuple[int, int], findings: Findings) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        findings.add("label file that cannot be read", f"{path.name}: {error}")
+        lines = read_text(path, DataError).splitlines()
+    except DataError as error:
+        findings.add("label file that cannot be read", str(error))
         return
     for number, line in enumerate(lines, start=1):
         words = line.split()
