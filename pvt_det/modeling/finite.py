@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pvt_det.errors import NumericError
+from pvt_det.errors import diverged
 
 
 def require_finite(tensors: Iterable[Tensor], what: str) -> None:
@@ -22,10 +22,7 @@ def require_finite(tensors: Iterable[Tensor], what: str) -> None:
     # together, since a GPU has to be waited for.
     ends = [end for tensor in tensors if tensor.numel() for end in _as_stored(tensor).aminmax()]
     if ends and not bool(torch.isfinite(torch.stack(ends)).all()):
-        raise NumericError(
-            f"the model gives {what} that are NaN or infinite; its weights have probably diverged: use an earlier "
-            "checkpoint, or train with a lower learning rate"
-        )
+        raise diverged(f"the model gives {what}")
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
