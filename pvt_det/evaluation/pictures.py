@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import GenericMask, VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -27,6 +28,9 @@ _CAPTION_HEIGHT = 18
 _GAP = 4  # pixels of white between pictures
 _LONGEST = 65_000  # pixels of a side, about what a JPEG file can have
 _OPACITY = 0.5  # of the classes' areas
+_NO_CLASS = 255  # in label maps
+# Pixels of a label map's picture: matplotlib takes 85 bytes for each, 1 GB.
+_MOST_LABELLED = 12_000_000
 
 
 def save_pictures(
@@ -124,18 +128,23 @@ def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: in
         longest: side of the outcome, in pixels.
     """
     visualizer = Visualizer(image, scale=_scale(image, width, longest))
-    if not objects:
-        return visualizer.output.get_image()
+    if objects:
+        _add_objects(visualizer, objects, class_names)
+    return _Canvas(visualizer.output).finish()
+
+
+def _add_objects(visualizer: Visualizer, objects: Objects, class_names: Sequence[str]) -> None:
     classes = [o["category_id"] for o in objects]
     colours = colormap(rgb=True, maximum=1)
     masks = [o.get("segmentation") for o in objects]
-    output = visualizer.overlay_instances(
+    size = visualizer.output.height, visualizer.output.width
+    visualizer.overlay_instances(
         boxes=np.array([BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]),
-        masks=masks if all(masks) else None,
+        # As polygons, one at a time: Detectron2 would keep all of them as pixels.
+        masks=[GenericMask(mask, *size).polygons for mask in masks] if all(masks) else None,
         labels=[_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)],
         assigned_colors=[colours[c % len(colours)] for c in classes],
     )
-    return output.get_image()
 
 
 def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence[str], width: int) -> Picture:
@@ -145,11 +154,67 @@ def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence
         image: the image.
         labels: `H×W` numbers of its pixels' classes; 255, which is no class, stays as it is.
         class_names: by class number.
-        width: of the outcome, in pixels, with the limits of `draw`.
+        width: of the outcome, in pixels, with the limits of `draw`; an image of more than 12 million pixels is
+            drawn with so many.
     """
+    factor = min(1, math.sqrt(_MOST_LABELLED / labels.size))
+    if factor < 1:
+        image, labels = _resized(image, labels, factor)
+        width = min(width, labels.shape[1])
+    elif labels.shape[1] == 2:  # Detectron2 takes such a mask for something else
+        image, labels = _resized(image, labels, 2)
     colours = Metadata(stuff_classes=class_names, stuff_colors=class_colours().tolist())
     visualizer = Visualizer(image, colours, scale=_scale(image, width, _LONGEST))
-    return visualizer.draw_sem_seg(labels, area_threshold=0, alpha=_OPACITY).get_image()
+    canvas = _Canvas(visualizer.output)
+    numbers, areas = np.unique(labels[labels < len(class_names)], return_counts=True)
+    # A class at a time, the largest first: the layers of all take gigabytes.
+    for number in numbers[np.argsort(-areas)]:
+        only = np.where(labels == number, labels, np.uint8(_NO_CLASS))
+        visualizer.draw_sem_seg(only, area_threshold=0, alpha=_OPACITY)
+        canvas.flatten()
+    return canvas.finish()
+
+
+def _resized(image: Picture, labels: NDArray[np.uint8], factor: float) -> tuple[Picture, NDArray[np.uint8]]:
+    height, width = (max(1, int(side * factor)) for side in labels.shape)
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(small), np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+class _Canvas:
+    """The pixels that are drawn on, of an image in the size of its picture.
+
+    Matplotlib's own way to show an image takes 120 bytes a pixel, 6 GB for one of 8000×6000; this one takes 4. The
+    outcome is the same.
+
+    Args:
+        output: of a visualizer, with its image as the only artist.
+    """
+
+    def __init__(self, output: VisImage) -> None:
+        self._output = output
+        self._renderer = output.canvas.get_renderer()
+        self._pixels = np.asarray(self._renderer.buffer_rgba())
+        for shown in list(output.ax.images):
+            shown.remove()
+        height, width = self._pixels.shape[:2]
+        # Detectron2's figures are 0.01 pixels too large, and what does not fit into whole pixels is cut off at the top.
+        cut = output.height * output.scale + 0.01 - height
+        rows = (np.arange(height) + 0.5 + cut) * output.height / (height + cut)
+        columns = (np.arange(width) + 0.5) * output.width / (output.width * output.scale + 0.01)
+        self._pixels[:, :, :3] = output.img[rows.astype(int)[:, None], columns.astype(int)]
+        self._pixels[:, :, 3] = 255
+
+    def flatten(self) -> None:
+        """Draw what was added as images, and forget it. Outlines and texts come above all of these in any case."""
+        for layer in list(self._output.ax.images):
+            layer.draw(self._renderer)
+            layer.remove()
+
+    def finish(self) -> Picture:
+        """The picture with all that was added."""
+        self._output.fig.draw(self._renderer)
+        return self._pixels[:, :, :3].copy()
 
 
 def class_colours() -> NDArray[np.uint8]:

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+from hotcoco import mask as mask_util
 from PIL import Image
 
-from pvt_det.evaluation.pictures import beside_truth, save_pictures, sheet
+from pvt_det.evaluation import pictures
+from pvt_det.evaluation.pictures import beside_truth, class_colours, draw, draw_labels, save_pictures, sheet
 
 NAME = "pictures_test"
 
@@ -73,9 +77,44 @@ def test_low_scores_are_left_out_and_files_are_named_after_images(records: list[
 
 
 def test_a_sheet_has_rows_on_white() -> None:
-    pictures = [np.zeros((h, w, 3), np.uint8) for h, w in ((4, 6), (2, 6), (3, 5))]
-    result = sheet(pictures, columns=2)
+    result = sheet([np.zeros((h, w, 3), np.uint8) for h, w in ((4, 6), (2, 6), (3, 5))], columns=2)
     assert result.shape == (4 + 4 + 3, 6 + 4 + 6, 3)
     assert (result[:, 6:10] == 255).all()
     assert (result[2:4, 10:] == 255).all()
     assert (result[8:, :5] == 0).all()
+
+
+@pytest.mark.parametrize(("height", "width", "drawn"), [(33, 47, 640), (97, 101, 384), (48, 64, 64)])
+def test_pictures_are_those_of_detectron2(height: int, width: int, drawn: int) -> None:
+    """To the pixel, at whole and broken scales, though without matplotlib's own way to show an image."""
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    ring = np.zeros((height, width), np.uint8)
+    ring[5:30, 5:30] = 1
+    ring[12:20, 12:20] = 0
+    rle = mask_util.encode(np.asfortranarray(ring))
+    shown = {"bbox": [5, 5, 30, 30], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "segmentation": rle}
+    visualizer = Visualizer(image, scale=drawn / width)
+    visualizer.overlay_instances(
+        boxes=np.array([[5, 5, 30, 30]]),
+        masks=[rle],
+        labels=["dog"],
+        assigned_colors=[colormap(rgb=True, maximum=1)[1]],
+    )
+    wanted = visualizer.output.get_image()
+    assert np.array_equal(draw(image, [shown], ["cat", "dog"], drawn), wanted)
+    labels = np.where(ring, np.uint8(1), np.uint8(255))
+    visualizer = Visualizer(image, scale=drawn / width)
+    visualizer.draw_binary_mask(ring, class_colours()[1] / 255, text="dog", area_threshold=0)
+    wanted = visualizer.output.get_image()
+    assert np.abs(draw_labels(image, labels, ["cat", "dog"], drawn).astype(int) - wanted).max() <= 2
+
+
+def test_label_maps_too_large_to_draw_are_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_MOST_LABELLED", 60 * 40)
+    labels = np.zeros((80, 120), np.uint8)
+    labels[:, 60:] = 255
+    result = draw_labels(np.zeros((80, 120, 3), np.uint8), labels, ["a"], 120)
+    assert result.shape == (40, 60, 3)
+    assert result[3, 3].tolist() == pytest.approx(class_colours()[0] / 2, abs=2)
+    assert result[:, 32:].max() == 0
+    assert draw_labels(np.zeros((5, 2, 3), np.uint8), np.zeros((5, 2), np.uint8), ["a"], 64).shape == (160, 64, 3)

@@ -14,6 +14,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import paste_masks_in_image
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from pvt_det import Predictor
@@ -24,6 +25,7 @@ from pvt_det.data.images import read_header, read_image, read_orientation
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError
 from pvt_det.evaluation.pictures import draw
+from pvt_det.layers.masks import RunLengthMasks
 from pvt_det.modeling import rcnn
 from tests.faults.conftest import SIDE, in_child
 from tests.modeling.conftest import build
@@ -331,6 +333,26 @@ def test_F16_a_picture_of_48_million_pixels_takes_less_than_2_gb(tmp_path):
     found, growth = in_child(find)
     assert found == 100
     assert growth < 2 * 10**9
+
+
+def test_F16_drawing_takes_few_bytes_a_pixel():
+    """Matplotlib's own way to show an image takes 120: 6 GB for 8000×6000."""
+    masks = torch.zeros(20, 1000, 2000, dtype=torch.bool)
+    masks[:, 200:500, 300:900] = True
+    rles = RunLengthMasks.encode(masks).rles()
+    del masks
+    box = {"bbox": [300, 200, 900, 500], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    objects = [{**box, "segmentation": rle} for rle in rles]
+    image = np.zeros((1000, 2000, 3), np.uint8)
+
+    def drawn() -> tuple[int, int]:
+        picture = draw(image, objects, ["a"], 2000)
+        return int(picture[450, 600].max()), int(picture[700:].max())
+
+    (inside, below), growth = in_child(drawn)
+    assert inside > 50
+    assert below == 0
+    assert growth < 40 * image[:, :, 0].size
 
 
 def test_F16_a_picture_beyond_the_bound_is_refused(tmp_path, monkeypatch):
