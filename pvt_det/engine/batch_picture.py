@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
 
-from pvt_det.evaluation.pictures import Picture, class_colours, draw, sheet
+from pvt_det.evaluation.pictures import MOST_SHOWN, Picture, captioned, class_colours, draw, left_out, sheet
 from pvt_det.layers.masks import RunLengthMasks
 
 NAME = "train_batch.jpg"
@@ -23,6 +23,8 @@ def save_batch_picture(
     batch: Sequence[dict[str, Any]], path: Path, *, class_names: Sequence[str], image_format: str
 ) -> None:
     """Save the first images of a mapped batch with their boxes and masks, or with their label maps.
+
+    Of the objects of an image, the first 300 are drawn; a line above it tells.
 
     Args:
         batch: what the mapper gave: `image`, and `instances` or `sem_seg`.
@@ -39,10 +41,12 @@ def _picture(sample: dict[str, Any], class_names: Sequence[str], image_format: s
     image = np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1])
     if "sem_seg" in sample:
         image = _with_labels(image, sample["sem_seg"].numpy())
-    objects = _objects(sample["instances"]) if "instances" in sample else []
+    count = len(sample["instances"]) if "instances" in sample else 0
+    objects = _objects(sample["instances"][:MOST_SHOWN]) if count else []
     most = max((o["category_id"] for o in objects), default=-1)
     names = class_names if most < len(class_names) else [str(number) for number in range(most + 1)]
-    return draw(image, objects, names, _WIDTH, _LONGEST)
+    picture = draw(image, objects, names, _WIDTH, _LONGEST)
+    return captioned(picture, left_out(count)) if left_out(count) else picture
 
 
 def _objects(instances: Instances) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ Objects = Sequence[dict[str, Any]]
 # Gives an image file's pixels, upright, as training and evaluation see them: `pvt_det.data.images.read_image` does.
 ReadImage: TypeAlias = Callable[[str | os.PathLike[str]], Picture]
 
+# Of the objects of a labelled image; each takes milliseconds, and thousands hide one another.
+MOST_SHOWN = 300
 _CAPTION_HEIGHT = 18
 _GAP = 4  # pixels of white between pictures
 _LONGEST = 65_000  # pixels of a side, about what a JPEG file can have
@@ -94,7 +96,7 @@ def beside_truth(
     ]
     halves = (("ground truth", record["annotations"]), ("detections", found))
     names = metadata.thing_classes
-    return sheet([_captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
+    return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
 
 def sheet(pictures: Sequence[Picture], columns: int) -> Picture:
@@ -233,7 +235,13 @@ def _label(name: str, shown: dict[str, Any]) -> str:
     return f"{name} {shown['score']:.0%}" if "score" in shown else name
 
 
-def _captioned(picture: Picture, text: str) -> Picture:
+def left_out(count: int) -> str:
+    """What to say of a picture of an image with so many objects: "300 of 2000 objects"; "" where it shows all."""
+    return f"{MOST_SHOWN} of {count} objects" if count > MOST_SHOWN else ""
+
+
+def captioned(picture: Picture, text: str) -> Picture:
+    """The picture below a line of black text on white."""
     strip = Image.new("RGB", (picture.shape[1], _CAPTION_HEIGHT), "white")
     ImageDraw.Draw(strip).text((2, 2), text, fill="black")
     return np.concatenate([np.asarray(strip), picture])

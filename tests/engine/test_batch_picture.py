@@ -43,6 +43,18 @@ def test_boxes_and_masks(tmp_path):
         assert part[150:, 200:].max() < 20
 
 
+def test_of_thousands_of_objects_the_first_are_drawn(tmp_path):
+    crowd = sample((0, 0, 0))
+    others = Instances((48, 64), gt_boxes=Boxes(torch.tensor([[4.0, 4, 60, 44]])), gt_classes=torch.tensor([0]))
+    crowd["instances"] = Instances.cat([crowd["instances"]] * 300 + [others] * 20_000)
+    pixels = picture(tmp_path / "x.jpg", [crowd])
+    assert pixels.shape == (18 + 240, 320, 3)
+    assert pixels[1, 200:].min() > 240
+    assert pixels[:18].min() < 60  # the caption
+    assert pixels[18 + 150, 76:84].max() > 60
+    assert pixels[18 + 210 :].max() < 20  # where the sides of the others would be
+
+
 def test_channels_are_put_in_order(tmp_path):
     for image_format, colour in (("RGB", (200, 50, 10)), ("BGR", (10, 50, 200))):
         pixels = picture(tmp_path / "x.jpg", [sample(colour)], image_format=image_format)

@@ -14,7 +14,7 @@ from pvt_det.data.images import read_image
 from pvt_det.data.inspection.inspect import Advice, Inspection
 from pvt_det.engine.inspection.terminal import advice_line, by_frequency, summary
 from pvt_det.errors import DataError
-from pvt_det.evaluation.pictures import draw
+from pvt_det.evaluation.pictures import MOST_SHOWN, draw, left_out
 
 _WIDTH = 400
 _SAMPLES = 12
@@ -126,7 +126,8 @@ def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str,
         # The name of an only class tells nothing, and would cover small objects.
         classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
         names = [*classes, "unknown class"]
-        yield html.picture(draw(pixels, _objects(shown, found), names, _WIDTH), caption)
+        picture = draw(pixels, _objects(shown[:MOST_SHOWN], found), names, _WIDTH)
+        yield html.picture(picture, ", ".join(filter(None, (caption, left_out(len(shown))))))
 
 
 def _objects(annotations: Iterable[dict[str, Any]], found: Inspection) -> list[dict[str, Any]]:
