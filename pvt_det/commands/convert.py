@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if args.config_file:
         tensors = for_config(args.source, args.config_file)
     else:
-        tensors = (to_published if args.to == "published" else to_ours)(read_checkpoint(args.source))
+        rename = to_published if args.to == "published" else to_ours
+        tensors = rename(read_checkpoint(args.source), args.source)
     if suffix == ".safetensors":
         save_safetensors(
             args.output, tensors, {"format": "pt", "source": args.source, "config": args.config_file or ""}

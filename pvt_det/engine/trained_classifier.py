@@ -19,7 +19,7 @@ def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
         CheckpointError: The weights are missing, damaged, or not of a whole classifier of this variant.
         ConfigError: The name is unknown.
     """
-    head = to_ours(read_checkpoint(source)).get("head.weight")
+    head = to_ours(read_checkpoint(source), source).get("head.weight")
     model = create_model(name, num_classes=1000 if head is None else len(head), img_size=img_size).eval()
     load_pretrained(model, source).require_whole()
     return model

@@ -240,7 +240,7 @@ def test_round_trip_to_the_published_layout_is_exact(classifier: tuple, tmp_path
     path, state = classifier
     detector = Fpn(tiny(num_classes=0))
     load_pretrained(detector, path)
-    trunk = to_published(detector.state_dict())
+    trunk = to_published(detector.state_dict(), "a detector")
     assert trunk.keys() == tiny(num_classes=0).state_dict().keys()
     assert all(torch.equal(v, state[k]) for k, v in trunk.items())
     save_checkpoint(tmp_path / "t.pth", trunk)
@@ -248,5 +248,8 @@ def test_round_trip_to_the_published_layout_is_exact(classifier: tuple, tmp_path
 
 
 def test_to_published_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(CheckpointError, match="in no known layout"):
-        to_published({"a": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"^x\.pth: its 1 tensors are in no known layout"):
+        to_published({"a": torch.zeros(1)}, "x.pth")
+    mixed = {"layers.0.1.0.pos_embed": torch.zeros(1, 9, 8), "stranger.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"^x\.pth: stranger\.weight: not in weights of the layout MMDet"):
+        to_published(mixed, "x.pth")
