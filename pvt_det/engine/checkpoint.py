@@ -32,8 +32,9 @@ _TEMPORARY_SUFFIX = ".tmp"
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")
 _SPARE_BYTES = 16 * 2**20
 # What the parts of a training state are.
+_COUNTS = ("iteration", "skipped", "skipped_in_row", "ema_updates")
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("iteration", "seed", "skipped", "skipped_in_row", "ema_updates"), (int,)),
+    **dict.fromkeys((*_COUNTS, "seed"), (int,)),
     **dict.fromkeys(("model", "training_model", "optimizer", "scaler", "hooks"), (dict, OrderedDict)),
     **dict.fromkeys(("random", "classes"), (list,)),
 }
@@ -188,6 +189,12 @@ class CheckpointStore:
             if type(state[key]) not in _KINDS[key]:
                 kind = type(state[key]).__name__
                 raise CheckpointError(f"{path} holds no training state: its {key!r} is one {kind}. Fetch it again.")
+        for key in state.keys() & set(_COUNTS):
+            if state[key] < 0:
+                raise CheckpointError(
+                    f"{path} holds no training state: its {key!r} is {state[key]}, and none is negative. Fetch it "
+                    "again, or resume from another one."
+                )
         return state
 
     def _named_by_pointer(self) -> Path | None:

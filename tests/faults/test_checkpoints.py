@@ -73,6 +73,12 @@ def test_F34_state_of_another_kind(store, key, value):
         store.load(path)
 
 
+def test_F34_negative_iteration(store):
+    path = store.save("model_0000029.pth", state(29) | {"iteration": -2}, 29)
+    with pytest.raises(CheckpointError, match=r"model_0000029\.pth holds no training state: its 'iteration' is -2"):
+        store.load(path)
+
+
 def test_F34_weights_cut_short_anywhere(tmp_path):
     for path in whole_files(tmp_path):
         content = path.read_bytes()
