@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePath
 
 import cv2
@@ -85,6 +86,29 @@ def test_a_word_that_means_no_file_is_refused(tmp_path, word, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         find_sources([str(tmp_path / word)])
+
+
+def test_an_empty_word_does_not_mean_the_working_folder():
+    with pytest.raises(DataError, match="'' is no name"):
+        find_sources([""])
+
+
+@pytest.mark.parametrize("word", ["in", "in/*"])
+def test_pipes_and_links_that_lead_nowhere_are_told_of(run, tmp_path, word):
+    """Waited for, a pipe would never end."""
+    save(tmp_path / "in/a.png", picture(BOX))
+    (tmp_path / "in/folder.png").mkdir()
+    for name in ("pipe.jpg", "pipe.mp4"):
+        os.mkfifo(tmp_path / "in" / name)
+    (tmp_path / "in/z.png").symlink_to(tmp_path / "nowhere.png")
+    faults, results, _, printed = run(tmp_path / word)
+    assert len(results) == 1
+    reasons = {"pipe.jpg": "is no regular file", "pipe.mp4": "is no regular file", "z.png": "does not exist"}
+    assert len(faults) == len(reasons)
+    for fault, (name, reason) in zip(faults, reasons.items(), strict=True):
+        assert name in fault
+        assert reason in fault
+        assert fault in printed
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ class Source:
 def find_sources(words: Iterable[str]) -> list[Source]:
     """Files, the images and videos in folders and the folders below, and what glob patterns match, each once.
 
+    Among them is what cannot be read, such as a pipe or a link that leads nowhere: reading tells.
+
     Raises:
         DataError: A word means no file.
     """
@@ -56,10 +58,12 @@ def find_sources(words: Iterable[str]) -> list[Source]:
 
 
 def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
+    if not word:
+        raise DataError("'' is no name: expected an image, a video, a folder (. is this one) or a pattern")
     path = Path(word)
     if not folder_fault(path):
         known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and not file.is_dir())
         if not files:
             raise DataError(f"{path} and its folders hold no image or video ({', '.join(known)})")
         return [(file, file.relative_to(path).with_suffix("")) for file in files]
@@ -69,7 +73,7 @@ def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
     # A file whose name has brackets was found above.
     if re.search(r"[*?\[]", word):
         # Not by pathlib, whose glob takes no absolute patterns.
-        files = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
+        files = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if not Path(match).is_dir()]  # noqa: PTH207
         if not files:
             raise DataError(f"no file matches {word}")
         return [(file, PurePath(file.stem)) for file in files]
@@ -95,10 +99,12 @@ class Video:
         rate: Frames per second.
 
     Raises:
-        DataError: It cannot be opened.
+        DataError: It cannot be opened, or is no regular file.
     """
 
     def __init__(self, path: Path) -> None:
+        if fault := file_fault(path):
+            raise DataError(f"video {path} {fault}")
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise DataError(f"video {path} cannot be opened: it is broken, or of a kind that OpenCV does not know")
