@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
 
-from pvt_det.evaluation.pictures import MOST_SHOWN, Picture, captioned, class_colours, draw, left_out, sheet
+from pvt_det.evaluation.pictures import MOST_SHOWN, Picture, caption_of, captioned, class_colours, draw, sheet
 from pvt_det.layers.masks import RunLengthMasks
 
 NAME = "train_batch.jpg"
@@ -46,7 +46,8 @@ def _picture(sample: dict[str, Any], class_names: Sequence[str], image_format: s
     most = max((o["category_id"] for o in objects), default=-1)
     names = class_names if most < len(class_names) else [str(number) for number in range(most + 1)]
     picture = draw(image, objects, names, _WIDTH, _LONGEST)
-    return captioned(picture, left_out(count)) if left_out(count) else picture
+    caption = caption_of("", count)
+    return captioned(picture, caption) if caption else picture
 
 
 def _objects(instances: Instances) -> list[dict[str, Any]]:

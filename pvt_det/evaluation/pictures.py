@@ -94,7 +94,8 @@ def beside_truth(
         {**d, "category_id": classes[d["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
         for d in sorted(detections, key=lambda d: d["score"])
     ]
-    halves = (("ground truth", record["annotations"]), ("detections", found))
+    truth = record["annotations"]
+    halves = ((caption_of("ground truth", len(truth)), truth[:MOST_SHOWN]), ("detections", found))
     names = metadata.thing_classes
     return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
@@ -235,9 +236,9 @@ def _label(name: str, shown: dict[str, Any]) -> str:
     return f"{name} {shown['score']:.0%}" if "score" in shown else name
 
 
-def left_out(count: int) -> str:
-    """What to say of a picture of an image with so many objects: "300 of 2000 objects"; "" where it shows all."""
-    return f"{MOST_SHOWN} of {count} objects" if count > MOST_SHOWN else ""
+def caption_of(text: str, count: int) -> str:
+    """The caption of a picture of so many objects, with "300 of 2000 objects" where it shows the first ones only."""
+    return text if count <= MOST_SHOWN else ", ".join(filter(None, (text, f"{MOST_SHOWN} of {count} objects")))
 
 
 def captioned(picture: Picture, text: str) -> Picture:

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from pvt_det.errors import DataError
 from pvt_det.evaluation.compare import Run
 from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
-from pvt_det.evaluation.pictures import ReadImage, draw
+from pvt_det.evaluation.pictures import MOST_SHOWN, ReadImage, caption_of, draw
 from pvt_det.evaluation.report_figures import SHOWN_SCORE
 from pvt_det.html import Html, join, pair
 
@@ -63,8 +63,9 @@ def worst_images(run: Run, images: Mapping[int, ImageFile], read: ReadImage) -> 
             for detection in found
             if detection["image_id"] == image
         ]
-        caption = f"{images[image].file.name}: {missed} missed, {wrong} false"
-        pixels, objects = read(images[image].file), [dict(each) for each in images[image].objects]
+        objects = [dict(each) for each in images[image].objects[:MOST_SHOWN]]
+        caption = caption_of(f"{images[image].file.name}: {missed} missed, {wrong} false", len(images[image].objects))
+        pixels = read(images[image].file)
         left, right = (draw(pixels, each, names, _WIDTH) for each in (objects, own))
         pictures.append(pair(left, right, caption, quality=80))
     return join(*pictures)

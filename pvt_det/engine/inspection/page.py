@@ -14,7 +14,7 @@ from pvt_det.data.images import read_image
 from pvt_det.data.inspection.inspect import Advice, Inspection
 from pvt_det.engine.inspection.terminal import advice_line, by_frequency, summary
 from pvt_det.errors import DataError
-from pvt_det.evaluation.pictures import MOST_SHOWN, draw, left_out
+from pvt_det.evaluation.pictures import MOST_SHOWN, caption_of, draw
 
 _WIDTH = 400
 _SAMPLES = 12
@@ -127,7 +127,7 @@ def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str,
         classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
         names = [*classes, "unknown class"]
         picture = draw(pixels, _objects(shown[:MOST_SHOWN], found), names, _WIDTH)
-        yield html.picture(picture, ", ".join(filter(None, (caption, left_out(len(shown))))))
+        yield html.picture(picture, caption_of(caption, len(shown)))
 
 
 def _objects(annotations: Iterable[dict[str, Any]], found: Inspection) -> list[dict[str, Any]]:
