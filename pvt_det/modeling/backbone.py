@@ -85,7 +85,8 @@ class PVTBackbone(Backbone):
         self._out_feature_strides = dict(zip(STAGES, STRIDES, strict=True))
         self._last_stage = 1 + max(STAGES.index(name) for name in out_features)
         self._frozen_stages = frozen_stages
-        self._compiled_stage: Callable[[int, Tensor], Tensor] | None = None
+        # The programs to run stages by, with gradients and without.
+        self._compiled_stage: dict[bool, Callable[[int, Tensor], Tensor]] = {}
         self._compiled_with: dict[str, bool] = {}
         idle = range(self._last_stage + 1, 5)
         for i in (*range(1, frozen_stages + 1), *idle):
@@ -104,6 +105,9 @@ class PVTBackbone(Backbone):
         """
         x = pad_image(x)
         maps = {}
+        if self._compiled_with.get("cuda_graphs") and not torch.is_grad_enabled():
+            # Otherwise each stage's program takes its own call for a new one, and frees the maps of the stages before.
+            torch.compiler.cudagraph_mark_step_begin()
         for i in range(1, self._last_stage + 1):
             x = self.forward_stage(i, x)
             if STAGES[i - 1] in self._out_features:
@@ -127,28 +131,34 @@ class PVTBackbone(Backbone):
         size (torch 2.14).
 
         Args:
-            cuda_graphs: Replay CUDA graphs, one for each size of images. The maps of one call are overwritten by the
-                next, and all calls have to come from one thread.
+            cuda_graphs: In inference, replay CUDA graphs, one for each size of images. The maps of one call are
+                overwritten by the next, and all calls have to come from one thread. In training there are none: they
+                would overwrite gradients that several batches add up, and its images have too many sizes.
         """
         self._compiled_with = {"cuda_graphs": cuda_graphs}
+        plain = self._compile(cuda_graphs=False)
+        self._compiled_stage = {True: plain, False: self._compile(cuda_graphs=True) if cuda_graphs else plain}
+
+    def _compile(self, *, cuda_graphs: bool) -> Callable[[int, Tensor], Tensor]:
         options = {
             "triton.cudagraphs": cuda_graphs,
             # Keeps the compiler from sorting strides of open sizes, at which it fails:
             # https://github.com/pytorch/pytorch/issues/185510
             "strict_output_strides": True,
         }
-        self._compiled_stage = torch.compile(  # type: ignore[call-overload]  # its overloads lack the limit
+        return torch.compile(  # type: ignore[call-overload]  # its overloads lack the limit
             super().forward_stage, dynamic=True, options=options, recompile_limit=_MOST_PROGRAMS
         )
 
     def forward_stage(self, i: int, x: Tensor) -> Tensor:
         """Run stage `i` of 1 … 4 alone, from the image or the previous stage's map to its own map, both `N×C×H×W`."""
-        if self._compiled_stage is None or (torch.is_grad_enabled() and not self.trains_compiled):
+        with_gradients = torch.is_grad_enabled()
+        if not self._compiled_stage or (with_gradients and not self.trains_compiled):
             return super().forward_stage(i, x)
-        return self._compiled_stage(i, x)
+        return self._compiled_stage[with_gradients](i, x)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_compiled_stage": None}
+        return {**super().__getstate__(), "_compiled_stage": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
