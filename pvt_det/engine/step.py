@@ -145,7 +145,7 @@ class TrainStep:
 
     def _report(self, losses: dict[str, Tensor], norm: Tensor, data_seconds: float, stop: bool) -> StepReport:
         # One exchange serves the losses, their finiteness and the wish to stop. Gradients are averaged already.
-        numbers = torch.stack([*losses.values(), torch.tensor(float(stop), device=self._device)])
+        numbers = torch.stack([*losses.values(), torch.full((), float(stop), device=self._device)])
         if (world_size := comm.get_world_size()) > 1:
             torch.distributed.all_reduce(numbers)
             numbers /= world_size

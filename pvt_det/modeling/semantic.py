@@ -103,7 +103,7 @@ class PVTSemSegFPNHead(SemSegFPNHead):
         Gradients are averaged over processes, hence the whole batch's count is shared out equally.
         """
         if self.loss_average == "all":
-            return targets.new_tensor(targets.numel(), dtype=torch.float32)
+            return torch.full((), float(targets.numel()), device=targets.device)
         count, world_size = (targets != self.ignore_value).sum().float(), comm.get_world_size()
         # Without gradients (losses on validation data) processes need not be in step.
         if world_size > 1 and torch.is_grad_enabled():
