@@ -130,12 +130,12 @@ class ProgressHook(HookBase):
             seconds = storage.history("time").median(1000)
             left = datetime.timedelta(seconds=int(seconds * (self.trainer.max_iter - self.trainer.iter - 1)))
             parts += [f"{seconds:.3g} s/it", f"eta {left}"]
-        return "  ".join([*parts, f"mem {peak_memory_gib():.1f} GiB"])
+        return "  ".join([*parts, f"mem {peak_memory_gib(self.trainer.cfg.MODEL.DEVICE):.1f} GiB"])
 
 
-def peak_memory_gib() -> float:
-    """Most memory that this process has held so far: the GPU's where there is one, else its own."""
-    if torch.cuda.is_available():
+def peak_memory_gib(device: str) -> float:
+    """Most memory that this process has held so far: the current GPU's where `device` is one, else its own."""
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kibibytes / 2**20

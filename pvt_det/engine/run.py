@@ -108,6 +108,12 @@ def _train(cfg: CfgNode, options: JobOptions, console: Console) -> dict[str, Any
         metrics = trainer.train()
     except Interrupted as error:
         raise Interrupted(f"{error} Go on with: {options.command}" if options.command else str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of memory on {cfg.MODEL.DEVICE} with SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: halve it and "
+            f"set SOLVER.ACCUMULATE_STEPS {2 * cfg.SOLVER.ACCUMULATE_STEPS}, use SOLVER.AMP.ENABLED "
+            "True, or MODEL.PVT.CHECKPOINT_STAGES [1, 2]."
+        ) from error
     if comm.is_main_process():
         path = results.write_results(
             cfg,
@@ -166,6 +172,7 @@ def _fit_to_machine(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         _log.warning("MODEL.DEVICE is %s, but this machine has no usable GPU: running on the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    _take_gpu(torch.device(cfg.MODEL.DEVICE))
     cores = len(os.sched_getaffinity(0))
     if cores < cfg.DATALOADER.NUM_WORKERS:
         _log.info("DATALOADER.NUM_WORKERS lowered from %d to %d, the cores here.", cfg.DATALOADER.NUM_WORKERS, cores)
@@ -173,6 +180,19 @@ def _fit_to_machine(cfg: CfgNode) -> None:
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         cfg.merge_from_other_cfg(scaled)
+
+
+def _take_gpu(device: torch.device) -> None:
+    """Make a GPU that the config names by its number the one that random states, memory and timing are asked of."""
+    if device.type != "cuda" or device.index is None:
+        return
+    if comm.get_world_size() > 1:
+        raise ConfigError(f"MODEL.DEVICE {device}: of several processes each has a GPU of its own. Give cuda.")
+    if device.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"MODEL.DEVICE {device}: this machine has {torch.cuda.device_count()} GPUs, the first of them cuda:0."
+        )
+    torch.cuda.set_device(device)
 
 
 def _resumes(options: JobOptions) -> bool:

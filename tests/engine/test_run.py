@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pvt_det.config import load_config
-from pvt_det.engine import evaluate
+from pvt_det.engine import evaluate, run
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError
@@ -123,3 +123,26 @@ def test_early_stopping_ends_a_run(tmp_path, tiny_cfg):
 def test_keys_without_effect_are_refused(tmp_path, tiny_cfg, key):
     with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
         run_job(tiny_cfg(tmp_path, **{key: True}), JobOptions())
+
+
+def test_a_gpu_named_by_number_has_to_be_there_and_for_one_process(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        run._take_gpu(torch.device(name))
+    assert taken == [torch.device("cuda:1")]
+    with pytest.raises(ConfigError, match="cuda:2: this machine has 2 GPUs"):
+        run._take_gpu(torch.device("cuda:2"))
+    monkeypatch.setattr(run.comm, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="cuda:1: of several processes each has a GPU of its own"):
+        run._take_gpu(torch.device("cuda:1"))
+
+
+def test_too_little_memory_of_a_gpu_is_told_in_a_line(tmp_path, tiny_cfg, monkeypatch):
+    def train(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PVTTrainer, "train", train)
+    with pytest.raises(ConfigError, match=r"out of memory on cpu with SOLVER.IMS_PER_BATCH 2: .*ACCUMULATE_STEPS 2"):
+        run_job(tiny_cfg(tmp_path), JobOptions())
