@@ -180,7 +180,9 @@ class Trainer:
             batch = self._next(batches)
             place = self.progress.step * accumulate + part
             seed_all(derive_seed(self.options.seed, self.progress.epoch, place, self.process.rank, 1))
-            images, labels = parts.prepare(batch.images), batch.labels.to(self.process.device)
+            # Not waited for: a GPU would be done with the update before this one first.
+            images = parts.prepare(batch.images)
+            labels = batch.labels.to(self.process.device, non_blocking=True)
             if parts.mixup:
                 images, labels = parts.mixup(images, labels)
             with self._no_sync() if part + 1 < accumulate else nullcontext():

@@ -58,7 +58,6 @@ def _best(scores: Tensor, size: tuple[int, int]) -> Labels:
     # Class by class: all at once would take 14 GB for 150 classes of a picture of 24 million pixels.
     for number, of_class in enumerate(scores.float()):
         enlarged = F.interpolate(of_class[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        better = enlarged > highest
-        labels[better] = number
-        highest[better] = enlarged[better]
+        labels.masked_fill_(enlarged > highest, number)
+        torch.maximum(highest, enlarged, out=highest)
     return labels.cpu().numpy()
