@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import weakref
 from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -20,7 +21,10 @@ class WorkerLoader(DataLoader):
 
     def __iter__(self) -> Any:
         iterator = super().__iter__()
-        weakref.finalize(iterator, _kill, getattr(iterator, "_workers", []))
+        # The last three are there for a GPU only.
+        parts = ("_pin_memory_thread", "_pin_memory_thread_done_event", "_worker_result_queue")
+        pinning = [getattr(iterator, name, None) for name in parts]
+        weakref.finalize(iterator, _end, getattr(iterator, "_workers", []), *pinning)
         return iterator
 
 
@@ -33,7 +37,12 @@ def start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader
 
 
-def _kill(workers: list[BaseProcess]) -> None:
+def _end(workers: list[BaseProcess], pinning: Thread | None, done: Any, queue: Any) -> None:
+    # First the thread that puts what workers send into pinned memory: it fails where one dies while it reads.
+    if pinning is not None and pinning.is_alive():
+        done.set()
+        queue.put((None, None))
+        pinning.join()
     for worker in workers:
         if worker.is_alive():
             worker.kill()

@@ -1,7 +1,12 @@
 """Workers of data loaders."""
 
+import queue
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
+
+from pvt_det.data.workers import _end
 
 SCRIPT = """
 import torch
@@ -16,3 +21,17 @@ print(next(batches)[0].item())
 def test_program_ends_with_an_iterator_still_open():
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, timeout=300)
     assert (found.returncode, found.stdout) == (0, "0\n"), found.stderr
+
+
+def test_the_thread_that_pins_a_gpus_images_ends_before_the_workers_do():
+    done, results, killed = threading.Event(), queue.Queue(), []
+
+    def pin():
+        while not done.is_set():
+            results.get()
+
+    thread = threading.Thread(target=pin, daemon=True)
+    thread.start()
+    worker = SimpleNamespace(is_alive=lambda: True, kill=lambda: killed.append(thread.is_alive()))
+    _end([worker], thread, done, results)
+    assert killed == [False]
