@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from rich.console import Console
 
 from pvt_det.commands import benchmark
 from pvt_det.config import load_config
 from pvt_det.engine.benchmark import evaluation, mapping, whole
-from pvt_det.engine.benchmark.contestants import Case
+from pvt_det.engine.benchmark.contestants import OURS, TEXTBOOK, Case
+from pvt_det.engine.benchmark.measure import take_turns
 from pvt_det.engine.benchmark.photos import read_records, readers
+from pvt_det.engine.benchmark.report import as_table
 from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
+from pvt_det.engine.benchmark.suites import make_row, peaks
 from pvt_det.errors import ConfigError, DataError
 
 SMALL = ("MODEL.DEVICE", "cpu", "MODEL.PVT.DROP_PATH_RATE", "0", "INPUT.MIN_SIZE_TRAIN", "[64]")
@@ -69,6 +74,33 @@ def test_detector_suite(repo_root, coco_mini, workers):
     ]
     assert [row.speedup for row in rows[::2]] == [1, 1]
     assert all(row.seconds > 0 for row in rows)
+
+
+@pytest.mark.parametrize("fails", [OURS, TEXTBOOK])
+def test_who_runs_out_of_a_gpus_memory_has_a_row_that_says_so(fails):
+    def step(name):
+        calls.append(name)
+        if name == fails and calls.count(name) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return 512.0
+
+    calls, names = [], (OURS, TEXTBOOK)
+    seconds = take_turns({name: partial(step, name) for name in names}, torch.device("cpu"), 3)
+    assert (calls.count(fails), len(calls)) == (3, 7)
+    calls[:] = [fails] * 2
+    memory = peaks(names, step)
+    rows = {
+        name: make_row(Case("m", "pyramid", "training", "fp32", 1, 32, 32), name, seconds, memory) for name in names
+    }
+    failed = rows.pop(fails)
+    (other,) = rows.values()
+    assert (failed.seconds, failed.images_per_s, failed.speedup, failed.memory_mib) == (None, None, None, None)
+    assert (other.speedup, other.memory_share) == ((1, 1) if fails == TEXTBOOK else (None, None))
+    assert (other.seconds > 0, other.memory_mib) == (True, 512)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(as_table([failed, other]))
+    assert shown.get().count("out of memory") == 1
 
 
 @pytest.mark.usefixtures("here")

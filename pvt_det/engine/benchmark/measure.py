@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import resource
 import statistics
@@ -27,18 +28,50 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Time each call `repeats` times in seconds, one after the other in every round, after one round of warming up.
 
-    Whatever else slows the machine down for a while then slows all of them.
+    Whatever else slows the machine down for a while then slows all of them. One that runs out of a GPU's memory takes
+    no further part and has no times.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    failed = set()
     for turn in range(0 if warm_up else 1, repeats + 1):
         for name, call in calls.items():
-            _wait_for(device)
-            start = time.perf_counter()
-            call()
-            _wait_for(device)
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
+            if name in failed:
+                continue
+            time_taken = _time(call, device)
+            if time_taken is None:
+                failed.add(name)
+                seconds[name] = []
+                give_back(device)
+            elif turn > 0:
+                seconds[name].append(time_taken)
     return seconds
+
+
+def _time(call: Callable[[], object], device: torch.device) -> float | None:
+    """Seconds that a call takes; None where it runs out of a GPU's memory."""
+    _wait_for(device)
+    start = time.perf_counter()
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        return None
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def give_back(device: torch.device, *, compiled: bool = False) -> None:
+    """Return a GPU's memory that is not in use, which PyTorch keeps, to the device; other processes need it too.
+
+    Args:
+        device: Nothing is to be done on a CPU.
+        compiled: Forget what was compiled too, with the memory of its CUDA graphs. The compiler would take the sizes of
+            what is measured next for changing ones, and make a slower program for all of them.
+    """
+    if compiled:
+        torch.compiler.reset()
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def median_ratio(slower: list[float], faster: list[float]) -> float:

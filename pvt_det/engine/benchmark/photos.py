@@ -9,12 +9,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, MapDataset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pvt_det.data.build import MappedDataset
 from pvt_det.data.coco import CocoSource
 from pvt_det.data.mapper import PVTDatasetMapper
 from pvt_det.data.targets import pack_targets
+from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.engine.benchmark.contestants import OURS
 from pvt_det.errors import DataError
 
@@ -72,7 +73,15 @@ def endless_batches(
     batches = iter(lambda: [next(numbers) for _ in range(batch)], None)
     if workers == 0:
         return ([read(number) for number in batch] for batch in batches)
-    return iter(DataLoader(_Read(read), batch_sampler=batches, num_workers=workers, collate_fn=list, pin_memory=pin))
+    loader = WorkerLoader(
+        _Read(read),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=pin,
+        worker_init_fn=start_worker,
+    )
+    return iter(loader)
 
 
 def packed(cfg: CfgNode, records: Records) -> Records:

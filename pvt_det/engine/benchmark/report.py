@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,9 +37,9 @@ def as_table(rows: Sequence[Row]) -> Table:
             case.dtype,
             f"{case.batch}x3x{case.height}x{case.width}",
             row.contestant,
-            f"{row.seconds * 1000:.1f} ms",
-            f"{row.images_per_s:.2f}",
-            f"{row.speedup:.2f}x",
+            "out of memory" if row.seconds is None else f"{row.seconds * 1000:.1f} ms",
+            "" if row.images_per_s is None else f"{row.images_per_s:.2f}",
+            "" if row.speedup is None else f"{row.speedup:.2f}x",
             "" if row.memory_mib is None else f"{row.memory_mib:.0f} MiB",
             "" if row.memory_share is None else f"{row.memory_share:.2f}",
         )
@@ -83,8 +84,9 @@ def plot_growth(rows: Sequence[Row], path: Path, caption: str) -> None:
     for model in dict.fromkeys(row.case.model for row in rows):
         own = [row for row in rows if row.case.model == model]
         sides = [row.case.height for row in own]
-        time_axes.plot(sides, [row.seconds for row in own], marker="o", label=model)
-        memory_axes.plot(sides, [(row.memory_mib or 0) / 1024 for row in own], marker="o", label=model)
+        # Where a GPU's memory was not enough, a line ends.
+        time_axes.plot(sides, [row.seconds or math.nan for row in own], marker="o", label=model)
+        memory_axes.plot(sides, [(row.memory_mib or math.nan) / 1024 for row in own], marker="o", label=model)
     for axes, label in ((time_axes, "seconds a step"), (memory_axes, "peak memory of a step, GiB")):
         axes.set(xlabel="image side, pixels", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)

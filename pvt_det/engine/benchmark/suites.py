@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
 
 from pvt_det.engine.benchmark.contestants import OURS, Case, build, contestants
-from pvt_det.engine.benchmark.measure import in_own_process, median_ratio, peak_memory, take_turns
+from pvt_det.engine.benchmark.measure import give_back, in_own_process, median_ratio, peak_memory, take_turns
 
 GROWTH_MODELS = ("pvt_small", "pvt_v2_b2", "pvt_v2_b2_li", "resnet50")
 GROWTH_SIDES = (224, 448, 672, 896, 1120, 1344, 1536)
@@ -23,23 +24,24 @@ class Row:
     Attributes:
         case: What was measured.
         contestant: Who.
-        seconds: Median time of a step.
-        speedup: How many times as fast `pvt_det` was; the median of the rounds' ratios.
-        memory_mib: Peak memory of a step over what the model and the images take, or None where not measured.
+        seconds: Median time of a step; None where a GPU's memory was not enough.
+        speedup: How many times as fast `pvt_det` was; the median of the rounds' ratios; None where one has no times.
+        memory_mib: Peak memory of a step over what the model and the images take; None where not measured, or where it
+            was more than the GPU has.
         memory_share: `pvt_det`'s peak memory as a part of this contestant's, or None.
     """
 
     case: Case
     contestant: str
-    seconds: float
-    speedup: float
+    seconds: float | None
+    speedup: float | None
     memory_mib: float | None = None
     memory_share: float | None = None
 
     @property
-    def images_per_s(self) -> float:
-        """Images that a second is enough for."""
-        return self.case.batch / self.seconds
+    def images_per_s(self) -> float | None:
+        """Images that a second is enough for; None where there is no time."""
+        return None if self.seconds is None else self.case.batch / self.seconds
 
     def as_dict(self) -> dict[str, object]:
         """The row as plain values, for JSON."""
@@ -48,15 +50,27 @@ class Row:
 
 
 def make_row(case: Case, name: str, seconds: Mapping[str, list[float]], memory: Mapping[str, float]) -> Row:
-    """One contestant's row from all contestants' times and peak memory, which may not have been measured."""
+    """One contestant's row from all contestants' times and peak memory, of which any may be missing."""
+    own, ours = seconds[name], seconds[OURS]
     return Row(
         case,
         name,
-        statistics.median(seconds[name]),
-        median_ratio(seconds[name], seconds[OURS]),
+        statistics.median(own) if own else None,
+        median_ratio(own, ours) if own and ours else None,
         memory.get(name),
-        memory[OURS] / memory[name] if memory else None,
+        memory[OURS] / memory[name] if {OURS, name} <= memory.keys() else None,
     )
+
+
+def peaks(names: Iterable[str], measure: Callable[[str], float]) -> dict[str, float]:
+    """Peak memory of each contestant, without those that run out of it."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = measure(name)
+        except torch.OutOfMemoryError:
+            continue
+    return found
 
 
 def measures_memory(case: Case, device: torch.device) -> bool:
@@ -69,7 +83,9 @@ def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, compile
     for case in cases:
         names = contestants(case, compiled)
         seconds = take_turns({name: build(name, case, device) for name in names}, device, repeats)
-        memory = {name: memory_of(name, case, device) for name in names} if measures_memory(case, device) else {}
+        give_back(device, compiled=compiled)
+        measured = names if measures_memory(case, device) else []
+        memory = peaks(measured, partial(memory_of, case=case, device=device))
         for name in names:
             yield make_row(case, name, seconds, memory)
 
@@ -81,8 +97,9 @@ def run_growth(
     for model in models:
         for side in sides:
             case = Case(model, "pyramid", mode, dtype, 1, side, side)
-            seconds = take_turns({OURS: build(OURS, case, device)}, device, repeats)[OURS]
-            yield Row(case, OURS, statistics.median(seconds), 1.0, memory_of(OURS, case, device))
+            seconds = take_turns({OURS: build(OURS, case, device)}, device, repeats)
+            give_back(device)
+            yield make_row(case, OURS, seconds, peaks([OURS], partial(memory_of, case=case, device=device)))
 
 
 def cross(

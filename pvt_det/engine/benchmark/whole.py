@@ -7,9 +7,11 @@ of the trunk with the same weights (`pvt_det.engine.benchmark.stock`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from torch import nn
 import pvt_det.modeling  # noqa: F401  (registers the builders)
 from pvt_det.config import load_config
 from pvt_det.engine.benchmark.contestants import COMPILED, OURS, Case
-from pvt_det.engine.benchmark.measure import in_own_process, peak_memory, take_turns
+from pvt_det.engine.benchmark.measure import give_back, in_own_process, peak_memory, take_turns
 from pvt_det.engine.benchmark.photos import DETECTRON2, endless_batches, read_records, readers
 from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
-from pvt_det.engine.benchmark.suites import Row, make_row, measures_memory
+from pvt_det.engine.benchmark.suites import Row, make_row, measures_memory, peaks
 from pvt_det.engine.precision import inference_autocast
 from pvt_det.engine.step import TrainStep
 from pvt_det.evaluation.detections import pack_detections
@@ -61,7 +63,7 @@ def run_detectors(
 
     Args:
         cases: `model` is a config file; height and width bound the short and the long side of the resized photos. The
-            number format is this package's; Detectron2's is fp32, but fp16 in training on a GPU.
+            number format is this package's; Detectron2's is fp32, but fp16 in training on a GPU where ours is not fp32.
         setup: Photos and device.
         repeats: Rounds that count.
         compiled: Let this package's detector with a compiled trunk take part, on a GPU.
@@ -74,19 +76,30 @@ def run_detectors(
     names = (OURS, *([COMPILED] if compiled else []), DETECTRON2)
     for case in cases:
         steps = {name: build_step(name, case, setup) for name in names}
-        if compiled:
-            # The first image of each size costs a graph.
-            for _ in range(-(-setup.limit // case.batch)):
-                steps[COMPILED]()
+        if compiled and case.mode == "inference":
+            _record_graphs(steps[COMPILED], case, setup)
         seconds = take_turns(steps, setup.device, repeats)
         del steps
-        peaks = {}
-        if memory and measures_memory(case, setup.device):
-            threads = torch.get_num_threads()
-            peaks = {name: in_own_process(_step_memory, name, case, setup, threads) for name in names}
+        give_back(setup.device, compiled=compiled)
+        measured = names if memory and measures_memory(case, setup.device) else ()
+        threads = torch.get_num_threads()
+        found = peaks(measured, partial(_memory_of, case=case, setup=setup, threads=threads))
         for name in names:
             own = replace(case, dtype=_their_dtype(case, setup.device)) if name == DETECTRON2 else case
-            yield make_row(own, name, seconds, peaks)
+            yield make_row(own, name, seconds, found)
+
+
+def _record_graphs(step: Callable[[], object], case: Case, setup: Setup) -> None:
+    """Take all photos through a compiled detector, so that no graph is recorded while it is timed.
+
+    Of each size of images the first batch warms the programs up and the second is recorded. It ends where it began, at
+    the photo that the other contestants begin with.
+    """
+    count = len(read_records(setup.folder, "val2017", setup.limit))
+    # Where memory is not enough, the timing tells.
+    with suppress(torch.OutOfMemoryError):
+        for _ in range(2 * math.lcm(count, case.batch) // case.batch):
+            step()
 
 
 def build_step(contestant: str, case: Case, setup: Setup) -> Callable[[], list[Any] | None]:
@@ -124,7 +137,8 @@ def _config(case: Case, device: torch.device, compile_mode: str) -> CfgNode:
 
 
 def _their_dtype(case: Case, device: torch.device) -> str:
-    return "fp16" if device.type == "cuda" and case.mode == "training" else "fp32"
+    is_mixed = device.type == "cuda" and case.mode == "training" and case.dtype != "fp32"
+    return "fp16" if is_mixed else "fp32"
 
 
 def _kept_by(contestant: str, cfg: CfgNode) -> tuple[Callable[..., Any], AbstractContextManager[Any]]:
@@ -169,7 +183,8 @@ def _their_training(
 ) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     # Its trainer for mixed precision refuses to run on a CPU.
-    trainer = (AMPTrainer if device.type == "cuda" else SimpleTrainer)(model, batches, optimizer)
+    is_mixed = device.type == "cuda" and cfg.SOLVER.AMP.ENABLED
+    trainer = (AMPTrainer if is_mixed else SimpleTrainer)(model, batches, optimizer)
     trainer.iter = 0
 
     def train() -> None:
@@ -177,6 +192,10 @@ def _their_training(
             trainer.run_step()
 
     return train
+
+
+def _memory_of(contestant: str, case: Case, setup: Setup, threads: int) -> float:
+    return in_own_process(_step_memory, contestant, case, setup, threads)
 
 
 def _step_memory(contestant: str, case: Case, setup: Setup, threads: int) -> float:
