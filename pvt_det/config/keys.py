@@ -37,7 +37,7 @@ def add_pvt_config(cfg: CfgNode) -> None:
     # Stages (of 1 … 4) whose activations are recomputed in the backward pass to save memory.
     cfg.MODEL.PVT.CHECKPOINT_STAGES = []
     # On a GPU, run the trunk's stages through torch.compile, each one program for all image sizes: "default", or
-    # "reduce-overhead", which replays CUDA graphs, one for each image size, for inference in one thread. "" does not
+    # "reduce-overhead", which in inference replays CUDA graphs too, one for each image size, in one thread. "" does not
     # compile, nor does a CPU, where the plain trunk is the faster one. PVT v2 is compiled in inference only.
     cfg.MODEL.PVT.COMPILE = ""
 
