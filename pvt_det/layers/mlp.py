@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pvt_det.layers.bands import BandedMlp, band_length
 from pvt_det.layers.patch import Size, to_map, to_tokens
-from pvt_det.layers.products import Linear, runs_on_cpu
+from pvt_det.layers.products import Linear, is_plain, product, runs_on_cpu
 
 
 class Mlp(nn.Module):
@@ -34,14 +34,16 @@ class Mlp(nn.Module):
         if self._bands_pay(x):
             out = BandedMlp.apply(x.flatten(0, 1), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
             return out.unflatten(0, x.shape[:2])
+        if runs_on_cpu(x) and not torch.is_grad_enabled() and is_plain(self.fc1):
+            return self.fc2(product(x, self.fc1.weight, self.fc1.bias, gelu=True))
         return self.fc2(F.gelu(self.fc1(x)))
 
     def _bands_pay(self, x: Tensor) -> bool:
         if not (torch.is_grad_enabled() and runs_on_cpu(x)):
             return False
-        # In bf16 the sums over bands would lose digits; a layer that someone replaced is called as it is.
-        plain = type(self.fc1) is type(self.fc2) is Linear and x.dtype == self.fc1.weight.dtype
+        # In bf16 the sums over bands would lose digits.
         exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+        plain = is_plain(self.fc1) and is_plain(self.fc2) and x.dtype == self.fc1.weight.dtype
         return plain and exact and x.shape[0] * x.shape[1] > band_length(self.fc1.out_features)
 
 

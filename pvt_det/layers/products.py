@@ -1,7 +1,8 @@
-"""Matrix products on a CPU, by oneDNN in fp32 as well.
+"""Matrix products on a CPU, by oneDNN in fp32 as well, and what follows them in the same call.
 
 PyTorch leaves fp32 products to MKL, which on processors that are not Intel's uses half of their vector width. oneDNN,
-which PyTorch ships for convolutions and bf16, is about twice as fast there, and as fast elsewhere.
+which PyTorch ships for convolutions and bf16, is about twice as fast there, and as fast elsewhere. In bf16 PyTorch
+first copies the bias into the whole output, and adds the product to that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ HAS_ONEDNN = (
     and platform.machine().lower() in ("x86_64", "amd64")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+_HAS_BF16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 # Multiply-accumulates below which oneDNN's call costs more than it saves.
 _SMALL = 1 << 21
 
@@ -31,21 +33,28 @@ def runs_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `a bᵀ + bias` of `…×K` and `N×K`, giving `…×N`; not for autograd, which `linear` is for."""
-    if not _by_onednn(a, b):
-        return F.linear(a, b, bias)
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """Compute `a bᵀ + bias`, or GELU of it, of `…×K` and `N×K`, giving `…×N`; under autocast in its format.
+
+    Not for autograd, which `linear` is for.
+    """
+    dtype = _onednn_dtype(a, b, bias)
+    if dtype is None:
+        out = F.linear(a, b, bias)
+        return F.gelu(out) if gelu else out
+    a, b, bias = a.to(dtype), b.to(dtype), None if bias is None else bias.to(dtype)
     # Of a matrix that is neither contiguous nor the transpose of one, oneDNN makes a very slow product.
     b = b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute what `F.linear` computes, forwards and backwards, of `…×K` with a weight `N×K`."""
-    if not _by_onednn(x, weight):
+    dtype = _onednn_dtype(x, weight, bias)
+    if dtype is None:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Linear.apply(x, weight, bias)
+        return _Linear.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return product(x, weight, bias)
 
 
@@ -55,6 +64,11 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Transform `…×in_features` into `…×out_features`."""
         return linear(input, self.weight, self.bias)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether calling a layer does no more than `linear`: nobody hooked on to it, or put another in its place."""
+    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 class _Linear(torch.autograd.Function):
@@ -84,9 +98,16 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return product(x.t(), grad.t()).t()
 
 
-def _by_onednn(a: Tensor, b: Tensor) -> bool:
+def _onednn_dtype(a: Tensor, b: Tensor, bias: Tensor | None) -> torch.dtype | None:
+    """The number format of a product that is better made by a call of oneDNN; None for the others."""
     if not (HAS_ONEDNN and runs_on_cpu(a) and b.device.type == "cpu" and torch.backends.mkldnn.enabled):
-        return False
-    # Under autocast a product is not in fp32.
-    in_fp32 = a.dtype == b.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return in_fp32 and a.numel() * b.shape[0] >= _SMALL
+        return None
+    if a.numel() * b.shape[0] < _SMALL:
+        return None
+    formats = (torch.float32, torch.bfloat16)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu") if a.dtype in formats and b.dtype in formats else None
+    else:
+        dtype = a.dtype if a.dtype == b.dtype else None
+    # Without a bias PyTorch's own product in bf16 is oneDNN's already.
+    return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_BF16 and bias is not None) else None

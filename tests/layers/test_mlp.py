@@ -73,3 +73,13 @@ def test_autocast_and_replaced_layers_are_left_to_pytorch(monkeypatch):
     layer.fc1.register_forward_hook(lambda *_: calls.append(1))
     layer(x, (50, 1))
     assert calls == [1]
+
+
+def test_inference_is_the_formula_and_calls_hooks():
+    layer, x, seen = Mlp(8, 4), torch.randn(2, 50, 8), []
+    with torch.no_grad():
+        out = layer(x, (50, 1))
+        torch.testing.assert_close(out, plain(x, *layer.parameters()), rtol=1e-4, atol=1e-6)
+        layer.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        torch.testing.assert_close(layer(x, (50, 1)), out, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen, [F.linear(x, layer.fc1.weight, layer.fc1.bias)], rtol=1e-4, atol=1e-6)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvt_det.layers import products
+from pvt_det.layers.products import _HAS_BF16 as HAS_BF16
 from pvt_det.layers.products import HAS_ONEDNN, Linear, linear, product, weight_gradient
 
 
@@ -74,17 +75,59 @@ def test_programs_hold_no_product_of_one_machine():
         assert "mkldnn" not in program
 
 
-@pytest.mark.skipif(not HAS_ONEDNN, reason="needs PyTorch with oneDNN on x86-64")
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="needs PyTorch with oneDNN on x86-64")
+
+
+def calls_of(function):
+    with torch.profiler.profile() as profile, torch.no_grad():
+        function()
+    return {event.key for event in profile.key_averages()}
+
+
+@needs_onednn
 @pytest.mark.parametrize("wanted", [True, False])
-def test_onednn_is_used_in_fp32_and_not_under_autocast(wanted):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_onednn_is_used_where_pytorchs_switch_is_on(autocast, wanted):
     layer, x = Linear(64, 64), torch.randn(2, 64)
     switch = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = wanted
     try:
-        with torch.profiler.profile() as profile, torch.no_grad():
-            layer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            assert ("mkldnn::_linear_pointwise" in calls_of(lambda: layer(x))) == (
+                wanted and (HAS_BF16 or not autocast)
+            )
     finally:
         torch.backends.mkldnn.enabled = switch
-    assert ("mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}) == wanted
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_under_autocast_it_is_pytorchs_layer_in_bf16(bias, given):
+    ours, x = Linear(70, 50, bias=bias), torch.randn(3, 40, 70)
+    theirs = torch.nn.Linear(70, 50, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    grad, found = torch.randn(3, 40, 50), []
+    for layer in (ours, theirs):
+        leaf = x.to(given).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer(leaf)
+        assert out.dtype == torch.bfloat16
+        out.backward(grad.bfloat16())
+        found.append([out, leaf.grad, *(p.grad for p in layer.parameters())])
+    for got, wanted in zip(*found, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=5e-2)
+
+
+def test_other_formats_of_autocast_are_left_to_pytorch():
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert "mkldnn::_linear_pointwise" not in calls_of(lambda: Linear(64, 64)(torch.randn(2, 64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gelu_in_the_same_call(dtype, bias):
+    a, b = torch.randn(2, 20, 30).to(dtype), torch.randn(40, 30).to(dtype)
+    c = torch.randn(40).to(dtype) if bias else None
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(product(a, b, c, gelu=True), F.gelu(F.linear(a, b, c)), **tolerance)
