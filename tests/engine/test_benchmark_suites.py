@@ -13,10 +13,10 @@ from rich.console import Console
 
 from pvt_det.commands import benchmark
 from pvt_det.config import load_config
-from pvt_det.engine.benchmark import evaluation, mapping, whole
-from pvt_det.engine.benchmark.contestants import OURS, TEXTBOOK, Case
+from pvt_det.engine.benchmark import evaluation, mapping, plan, whole
+from pvt_det.engine.benchmark.contestants import COMPILED, OURS, TEXTBOOK, Case
 from pvt_det.engine.benchmark.measure import take_turns
-from pvt_det.engine.benchmark.photos import read_records, readers
+from pvt_det.engine.benchmark.photos import DETECTRON2, endless_batches, read_records, readers
 from pvt_det.engine.benchmark.report import as_table
 from pvt_det.engine.benchmark.stock import AS_DETECTRON2, spread_scores, stock_detector
 from pvt_det.engine.benchmark.suites import make_row, peaks
@@ -29,7 +29,7 @@ SMALL += ("INPUT.MIN_SIZE_TEST", "64", "INPUT.RESIZE_BACKEND", "pil", "INPUT.RAN
 @pytest.fixture
 def here(monkeypatch):
     """Measure memory in this process: a fresh one takes seconds to import everything."""
-    for suite in (evaluation, mapping):
+    for suite in (evaluation, mapping, plan):
         monkeypatch.setattr(suite, "in_own_process", lambda function, *arguments: function(*arguments))
 
 
@@ -60,20 +60,29 @@ def test_both_detectors_are_one_model(repo_root, coco_mini, name):
     torch.testing.assert_close(found[0].scores, found[1].scores, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_detector_suite(repo_root, coco_mini, workers):
+@pytest.mark.parametrize(("workers", "names"), [(0, [OURS, DETECTRON2]), (1, [OURS, COMPILED, DETECTRON2])])
+def test_detector_suite(repo_root, coco_mini, workers, names):
     config = str(repo_root / "configs/retinanet_pvt_tiny.yaml")
     cases = [Case(config, "detector", mode, "bf16", 1, 48, 64) for mode in ("inference", "training")]
     setup = whole.Setup(coco_mini, 1, torch.device("cpu"), workers)
-    rows = list(whole.run_detectors(cases, setup, 1, memory=False))
+    rows = list(whole.run_detectors(cases, setup, 1, compiled=COMPILED in names, memory=False))
     assert [(row.case.mode, row.contestant, row.case.dtype) for row in rows] == [
-        ("inference", "pvt_det", "bf16"),
-        ("inference", "Detectron2", "fp32"),
-        ("training", "pvt_det", "bf16"),
-        ("training", "Detectron2", "fp32"),
+        (mode, name, "fp32" if name == DETECTRON2 else "bf16") for mode in ("inference", "training") for name in names
     ]
-    assert [row.speedup for row in rows[::2]] == [1, 1]
+    assert [row.speedup for row in rows if row.contestant == OURS] == [1, 1]
     assert all(row.seconds > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("batch", "photos"), [(1, 5), (2, 5), (3, 6), (8, 5)])
+def test_graphs_are_recorded_on_photos_that_all_come_twice(monkeypatch, tmp_path, batch, photos):
+    monkeypatch.setattr(whole, "read_records", lambda *_: [{}] * photos)
+    batches = endless_batches(int, photos, batch, 0, pin=False)
+    seen = []
+    case = Case("m", "detector", "inference", "bf16", batch, 48, 64)
+    whole._record_graphs(lambda: seen.append(next(batches)), case, whole.Setup(tmp_path, 9, torch.device("cuda")))
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+    assert next(batches) == seen[0]
 
 
 @pytest.mark.parametrize("fails", [OURS, TEXTBOOK])
@@ -101,6 +110,21 @@ def test_who_runs_out_of_a_gpus_memory_has_a_row_that_says_so(fails):
     with console.capture() as shown:
         console.print(as_table([failed, other]))
     assert shown.get().count("out of memory") == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_plan_of_a_detector(repo_root, monkeypatch):
+    case = Case(str(repo_root / "configs/retinanet_pvt_tiny.yaml"), "detector", "training", "fp32", 1, 64, 64)
+    (found,) = plan.plan_batches([case], 1e6, torch.device("cpu"))
+    assert found.fixed_mib > 100
+    assert found.case.batch > 100
+    monkeypatch.setattr(plan, "in_own_process", raise_out_of_memory)
+    with pytest.raises(ConfigError, match=r"too little memory to measure .* three images of 64x64: add --device cpu"):
+        next(plan.plan_batches([case], 1e6, torch.device("cpu")))
+
+
+def raise_out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
 @pytest.mark.usefixtures("here")

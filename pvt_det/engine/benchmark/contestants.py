@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
-from pvt_det.engine.benchmark.detectors import build_detector, random_annotations
+from pvt_det.engine.benchmark.detectors import build_detector, random_annotations, run_detector
 from pvt_det.engine.precision import autocast
 from pvt_det.models import create_model
 from pvt_det.models.textbook import Textbook
@@ -110,7 +111,7 @@ def step(forward: Callable[[Any], Any], inputs: Any, case: Case, device: torch.d
 def _ours(case: Case) -> Made:
     if case.task == "detector":
         model = build_detector(case.model, {1, 2, 3, 4} if case.checkpointed else set())
-        return model, model
+        return model, partial(run_detector, model)
     if case.model == "resnet50":
         return _resnet50()
     model = create_model(case.model, num_classes=1000 if case.task == "classifier" else 0)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import pvt_det.modeling  # noqa: F401  (registers the builders)
@@ -21,6 +22,12 @@ def build_detector(config_file: str, checkpoint_stages: set[int]) -> nn.Module:
     if checkpoint_stages:
         overrides += ["MODEL.PVT.CHECKPOINT_STAGES", sorted(checkpoint_stages)]
     return build_model(load_config(config_file, overrides))
+
+
+def run_detector(model: nn.Module, inputs: list[dict[str, Any]]) -> Any:
+    """What a detector gives: losses in training, for which Detectron2 wants a place for its own numbers."""
+    with EventStorage():
+        return model(inputs)
 
 
 def random_annotations(images: Tensor) -> list[dict[str, Any]]:

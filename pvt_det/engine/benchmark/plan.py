@@ -9,6 +9,7 @@ import torch
 
 from pvt_det.engine.benchmark.contestants import OURS, Case, make, random_inputs, step
 from pvt_det.engine.benchmark.measure import in_own_process, process_peak
+from pvt_det.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,22 @@ class Plan:
 
 
 def plan_batches(cases: Iterable[Case], memory_mib: float, device: torch.device) -> Iterator[Plan]:
-    """Say for each case, whatever its batch, which batch fits into `memory_mib`."""
+    """Say for each case, whatever its batch, which batch fits into `memory_mib`.
+
+    Raises:
+        ConfigError: A GPU has not the memory for three images.
+    """
     for case in cases:
-        one, three = (
-            in_own_process(_whole_memory, replace(case, batch=batch), device, torch.get_num_threads())
-            for batch in (1, 3)
-        )
+        try:
+            one, three = (
+                in_own_process(_whole_memory, replace(case, batch=batch), device, torch.get_num_threads())
+                for batch in (1, 3)
+            )
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"{device} has too little memory to measure {case.model} in {case.mode} on up to three images of "
+                f"{case.height}x{case.width}: add --device cpu, or give smaller --sizes."
+            ) from error
         image = max((three - one) / 2, 1.0)
         fixed = one - image
         yield Plan(replace(case, batch=max(0, int((memory_mib - fixed) // image))), fixed, image)
