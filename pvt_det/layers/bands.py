@@ -47,8 +47,8 @@ class BandedMlp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         x, w1, w2, *hidden = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x, grad_w1, grad_w2 = torch.empty_like(x), torch.zeros_like(w1), torch.zeros_like(w2)
-        grad_b1 = x.new_zeros(w1.shape[0])
+        grad_x = torch.empty_like(x)
+        grad_w1, grad_w2, grad_b1 = _zeros_like(w1), _zeros_like(w2), _zeros_like(w1[:, 0])
         # The forward pass's bands: the number of threads may be another by now.
         lengths = [len(band) for band in hidden]
         for x_band, hidden_band, grad_band, grad_x_band in zip(
@@ -59,7 +59,8 @@ class BandedMlp(torch.autograd.Function):
             grad_w1 += weight_gradient(grad_hidden, x_band)
             grad_b1 += grad_hidden.sum(0)
             grad_x_band.copy_(product(grad_hidden, w1.t()))
-        return grad_x, grad_w1, grad_b1, grad_w2, grad.sum(0)
+        dtype = x.dtype
+        return grad_x, grad_w1.to(dtype), grad_b1.to(dtype), grad_w2.to(dtype), grad.sum(0)
 
 
 class BandedAttention(torch.autograd.Function):
@@ -94,8 +95,7 @@ class BandedAttention(torch.autograd.Function):
             strict=True,
         ):
             k, v = scaled(k), v.contiguous()
-            # Sums of bf16 over many bands would lose digits.
-            sum_k, sum_v = (torch.zeros(k.shape, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
+            sum_k, sum_v = _zeros_like(k), _zeros_like(v)
             for q_band, g_band, grad_q_band in zip(q.split(length), g.split(length), grad_q.split(length), strict=True):
                 weights = product(q_band, k).softmax(-1)
                 sum_v += weight_gradient(weights, g_band)
@@ -105,6 +105,11 @@ class BandedAttention(torch.autograd.Function):
             grad_k.copy_(scaled(sum_k))
             grad_v.copy_(sum_v)
         return grad_query, grad_key_value, None
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """A sum over bands to be, in fp32 at least: one of bf16 would lose digits."""
+    return torch.zeros(tensor.shape, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _heads(num_heads: int, *tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -31,20 +31,24 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Transform `N×L×C` token by token; `size` is not needed here, and is in PVT v2."""
-        if self._bands_pay(x):
-            out = BandedMlp.apply(x.flatten(0, 1), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        dtype = self._bands_dtype(x)
+        if dtype is not None:
+            parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            out = BandedMlp.apply(x.flatten(0, 1).to(dtype), *(p.to(dtype) for p in parameters))
             return out.unflatten(0, x.shape[:2])
         if runs_on_cpu(x) and not torch.is_grad_enabled() and is_plain(self.fc1):
             return self.fc2(product(x, self.fc1.weight, self.fc1.bias, gelu=True))
         return self.fc2(F.gelu(self.fc1(x)))
 
-    def _bands_pay(self, x: Tensor) -> bool:
-        if not (torch.is_grad_enabled() and runs_on_cpu(x)):
-            return False
-        # In bf16 the sums over bands would lose digits.
-        exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-        plain = is_plain(self.fc1) and is_plain(self.fc2) and x.dtype == self.fc1.weight.dtype
-        return plain and exact and x.shape[0] * x.shape[1] > band_length(self.fc1.out_features)
+    def _bands_dtype(self, x: Tensor) -> torch.dtype | None:
+        """The number format of training in bands; None where it does not pay, or cannot be."""
+        if not (torch.is_grad_enabled() and runs_on_cpu(x) and is_plain(self.fc1) and is_plain(self.fc2)):
+            return None
+        if x.shape[0] * x.shape[1] <= band_length(self.fc1.out_features):
+            return None
+        if torch.is_autocast_enabled("cpu"):
+            return torch.get_autocast_dtype("cpu") if x.dtype != torch.float64 else None
+        return x.dtype if x.dtype == self.fc1.weight.dtype else None
 
 
 class DepthwiseConv(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,24 @@ def test_threads_may_be_others_in_the_backward_pass(monkeypatch):
         torch.autograd.grad(out.sum(), arguments), torch.autograd.grad(plain(*arguments).sum(), arguments), strict=True
     ):
         torch.testing.assert_close(got, wanted)
+
+
+def test_bands_under_autocast_are_as_exact_as_the_whole(monkeypatch):
+    exact = Mlp(64, 4)
+    layers, x, grad = [copy.deepcopy(exact) for _ in range(2)], torch.randn(2, 3000, 64), torch.randn(2, 3000, 64)
+    exact(x, (3000, 1)).backward(grad)
+    errors, sizes = [], []
+    for layer, band_values in zip(layers, (bands.BAND_VALUES, 256 * 100), strict=True):
+        monkeypatch.setattr(bands, "BAND_VALUES", band_values)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            sizes.append(kept(layer, x))
+            out = layer(x, (3000, 1))
+        out.backward(grad.bfloat16())
+        pairs = zip(layer.parameters(), exact.parameters(), strict=True)
+        errors.append([(ours.grad - theirs.grad).norm() / theirs.grad.norm() for ours, theirs in pairs])
+    assert sizes[1] < 0.7 * sizes[0]
+    for whole, in_bands in zip(*errors, strict=True):
+        assert in_bands < 1.2 * whole + 1e-3
 
 
 def kept(layer: Mlp, x: Tensor) -> int:
