@@ -54,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if dtype is None:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Linear.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return _Linear.apply(x, weight, bias)
     return product(x, weight, bias)
 
 
@@ -109,5 +109,6 @@ def _onednn_dtype(a: Tensor, b: Tensor, bias: Tensor | None) -> torch.dtype | No
         dtype = torch.get_autocast_dtype("cpu") if a.dtype in formats and b.dtype in formats else None
     else:
         dtype = a.dtype if a.dtype == b.dtype else None
-    # Without a bias PyTorch's own product in bf16 is oneDNN's already.
-    return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_BF16 and bias is not None) else None
+    # In bf16 PyTorch's own product is oneDNN's already, which a bias spoils a little, and a graph of our own more.
+    in_bf16 = dtype == torch.bfloat16 and _HAS_BF16 and bias is not None and not torch.is_grad_enabled()
+    return dtype if dtype == torch.float32 or in_bf16 else None
