@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from pvt_det.layers.products import product, weight_gradient
 
-# Hidden values or scores that one thread works on at a time: 8 MB in fp32, a share of the last-level cache.
-BAND_VALUES = 1 << 21
+# Hidden values or scores that one thread works on at a time: 4 MB in fp32, a share of the last-level cache.
+BAND_VALUES = 1 << 20
 
 
 def band_length(hidden: int) -> int:
