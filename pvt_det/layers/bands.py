@@ -20,9 +20,9 @@ from pvt_det.layers.products import product, weight_gradient
 BAND_VALUES = 1 << 20
 
 
-def band_length(hidden: int) -> int:
-    """Number of tokens in a band, where each has so many hidden channels or scores."""
-    return max(1, torch.get_num_threads() * BAND_VALUES // hidden)
+def band_length(hidden: int, itemsize: int = 4) -> int:
+    """Number of tokens in a band, where each has so many hidden channels or scores of so many bytes."""
+    return max(1, torch.get_num_threads() * BAND_VALUES * 4 // (hidden * itemsize))
 
 
 class BandedMlp(torch.autograd.Function):

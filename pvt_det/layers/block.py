@@ -44,7 +44,11 @@ class Block(nn.Module):
         """How many samples stay in a CPU's cache together in inference; 0 where not even one does."""
         if self.training or torch.is_grad_enabled() or not runs_on_cpu(x):
             return x.shape[0]
-        return band_length(self.mlp.fc1.out_features) // x.shape[1]
+        return self._band_length(x) // x.shape[1]
+
+    def _band_length(self, x: Tensor) -> int:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return band_length(self.mlp.fc1.out_features, dtype.itemsize)
 
     def _whole(self, x: Tensor, size: Size) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), size))
@@ -56,7 +60,7 @@ class Block(nn.Module):
         Only keys and values need all tokens at once.
         """
         height, width = size
-        rows = max(1, band_length(self.mlp.fc1.out_features) // width)
+        rows = max(1, self._band_length(x) // width)
         normed = self.norm1(x)
         key_value = self.attn.key_value(normed, size)
         attended, out = torch.empty_like(x), torch.empty_like(x)
