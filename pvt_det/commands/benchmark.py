@@ -52,7 +52,7 @@ _MODES = ("inference", "training")
 _TASKS = ("pyramid", "classifier")
 # What --data is for each suite that needs it.
 _DATA = {"detector": "a folder in COCO's layout", "mapper": "a folder in COCO's layout", "input": "a folder of photos"}
-# The options that each suite reads, besides --threads and --json.
+# The options that each suite reads, and --plan, besides --threads and --json.
 _MODEL = ("models", "modes", "dtypes", "device", "repeats")
 _READS = {
     "trunk": (*_MODEL, "sizes", "tasks", "compile"),
@@ -61,7 +61,7 @@ _READS = {
     "detector": (*_MODEL, "sizes", "data", "limit", "compile", "workers"),
     "mapper": ("data", "limit", "recipes", "repeats"),
     "evaluation": ("images", "repeats"),
-    "plan": ("models", "modes", "dtypes", "device", "sizes", "memory", "plan"),
+    "plan": ("models", "modes", "dtypes", "device", "sizes", "memory"),
 }
 _SUITES = tuple(suite for suite in _READS if suite != "plan")
 
