@@ -46,6 +46,7 @@ from pvt_det.engine.benchmark.whole import CONFIGS, Setup, run_detectors
 from pvt_det.engine.cli import ArgumentParser
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
+from pvt_det.paths import make_place
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _MODES = ("inference", "training")
@@ -69,6 +70,8 @@ _SUITES = tuple(suite for suite in _READS if suite != "plan")
 def run(args: argparse.Namespace) -> int:
     """Measure what is asked for, print one table, and write it where asked."""
     _check(args)
+    for file in filter(None, (args.json, args.plot)):
+        make_place(file)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     found = environment(device)

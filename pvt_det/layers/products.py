@@ -50,8 +50,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, gelu: bool = Fa
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute what `F.linear` computes, forwards and backwards, of `…×K` with a weight `N×K`."""
-    dtype = _onednn_dtype(x, weight, bias)
-    if dtype is None:
+    if _onednn_dtype(x, weight, bias) is None:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _Linear.apply(x, weight, bias)

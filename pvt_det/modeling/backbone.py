@@ -87,7 +87,7 @@ class PVTBackbone(Backbone):
         self._frozen_stages = frozen_stages
         # The programs to run stages by, with gradients and without.
         self._compiled_stage: dict[bool, Callable[[int, Tensor], Tensor]] = {}
-        self._compiled_with: dict[str, bool] = {}
+        self._cuda_graphs: bool | None = None
         idle = range(self._last_stage + 1, 5)
         for i in (*range(1, frozen_stages + 1), *idle):
             for part in self.stage_modules(i):
@@ -105,7 +105,7 @@ class PVTBackbone(Backbone):
         """
         x = pad_image(x)
         maps = {}
-        if self._compiled_with.get("cuda_graphs") and not torch.is_grad_enabled():
+        if self._cuda_graphs and not torch.is_grad_enabled():
             # Otherwise each stage's program takes its own call for a new one, and frees the maps of the stages before.
             torch.compiler.cudagraph_mark_step_begin()
         for i in range(1, self._last_stage + 1):
@@ -135,7 +135,7 @@ class PVTBackbone(Backbone):
                 overwritten by the next, and all calls have to come from one thread. In training there are none: they
                 would overwrite gradients that several batches add up, and its images have too many sizes.
         """
-        self._compiled_with = {"cuda_graphs": cuda_graphs}
+        self._cuda_graphs = cuda_graphs
         plain = self._compile(cuda_graphs=False)
         self._compiled_stage = {True: plain, False: self._compile(cuda_graphs=True) if cuda_graphs else plain}
 
@@ -162,8 +162,8 @@ class PVTBackbone(Backbone):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self._compiled_with:
-            self.compile_trunk(**self._compiled_with)
+        if self._cuda_graphs is not None:
+            self.compile_trunk(cuda_graphs=self._cuda_graphs)
 
     @property
     def size_divisibility(self) -> int:

@@ -71,7 +71,6 @@ def plan_table(plans: Sequence[Plan], memory_mib: float) -> Table:
 
 def write_json(path: Path, environment: dict[str, object], rows: Sequence[Result]) -> None:
     """Write `{"environment": {…}, "rows": [{…}, …]}`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": environment, "rows": [row.as_dict() for row in rows]}, indent=1))
 
 
@@ -93,5 +92,4 @@ def plot_growth(rows: Sequence[Row], path: Path, caption: str) -> None:
         axes.legend()
     case = rows[0].case
     figure.suptitle(f"{case.task}, {case.mode}, {case.dtype}, batch {case.batch}; {caption}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

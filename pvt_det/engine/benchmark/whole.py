@@ -35,8 +35,6 @@ from pvt_det.engine.step import TrainStep
 from pvt_det.evaluation.detections import pack_detections
 
 CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
-# The mode of `torch.compile` that suits each: CUDA graphs save what a batch of one waits for the interpreter.
-_COMPILE = {"training": "default", "inference": "reduce-overhead"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _record_graphs(step: Callable[[], object], case: Case, setup: Setup) -> None
 def build_step(contestant: str, case: Case, setup: Setup) -> Callable[[], list[Any] | None]:
     """Make a function that takes the next photos through one step; in inference it returns what is kept of them."""
     is_train, device = case.mode == "training", setup.device
-    cfg = _config(case, device, _COMPILE[case.mode] if contestant == COMPILED else "")
+    cfg = _config(case, device, "reduce-overhead" if contestant == COMPILED else "")
     records = read_records(setup.folder, "train2017" if is_train else "val2017", setup.limit)
     reading = readers(cfg, records, is_train=is_train)
     torch.manual_seed(0)
