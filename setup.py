@@ -26,8 +26,7 @@ setup(
     keywords=["object detection", "instance segmentation", "vision transformer", "detectron2", "pvt"],
     python_requires=">=3.11",
     packages=find_packages(include=["pvt_det", "pvt_det.*"]),
-    py_modules=["pvt_det_command"],
-    entry_points={"console_scripts": ["pvt-det = pvt_det_command:main"]},
+    entry_points={"console_scripts": ["pvt-det = pvt_det.cli.main:main"]},
     package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
     install_requires=[
         "torch>=2.14",

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pvt_det.data.shapes import write_shapes
-from pvt_det.engine.cli import ArgumentParser, run_cli
+from pvt_det.data.shapes.generate import write_shapes
+from pvt_det.utils.cli import ArgumentParser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pvt_det.data.prepare import prepare_stuff
-from pvt_det.engine.cli import ArgumentParser, run_cli
+from pvt_det.data.segmentation.prepare import prepare_stuff
+from pvt_det.utils.cli import ArgumentParser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:

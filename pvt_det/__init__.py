@@ -1,36 +1,41 @@
 """Pyramid Vision Transformers for dense prediction with Detectron2.
 
-Importing the package registers its backbones and heads with Detectron2 where Detectron2 is installed. The trunk
-(`pvt_det.models`), the weights (`pvt_det.weights`) and classification work without it. `pvt_det.Predictor` runs a
-trained detector, `pvt_det.Segmentor` a trained model for semantic segmentation.
+`import pvt_det` alone is fast: torch and Detectron2 are imported when a name is first used. The backbones and heads
+are registered with Detectron2 when their config keys are added (`add_pvt_config`, `get_config`) or when
+`pvt_det.modeling` is imported. The trunk (`pvt_det.models`), the weights (`pvt_det.weights`) and classification work
+without Detectron2.
 """
 
+import importlib
 import warnings
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pvt_det.engine.predictor import Predictor as Predictor
-    from pvt_det.engine.segmentor import Segmentor as Segmentor
+    from pvt_det.config import add_pvt_config as add_pvt_config
+    from pvt_det.config import get_config as get_config
+    from pvt_det.inference.predictor import Predictor as Predictor
+    from pvt_det.inference.segmentor import Segmentor as Segmentor
 
 __version__ = "0.1.0"
 
-if find_spec("detectron2") is not None:
-    with warnings.catch_warnings():
-        # Detectron2 and fvcore compile functions with TorchScript as they are imported.
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        from pvt_det import modeling as _modeling  # noqa: F401  (registers the builders)
+# Detectron2 and fvcore compile functions with TorchScript when they are imported, in every process of a run.
+warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+
+_EXPORTS = {
+    "add_pvt_config": "pvt_det.config",
+    "get_config": "pvt_det.config",
+    "Predictor": "pvt_det.inference.predictor",
+    "Segmentor": "pvt_det.inference.segmentor",
+}
+__all__ = ["Predictor", "Segmentor", "__version__", "add_pvt_config", "get_config"]
 
 
 def __getattr__(name: str) -> Any:
-    # Reading images, configs and checkpoints is for those who ask for it.
-    if name == "Predictor":
-        from pvt_det.engine.predictor import Predictor
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
 
-        return Predictor
-    if name == "Segmentor":
-        from pvt_det.engine.segmentor import Segmentor
 
-        return Segmentor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

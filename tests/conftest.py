@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.tiny_runs import saved_weights, shapes, tiny_cfg, tiny_words, untrained_run  # noqa: F401  (fixtures)
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
-from pvt_det.data.shapes import write_shapes
-from pvt_det.engine.cli import ArgumentParser, run_cli
+from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.evaluation.coco import RESULTS_FILE
-from pvt_det.evaluation.pictures import save_pictures, sheet
-from pvt_det.paths import make_place
+from pvt_det.utils.cli import ArgumentParser, run_cli
+from pvt_det.utils.paths import make_place
+from pvt_det.utils.visualizer import save_pictures, sheet
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes/retinanet_pvt_tiny.yaml"
 EXPECTED_AP = 70  # percent

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pvt_det.commands.start import start
-from pvt_det.engine.cli import run_cli
+from pvt_det.cli.start import start
+from pvt_det.utils.cli import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,12 @@ def get_config() -> CfgNode:
 
 
 def add_pvt_config(cfg: CfgNode) -> None:
-    """Add this package's keys and their defaults to `cfg`, in place."""
+    """Add this package's keys and their defaults to `cfg`, in place, and register what they configure.
+
+    Registering here keeps `import pvt_det` free of Detectron2, which takes seconds to import.
+    """
+    import pvt_det.modeling  # noqa: F401
+
     # --- trunk -----------------------------------------------------------------------------------------------
     cfg.MODEL.PVT = CfgNode()
     # A name of `pvt_det.models.variants`: pvt_tiny … pvt_large, pvt_v2_b0 … pvt_v2_b5, pvt_v2_b2_li.

@@ -18,8 +18,8 @@ from pvt_det.config.keys import get_config
 from pvt_det.config.validate import validate_config
 from pvt_det.config.values import coerce
 from pvt_det.errors import ConfigError
-from pvt_det.paths import file_fault, folder_fault
-from pvt_det.plain_yaml import read_plain_yaml
+from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.plain_yaml import read_plain_yaml
 
 BASE_KEY = "_BASE_"
 _COMMAND_LINE = "command line"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from pvt_det.architecture import SEGMENTOR, is_segmentor
+from pvt_det.config.architecture import SEGMENTOR, is_segmentor
 from pvt_det.errors import ConfigError
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError, features
 
 from pvt_det.errors import DataError
-from pvt_det.paths import file_fault
+from pvt_det.utils.paths import file_fault
 
 # Above this an image is refused before it is decoded: Pillow's own bound, 256 MiB of RGB.
 MAX_PIXELS = 89_478_485

@@ -14,13 +14,13 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 from pycocotools import mask as mask_util
 
-from pvt_det.architecture import is_segmentor
+from pvt_det.config.architecture import is_segmentor
+from pvt_det.data.augmentation.mixing import Draw, Mixer
+from pvt_det.data.augmentation.semantic import build_semantic_augmentations
+from pvt_det.data.augmentation.transforms import build_augmentations, crops, numpy_random
 from pvt_det.data.images import check_size, read_image
-from pvt_det.data.labels import LabelMaps
-from pvt_det.data.mixing import Draw, Mixer
-from pvt_det.data.semantic_transforms import build_semantic_augmentations
+from pvt_det.data.segmentation.label_maps import LabelMaps
 from pvt_det.data.targets import Labelled, Mask, Targets, pack_targets
-from pvt_det.data.transforms import build_augmentations, crops, numpy_random
 from pvt_det.errors import ConfigError, DataError
 
 # With the seed and a sample's position the key of how it is mixed with others.

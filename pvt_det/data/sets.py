@@ -10,12 +10,12 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pvt_det.data.check import CheckReport, check_dataset
-from pvt_det.data.coco import CocoSource, register_coco
-from pvt_det.data.label_sets import check_named_labels, fit_label_classes, register_given_labels
+from pvt_det.data.coco.check import CheckReport, check_dataset
+from pvt_det.data.coco.registration import CocoSource, register_coco
+from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.paths import file_fault, folder_fault
-from pvt_det.text import listed
+from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.text import listed
 
 _logger = logging.getLogger(__name__)
 

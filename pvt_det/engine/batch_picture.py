@@ -10,8 +10,8 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
 
-from pvt_det.evaluation.pictures import MOST_SHOWN, Picture, caption_of, captioned, class_colours, draw, sheet
-from pvt_det.layers.masks import RunLengthMasks
+from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.visualizer import MOST_SHOWN, Picture, caption_of, captioned, class_colours, draw, sheet
 
 NAME = "train_batch.jpg"
 _MOST = 8

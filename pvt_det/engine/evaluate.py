@@ -13,10 +13,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from pvt_det.data.build import build_detection_test_loader, build_detection_validation_loader
-from pvt_det.engine.precision import inference_autocast
-from pvt_det.engine.tta import with_views
+from pvt_det.data.loader import build_detection_test_loader, build_detection_validation_loader
 from pvt_det.evaluation.build import build_evaluator
+from pvt_det.modeling.test_time_augmentation import with_views
+from pvt_det.utils.precision import inference_autocast
 
 Results = dict[str, Any]
 

@@ -10,9 +10,9 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from pvt_det.engine.rng import random_state_kept
 from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
-from pvt_det.text import listed
+from pvt_det.utils.rng import random_state_kept
+from pvt_det.utils.text import listed
 
 _log = logging.getLogger(__name__)
 BEST_NAME = "model_best.pth"

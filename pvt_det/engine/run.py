@@ -17,20 +17,20 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from rich.console import Console
 
+from pvt_det.checkpoint import CheckpointStore, write_atomically
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine import evaluate, results
-from pvt_det.engine.card import write_card
-from pvt_det.engine.checkpoint import CheckpointStore, write_atomically
 from pvt_det.engine.console import run_logging
-from pvt_det.engine.lock import FolderLock
-from pvt_det.engine.rng import seed_all
-from pvt_det.engine.signals import termination_reported
-from pvt_det.engine.torchrun import restarts
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.models.complexity import count_parameters
-from pvt_det.paths import file_fault, make_folder
+from pvt_det.reports.card import write_card
+from pvt_det.utils.lock import FolderLock
+from pvt_det.utils.paths import file_fault, make_folder
+from pvt_det.utils.rng import seed_all
+from pvt_det.utils.signals import termination_reported
+from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)

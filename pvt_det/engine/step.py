@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from pvt_det.engine.checkpoint import check_finite
-from pvt_det.engine.precision import autocast
+from pvt_det.checkpoint import check_finite
 from pvt_det.errors import NumericError
 from pvt_det.solver.build import (
     GradientClipper,
@@ -27,6 +26,7 @@ from pvt_det.solver.build import (
 )
 from pvt_det.solver.ema import build_ema
 from pvt_det.solver.state import load_optimizer
+from pvt_det.utils.precision import autocast
 
 
 @dataclass(frozen=True)

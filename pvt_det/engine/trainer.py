@@ -19,20 +19,20 @@ from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 from rich.console import Console
 from torch import nn
 
-from pvt_det.data.build import build_detection_train_loader
+from pvt_det.checkpoint import CheckpointStore
+from pvt_det.data.loader import build_detection_train_loader
 from pvt_det.engine import evaluate
 from pvt_det.engine.batch_picture import NAME as PICTURE_NAME
 from pvt_det.engine.batch_picture import save_batch_picture
-from pvt_det.engine.checkpoint import CheckpointStore
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
 from pvt_det.engine.results import METRICS_NAME, trim_metrics
-from pvt_det.engine.rng import random_state, random_state_kept, set_random_state
-from pvt_det.engine.signals import StopRequest
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.solver.build import build_lr_scheduler
-from pvt_det.text import listed
+from pvt_det.utils.rng import random_state, random_state_kept, set_random_state
+from pvt_det.utils.signals import StopRequest
+from pvt_det.utils.text import listed
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)

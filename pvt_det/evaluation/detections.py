@@ -16,7 +16,7 @@ import torch
 from detectron2.structures import Instances
 
 from pvt_det.errors import diverged
-from pvt_det.layers.masks import RunLengthMasks
+from pvt_det.structures.masks import RunLengthMasks
 
 
 @dataclass(frozen=True)

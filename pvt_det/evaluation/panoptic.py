@@ -16,7 +16,7 @@ from hotcoco.panoptic import PanopticEval
 from PIL import Image
 
 from pvt_det.errors import DataError
-from pvt_det.evaluation.tables import metric_table
+from pvt_det.utils.tables import metric_table
 
 _logger = logging.getLogger(__name__)
 

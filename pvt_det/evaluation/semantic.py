@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from hotcoco.semantic import SemanticEval
 
 from pvt_det.errors import DataError, diverged
-from pvt_det.evaluation.tables import metric_table
+from pvt_det.utils.tables import metric_table
 
 _logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_det.layers.bands import BandedAttention, scaled
+from pvt_det.layers.cpu.chunked import BandedAttention, scaled
+from pvt_det.layers.cpu.onednn import HAS_ONEDNN, Linear, runs_on_cpu
 from pvt_det.layers.patch import PatchMerging, Size
-from pvt_det.layers.products import HAS_ONEDNN, Linear, runs_on_cpu
 
 POOL_SIDE = 7
 # Scores of one head from which bands of oneDNN's products are faster on a CPU: in fp32 than PyTorch's fused kernel, in

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from pvt_det.layers.attention import SpatialReductionAttention
-from pvt_det.layers.bands import band_length
+from pvt_det.layers.cpu.chunked import band_length
+from pvt_det.layers.cpu.onednn import runs_on_cpu
 from pvt_det.layers.mlp import ConvMlp, Mlp
 from pvt_det.layers.patch import Size
-from pvt_det.layers.products import runs_on_cpu
 
 
 class Block(nn.Module):

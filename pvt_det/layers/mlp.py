@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_det.layers.bands import BandedMlp, band_length
+from pvt_det.layers.cpu.chunked import BandedMlp, band_length
+from pvt_det.layers.cpu.onednn import Linear, is_plain, product, runs_on_cpu
 from pvt_det.layers.patch import Size, to_map, to_tokens
-from pvt_det.layers.products import Linear, is_plain, product, runs_on_cpu
 
 
 class Mlp(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pvt_det.layers.products import linear
+from pvt_det.layers.cpu.onednn import linear
 
 Size = tuple[int, int]
 

@@ -13,9 +13,9 @@ from detectron2.structures import Instances
 from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
 
-from pvt_det.layers.masks import RunLengthMasks
 from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.registration import register
+from pvt_det.structures.masks import RunLengthMasks
 
 # Pixels of masks that are pasted at a time.
 _PIXELS_AT_ONCE = 2**26

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from pvt_det.layers.products import HAS_ONEDNN
+from pvt_det.layers.cpu.onednn import HAS_ONEDNN
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pvt_det.errors import CheckpointError
-from pvt_det.paths import file_fault
+from pvt_det.utils.paths import file_fault
 from pvt_det.weights.catalog import Remote
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError
-from pvt_det.text import UNPRINTABLE
+from pvt_det.utils.text import UNPRINTABLE
 from pvt_det.weights.pickles import NotPlainError, load_arrays, load_torch
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 from pvt_det.errors import CheckpointError
-from pvt_det.paths import ABSENT, file_fault
+from pvt_det.utils.paths import ABSENT, file_fault
 from pvt_det.weights.catalog import CATALOG, CLASSIFIERS, Remote, detectron2_file, hub_file
 from pvt_det.weights.download import fetch
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError
-from pvt_det.text import listed
+from pvt_det.utils.text import listed
 from pvt_det.weights.loader import translate_checkpoint
 from pvt_det.weights.reader import DIGEST_KEY, safetensors_digest
 from pvt_det.weights.translate import TRUNK_PREFIX

@@ -10,10 +10,10 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pvt_det.config import get_config
-from pvt_det.data.coco import CocoSource
+from pvt_det.data.augmentation.transforms import ResizeShortSide, ResizeTransform, build_augmentations, numpy_random
+from pvt_det.data.coco.registration import CocoSource
 from pvt_det.data.mapper import PVTDatasetMapper
 from pvt_det.data.targets import pack_targets
-from pvt_det.data.transforms import ResizeShortSide, ResizeTransform, build_augmentations, numpy_random
 from pvt_det.errors import ConfigError, DataError
 
 

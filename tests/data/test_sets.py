@@ -6,7 +6,7 @@ import pytest
 
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
-from pvt_det.data.shapes import write_shapes
+from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.errors import DataError
 
 NAMES = ["circle", "square", "triangle", "star"]

@@ -85,7 +85,7 @@ def test_a_run_saves_its_first_batch_and_trains_on_it(tiny_cfg, tmp_path):
     assert torch.equal(torch.get_rng_state(), before[1])
     with Image.open(tmp_path / "run" / NAME) as image:
         assert image.size[0] == 2 * 320 + 4
-    from pvt_det.data.build import build_detection_train_loader
+    from pvt_det.data.loader import build_detection_train_loader
 
     plain = iter(build_detection_train_loader(cfg))
     for _ in range(2):

@@ -9,7 +9,7 @@ import torch
 
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.errors import Interrupted
-from tests.engine.conftest import stop_in
+from tests.tiny_runs import stop_in
 
 GPU = "cuda"
 
@@ -64,7 +64,7 @@ def test_a_run_in_bf16_learns_what_the_cpu_learns_stopped_or_not(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_random_numbers_of_a_gpu_go_on_where_they_were():
-    from pvt_det.engine.rng import random_state, set_random_state
+    from pvt_det.utils.rng import random_state, set_random_state
 
     torch.rand(3, device=GPU)
     state = random_state()

@@ -11,7 +11,7 @@ import torch
 
 from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
-from tests.engine.conftest import stop_in
+from tests.tiny_runs import stop_in
 
 RESUME = JobOptions(resume=True, command="python tools/train_net.py --resume")
 EMA = {"SOLVER__EMA__ENABLED": True, "SOLVER__EMA__DECAY": 0.9}

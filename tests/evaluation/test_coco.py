@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from pvt_det.config import get_config
-from pvt_det.data.coco import register_coco
+from pvt_det.data.coco.registration import register_coco
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.coco import COCOEvaluator, build_evaluator
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results

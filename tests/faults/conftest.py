@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pvt_det.engine.cli import run_cli
-from pvt_det.engine.soak.outcome import resident_bytes
-from tests.engine.conftest import CONFIG, shapes, tiny_cfg, tiny_words, untrained_run  # noqa: F401  (fixtures)
+from pvt_det.utils.cli import run_cli
+from tests.drills.outcome import resident_bytes
+from tests.tiny_runs import CONFIG
 from tools import train_net
 
 SIDE = 64
@@ -130,7 +130,7 @@ class Ending:
 
 
 @pytest.fixture
-def command(tiny_words, repo_root: Path, tmp_path: Path, capsys):  # noqa: F811
+def command(tiny_words, repo_root: Path, tmp_path: Path, capsys):
     """Run `tools/train_net.py`: `command("--resume", SOLVER__MAX_ITER=2)`; it never ends in a traceback."""
 
     def run(*options: object, output: Path = tmp_path / "run", val: bool = False, **changes: object) -> Ending:

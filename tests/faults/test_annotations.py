@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from pvt_det.data.check import CheckReport, check_dataset
-from pvt_det.data.coco import CocoSource
+from pvt_det.data.coco.check import CheckReport, check_dataset
+from pvt_det.data.coco.registration import CocoSource
 from pvt_det.data.mapper import PVTDatasetMapper, pack_targets
 from pvt_det.evaluation.detections import Detections
 from pvt_det.evaluation.ground_truth import GroundTruth

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pvt_det.engine import checkpoint
-from pvt_det.engine.checkpoint import CheckpointStore
-from pvt_det.engine.soak.fuzz import run_fuzz
-from pvt_det.engine.soak.kills import run_kills
+from pvt_det import checkpoint
+from pvt_det.checkpoint import CheckpointStore
 from pvt_det.errors import CheckpointError
 from pvt_det.models import create_model
 from pvt_det.weights import save_checkpoint
 from pvt_det.weights.reader import read_tensors
+from tests.drills.fuzz import run_fuzz
+from tests.drills.kills import run_kills
 from tests.faults.conftest import in_child
 from tests.weights.files import TENSORS, whole_files
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from pvt_det.engine.lock import LOCK_NAME
-from tests.engine.conftest import CONFIG
+from pvt_det.utils.lock import LOCK_NAME
+from tests.tiny_runs import CONFIG
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from pvt_det.data.coco import register_coco
+from pvt_det.data.coco.registration import register_coco
 from pvt_det.errors import DataError, NumericError
 from pvt_det.evaluation.coco import COCOEvaluator
 from pvt_det.evaluation.detections import pack_detections

@@ -18,15 +18,15 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from pvt_det import Predictor
-from pvt_det.data.check import check_dataset
-from pvt_det.data.imagenet import FileImages
-from pvt_det.data.imagenet_transforms import BrokenImageError, decode_rgb
+from pvt_det.data.coco.check import check_dataset
+from pvt_det.data.imagenet.folders import FileImages
+from pvt_det.data.imagenet.transforms import BrokenImageError, decode_rgb
 from pvt_det.data.images import read_header, read_image, read_orientation
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError
-from pvt_det.evaluation.pictures import draw
-from pvt_det.layers.masks import RunLengthMasks
 from pvt_det.modeling import rcnn
+from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.visualizer import draw
 from tests.faults.conftest import SIDE, in_child
 from tests.modeling.conftest import build
 

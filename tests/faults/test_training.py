@@ -13,17 +13,18 @@ import sys
 import pytest
 import torch
 
+from pvt_det.checkpoint import CheckpointStore
 from pvt_det.data import sets
-from pvt_det.engine import evaluate, signals
-from pvt_det.engine.checkpoint import CheckpointStore
-from pvt_det.engine.signals import StopRequest
-from pvt_det.engine.soak.restarts import run_restarts
-from pvt_det.engine.soak.resume import run_resume
+from pvt_det.engine import evaluate
 from pvt_det.engine.step import TrainStep
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import DataError, NumericError
-from tests.engine.conftest import CONFIG, stop_in
+from pvt_det.utils import signals
+from pvt_det.utils.signals import StopRequest
+from tests.drills.restarts import run_restarts
+from tests.drills.resume import run_resume
 from tests.engine.test_step import Regression, batches, build
+from tests.tiny_runs import CONFIG, stop_in
 
 THREE = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": []}
 

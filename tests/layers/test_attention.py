@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pvt_det.layers import attention, bands
+from pvt_det.layers import attention
 from pvt_det.layers.attention import SpatialReductionAttention, adaptive_pool, attend
+from pvt_det.layers.cpu import chunked as bands
 from pvt_det.layers.patch import to_map, to_tokens
 
 

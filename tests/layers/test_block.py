@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvt_det.layers import bands
 from pvt_det.layers.attention import LinearSpatialReductionAttention, SpatialReductionAttention
 from pvt_det.layers.block import Block
+from pvt_det.layers.cpu import chunked as bands
 from pvt_det.layers.mlp import ConvMlp, Mlp
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvt_det.layers import bands
-from pvt_det.layers.bands import BandedMlp
+from pvt_det.layers.cpu import chunked as bands
+from pvt_det.layers.cpu.chunked import BandedMlp
 from pvt_det.layers.mlp import Mlp
 
 

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.textbook import Textbook
 from pvt_det.models import create_model
-from pvt_det.models.textbook import Textbook
 from pvt_det.models.variants import VARIANTS
 
 V1 = [name for name, row in VARIANTS.items() if row.family == "v1"]

@@ -1,0 +1,119 @@
+"""The same detectors through Detectron2's own classes: what this package's are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from torch import Tensor, nn
+
+from benchmarks.textbook import Textbook
+from pvt_det.modeling.backbone import STAGES, PVTBackbone
+from pvt_det.models.trunk import STRIDES
+
+# What Detectron2 has no other choice of; none of it changes how much there is to compute, but for a ReLU on P6.
+AS_DETECTRON2 = (
+    *("MODEL.FPN.P7_RELU", "True"),
+    *("MODEL.RETINANET.LOSS_NORMALIZER", "ema"),
+    *("MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES", "False"),
+)
+
+# Scores of an image that pass the threshold; a trained RetinaNet or Mask R-CNN has some hundreds to thousands.
+_CANDIDATES = 1000
+
+
+class TextbookBackbone(Backbone):
+    """The trunk of `backbone` in its textbook form."""
+
+    def __init__(self, backbone: PVTBackbone) -> None:
+        super().__init__()
+        self.textbook = Textbook(backbone)
+        self.shapes = {
+            name: ShapeSpec(channels=channels, stride=stride)
+            for name, channels, stride in zip(STAGES, backbone.embed_dims, STRIDES, strict=True)
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the four maps by their names."""
+        return dict(zip(STAGES, self.textbook.forward_pyramid(x), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map."""
+        return self.shapes
+
+    @property
+    def size_divisibility(self) -> int:
+        """As of this package's backbone."""
+        return STRIDES[-1]
+
+
+def stock_detector(cfg: CfgNode, ours: nn.Module) -> nn.Module:
+    """Detectron2's detector with `ours`' weights, whose config agrees with `AS_DETECTRON2`."""
+    is_dense = isinstance(ours, RetinaNet)
+    bottom_up = cast(Any, ours).backbone.bottom_up
+    channels = bottom_up.embed_dims[-1]
+    size = cfg.MODEL.FPN.OUT_CHANNELS
+    fpn = FPN(
+        bottom_up=TextbookBackbone(bottom_up),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=size,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(channels, size, "stage4") if is_dense else LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+    theirs = cfg.clone()
+    theirs.defrost()
+    theirs.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    kind = RetinaNet if is_dense else GeneralizedRCNN
+    model = kind(**{**kind.from_config(theirs), "backbone": fpn})
+    state = {
+        key.replace("backbone.bottom_up.", "backbone.bottom_up.textbook.trunk."): value
+        for key, value in ours.state_dict().items()
+        if key != "loss_normalizer"
+    }
+    model.load_state_dict(state)
+    return model
+
+
+def spread_scores(model: nn.Module, records: Sequence[dict[str, Any]]) -> None:
+    """Give an untrained detector the spread of a trained one's scores, so that it has as much to decode and suppress.
+
+    The layer for classes is scaled until each output varies as much as a trained layer's, roughly, and shifted until
+    `_CANDIDATES` scores pass the threshold in these images.
+    """
+    is_dense = isinstance(model, RetinaNet)
+    parts: Any = model
+    layer = parts.head.cls_score if is_dense else parts.roi_heads.box_predictor.cls_score
+    threshold = parts.test_score_thresh if is_dense else parts.roi_heads.box_predictor.test_score_thresh
+    seen: list[Tensor] = []
+    # Copied, since RetinaNet makes probabilities of its outputs in place.
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        # Beside the bias of a new RetinaNet, what else its outputs hold is lost in rounding.
+        layer.bias.zero_()
+        model.eval()(records)
+        hook.remove()
+        rows = torch.cat([output.movedim(1, -1).flatten(0, -2) for output in seen]).double()
+        mean, scale = rows.mean(dim=0), 1 / rows.std(dim=0).clamp(min=1e-30)
+        rows = (rows - mean) * scale
+        layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+        layer.bias.copy_(-mean * scale)
+        if is_dense:
+            layer.bias.add_(math.log(threshold / (1 - threshold)) - _kth_largest(rows))
+        else:
+            # A score passes where the background's exponential is below exp(z) / threshold less the others' sum.
+            others = rows[:, :-1].exp()
+            layer.bias[-1] = _kth_largest(others / threshold - others.sum(dim=1, keepdim=True)).clamp(min=1e-6).log()
+            layer.weight[-1] = 0
+
+
+def _kth_largest(values: Tensor) -> Tensor:
+    return values.flatten().topk(min(_CANDIDATES, values.numel())).values[-1]

@@ -1,0 +1,252 @@
+"""Every option of `tools/train_cls.py`: a YAML key and a flag each, typed and checked.
+
+The defaults are the published ImageNet recipe as it is common to all variants; `configs/classification/<model>.yaml`
+holds what differs. Flags win over the file given with `--config`, or else the model's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pvt_det.errors import ConfigError
+from pvt_det.models import list_models
+from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.paths import file_fault
+from pvt_det.utils.plain_yaml import read_plain_yaml
+
+# In a run's output folder.
+OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
+_WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_EXPECTED = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _option(
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+    resumable: bool = False,
+) -> Any:
+    """A field: its help, range or choices, and whether a resumed run may change it."""
+    metadata = {"help": text, "low": low, "high": high, "choices": tuple(choices), "resumable": resumable}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a classification run; `--help` lists them with their meaning."""
+
+    # --- what
+    model: str = _option("", "variant, such as pvt_small or pvt_v2_b2")
+    data: str = _option("", "folder with train/ and val/, ILSVRC2012 as downloaded, or tar shards", resumable=True)
+    val_labels: str = _option("", "list of ILSVRC2012's validation classes; default: the devkit's", resumable=True)
+    output: str = _option("output/cls", "folder for checkpoints and logs", resumable=True)
+    resume: str = _option("", "'auto' goes on from the output folder's last checkpoint, if any", resumable=True)
+    eval_only: bool = _option(False, "only evaluate --weights on the validation images")
+    weights: str = _option("", "what --eval-only evaluates: a file, URL or name such as pvt_small", resumable=True)
+    img_size: int = _option(224, "side of the network's input, in pixels", low=32)
+    drop_path_rate: float = _option(0.1, "stochastic depth of the last block", low=0, high=0.99)
+    # --- schedule
+    epochs: int = _option(300, "passes over the training images", low=1)
+    batch_size: int = _option(1024, "images of one optimizer step, over all processes and accumulated batches", low=1)
+    accumulate_steps: int = _option(1, "batches that share an optimizer step; raise it if memory is short", low=1)
+    lr: float = _option(5e-4, "learning rate for --lr-batch images; scaled in proportion to batch_size", low=0)
+    lr_batch: int = _option(512, "batch size that --lr is for; 0: --lr is taken as it is", low=0)
+    warmup_epochs: float = _option(5.0, "epochs of linear warm-up", low=0)
+    warmup_lr: float = _option(1e-6, "learning rate that the warm-up begins with", low=0)
+    min_lr: float = _option(1e-5, "learning rate that the cosine ends in", low=0)
+    # --- optimizer
+    weight_decay: float = _option(0.05, "of AdamW; not on the class token and 1-D parameters", low=0)
+    beta1: float = _option(0.9, "of AdamW", low=0, high=0.99999)
+    beta2: float = _option(0.999, "of AdamW", low=0, high=0.99999)
+    eps: float = _option(1e-8, "of AdamW", low=1e-16)
+    clip_grad: float = _option(0.0, "largest gradient norm; 0: no clipping", low=0)
+    ema_decay: float = _option(0.0, "moving average of the weights, evaluated instead; 0: none", low=0, high=0.99999)
+    # --- augmentation
+    crop_scale: float = _option(0.08, "smallest area of the random crop, relative to the image", low=0.01, high=1)
+    flip: float = _option(0.5, "probability of a horizontal flip", low=0, high=1)
+    rand_augment: str = _option("rand-m9-mstd0.5-inc1", "RandAugment as timm describes it; '': none")
+    color_jitter: float = _option(0.4, "colour jitter; as in the published code, only without RandAugment", low=0)
+    interpolation: str = _option("bicubic", "of resizing", choices=("bicubic", "bilinear"))
+    erase_prob: float = _option(0.25, "probability of random erasing", low=0, high=1)
+    erase_mode: str = _option("pixel", "what random erasing leaves", choices=("pixel", "rand", "const"))
+    repeats: int = _option(3, "repeated augmentation: times that an image comes in a row; 1: none", low=1)
+    mixup: float = _option(0.8, "alpha of mixup; 0: none", low=0)
+    cutmix: float = _option(1.0, "alpha of cutmix; 0: none", low=0)
+    mix_prob: float = _option(1.0, "probability that a batch is mixed", low=0, high=1)
+    mix_switch_prob: float = _option(0.5, "probability of cutmix where both are on", low=0, high=1)
+    label_smoothing: float = _option(0.1, "of the training loss", low=0, high=0.99)
+    # --- evaluation
+    crop_pct: float = _option(0.875, "evaluation resizes the short side to img_size / crop_pct", low=0.1, high=1)
+    eval_every: int = _option(1, "epochs from one evaluation to the next", low=1)
+    eval_batch_size: int = _option(256, "images of an evaluation batch, per process", low=1, resumable=True)
+    # --- how
+    seed: int = _option(0, "of everything random", low=0)
+    device: str = _option("auto", "auto: a GPU if there is one", choices=("auto", "cuda", "cpu"))
+    amp: str = _option("bf16", "number format of the forward pass", choices=("none", "bf16", "fp16"))
+    compile: bool = _option(False, "torch.compile")
+    channels_last: bool = _option(False, "keep images channels-last in memory")
+    checkpoint_stages: str = _option("", "stages whose activations are recomputed to save memory, such as 1,2")
+    deterministic: bool = _option(False, "slower GPU kernels that give the same bits every time")
+    workers: int = _option(
+        8, "data loader processes of each training process, at most the cores", low=0, resumable=True
+    )
+    max_broken: int = _option(10, "broken images (named and left out) before the run stops", low=0, resumable=True)
+    log_every: int = _option(50, "updates from one log line to the next", low=1, resumable=True)
+    save_minutes: float = _option(15.0, "minutes between checkpoints within an epoch", low=0, resumable=True)
+
+    def __post_init__(self) -> None:
+        for name, option in _fields().items():
+            _check(name, getattr(self, name), option.metadata)
+        if not self.model:
+            raise ConfigError(f"give the variant to train: --model NAME. Known are {', '.join(list_models())}.")
+        if self.model not in list_models():
+            raise ConfigError(f"model = {self.model!r}: {_meant(self.model, list_models())}")
+        self.stages()
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"warmup_epochs = {self.warmup_epochs:g} is not below epochs = {self.epochs}: set --warmup-epochs."
+            )
+        if self.resume not in ("", "auto"):
+            raise ConfigError(f"resume = {self.resume!r}: 'auto' is all there is; choose the run with --output.")
+        if self.eval_only != bool(self.weights):
+            raise ConfigError("--eval-only and --weights SOURCE go together: give both or neither.")
+        if self.eval_only and self.resume:
+            raise ConfigError("--resume is for training: leave it out with --eval-only.")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ConfigError(f"batch_size = {self.batch_size}: mixup and cutmix need an even number.")
+
+    def stages(self) -> set[int]:
+        """`checkpoint_stages` as numbers from 1 to 4."""
+        words = [word.strip() for word in self.checkpoint_stages.split(",") if word.strip()]
+        if not set(words) <= set("1234"):
+            raise ConfigError(
+                f"checkpoint_stages = {self.checkpoint_stages!r}: expected numbers from 1 to 4, as in 1,2."
+            )
+        return set(map(int, words))
+
+    def scaled_lr(self) -> float:
+        """The learning rate of this batch size."""
+        return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
+
+
+def _fields() -> dict[str, dataclasses.Field]:
+    return {option.name: option for option in dataclasses.fields(Options)}
+
+
+def load_options(path: Path | None, flags: Mapping[str, str | bool]) -> Options:
+    """Defaults, the YAML file over them, flags over it.
+
+    Args:
+        path: A file of `name: value` lines.
+        flags: Values from the command line, by name.
+
+    Raises:
+        ConfigError: The file is missing or no plain YAML; a name is unknown or a value wrong.
+    """
+    values = {} if path is None else read_options(path)
+    values.update({name: _coerce(name, value, f"--{name.replace('_', '-')}") for name, value in flags.items()})
+    return Options(**values)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Raises:
+        ConfigError: It is missing or no plain YAML; a name is unknown or given twice, or a value of the wrong type.
+    """
+    if fault := file_fault(path):
+        raise ConfigError(f"{path}: cannot be read: {fault}.")
+    tree = read_plain_yaml(path, ConfigError)
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected lines such as `epochs: 300`, found {type(tree).__name__}.")
+    return {name: _coerce(name, value, f"{path}: {name}") for name, value in tree.items()}
+
+
+def _coerce(name: str, value: Any, where: str) -> Any:
+    """Turn a YAML value or a flag's text into the option's type."""
+    options = _fields()
+    if name not in options:
+        raise ConfigError(f"{where}: unknown option. {_meant(str(name), list(options))}")
+    kind = type(options[name].default)
+    try:
+        if kind is bool and isinstance(value, str):
+            return _WORDS[value.lower()]
+        if kind in (int, float) and isinstance(value, str):
+            return kind(value)
+    except (ValueError, KeyError):
+        pass
+    else:
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+    raise ConfigError(f"{where} = {value!r}: expected {_EXPECTED[kind.__name__]}, such as {options[name].default!r}.")
+
+
+def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if limits["choices"] and value not in limits["choices"]:
+        raise ConfigError(f"{name} = {value!r}: {_meant(value, limits['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} = {value}: expected a finite number.")
+    low, high = limits["low"], limits["high"]
+    if (low is not None and value < low) or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name} = {value}: expected a number {limit}.")
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}."
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add a flag for every option; those not given are absent from the result."""
+    for name, option in _fields().items():
+        flag, text = f"--{name.replace('_', '-')}", option.metadata["help"].replace("%", "%%")
+        if isinstance(option.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            continue
+        choices = option.metadata["choices"]
+        metavar = "{" + ",".join(choices) + "}" if choices else type(option.default).__name__.upper()
+        default = f" (default: {option.default})" if option.default != "" else ""
+        parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=text + default)
+
+
+def check_same_run(saved: Mapping[str, Any], now: Options) -> None:
+    """Check that a run resumes under the options that it began with.
+
+    Raises:
+        ConfigError: An option differs on which the result hangs.
+    """
+    fixed = {name for name, option in _fields().items() if not option.metadata["resumable"]}
+    differing = {n: (saved[n], getattr(now, n)) for n in fixed if n in saved and saved[n] != getattr(now, n)}
+    if differing:
+        listed = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in sorted(differing.items()))
+        raise ConfigError(
+            f"{now.output}: this run began with other options: {listed}. Give the same ones to resume, or another "
+            "--output to start anew."
+        )
+
+
+def dump_options(options: Options) -> str:
+    """All options as YAML, which `read_options` reads."""
+    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True)
+
+
+def dump_classes(classes: Sequence[str]) -> str:
+    """The names of the classes as json, a line each."""
+    return json.dumps(list(classes), indent=0, ensure_ascii=False)

@@ -1,0 +1,77 @@
+"""Compare finished runs in one table: size, cost, published and measured AP, and the difference between runs.
+
+Example:
+    %(prog)s output/pvt_tiny output/resnet18 --format markdown --output comparison.md
+
+The first run is what the others are compared with; differences come with a bootstrap interval of 95 percent over the
+images. Differing recipes or data are warned of on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pvt_det.engine.results import CONFIG_NAME
+from pvt_det.errors import ConfigError
+from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, Run, comparison_rows, comparison_warnings, load_run
+from pvt_det.reports.cost import describe_gmacs
+from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.paths import make_place
+from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
+
+# Wide enough for the plain table in a file.
+_FILE_WIDTH = 240
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the runs, print the table, and write it where asked."""
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
+    if args.bootstrap < 1:
+        raise ConfigError(f"--bootstrap {args.bootstrap}: expected 1 or more.")
+    if not args.tolerance >= 0:
+        raise ConfigError(f"--tolerance {args.tolerance:g}: expected 0 points or more.")
+    if args.output:
+        make_place(args.output)
+    runs = [load_run(path) for path in args.runs]
+    for warning in comparison_warnings(runs):
+        print(f"warning: {warning}", file=sys.stderr)
+    gmacs = {run.folder: _gmacs(run) for run in runs}
+    rows = comparison_rows(runs, gmacs, samples=args.bootstrap, tolerance=args.tolerance)
+    table = as_table(rows)
+    if args.format == "table":
+        Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
+        text = render(table, _FILE_WIDTH)
+    else:
+        text = (as_markdown if args.format == "markdown" else as_csv)(rows)
+        print(text)
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _gmacs(run: Run) -> str:
+    return run.gmacs or describe_gmacs(run.folder / CONFIG_NAME, run.annotations)
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options."""
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run, or its results.json")
+    parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
+    parser.add_argument(
+        "--bootstrap", type=int, default=BOOTSTRAP, metavar="N", help=f"samples of an interval (default {BOOTSTRAP})"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="POINTS",
+        help="how far a measured number may be from the published one and count as reproduced (default %(default)s)",
+    )
+    return parser

@@ -1,0 +1,45 @@
+"""Check this machine: versions, Detectron2, GPU, shared memory, limits, disks, weights and data sets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from pvt_det.cli.machine import examine
+from pvt_det.utils.cli import ArgumentParser
+
+_EXAMPLES = """
+examples:
+  %(prog)s
+  %(prog)s --output /data/runs     with the disk that runs will be written to
+
+Under each problem stands the command that mends it. A note is of what is small, slow or not there, perhaps as you want
+it.
+exit codes: 0 no problem, 1 something does not work
+"""
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "bold red")}
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options."""
+    parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="%(default)s")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is found; gives 1 where there is a problem."""
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    problems = 0
+    for finding in examine(args.output):
+        mark, style = _MARKS[finding.state]
+        console.print(Text.assemble((f"{mark:8}", style), (f"{finding.name}: ", "bold"), finding.found))
+        if finding.state != "ok":
+            console.print(Text(f"        → {finding.remedy}"))
+        problems += finding.state == "problem"
+    console.print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "no problem", style="bold")
+    return 1 if problems else 0

@@ -1,0 +1,164 @@
+"""Check and show a data set before training on it, and write a config that trains on it.
+
+Example:
+    %(prog)s train.json images/ --val-json val.json --val-images images/ --html report.html --write-config mine.yaml
+
+Reads COCO's json, CVAT's xml, and folders of Pascal VOC's xml or YOLO's txt files; of Pascal VOC also the lists of
+ImageSets/Main, such as train.txt. What is wrong is fixed, dropped or refused as training would do it.
+
+exit codes: 0 the data can be trained on, 2 configuration, 3 training refuses it; with --strict also where there is
+anything to look at
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from pvt_det.checkpoint import write_atomically
+from pvt_det.data.coco.check import LEVELS
+from pvt_det.data.coco.findings import ON_ERROR
+from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.inspection.config_file import Plan, check_place, write_config
+from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
+from pvt_det.inspection.page import inspection_page
+from pvt_det.inspection.recommend import TASKS, recommend
+from pvt_det.inspection.terminal import show, show_advice
+from pvt_det.models import list_models
+from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.paths import make_place
+from pvt_det.weights.source import locate
+
+_BATCHES = {"cpu": 4, "gpu": 16}
+_MODEL = "pvt_tiny"
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options."""
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="file, or folder of files")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of the images")
+    parser.add_argument("--val-json", type=Path, metavar="FILE", help="annotations to evaluate on, of any format too")
+    parser.add_argument("--val-images", type=Path, metavar="DIR", help="their images; without it IMAGES")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, a single file")
+    parser.add_argument("--check-data", choices=LEVELS, default="fast", help="how the images are checked")
+    parser.add_argument("--on-error", choices=ON_ERROR, default="stop", help="what to do about broken data")
+    parser.add_argument("--strict", dest="on_error", action="store_const", const="strict", help="--on-error strict")
+    parser.add_argument("--allow-outside", action="store_true", help="file names may lead out of IMAGES")
+    config = parser.add_argument_group("a config for training")
+    config.add_argument("--write-config", type=Path, metavar="FILE", help="write it here")
+    config.add_argument("--task", choices=TASKS, help="default: mask-rcnn where every object has a mask")
+    config.add_argument("--model", choices=list_models(), metavar="NAME", help=f"default {_MODEL}")
+    config.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="default: the model's from ImageNet, where they can be fetched; none: random weights",
+    )
+    config.add_argument("--device", choices=tuple(_BATCHES), help="what to plan for; default: what is here")
+    config.add_argument("--batch", type=int, metavar="N", help="images of an iteration; default 4 on a CPU, 16 on GPUs")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Inspect, show, and write what was asked for."""
+    if args.val_images and not args.val_json:
+        raise ConfigError("--val-images is given without --val-json: name the annotations of these images too.")
+    if args.batch is not None and args.batch < 1:
+        raise ConfigError(f"--batch {args.batch}: expected 1 or more.")
+    idle = [f"--{name}" for name in ("model", "weights", "device", "batch") if getattr(args, name) is not None]
+    if idle and not args.write_config:
+        raise ConfigError(f"{', '.join(idle)} would do nothing without --write-config FILE: add it, or leave them out.")
+    if args.write_config:
+        check_place(args.write_config)
+    if args.html:
+        make_place(args.html)
+    console = Console()
+    with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
+        parts = _inspect(args, Path(temporary))
+        leakage = find_leakage(parts[0][1], parts[1][1]) if len(parts) > 1 else []
+        for name, found in parts:
+            show(console, name, found, args.on_error)
+        show_advice(console, leakage)
+        if args.html:
+            page = inspection_page(f"Data set {args.annotations}", parts, leakage, args.on_error)
+            write_atomically(args.html, page)
+            console.print(f"Page: {escape(str(args.html))}", soft_wrap=True)
+        if _is_refused(parts, leakage, args.on_error):
+            console.print(
+                "[bold red]Training would refuse this data." if args.on_error != "strict" else "[bold red]Refused."
+            )
+            return DataError.exit_code
+        if args.write_config:
+            _write_config(args, console, parts)
+            name = escape(str(args.write_config))
+            console.print(f"Config: {name}; train with --config-file {name}", soft_wrap=True)
+    return 0
+
+
+def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspection]]:
+    sources = [("Training data", "train", args.annotations, args.images)]
+    if args.val_json:
+        sources.append(("Validation data", "val", args.val_json, args.val_images or args.images))
+    parts: list[tuple[str, Inspection]] = []
+    for name, part, source, images in sources:
+        # Annotations of other formats are kept in COCO's beside the config that trains on them.
+        config = args.write_config
+        json_file = config.with_name(f"{config.stem}_{part}.json") if config else temporary / f"{part}.json"
+        found = inspect_dataset(
+            source,
+            images,
+            json_file,
+            level=args.check_data,
+            masks=args.task == "mask-rcnn",
+            allow_outside=args.allow_outside,
+            looks=bool(args.val_json),
+            partner=parts[0][1] if parts else None,
+        )
+        parts.append((name, found))
+    return parts
+
+
+def _is_refused(parts: list[tuple[str, Inspection]], leakage: list[Advice], on_error: str) -> bool:
+    return any(found.is_refused(on_error) for _, found in parts) or (on_error == "strict" and bool(leakage))
+
+
+def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
+    """MODEL.WEIGHTS, and why where they are "": weights that nobody named must not keep the config from training."""
+    if args.weights:
+        return ("", "--weights none") if args.weights == "none" else (args.weights, "")
+    name = f"pvt://{args.model or _MODEL}"
+    try:
+        locate(name)
+    except CheckpointError as error:
+        console.print(f"[yellow]The config starts from random weights: {escape(str(error))}", soft_wrap=True)
+        return "", f"{name} could not be fetched"
+    return name, ""
+
+
+def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[str, Inspection]]) -> None:
+    train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
+    on_cpu = (args.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
+    weights, weights_reason = _weights(args, console)
+    plan = Plan(
+        task=args.task or ("mask-rcnn" if all(found.statistics.has_masks for _, found in parts) else "retinanet"),
+        model=args.model or _MODEL,
+        weights=weights,
+        weights_reason=weights_reason,
+        on_cpu=on_cpu,
+        on_error=args.on_error,
+        allow_outside=args.allow_outside,
+    )
+    settings = recommend(
+        train.statistics,
+        plan.task,
+        on_cpu=on_cpu,
+        batch=args.batch or _BATCHES["cpu" if on_cpu else "gpu"],
+        pretrained=bool(plan.weights),
+        most_objects=max(int(found.statistics.per_image.max()) for _, found in parts),
+    )
+    write_config(args.write_config, plan, settings, train, val)

@@ -1,0 +1,171 @@
+"""Find objects in images, folders and videos with a trained detector: pictures, crops and COCO's results json.
+
+A model for semantic segmentation gives label maps instead, PNG files with the number of each pixel's class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from detectron2.structures import Instances
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pvt_det.config import load_config
+from pvt_det.config.architecture import is_segmentor
+from pvt_det.errors import ConfigError, DataError
+from pvt_det.inference.base import config_file
+from pvt_det.inference.files import RESULTS_NAME, PredictionFiles
+from pvt_det.inference.label_files import LABELS_NAME, LabelFiles
+from pvt_det.inference.predictor import Predictor
+from pvt_det.inference.run import Files, Found, Pixels, PredictionRun
+from pvt_det.inference.segmentor import Segmentor
+from pvt_det.inference.sources import Source, find_sources
+from pvt_det.inference.tiling import TiledPredictor
+from pvt_det.utils.cli import ArgumentParser
+
+_THRESHOLD, _OVERLAP = 0.5, 0.2
+_EXAMPLES = """
+examples:
+  with the best weights of a run, in a folder and a video:
+    %(prog)s photos/ street.mp4 --config-file output/mine --output found
+  two classes, each object cut out as well:
+    %(prog)s 'photos/*.jpg' --config-file output/mine --classes cat dog --crops
+  an aerial image of 20000 pixels, in tiles:
+    %(prog)s field.tif --config-file output/mine --tile 1024
+  label maps by a model for semantic segmentation:
+    %(prog)s photos/ --config-file output/semantic
+  at several scales, merged (test-time augmentation):
+    %(prog)s photos/ --config-file output/mine --set TEST.AUG.ENABLED True
+
+A file that cannot be read is named and the others go on; the exit code is then 3.
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options."""
+    parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, or pattern in quotes")
+    parser.add_argument("--config-file", required=True, metavar="RUN", help="a run's output folder, or a config file")
+    parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best")
+    parser.add_argument("--output", type=Path, default=Path("output/predict"), metavar="DIR", help="%(default)s")
+    parser.add_argument(
+        "--score-threshold", type=float, metavar="SCORE", help=f"least score, 0 to 1 ({_THRESHOLD}); of objects only"
+    )
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--crops", action="store_true", help="also save every object by itself")
+    parser.add_argument("--no-pictures", action="store_true", help="save the results json or the label maps alone")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at larger images in tiles of this side")
+    parser.add_argument("--overlap", type=float, metavar="SHARE", help=f"of neighbouring tiles ({_OVERLAP})")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
+    parser.add_argument("--device", default="", help="cuda, cuda:1, cpu (default: the first GPU, if there is one)")
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a key of the config"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; gives the exit code."""
+    sources = find_sources(args.inputs)
+    overrides = [word for pair in args.set for word in pair]
+    if is_segmentor(load_config(config_file(args.config_file), overrides)):
+        faults, summary = _segment(args, overrides, sources)
+    else:
+        faults, summary = _detect(args, overrides, sources)
+    print(summary)
+    if faults:
+        count = f"{len(faults)} of {len(sources)} files"
+        raise DataError(f"{count} could not be read, or not to their end; they are named above.")
+    return 0
+
+
+def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
+    """Find objects; gives what could not be read, and what to say in the end."""
+    if args.overlap is not None and args.tile is None:
+        raise ConfigError("--overlap is of the tiles that --tile PIXELS asks for: add that, or leave --overlap out.")
+    threshold = _THRESHOLD if args.score_threshold is None else args.score_threshold
+    predictor = Predictor(
+        args.config_file,
+        args.weights,
+        overrides=overrides,
+        score_threshold=threshold,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
+    find: Callable[[Sequence[Pixels]], list[Instances]] = predictor
+    if args.tile is not None:
+        find = TiledPredictor(predictor, args.tile, _OVERLAP if args.overlap is None else args.overlap)
+    files = PredictionFiles(args.output, predictor.class_names, pictures=not args.no_pictures, crops=args.crops)
+    faults = _look(args, find, files, sources)
+    hint = f"; none scores {threshold:g}: a lower --score-threshold shows more"
+    counts = f"{_count(files.objects, 'object')} in {_count(files.images, 'image')}"
+    told = f"{counts}: {files.folder / RESULTS_NAME}{_beside(files, sources)}"
+    return faults, told + ("" if files.objects or not files.images else hint)
+
+
+def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
+    """Give every pixel its class; gives what could not be read, and what to say in the end."""
+    for name in ("score_threshold", "crops", "tile", "overlap"):
+        given = getattr(args, name)
+        if given is not None and given is not False:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for detectors, but {args.config_file} is a model for semantic "
+                "segmentation, which gives every pixel a class: leave it out."
+            )
+    segmentor = Segmentor(
+        args.config_file, args.weights, overrides=overrides, batch_size=args.batch_size, device=args.device
+    )
+    files = LabelFiles(args.output, segmentor.class_names, pictures=not args.no_pictures)
+    faults = _look(args, segmentor, files, sources)
+    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_beside(files, sources)}"
+
+
+def _look(
+    args: argparse.Namespace,
+    find: Callable[[Sequence[Pixels]], list[Found]],
+    files: Files[Found],
+    sources: Sequence[Source],
+) -> list[str]:
+    classes = _numbers(args.classes, files.class_names) if args.classes else None
+    with _progress() as progress:
+        steps = PredictionRun(find, files, batch_size=args.batch_size, progress=progress, classes=classes)
+        return steps.run(sources)
+
+
+def _beside(files: Files[Found], sources: Sequence[Source]) -> str:
+    if not files.pictures or not files.images:
+        return ""
+    videos = {source.is_video for source in sources}
+    return f", {'pictures' if videos == {False} else 'videos' if videos == {True} else 'pictures and videos'} beside it"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _numbers(names: Sequence[str], known: Sequence[str]) -> list[int]:
+    for name in names:
+        if name not in known:
+            spelled = {each.lower(): each for each in known}
+            near = difflib.get_close_matches(name.lower(), spelled, n=1)
+            hint = f"Did you mean {spelled[near[0]]!r}? " if near else ""
+            raise ConfigError(f"--classes {name}: the model has no such class. {hint}It has {', '.join(known)}.")
+    return [known.index(name) for name in names]
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    # What is broken is told in any case, the bar to those who watch.
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())

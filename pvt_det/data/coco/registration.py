@@ -1,0 +1,115 @@
+"""Registration of COCO-format data sets with Detectron2's catalogs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
+
+from pvt_det.data.coco.annotations import CocoData, read_annotations
+from pvt_det.data.coco.findings import Findings
+from pvt_det.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """Where a data set lies and what of it is used; in the metadata as `coco_source`.
+
+    Attributes:
+        json_file: annotations in COCO's instances format.
+        image_root: folder that `file_name` is relative to.
+        on_error: "stop", "skip" or "strict".
+        allow_outside: file names may lead out of `image_root`.
+        unreadable: ids of images to leave out, because a check could not read them.
+    """
+
+    json_file: str
+    image_root: str
+    on_error: str = "stop"
+    allow_outside: bool = False
+    unreadable: frozenset[int] = frozenset()
+
+    def load(self) -> CocoData:
+        """The checked annotations; training records and evaluation's ground truth are both made of these.
+
+        Raises:
+            DataError: the annotations cannot be used.
+        """
+        findings = Findings()
+        data = read_annotations(self.json_file, findings, allow_outside=self.allow_outside)
+        findings.raise_if_refused(self.json_file, self.on_error)
+        return CocoData(
+            [image for image in data.images if image["id"] not in self.unreadable],
+            [annotation for annotation in data.annotations if annotation["image_id"] not in self.unreadable],
+            data.categories,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """One Detectron2 record for each image, in the order of their ids; empty boxes are left out."""
+        data = self.load()
+        classes = {category["id"]: number for number, category in enumerate(data.categories)}
+        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in data.images}
+        for annotation in data.annotations:
+            if annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0:
+                kept = {"bbox": annotation["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": annotation["iscrowd"]}
+                kept["category_id"] = classes[annotation["category_id"]]
+                if "segmentation" in annotation:
+                    kept["segmentation"] = annotation["segmentation"]
+                objects[annotation["image_id"]].append(kept)
+        return [
+            {
+                "file_name": str(Path(self.image_root) / image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "annotations": objects[image["id"]],
+            }
+            for image in sorted(data.images, key=lambda image: image["id"])
+        ]
+
+
+def register_coco(
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    on_error: str = "stop",
+    allow_outside: bool = False,
+    unreadable: frozenset[int] = frozenset(),
+) -> Metadata:
+    """Register a COCO-format data set; class names and ids come from its json.
+
+    Registering the same data set again under the same name changes nothing.
+
+    Args:
+        name: name in Detectron2's catalogs.
+        json_file: annotations in COCO's instances format.
+        image_root: folder that `file_name` is relative to.
+        on_error: "stop", "skip" or "strict", see `CocoSource`.
+        allow_outside: file names may lead out of `image_root`.
+        unreadable: ids of images to leave out.
+
+    Raises:
+        ConfigError: the name is taken by another data set.
+        DataError: the annotations cannot be used.
+    """
+    source = CocoSource(str(json_file), str(image_root), on_error, allow_outside, unreadable)
+    if name in DatasetCatalog:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("coco_source") != source:
+            raise ConfigError(f"a data set {name!r} is registered already, with other files or settings")
+        return metadata
+    categories = source.load().categories
+    DatasetCatalog.register(name, source.records)
+    return MetadataCatalog.get(name).set(
+        coco_source=source,
+        json_file=source.json_file,
+        image_root=source.image_root,
+        evaluator_type="coco",
+        thing_classes=[category["name"] for category in categories],
+        thing_dataset_id_to_contiguous_id={category["id"]: n for n, category in enumerate(categories)},
+    )

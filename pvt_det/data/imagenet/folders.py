@@ -1,0 +1,163 @@
+"""Labelled images of a classification data set, in any of the layouts that ImageNet comes in.
+
+`open_images` recognises three layouts under one folder, for the split `train` or `val`:
+
+- class folders: `train/<class>/*`, `val/<class>/*`;
+- ILSVRC2012 as downloaded: class folders for `train`, all validation images in `val/`, and a list of their classes;
+- shards: `*train*.tar` and `*val*.tar`, beside each other or in the split's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from pvt_det.data.imagenet.labels import find_val_labels, read_val_labels
+from pvt_det.data.imagenet.shards import ShardImages, find_shards
+from pvt_det.errors import DataError
+from pvt_det.utils.paths import file_fault
+
+Split = Literal["train", "val"]
+# What the folder of a split is called in the wild.
+_FOLDERS: dict[str, tuple[str, ...]] = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+
+
+class ImageSource(Protocol):
+    """Encoded images with a class each, read by number.
+
+    Attributes:
+        classes: Class names; a label is an index into them.
+        labels: The label of every image, int64.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The image file's content; raises `OSError` if it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Where the image lies, for messages."""
+        ...
+
+
+class FileImages:
+    """Images in files of their own.
+
+    Args:
+        root: Folder that the paths are relative to.
+        paths: Image files.
+        labels: Label of each.
+        classes: Class names.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
+        self.root = root
+        self.classes = tuple(classes)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        # One array and not a list: loader workers would copy a list's pages by counting references to its elements.
+        self._paths = np.asarray([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> bytes:
+        """The image file's content; raises `OSError` if it cannot be read."""
+        path = Path(self.name(index))
+        if fault := file_fault(path):
+            raise OSError(f"{path} {fault}")
+        return path.read_bytes()
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return str(self.root / os.fsdecode(bytes(self._paths[index])))
+
+
+def open_images(
+    root: str | Path, split: Split, classes: Sequence[str] | None = None, val_labels: str | Path | None = None
+) -> ImageSource:
+    """Open one split of a classification data set, whatever its layout.
+
+    Args:
+        root: Folder of the data set.
+        split: "train" or "val".
+        classes: Class names in the order that a model was trained with. By default those of the folders, sorted.
+        val_labels: List of the validation images' classes, for ILSVRC2012 as downloaded; see `read_val_labels`. By
+            default the devkit is looked for in and beside `root`.
+
+    Raises:
+        DataError: The folder has none of the layouts, a class is unknown or an image has no label; or a list of classes
+            is given where the layout tells them.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. --data takes the folder that holds train/ and val/, or tar shards.")
+    if shards := find_shards(root, _FOLDERS[split]):
+        _refuse_list(val_labels, f"the shards in {root}")
+        return ShardImages(shards, classes)
+    folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"{root}: neither a folder {_FOLDERS[split][0]}/ nor shards *{_FOLDERS[split][0]}*.tar in it. It holds "
+            f"{_listing(root)}."
+        )
+    if any(entry.is_dir() for entry in os.scandir(folder)):
+        _refuse_list(val_labels, f"the folders in {folder}")
+        return _open_class_folders(folder, classes)
+    if split == "train":
+        raise DataError(f"{folder}: expected one folder of images a class, found {_listing(folder)}.")
+    return _open_flat(root, folder, classes, val_labels)
+
+
+def _refuse_list(val_labels: str | Path | None, tells: str) -> None:
+    if val_labels:
+        raise DataError(
+            f"{val_labels} would not be read, as {tells} tell the classes of the images: leave --val-labels out, which "
+            "is for ILSVRC2012 as downloaded."
+        )
+
+
+def _open_class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:
+    found, _ = find_classes(folder)
+    classes = found if classes is None else list(classes)
+    if unknown := sorted(set(found) - set(classes)):
+        close = difflib.get_close_matches(unknown[0], classes, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise DataError(
+            f"{folder / unknown[0]}: {len(unknown)} of the {len(found)} class folders are not among the {len(classes)} "
+            f"classes of the training images or the model.{hint}"
+        )
+    to_label = {name: label for label, name in enumerate(classes)}
+    try:
+        samples = make_dataset(folder, {name: to_label[name] for name in found}, extensions=IMG_EXTENSIONS)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: {error}. Remove the empty folders, or put their images in.") from error
+    paths = [os.path.relpath(path, folder) for path, _ in samples]
+    return FileImages(folder, paths, [label for _, label in samples], classes)
+
+
+def _open_flat(root: Path, folder: Path, classes: Sequence[str] | None, val_labels: str | Path | None) -> FileImages:
+    """ILSVRC2012's validation images, which lie in one folder."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMG_EXTENSIONS))
+    if not names:
+        raise DataError(f"{folder}: no images in it, only {_listing(folder)}.")
+    if classes is None:
+        classes = open_images(root, "train").classes
+    labels = read_val_labels(find_val_labels(root, val_labels), names, classes)
+    return FileImages(folder, names, labels, classes)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in os.scandir(folder))
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"

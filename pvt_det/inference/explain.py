@@ -1,0 +1,75 @@
+"""Trunks to look into, with an image as they see it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from numpy.typing import NDArray
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from pvt_det.config import load_config
+from pvt_det.data.augmentation.transforms import ResizeShortSide
+from pvt_det.data.mapper import augmentations_of
+from pvt_det.errors import ConfigError
+from pvt_det.inference.base import config_file, run_weights
+from pvt_det.inference.classifier import trained_classifier
+from pvt_det.models.trunk import Trunk
+from pvt_det.weights import load_pretrained
+
+_CLASSIFIER_SIDE = 224
+
+
+def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tuple[Trunk, Tensor]:
+    """A trained detector's or segmentor's trunk, and an image as its test-time transforms make it, not padded.
+
+    Args:
+        config: A run's output folder, or a config file.
+        weights: Anything that `MODEL.WEIGHTS` takes; "" takes the best beside the config.
+        pixels: `H×W×3` uint8 RGB.
+
+    Returns:
+        The trunk in evaluation mode, and the normalised image, `3×H×W`.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or not of the whole model.
+        ConfigError: The config is wrong, or its backbone is no PVT.
+    """
+    path = config_file(config)
+    cfg = load_config(path, ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg).eval()
+    trunk = getattr(model.backbone, "bottom_up", model.backbone)
+    if not isinstance(trunk, Trunk):
+        raise ConfigError(f"{path}: its backbone is {cfg.MODEL.BACKBONE.NAME}; only a PVT has attention to show.")
+    load_pretrained(model, run_weights(path, weights)).require_whole()
+    image = _resized(pixels if cfg.INPUT.FORMAT == "RGB" else pixels[:, :, ::-1], augmentations_of(cfg, is_train=False))
+    return trunk, (image - model.pixel_mean) / model.pixel_std
+
+
+def classifier(name: str, weights: str, pixels: NDArray[np.uint8]) -> tuple[Trunk, Tensor]:
+    """A trained classifier, and an image, its short side 224 pixels.
+
+    Args:
+        name: A variant, such as "pvt_small".
+        weights: Anything that `MODEL.WEIGHTS` takes; "" takes the published ones.
+        pixels: `H×W×3` uint8 RGB.
+
+    Returns:
+        The model in evaluation mode, and the normalised image, `3×H×W`.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or not of such a classifier.
+        ConfigError: The name is unknown.
+    """
+    model = trained_classifier(name, weights or f"pvt://{name}")
+    image = _resized(pixels, [ResizeShortSide((_CLASSIFIER_SIDE,), float("inf"), "choice", "pil")])
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return model, (image - mean) / std
+
+
+def _resized(pixels: NDArray[np.uint8], augmentations: list[T.Augmentation]) -> Tensor:
+    aug_input = T.AugInput(np.ascontiguousarray(pixels))
+    T.AugmentationList(augmentations)(aug_input)
+    return torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))).float()

@@ -1,0 +1,150 @@
+"""An inspection as one HTML page, with pictures of samples and of all that is suspicious."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from pvt_det.data.images import read_image
+from pvt_det.errors import DataError
+from pvt_det.inspection.inspect import Advice, Inspection
+from pvt_det.inspection.terminal import advice_line, by_frequency, summary
+from pvt_det.utils import html
+from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, draw
+
+_WIDTH = 400
+_SAMPLES = 12
+_OFFENDERS = 8
+_MOST_BARS, _MOST_SIZES = 30, 10
+
+
+def inspection_page(
+    title: str, parts: Sequence[tuple[str, Inspection]], leakage: Sequence[Advice], on_error: str
+) -> str:
+    """The page.
+
+    Args:
+        title: of the page.
+        parts: name and inspection of each data set; `leakage` concerns the last.
+        leakage: what the sets have in common.
+        on_error: DATASETS.ON_ERROR, which decides what becomes of problems.
+    """
+    sections = [(heading, content) for name, found in parts for heading, content in _sections(name, found, on_error)]
+    if len(parts) > 1:
+        shared = [_advice(item, parts[-1][1]) for item in leakage] or [html.notice("No image is in both.", "good")]
+        sections.append(("Both together", html.join(*shared)))
+    return html.page(title, sections)
+
+
+def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str, html.Html]]:
+    first, *rest = summary(found)
+    numbers = html.join(html.paragraph(found.source), html.table(first, rest))
+    yield name, html.join(numbers, *_problems(found, on_error), *(_advice(item, found) for item in found.advice))
+    s = found.statistics
+    counted = by_frequency(s)
+    yield (
+        f"{name}: classes",
+        html.join(
+            html.bars({c.name: c.objects for c in counted[:_MOST_BARS] if c.objects}),
+            html.details(
+                f"objects and images of each class, {len(counted)} in all",
+                html.table(["class", "objects", "images"], [(c.name, c.objects, c.images) for c in counted]),
+            ),
+        ),
+    )
+    others = len(s.image_sizes) - _MOST_SIZES
+    yield (
+        f"{name}: sizes",
+        html.join(
+            html.paragraph("Objects by the square root of their box's area, in pixels:"),
+            html.bars(s.box_histogram()),
+            html.paragraph("Images by width and height, in pixels:"),
+            html.bars({f"{w} x {h}": count for (w, h), count in s.image_sizes[:_MOST_SIZES]}),
+            html.paragraph(f"… and {others} other sizes") if others > 0 else html.Html(""),
+        ),
+    )
+    yield f"{name}: samples", html.gallery(_samples(found))
+
+
+def _problems(found: Inspection, on_error: str) -> Iterator[html.Html]:
+    if not found.findings.problems:
+        yield html.notice("Nothing is wrong with these annotations and images.", "good")
+    for line, (kind, problem) in zip(found.findings.lines(on_error), found.findings.ordered(on_error), strict=True):
+        level = {"refused": "bad", "dropped": "warning", "fixed": "good"}[problem.outcome(on_error)]
+        yield html.notice(line, level)
+        pictures = list(_offenders(found, problem.first))
+        if pictures:
+            yield html.details(f"pictures, {len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
+
+
+def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
+    """Pictures of what the findings name as "annotation 7" or "image 3: why"."""
+    by_name: dict[str, tuple[Any, list[dict[str, Any]] | None]] = {}
+    by_name |= {f"annotation {number}": (a.get("image_id"), [a]) for number, a in found.all_annotations.items()}
+    by_name |= {f"image {number}": (number, None) for number in found.images}
+    shown = [(name, *by_name[key]) for name in dict.fromkeys(names) if (key := name.split(":")[0]) in by_name]
+    yield from _pictures(found, shown[:_OFFENDERS])
+
+
+def _advice(item: Advice, found: Inspection) -> html.Html:
+    chosen: list[tuple[str, Any, list[dict[str, Any]] | None]]
+    if item.annotations:
+        pairs = zip(item.images, item.annotations, strict=True)
+        chosen = [(f"annotation {number}", image, [found.all_annotations[number]]) for image, number in pairs]
+    else:
+        chosen = [(name, image, None) for name, image in zip(item.names, item.images, strict=False)]
+    pictures = list(_pictures(found, chosen[:_OFFENDERS]))
+    line = html.notice(advice_line(item), "warning")
+    return (
+        html.join(line, html.details(f"pictures, {len(pictures)} of {item.count}", html.gallery(pictures)))
+        if pictures
+        else line
+    )
+
+
+def _samples(found: Inspection) -> Iterator[html.Html]:
+    images = found.data.images
+    places = np.linspace(0, len(images) - 1, min(_SAMPLES, len(images))).round().astype(int)
+    return _pictures(found, [(images[place]["file_name"], images[place]["id"], None) for place in places])
+
+
+def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str, Any]] | None]]) -> Iterator[html.Html]:
+    """Pictures with a caption, of an image by id with some annotations; None stands for all that are sound."""
+    for caption, image_id, meant in chosen:
+        image = found.images.get(image_id)
+        if image is None:
+            continue
+        try:
+            pixels = read_image(found.image_root / image["file_name"], "RGB")
+        except DataError:
+            continue  # the line above says why
+        shown = [a for a in found.data.annotations if a["image_id"] == image_id] if meant is None else meant
+        # The name of an only class tells nothing, and would cover small objects.
+        classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
+        names = [*classes, "unknown class"]
+        picture = draw(pixels, _objects(shown[:MOST_SHOWN], found), names, _WIDTH)
+        yield html.picture(picture, caption_of(caption, len(shown)))
+
+
+def _objects(annotations: Iterable[dict[str, Any]], found: Inspection) -> list[dict[str, Any]]:
+    numbers = {category["id"]: number for number, category in enumerate(found.data.categories)}
+    sound = {annotation["id"] for annotation in found.data.annotations}
+    return [
+        {
+            "bbox": annotation["bbox"],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": numbers.get(annotation.get("category_id"), len(numbers)),
+            "segmentation": annotation.get("segmentation") if annotation.get("id") in sound else None,
+        }
+        for annotation in annotations
+        if _can_be_drawn(annotation.get("bbox"))
+    ]
+
+
+def _can_be_drawn(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
+    return numbers and all(math.isfinite(value) and abs(value) < 1e5 for value in box)

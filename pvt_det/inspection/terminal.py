@@ -1,0 +1,103 @@
+"""An inspection in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pvt_det.inspection.formats import VOC_FORMAT
+from pvt_det.inspection.inspect import Advice, Inspection
+from pvt_det.inspection.statistics import ClassCount, Statistics
+
+_BAR = 30
+_MOST_CLASSES = 30
+_SHOWN = 3
+_DIFFICULT = ", which are VOC's difficult objects: not trained on, and neither right nor wrong to find"
+
+
+def summary(inspection: Inspection) -> list[tuple[str, str]]:
+    """The main numbers of a data set, each with its name."""
+    s = inspection.statistics
+    masks = "none" if not s.polygons + s.run_lengths else f"{s.polygons:,} polygons, {s.run_lengths:,} run-length"
+    per_image = s.per_image if s.images else np.zeros(1, int)
+    return [
+        ("Format", inspection.format),
+        ("Images", f"{s.images:,}, of them {s.empty_images:,} without objects"),
+        ("Image sizes", image_sizes(s)),
+        ("Objects", f"{s.objects:,}; {np.median(per_image):g} an image (median), {per_image.max():,} at most"),
+        ("Crowd regions", f"{s.crowds:,}{_DIFFICULT if s.crowds and inspection.format == VOC_FORMAT else ''}"),
+        ("Masks", masks),
+        ("Classes", f"{len(s.classes):,}"),
+    ]
+
+
+def by_frequency(statistics: Statistics) -> list[ClassCount]:
+    """The classes, those with the most objects first."""
+    return sorted(statistics.classes, key=lambda count: -count.objects)
+
+
+def image_sizes(statistics: Statistics) -> str:
+    """The most frequent sizes, and their range."""
+    if not statistics.image_sizes:
+        return "none"
+    sizes = np.array([size for size, _ in statistics.image_sizes])
+    (width, height), count = statistics.image_sizes[0]
+    if len(sizes) == 1:
+        return f"all {width} x {height}"
+    (w1, h1), (w2, h2) = sizes.min(axis=0), sizes.max(axis=0)
+    return f"{len(sizes):,} sizes from {w1} to {w2} wide and {h1} to {h2} high; {count:,} are {width} x {height}"
+
+
+def show(console: Console, title: str, inspection: Inspection, on_error: str) -> None:
+    """Print what was found.
+
+    Args:
+        console: where to print.
+        title: such as "Training data".
+        inspection: of the data set.
+        on_error: DATASETS.ON_ERROR, which decides what becomes of problems.
+    """
+    console.rule(f"[bold]{escape(title)}: {escape(str(inspection.source))}", align="left")
+    facts = Table.grid(padding=(0, 2))
+    for name, value in summary(inspection):
+        facts.add_row(name, escape(value))
+    console.print(facts)
+    s = inspection.statistics
+    counted = [c for c in by_frequency(s) if c.objects]
+    console.print(_bars("Objects by class", {c.name: c.objects for c in counted[:_MOST_CLASSES]}))
+    if len(counted) > _MOST_CLASSES:
+        console.print(f"… and {len(counted) - _MOST_CLASSES} classes with fewer")
+    console.print(_bars("Objects by size (root of the box)", s.box_histogram()))
+    for line in inspection.findings.lines(on_error):
+        colour = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}[line.split(":")[0]]
+        console.print(f"[{colour}]{escape(line)}")
+    show_advice(console, inspection.advice)
+    if not inspection.findings.problems and not inspection.advice:
+        console.print("[bold green]nothing wrong was found")
+
+
+def show_advice(console: Console, advice: Sequence[Advice]) -> None:
+    """Print what to look at, a line each."""
+    for item in advice:
+        console.print(f"[yellow]look at: {escape(advice_line(item))}")
+
+
+def advice_line(item: Advice) -> str:
+    """A piece of advice with its count and its first names."""
+    named = [*item.names] or [f"annotation {number}" for number in item.annotations]
+    more = ", …" if len(named) > _SHOWN else ""
+    return f"{item.count:,} x {item.text}" + (f": {', '.join(named[:_SHOWN])}{more}" if named else "")
+
+
+def _bars(title: str, values: dict[str, int]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    most = max(values.values(), default=0) or 1
+    for name, value in values.items():
+        table.add_row(escape(name), f"{value:,}", "█" * max(int(value > 0), round(_BAR * value / most)))
+    if values:
+        table.columns[1].justify = "right"
+    return table

@@ -1,0 +1,233 @@
+"""One page about a finished run: how good it is, where it errs, how it was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+from pvt_det.reports import figures as figures
+from pvt_det.reports.compare import Run, comparison_warnings, difference, evaluator_of, same_data
+from pvt_det.reports.pictures import ImageFile, worst_images
+from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
+from pvt_det.utils.visualizer import ReadImage
+
+_DETECTION = {"bbox": "Boxes", "segm": "Masks"}
+_TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
+_SIZES = ("all", "small", "medium", "large")
+_LOSSES = "loss"
+# A table of more classes opens on a click.
+_SHOWN_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class Background:
+    """What a page tells besides the results.
+
+    Attributes:
+        config: the run's complete config, as text.
+        history: the lines of `metrics.json`.
+        images: where the evaluated images lie, by id.
+        read: reads one of them.
+        without_images: why there are none.
+    """
+
+    config: str
+    history: Sequence[Mapping[str, Any]]
+    images: Mapping[int, ImageFile]
+    read: ReadImage
+    without_images: str = ""
+
+
+def report_page(run: Run, background: Background, base: Run | None = None) -> str:
+    """The page, as one HTML document that needs no other file.
+
+    Args:
+        run: what it is about.
+        background: what else is known.
+        base: a run to compare it with.
+
+    Raises:
+        DataError: the run's detections or annotations cannot be read.
+    """
+    evaluators = {
+        task: evaluator_of(run, task) for task in _DETECTION if task in run.metrics and run.results_file.is_file()
+    }
+    for evaluator in evaluators.values():
+        _summarize(evaluator)
+    sections: list[tuple[str, Any]] = [("Metrics", _metrics(run))]
+    if base is not None:
+        sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
+    for task, evaluator in evaluators.items():
+        sections += _detection_sections(_DETECTION[task], evaluator)
+    if "bbox" in evaluators:
+        sections.append(("Worst images", _worst(run, background)))
+    if background.history:
+        sections.append(("Training", _training(background.history)))
+    sections.append(("Environment", _environment(run.environment)))
+    sections.append(("Configuration", details("All keys", code(background.config))))
+    lead = f"{run.recipe}; {run.parameters / 1e6:.1f} M parameters; evaluated on {run.dataset or 'nothing'}."
+    return page(f"{run.model} ({run.folder.resolve().name})", sections, lead=lead)
+
+
+def _summarize(evaluator: hotcoco.COCOeval) -> None:
+    evaluator.accumulate()
+    # Not `summarize`, which prints.
+    evaluator.summary_lines()
+
+
+def _metrics(run: Run) -> Html:
+    parts = []
+    for task, values in run.metrics.items():
+        whole = {name: value for name, value in values.items() if not name.startswith(("AP-", "IoU-", "ACC-"))}
+        parts.append(
+            join(Html(f"<h3>{escape(_TITLES.get(task, task))}</h3>"), table(list(whole), [_row(whole.values())]))
+        )
+        single = {name.split("-", 1)[1]: value for name, value in values.items() if name.startswith("IoU-")}
+        if single:
+            parts.append(table(["class", "IoU"], [[name, *_row([value])] for name, value in single.items()]))
+    return join(*parts)
+
+
+def _detection_sections(title: str, evaluator: hotcoco.COCOeval) -> list[tuple[str, Any]]:
+    return [
+        (f"{title}: classes and sizes", _classes(evaluator)),
+        (f"{title}: precision and recall", figures.precision_recall(evaluator)),
+        (f"{title}: errors and scores", figures.errors(evaluator)),
+        (f"{title}: confusion", figures.confusion(evaluator)),
+    ]
+
+
+def _classes(evaluator: hotcoco.COCOeval) -> Html:
+    """AP of every class, whole, at two overlaps, and by size."""
+    result = evaluator.eval
+    assert result is not None
+    precision = result["precision"]
+    areas = list(evaluator.params.area_rng_lbl)
+    truth = evaluator.coco_gt
+    rows = []
+    for k, category in enumerate(evaluator.params.cat_ids):
+        of_class = precision[:, :, k, :, -1]
+        whole = of_class[:, :, areas.index("all")]
+        values = [_mean(whole), _mean(whole[0]), _mean(whole[5])]
+        values += [_mean(of_class[:, :, areas.index(size)]) for size in _SIZES[1:]]
+        name = truth.load_cats(category)[0]["name"]
+        rows.append([name, len(truth.get_ann_ids(cat_ids=category)), *_row(values)])
+    shown = table(["class", "objects", "AP", "AP50", "AP75", "small", "medium", "large"], rows)
+    return details(f"{len(rows)} classes", shown) if len(rows) > _SHOWN_CLASSES else shown
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    known = precision[precision > -1]
+    return 100 * float(known.mean()) if known.size else None
+
+
+def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval]) -> Html:
+    parts = [notice(warning, "warning") for warning in comparison_warnings([run, base])]
+    rows = []
+    for task, values in run.metrics.items():
+        for name, value in values.items():
+            if "-" not in name:
+                other = base.metrics.get(task, {}).get(name)
+                less = "" if value is None or other is None else _Signed(value - other)
+                rows.append([f"{_TITLES.get(task, task)} {name}", *_row([value, other]), less])
+    name, other_name = run.folder.resolve().name, base.folder.resolve().name
+    parts.append(table(["metric", name, other_name, "difference"], rows))
+    for task, evaluator in evaluators.items():
+        if same_data(run, base) and base.value(task) is not None:
+            interval = difference(run, base, task)
+            parts.append(
+                paragraph(f"{_DETECTION[task]}: AP differs by {interval} (95 % bootstrap interval over images).")
+            )
+            evaluator_of_base = evaluator_of(base, task)
+            _summarize(evaluator_of_base)
+            parts.append(figures.class_differences(hotcoco.compare(evaluator_of_base, evaluator), name, other_name))
+    return join(*parts)
+
+
+def _worst(run: Run, background: Background) -> Html:
+    if background.without_images:
+        return notice(f"No pictures: {background.without_images}", "warning")
+    shown = worst_images(run, background.images, background.read)
+    lead = (
+        f"The images with the most missed objects and false detections: first the ground truth, then the detections of "
+        f"score {figures.SHOWN_SCORE} and above. Look for wrong annotations here first."
+    )
+    return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score.")
+
+
+def _training(history: Sequence[Mapping[str, Any]]) -> Html:
+    losses = {name: _points(history, name) for name in _names(history) if _LOSSES in name and "/" not in name}
+    measured = {
+        f"{_TITLES[task].lower()} {metric}": _points(history, f"{task}/{metric}")
+        for task, metric in (("bbox", "AP"), ("segm", "AP"), ("sem_seg", "mIoU"), ("panoptic_seg", "PQ"))
+    }
+    drawn = [
+        ("Loss", losses, "Each part of the loss, and their sum.", True),
+        ("On held-out data", measured, "In percent, at each evaluation during training.", False),
+        ("Learning rate", {"lr": _points(history, "lr")}, "The schedule.", False),
+    ]
+    parts = [
+        figures.curves(kept, title, caption, log=log)
+        for title, series, caption, log in drawn
+        if (kept := {name: points for name, points in series.items() if points})
+    ]
+    return drawings(parts)
+
+
+def _names(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({name for line in history for name in line})
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    found = [(line["iteration"], line[name]) for line in history if name in line and "iteration" in line]
+    return [(x, y) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
+
+
+def _environment(environment: Mapping[str, Any]) -> Html:
+    if not environment:
+        return paragraph("This run was made by a version that did not write it down.")
+    rows = [
+        [name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)]
+        for name, value in environment.items()
+    ]
+    return table(["", ""], rows)
+
+
+def _row(values: Any) -> list[Any]:
+    """Numbers with one digit behind the point, nothing for what has no value."""
+    return ["" if value is None else _Number(value) for value in values]
+
+
+class _Number(float):
+    """A number that shows one digit behind the point."""
+
+    def __str__(self) -> str:
+        return f"{float(self):.1f}"
+
+
+class _Signed(float):
+    """A difference, with its sign."""
+
+    def __str__(self) -> str:
+        return f"{float(self):+.1f}"
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a `metrics.json`; none where there is no such file."""
+    if not file.is_file():
+        return []
+    lines = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            # Torn, by a stop.
+            continue
+    return [line for line in lines if isinstance(line, dict)]

@@ -1,0 +1,95 @@
+"""The images of a run that have the most errors, drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+from detectron2.structures import BoxMode
+
+from pvt_det.errors import DataError
+from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
+from pvt_det.reports.compare import Run
+from pvt_det.reports.figures import SHOWN_SCORE
+from pvt_det.utils.html import Html, join, pair
+from pvt_det.utils.visualizer import MOST_SHOWN, ReadImage, caption_of, draw
+
+_WORST = 12
+_WIDTH = 560  # pixels of each half
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of the evaluated data.
+
+    Attributes:
+        file: where it lies.
+        objects: its ground truth, as Detectron2's records have it.
+    """
+
+    file: Path
+    objects: Sequence[Mapping[str, Any]]
+
+
+def worst_images(run: Run, images: Mapping[int, ImageFile], read: ReadImage) -> Html:
+    """The images with the most errors, ground truth beside detections; "" where none has one.
+
+    Args:
+        run: a run of a detector.
+        images: by id.
+        read: reads an image.
+
+    Raises:
+        DataError: annotations, detections or an image cannot be read.
+    """
+    truth = read_ground_truth(run.annotations)
+    found = _read_results(run.results_file)
+    found = [detection for detection in found if detection["score"] >= SHOWN_SCORE]
+    summary = _count_errors(truth, found)
+    ranked = sorted(summary, key=lambda image: (-summary[image]["fn"] - summary[image]["fp"], image))
+    names = [category["name"] for category in truth.categories]
+    numbers = {category["id"]: number for number, category in enumerate(truth.categories)}
+    pictures = []
+    for image in ranked[:_WORST]:
+        missed, wrong = summary[image]["fn"], summary[image]["fp"]
+        if missed + wrong == 0 or image not in images:
+            continue
+        own = [
+            {**detection, "category_id": numbers[detection["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+            for detection in found
+            if detection["image_id"] == image
+        ]
+        objects = [dict(each) for each in images[image].objects[:MOST_SHOWN]]
+        caption = caption_of(f"{images[image].file.name}: {missed} missed, {wrong} false", len(images[image].objects))
+        pixels = read(images[image].file)
+        left, right = (draw(pixels, each, names, _WIDTH) for each in (objects, own))
+        pictures.append(pair(left, right, caption, quality=80))
+    return join(*pictures)
+
+
+def _count_errors(truth: GroundTruth, found: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, int]]:
+    """By image, how many objects are missed (`fn`) and how many detections are of nothing (`fp`)."""
+    api = truth.hotcoco()
+    if not found:
+        # hotcoco loads no empty list.
+        return {
+            image: {"fn": len(api.get_ann_ids(img_ids=[image], iscrowd=False)), "fp": 0} for image in api.get_img_ids()
+        }
+    evaluator = hotcoco.COCOeval(api, api.load_res([_box_only(detection) for detection in found]), "bbox")
+    evaluator.evaluate()
+    return evaluator.image_diagnostics(score_thr=SHOWN_SCORE)["img_summary"]
+
+
+def _box_only(detection: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: detection[name] for name in ("image_id", "category_id", "bbox", "score")}
+
+
+def _read_results(file: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"results {file} cannot be read ({error})") from error

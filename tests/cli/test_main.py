@@ -1,0 +1,203 @@
+"""One command for all: names, help, spelling, completion, and what `pvt-det eval` takes from a run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pvt_det.cli import completion, eval, train
+from pvt_det.cli import main as command_line
+from pvt_det.cli.start import load, start
+from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.utils.cli import run_cli
+
+
+@pytest.fixture
+def pvt_det(monkeypatch):
+    """`pvt-det WORDS`; gives the exit code."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["pvt-det", *words])
+        try:
+            return command_line.main()
+        except SystemExit as stop:
+            return stop.code
+
+    return call
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_help_shows_an_example_by_the_name_the_user_knows(name, pvt_det, capsys):
+    assert pvt_det(name, "--help") == 0
+    text = capsys.readouterr().out
+    examples = text[text.lower().index("example") :]
+    assert re.search(rf"^ +(\w+: +)?pvt-det {name}\b|torchrun .*pvt-det {name}", examples, re.MULTILINE)
+    assert "%(prog)s" not in text
+
+
+def test_every_command_has_a_row(repo_root):
+    modules = {path.stem for path in (repo_root / "pvt_det/cli").glob("*.py")} - {
+        "__init__",
+        "start",
+        "main",
+        "machine",
+    }
+    assert modules == {name.replace("-", "_") for name in command_line.COMMANDS}
+
+
+def test_the_list_of_commands_waits_for_no_library():
+    code = "import sys, pvt_det.cli.main; sys.argv = ['pvt-det', '--help']\n"
+    code += "try: pvt_det.cli.main.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "find objects in images" in shown
+    assert not {"torch", "detectron2"} & set(shown.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "no command 'trian'. Did you mean train?"),
+        (["xyzzy"], "no command 'xyzzy'. See pvt-det --help"),
+        (["doctor", "--outptu", "x"], "pvt-det doctor: unrecognized arguments: --outptu x. Did you mean --output?"),
+        (["predict", "a.jpg"], "the following arguments are required: --config-file. See pvt-det predict --help."),
+        (["-x"], "pvt-det: unrecognized arguments: -x. See pvt-det --help."),
+    ],
+)
+def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
+    assert pvt_det(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "predict {photo} --config-file {leaf} --overlap 0.3",
+            "--overlap is of the tiles that --tile PIXELS asks for: add",
+        ),
+        (
+            "predict {photo} --config-file {leaf} --weights a --set MODEL.WEIGHTS b",
+            "named twice, a and MODEL.WEIGHTS b",
+        ),
+        ("eval --config-file {leaf} --weights a MODEL.WEIGHTS b", "named twice, a and MODEL.WEIGHTS b: leave one out"),
+        ("eval --config-file x --train-json b", "unrecognized arguments: --train-json. Did you mean --val-json?"),
+        ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
+        ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
+        ("export --classifier x --side 0 --output a.pt2", "--side 0: expected 32 pixels or more"),
+        ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check is on images; leave videos out"),
+        (
+            "inspect a.json a --model pvt_small --batch 2",
+            "--model, --batch would do nothing without --write-config FILE",
+        ),
+        ("compare a --bootstrap 0", "--bootstrap 0: expected 1 or more"),
+        ("compare a --tolerance nan", "--tolerance nan: expected 0 points or more"),
+        ("train-cls --data a", "give the variant to train: --model NAME. Known are pvt_tiny, pvt_small"),
+        ("train-cls --model pvt_tiny --eval-only --weights a --resume auto", "--resume is for training: leave it out"),
+        ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url is where several processes meet: leave it out"),
+        ("train --config-file {leaf} --allow-partial x MODEL.WEIGHTS {none}", "--allow-partial is for MODEL.WEIGHTS"),
+        ("train --config-file {leaf} --val-images a", "VAL_IMAGES is a, but neither VAL_JSON nor VAL_LABELS is given"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(pvt_det, capsys, repo_root, tmp_path, words, message):
+    for name in ("a.png", "a.mp4"):
+        (tmp_path / name).touch()
+    places = {
+        "{leaf}": str(repo_root / "configs/retinanet_pvt_tiny.yaml"),
+        "{photo}": str(tmp_path / "a.png"),
+        "{video}": str(tmp_path / "a.mp4"),
+        "{none}": "",
+    }
+    given = [places.get(word, word) for word in words.split()]
+    assert pvt_det(*given, *(["--output", str(tmp_path / "out")] if given[0] == "train" else [])) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_command_shows_the_list(pvt_det, capsys):
+    assert pvt_det() == 2
+    assert "train-cls" in capsys.readouterr().out
+    assert pvt_det("help") == 0
+    assert "train-cls" in capsys.readouterr().out
+
+
+def test_completion_knows_commands_and_options(capsys, tmp_path):
+    assert completion.run(completion.build_parser().parse_args(["bash"])) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*command_line.COMMANDS, "--score-threshold", "--allow-partial"))
+    (tmp_path / "script").write_text(script)
+    (tmp_path / "photo.jpg").touch()
+    complete = "COMP_WORDS=(pvt-det predict --weights ph); COMP_CWORD=3; _shtab_pvt_det; echo ${COMPREPLY[@]}"
+    command = ["bash", "-c", f". ./script; {complete}"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout == "photo.jpg\n"
+
+
+@pytest.fixture
+def run_folder(repo_root, tmp_path):
+    """A folder with a config and files where a run has its weights."""
+    (tmp_path / "config.yaml").write_text(f"_BASE_: {repo_root}/configs/retinanet_pvt_tiny.yaml\nOUTPUT_DIR: out\n")
+    (tmp_path / "model_best.pth").touch()
+    (tmp_path / "model_final.pth").touch()
+    return tmp_path
+
+
+def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
+    seen, pages = [], []
+    monkeypatch.setattr(train, "launch", lambda job, arguments, processes: seen.append(arguments) or 0)
+    monkeypatch.setattr(eval.report, "write_page", lambda *arguments: pages.append(arguments))
+    for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "--output", "o", "TEST.AUG.ENABLED", "True"]):
+        assert start("eval", ["--config-file", str(run_folder), "--val-json", "v.json", *extra], "pvt-det eval") == 0
+    (first, options), (second, _) = seen
+    assert options.eval_only
+    assert not options.resume
+    assert options.config_file == str(run_folder / "config.yaml")
+    assert (str(run_folder / "model_best.pth"), "v.json") == (first.MODEL.WEIGHTS, first.DATASETS.VAL_JSON)
+    assert (str(run_folder / "model_final.pth"), True) == (second.MODEL.WEIGHTS, second.TEST.AUG.ENABLED)
+    # Where the run is, whatever its config tells of where it was.
+    assert [str(run_folder), "o"] == [first.OUTPUT_DIR, second.OUTPUT_DIR]
+    assert pages == [(run_folder, run_folder / "report.html", None), (Path("o"), Path("o/report.html"), None)]
+
+
+def test_eval_without_a_page_has_evaluated_all_the_same(run_folder, monkeypatch, capsys):
+    monkeypatch.setattr(train, "launch", lambda job, arguments, processes: 0)
+    assert start("eval", ["--config-file", str(run_folder)], "pvt-det eval") == 0
+    assert "warning: no page is written: " in capsys.readouterr().err
+    with pytest.raises(DataError, match="nothing"):
+        start("eval", ["--config-file", str(run_folder), "--against", str(run_folder / "nothing")], "pvt-det eval")
+
+
+def test_eval_names_what_is_missing(run_folder):
+    for name in ("model_best.pth", "model_final.pth"):
+        (run_folder / name).unlink()
+    args = eval.build_parser().parse_args(["--config-file", str(run_folder)])
+    with pytest.raises(CheckpointError, match="name the weights to use"):
+        eval.run(args)
+    args.config_file = str(run_folder / "nowhere")
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        eval.run(args)
+
+
+def test_a_command_knows_how_it_was_started(monkeypatch, capsys):
+    class Fake:
+        @staticmethod
+        def build_parser():
+            return completion.build_parser()
+
+        @staticmethod
+        def run(args):
+            print(args.command_line)
+            return 7
+
+    monkeypatch.setattr("pvt_det.cli.start.load", lambda name: Fake)
+    assert run_cli(lambda: start("x", ["bash"], "pvt-det x")) == 7
+    assert capsys.readouterr().out == "pvt-det x bash\n"
+
+
+def test_commands_are_modules():
+    assert load("train-cls").__name__ == "pvt_det.cli.train_cls"
+    assert Path(load("train").__file__).name == "train.py"

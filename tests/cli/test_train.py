@@ -1,0 +1,183 @@
+"""The command line: options, exit codes, one-line errors, signals, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pvt_det.cli import train
+from pvt_det.config import load_config
+from pvt_det.data.shapes.generate import write_shapes
+from pvt_det.utils.cli import run_cli
+from pvt_det.weights.reader import read_file
+from tools import train_net
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.PVT.VARIANT pvt_v2_b0 MODEL.PVT.DROP_PATH_RATE 0.0 "
+    "MODEL.FPN.OUT_CHANNELS 32 MODEL.RETINANET.NUM_CONVS 1 INPUT.MIN_SIZE_TRAIN [64] INPUT.MIN_SIZE_TEST 64 "
+    "DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 3 SOLVER.STEPS [] SOLVER.WARMUP_ITERS 0 SEED 3"
+)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=3, image_size=64)
+
+
+@pytest.fixture
+def words(shapes, tmp_path):
+    """The command line of a tiny run into `tmp_path / name`."""
+
+    def build(*options: object, name: str = "run", overrides: str = "", val: bool = False) -> list[str]:
+        data = ["--train-json", shapes / "annotations/instances_train.json", "--train-images", shapes / "train"]
+        if val:
+            data += ["--val-json", shapes / "annotations/instances_val.json", "--val-images", shapes / "val"]
+        config = ["--config-file", ROOT / "configs/retinanet_pvt_tiny.yaml", "--output", tmp_path / name]
+        settings = shlex.split(f"{TINY} {overrides}")
+        return [str(word) for word in [*config, *data, *options, *settings]]
+
+    return build
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def start(words, launcher=()):
+    command = [sys.executable, *launcher, str(ROOT / "tools/train_net.py"), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def weights(folder):
+    return read_file(folder / "model_final.pth")["model"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["SOLVER.BASE_LRR", "1"], 2, "SOLVER.BASE_LR"),
+        (["--evaluater", "hotcoco"], 2, "Did you mean --evaluator?"),
+        (["--evaluator", "hotcocoa"], 2, "hotcoco"),
+        (["SOLVER.MAX_ITER"], 2, "odd number of words"),
+        (["SOLVER.MAX_ITER=5"], 2, "KEY VALUE KEY VALUE …, without ="),
+        (["SOLVER.IMS_PER_BATCH", "-1"], 2, "SOLVER.IMS_PER_BATCH"),
+        (["--machine-rank", "3"], 2, "--machine-rank 3"),
+        (["--num-gpus", "99", "MODEL.DEVICE", "cuda"], 2, "--num-gpus 99"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], 4, "nowhere.pth"),
+        (["--train-json", "nowhere.json"], 3, "nowhere.json"),
+        (["--eval-only"], 3, "coco_2017_val"),
+        (["--eval-only", "DATASETS.TEST", "[]"], 2, "--val-json"),
+    ],
+)
+def test_mistakes_are_one_line_with_their_exit_code(words, capsys, extra, code, message):
+    assert run_cli(lambda: train_net.main([*words(), *extra])) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+
+
+def test_options_reach_the_config(monkeypatch, tmp_path):
+    seen = {}
+
+    def launch(job, arguments, processes):
+        seen.update(cfg=arguments[0], options=arguments[1], processes=processes)
+        return 0
+
+    monkeypatch.setattr(train, "launch", launch)
+    config = ["--config-file", "configs/mask_rcnn_pvt_tiny.yaml", "--output", "out"]
+    data = ["--val-json", "v.json", "--val-images", "v", "--check-data", "full", "--evaluator", "pycocotools"]
+    partial = ["--allow-partial", "head.*", "--allow-partial", "*.bias"]
+    argv = [
+        *config,
+        *data,
+        *partial,
+        "--strict",
+        "--resume",
+        "--num-gpus",
+        "2",
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.BASE_LR",
+        "0.5",
+    ]
+    monkeypatch.chdir(ROOT)
+    assert train_net.main(argv) == 0
+    cfg, options = seen["cfg"], seen["options"]
+    assert (cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES, cfg.DATASETS.CHECK) == ("v.json", "v", "full")
+    assert cfg.DATASETS.ON_ERROR == "strict"
+    assert (cfg.TEST.EVALUATOR, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == ("pycocotools", 0.5, "out")
+    assert (options.resume, options.eval_only, options.allow_partial) == (True, False, ("head.*", "*.bias"))
+    assert options.command.startswith("python tools/train_net.py --config-file configs/mask_rcnn_pvt_tiny.yaml")
+    assert options.command.endswith(" --resume")
+    assert (seen["processes"].per_machine, seen["processes"].device) == (2, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_a_run_falls_back_to_the_cpu_and_says_so(words, tmp_path, capsys):
+    assert run_cli(lambda: train_net.main([*words(overrides="SOLVER.MAX_ITER 1"), "MODEL.DEVICE", "cuda"])) == 0
+    assert "running on the CPU" in capsys.readouterr().out
+    assert load_config(tmp_path / "run/config.yaml").MODEL.DEVICE == "cpu"
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_net.main(["--help"])
+    assert stop.value.code == 0
+    assert "--train-json train.json" in capsys.readouterr().out
+
+
+def test_train_and_evaluate_from_nothing_but_json_files(words, tmp_path):
+    assert run_cli(lambda: train_net.main(words(val=True, overrides="MODEL.RETINANET.SCORE_THRESH_TEST 0.0"))) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["metrics"]["bbox"].keys() >= {"AP", "AP50", "AP-circle", "AP-star"}
+    assert load_config(tmp_path / "run/config.yaml").MODEL.RETINANET.NUM_CLASSES == 4
+    final = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")]
+    config = ["--config-file", str(tmp_path / "run/config.yaml")]
+    evaluate = ["--eval-only", "--evaluator", "pycocotools", "--output", str(tmp_path / "again")]
+    assert run_cli(lambda: train_net.main([*config, *evaluate, *final])) == 0
+    again = json.loads((tmp_path / "again/results.json").read_text())
+    assert again["metrics"]["bbox"] == pytest.approx(results["metrics"]["bbox"], abs=1e-9)
+    # Low scores count here, so that there is something to compare.
+    assert results["metrics"]["bbox"]["AR100"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalizer", ["ema", "batch"])
+def test_two_processes_train_as_one_with_the_whole_batch(words, tmp_path, normalizer):
+    # Plain gradient descent: Adam would blow rounding up where a gradient is nearly zero.
+    settings = f"SOLVER.OPTIMIZER sgd SOLVER.BASE_LR 0.01 MODEL.RETINANET.LOSS_NORMALIZER {normalizer}"
+    two = start(words("--num-gpus", 2, name="two", overrides=settings))
+    _, error = two.communicate()
+    assert (two.returncode, error) == (0, "")
+    assert run_cli(lambda: train_net.main(words(name="one", overrides=settings))) == 0
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-4, atol=1e-6)
+    losses = [
+        {key: value for key, value in json.loads(line).items() if "loss" in key}
+        for name in ("two", "one")
+        for line in (tmp_path / name / "metrics.json").read_text().splitlines()
+    ]
+    assert losses[0].keys() == {"total_loss", "loss_cls", "loss_box_reg"}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_processes_together(words, tmp_path):
+    run = start(words("--num-gpus", 2, overrides="SOLVER.MAX_ITER 500"))
+    for line in run.stdout:
+        if "iteration 20/500" in line:
+            break
+    run.send_signal(signal.SIGTERM)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 75
+    assert error.count("stopped: ") == 1
+    assert len(read_file(next((tmp_path / "run").glob("model_*.pth")))["random"]) == 2

@@ -1,0 +1,148 @@
+"""The script as users start it: exit codes, a kill in mid-epoch, two processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pvt_det.cli import compare, train_cls
+from pvt_det.utils.cli import run_cli
+from tests.data.imagenet.fakes import class_folders
+from tools import train_cls as script
+
+_TINY = (
+    *("--model", "pvt_v2_b0", "--img-size", "32", "--epochs", "2", "--batch-size", "4", "--warmup-epochs", "0.5"),
+    *("--lr", "1e-3", "--lr-batch", "0", "--log-every", "1", "--device", "cpu", "--amp", "none"),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return class_folders(tmp_path_factory.mktemp("cls") / "set", train=8, val=4)
+
+
+def _command(repo_root: Path, *words: str) -> list[str]:
+    return [sys.executable, str(repo_root / "tools/train_cls.py"), *words]
+
+
+def _environment(repo_root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def _losses(output: Path) -> dict[int, float]:
+    path = output / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    # A line that is just being written has no end yet.
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {row["update"]: row["loss"] for row in rows if "loss" in row}
+
+
+def options(*words):
+    return train_cls.read_options(train_cls.build_parser().parse_args(words))
+
+
+def test_the_models_recipe_is_the_default():
+    assert options("--model", "pvt_large", "--data", "x").drop_path_rate == 0.3
+    assert options("--model", "pvt_large", "--drop-path-rate", "0.2").drop_path_rate == 0.2
+    assert options("--model", "pvt_small").clip_grad == 0.0
+
+
+def test_help_lists_every_option_with_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("--label-smoothing", "--no-compile", "torchrun", "exit codes"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--model", "pvt_smal"], 2, "Did you mean 'pvt_small'"),
+        (["--modle", "pvt_small"], 2, "Did you mean --model"),
+        (["--model", "pvt_small"], 2, "--data DIR"),
+        (["--model", "pvt_small", "--data", "nowhere"], 3, "nowhere: no such folder"),
+        (["--model", "pvt_small", "--data", "{data}", "--eval-only", "--weights", "none.pth"], 4, "none.pth"),
+    ],
+)
+def test_errors_are_one_line_with_a_code(data, tmp_path, capsys, words, code, message):
+    words = [word.format(data=data) for word in words] + ["--output", str(tmp_path), "--device", "cpu"]
+    assert run_cli(lambda: script.main(words)) == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_train_evaluate_and_stop(data, tmp_path, capsys):
+    words = [*_TINY, "--data", str(data), "--output", str(tmp_path), "--workers", "0", "--epochs", "1"]
+    assert script.main(words) == 0
+    assert "best.safetensors" in capsys.readouterr().out
+    best = str(tmp_path / "best.safetensors")
+    arguments = ["--model", "pvt_v2_b0", "--img-size", "32", "--device", "cpu", "--amp", "none", "--workers", "0"]
+    own = ["--data", str(data), "--output", str(tmp_path)]
+    assert script.main([*arguments, *own, "--eval-only", "--weights", best]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    top1 = max(row["top1"] for row in rows if "top1" in row)
+    assert f"top-1 {top1:.3f} %" in capsys.readouterr().out
+    folders = [str(tmp_path), str(tmp_path / "evaluation")]
+    assert compare.run(compare.build_parser().parse_args([*folders, "--format", "csv"])) == 0
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert first["top-1"] == second["top-1"] == f"{top1:.2f}"
+    assert (first["data"], first["top-1 published"], first["top-1 less published"]) == ("set_val", "70.5", "-")
+    assert first["parameters (M)"] == "3.4"
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_mid_epoch_goes_on_to_the_bit(repo_root, data, tmp_path):
+    """Six updates an epoch; SIGTERM comes in the second, SIGKILL in the third."""
+
+    def words(name: str) -> list[str]:
+        own = ("--data", str(data), "--output", str(tmp_path / name), "--workers", "1", "--save-minutes", "0")
+        return [*_TINY, *own, "--epochs", "3"]
+
+    for number, kind in ((7, signal.SIGTERM), (13, signal.SIGKILL)):
+        command = _command(repo_root, *words("cut"), "--resume", "auto")
+        run = subprocess.Popen(command, env=_environment(repo_root), stderr=subprocess.PIPE, text=True)
+        while max(_losses(tmp_path / "cut"), default=0) < number:
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(kind)
+        error = run.communicate(timeout=120)[1]
+        done = torch.load(tmp_path / "cut/model_last.pth", weights_only=True)["iteration"]
+        # SIGKILL can come between an update's line and its checkpoint.
+        assert number - 1 <= done < number + 5
+        if kind == signal.SIGTERM:
+            assert run.returncode == 75
+            assert error.splitlines()[-1].endswith("--resume auto")
+    script.main([*words("cut"), "--resume", "auto"])
+    script.main(words("whole"))
+    assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
+    assert sorted(_losses(tmp_path / "cut")) == list(range(1, 19))
+    ends = [torch.load(tmp_path / name / "model_last.pth", weights_only=True)["model"] for name in ("cut", "whole")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun_train_like_one(repo_root, data, tmp_path):
+    """Without what is drawn per process, two gloo processes take the same steps as one with their images."""
+    unmixed = ("--mixup", "0", "--cutmix", "0", "--erase-prob", "0", "--drop-path-rate", "0")
+    words = [*_TINY, *unmixed, "--data", str(data), "--workers", "0", "--epochs", "1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = [*launcher, *_command(repo_root, *words, "--output", str(tmp_path / "two"))[1:]]
+    subprocess.run(two, env=_environment(repo_root), check=True, capture_output=True)
+    script.main([*words, "--output", str(tmp_path / "one")])
+    assert len(_losses(tmp_path / "one")) == 6
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=1e-3)
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
+    assert rows[1]["val_loss"] == pytest.approx(rows[0]["val_loss"], rel=1e-3)
+    assert "top1" in rows[1]

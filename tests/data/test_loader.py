@@ -1,0 +1,233 @@
+"""Data sets from a config, and loaders that give the same batches for any workers, processes and restarts."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from pvt_det.config import get_config
+from pvt_det.data.coco.registration import register_coco
+from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
+from pvt_det.data.sets import register_datasets
+from pvt_det.errors import ConfigError, DataError
+
+IMAGES = 10
+
+
+def write_set(folder, names=("cat", "dog"), images=IMAGES, **box):
+    """Images wide and tall in turn, each with a box; the last is without."""
+    folder.mkdir()
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3 + n, "name": name} for n, name in enumerate(names)],
+    }
+    for number in range(images):
+        width, height = ((48, 32), (32, 48))[number % 2]
+        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        content["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        if number < images - 1:
+            annotation = {
+                "id": number,
+                "image_id": number,
+                "category_id": 3,
+                "bbox": [4, 4, 10, 12],
+                "area": 120,
+                "iscrowd": 0,
+            }
+            content["annotations"].append(annotation | box)
+    (folder / "set.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_config()
+    folder = write_set(tmp_path / "train")
+    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES = str(folder / "set.json"), str(folder)
+    cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES = str(folder / "set.json"), str(folder)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TRAIN = (32, 40, 48)
+    cfg.INPUT.MIN_SIZE_TEST = 32
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SEED = 7
+    return cfg
+
+
+def batches(cfg, number, start=0):
+    return list(islice(build_detection_train_loader(cfg, start_batch=start), number))
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for batch, other in zip(ours, theirs, strict=True):
+        assert [sample["image_id"] for sample in batch] == [sample["image_id"] for sample in other]
+        for sample, wanted in zip(batch, other, strict=True):
+            assert torch.equal(sample["image"], wanted["image"])
+            assert torch.equal(sample["instances"].gt_boxes.tensor, wanted["instances"].gt_boxes.tensor)
+
+
+def test_classes_come_from_the_json(cfg):
+    register_datasets(cfg)
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    (name,) = cfg.DATASETS.TRAIN
+    assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
+    assert MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id == {3: 0, 4: 1}
+    batch = batches(cfg, 1)[0]
+    assert all(sample["instances"].gt_classes.tolist() == [0] for sample in batch)
+
+
+def test_batches_are_the_same_with_workers_and_after_a_restart(cfg):
+    register_datasets(cfg)
+    whole = batches(cfg, 7)
+    assert_same(batches(cfg, 4, start=3), whole[3:])
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert_same(batches(cfg, 7), whole)
+    assert_same(batches(cfg, 4, start=3), whole[3:])
+    assert len({sample["image"].shape for batch in whole for sample in batch}) > 2
+
+
+def test_batches_are_of_one_shape_group_and_images_without_objects_left_out(cfg):
+    register_datasets(cfg)
+    found = batches(cfg, 30)
+    assert all(len({sample["width"] > sample["height"] for sample in batch}) == 1 for batch in found)
+    assert {sample["image_id"] for batch in found for sample in batch} == set(range(IMAGES - 1))
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert {sample["image_id"] for batch in batches(cfg, 30) for sample in batch} == set(range(IMAGES))
+
+
+def test_making_a_loader_leaves_torchs_generator_alone(cfg):
+    register_datasets(cfg)
+    before = torch.get_rng_state()
+    batches(cfg, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_test_loader_gives_every_image_once(cfg):
+    register_datasets(cfg)
+    loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
+    assert len(loader) == IMAGES
+    found = [batch[0] for batch in loader]
+    assert [record["image_id"] for record in found] == list(range(IMAGES))
+    assert all("instances" not in record and min(record["image"].shape[1:]) == 32 for record in found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_that_breaks_after_the_check(cfg, workers):
+    """Strict: one error that names the file. Skip: replaced in training, marked in evaluation, and counted."""
+    cfg.DATALOADER.NUM_WORKERS = workers
+    register_datasets(cfg)
+    broken = Path(cfg.DATASETS.TRAIN_IMAGES, "4.png")
+    broken.write_bytes(b"")
+    for loader in (build_detection_train_loader(cfg), build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])):
+        with pytest.raises(DataError, match=r"4\.png is empty") as caught:
+            list(islice(loader, 30))
+        assert "Traceback" not in str(caught.value)
+    cfg.DATASETS.ON_ERROR = "skip"
+    loader = build_detection_train_loader(cfg)
+    found = list(islice(loader, 30))
+    assert {sample["image_id"] for batch in found for sample in batch} == set(range(IMAGES - 1)) - {4}
+    assert loader.dataset.skipped.item() > 0
+    assert_same(batches(cfg, 10, start=20), found[20:])
+    found = [batch[0] for batch in build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])]
+    assert [record["image_id"] for record in found if record.get("unreadable")] == [4]
+    assert len(found) == IMAGES
+
+
+def test_image_broken_before_the_check_is_left_out(cfg):
+    Path(cfg.DATASETS.TRAIN_IMAGES, "4.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"4\.png is empty"):
+        register_datasets(cfg)
+    cfg.DATASETS.ON_ERROR = "skip"
+    register_datasets(cfg)
+    assert len(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])) == IMAGES - 1
+
+
+def test_named_set_must_fit_the_model(cfg, tmp_path):
+    folder = write_set(tmp_path / "named")
+    register_coco(str(tmp_path), folder / "set.json", folder)
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.VAL_IMAGES = ""
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (str(tmp_path),)
+    with pytest.raises(ConfigError, match=r"NUM_CLASSES is 80.*set it to 2"):
+        register_datasets(cfg)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    register_datasets(cfg)
+
+
+def test_validation_classes_must_be_those_of_training(cfg, tmp_path):
+    folder = write_set(tmp_path / "val", names=("dog", "cat"))
+    cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES = str(folder / "set.json"), str(folder)
+    with pytest.raises(DataError, match="cat, dog and dog, cat"):
+        register_datasets(cfg)
+
+
+def test_training_without_validation(cfg):
+    cfg.DATASETS.VAL_JSON = cfg.DATASETS.VAL_IMAGES = ""
+    register_datasets(cfg)
+    assert cfg.DATASETS.TEST == ()
+
+
+def test_evaluation_needs_no_training_data(cfg):
+    cfg.DATASETS.TRAIN_JSON = "absent.json"
+    register_datasets(cfg, training=False)
+    assert cfg.DATASETS.TRAIN == ()
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 2
+
+
+def test_image_folder_must_be_given(cfg):
+    cfg.DATASETS.VAL_IMAGES = ""
+    with pytest.raises(ConfigError, match="--val-images"):
+        register_datasets(cfg)
+
+
+def test_coco_that_is_not_there(cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.VAL_IMAGES = ""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train",), ("coco_2017_val",)
+    with pytest.raises(DataError, match=r"instances_train2017\.json and .*train2017 missing.*DETECTRON2_DATASETS"):
+        register_datasets(cfg)
+
+
+def test_unknown_name(cfg):
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.TRAIN = ("coco_2017_trian",)
+    with pytest.raises(ConfigError, match="did you mean 'coco_2017_train'"):
+        register_datasets(cfg)
+
+
+def test_masks_are_needed_by_mask_models(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.MASK_ON = True
+    with pytest.raises(DataError, match=r"9 x annotation without a usable mask, which MODEL\.MASK_ON needs"):
+        register_datasets(cfg)
+
+
+@pytest.mark.parametrize(("key", "value"), [("IMS_PER_BATCH", 0), ("SAMPLER_TRAIN", "Other")])
+def test_settings_that_cannot_be_used(cfg, key, value):
+    register_datasets(cfg)
+    (cfg.SOLVER if key == "IMS_PER_BATCH" else cfg.DATALOADER)[key] = value
+    with pytest.raises(ConfigError, match=f"{key} is {value!r}"):
+        build_detection_train_loader(cfg)
+
+
+def test_registering_twice(tmp_path):
+    first, second = write_set(tmp_path / "a"), write_set(tmp_path / "b")
+    name = f"{tmp_path}/set"
+    assert register_coco(name, first / "set.json", first) is register_coco(name, first / "set.json", first)
+    with pytest.raises(ConfigError, match="registered already"):
+        register_coco(name, second / "set.json", second)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_images_for_a_gpu_come_in_pinned_memory(cfg, device, pinned):
+    cfg.MODEL.DEVICE = device
+    register_datasets(cfg)
+    assert build_detection_train_loader(cfg).pin_memory is pinned

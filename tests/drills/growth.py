@@ -1,0 +1,173 @@
+"""Memory and open files of long runs, and the peak of a large evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.structures import Boxes, Instances
+from rich.console import Console
+
+from pvt_det.checkpoint import write_atomically
+from pvt_det.data.coco.registration import register_coco
+from pvt_det.data.loader import build_detection_train_loader
+from pvt_det.data.sets import register_datasets
+from pvt_det.engine.trainer import PVTTrainer
+from pvt_det.errors import Interrupted
+from pvt_det.evaluation.coco import COCOEvaluator
+from tests.drills.outcome import Outcome, children, open_files, resident_bytes
+from tests.drills.tiny import tiny_config
+
+# Growth from the second fifth of the time, when all is warm, to the last, in bytes.
+MOST_GROWTH = 20 * 2**20
+_EVERY = 1.0
+_FOR_EVER = 10_000_000
+
+
+class _Watch:
+    """Looks at this process and its children once a second."""
+
+    def __init__(self, minutes: float) -> None:
+        self._start, self._seconds = time.monotonic(), 60 * minutes
+        self._samples: list[tuple[float, int, int]] = []
+
+    def is_over(self) -> bool:
+        """Take a sample where it is time; whether the time is up."""
+        now = time.monotonic() - self._start
+        if not self._samples or now - self._samples[-1][0] >= _EVERY:
+            memory = resident_bytes() + sum(map(resident_bytes, children()))
+            self._samples.append((now, memory, open_files()))
+        return now >= self._seconds
+
+    def judge(self, outcome: Outcome) -> Outcome:
+        """Add what was seen to an outcome."""
+        early, late = (self._part(fifth) for fifth in (1, 4))
+        if not early or not late:
+            outcome.failures.append("too short a time to compare: give more minutes")
+            return outcome
+        growth = statistics.median(m for _, m, _ in late) - statistics.median(m for _, m, _ in early)
+        files = sorted({count for _, _, count in [*early, *late]})
+        outcome.facts |= {
+            "memory": f"{statistics.median(m for _, m, _ in late) / 2**20:.0f} MiB, growth {growth / 2**20:+.1f} MiB",
+            "open files": f"{files[0]} to {files[-1]}",
+            "minutes": f"{self._samples[-1][0] / 60:.1f}",
+        }
+        if growth > MOST_GROWTH:
+            outcome.failures.append(f"memory grew by {growth / 2**20:.1f} MiB")
+        if statistics.median(f for *_, f in late) > statistics.median(f for *_, f in early):
+            outcome.failures.append("open files became more")
+        return outcome
+
+    def _part(self, fifth: int) -> list[tuple[float, int, int]]:
+        length = self._seconds / 5
+        return [sample for sample in self._samples if length * fifth <= sample[0] < length * (fifth + 1)]
+
+
+def run_loader(folder: Path, config_file: str, minutes: float, workers: int = 2) -> Outcome:
+    """Read training batches for some minutes.
+
+    Args:
+        folder: for the data.
+        config_file: the detector.
+        minutes: how long.
+        workers: data loader workers; their memory counts too.
+    """
+    cfg = tiny_config(config_file, folder, folder / "loader", {"DATALOADER.NUM_WORKERS": workers, "SEED": 0})
+    register_datasets(cfg)
+    outcome, watch = Outcome("loader"), _Watch(minutes)
+    for _ in build_detection_train_loader(cfg):
+        outcome.tried += 1
+        if watch.is_over():
+            break
+    return watch.judge(outcome)
+
+
+class _StopWhenOver(HookBase):
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
+        self.iterations = 0
+
+    def after_step(self) -> None:
+        self.iterations += 1
+        if self._watch.is_over():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_training(folder: Path, config_file: str, minutes: float) -> Outcome:
+    """Train for some minutes, with a checkpoint every 50 iterations; arguments as `run_loader`."""
+    settings = {"SOLVER.MAX_ITER": _FOR_EVER, "SOLVER.CHECKPOINT_PERIOD": 50, "SEED": 0}
+    cfg = tiny_config(config_file, folder, folder / "training", settings)
+    register_datasets(cfg)
+    trainer = PVTTrainer(cfg, Console(quiet=True))
+    watch = _Watch(minutes)
+    hook = _StopWhenOver(watch)
+    trainer.register_hooks([hook])
+    with contextlib.suppress(Interrupted):
+        trainer.train()
+    return watch.judge(Outcome("training", tried=hook.iterations))
+
+
+def run_evaluation(folder: Path, images: int, detections: int) -> Outcome:
+    """Evaluate boxes of random detections; tells the peak memory of this process."""
+    name = f"{folder}/peak"
+    write_atomically(folder / "peak.json", _random_truth(images))
+    register_coco(name, folder / "peak.json", folder)
+    judge = COCOEvaluator(name, ("bbox",), folder)
+    for record, output in _random_outputs(images, detections):
+        judge.process([record], [output])
+    start = time.perf_counter()
+    metrics = judge.evaluate()["bbox"]
+    peak = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1])
+    facts = {
+        "peak memory": f"{peak / 2**20:.2f} GiB",
+        "seconds to measure": f"{time.perf_counter() - start:.0f}",
+        "AP": f"{metrics['AP']:.2f}",
+    }
+    outcome = Outcome("evaluation", images, facts=facts)
+    if peak > 3 * 2**20:
+        outcome.failures.append("it took more than 3 GiB")
+    return outcome
+
+
+_CLASSES, _OBJECTS, _SIZE = 80, 7, (480, 640)
+
+
+def _random_truth(images: int) -> str:
+    generator = np.random.default_rng(0)
+    boxes = _random_boxes(generator, images * _OBJECTS).round(2).tolist()
+    records: list[dict[str, Any]] = [
+        {"id": i, "file_name": f"{i}.jpg", "width": _SIZE[1], "height": _SIZE[0]} for i in range(images)
+    ]
+    objects = [
+        {"id": n, "image_id": n // _OBJECTS, "category_id": n % _CLASSES, "bbox": b, "area": b[2] * b[3], "iscrowd": 0}
+        for n, b in enumerate(boxes)
+    ]
+    classes = [{"id": number, "name": f"class {number}"} for number in range(_CLASSES)]
+    return json.dumps({"images": records, "annotations": objects, "categories": classes})
+
+
+def _random_outputs(images: int, detections: int) -> Iterator[tuple[dict[str, Any], dict[str, Instances]]]:
+    generator = np.random.default_rng(1)
+    for image_id in range(images):
+        boxes = torch.from_numpy(_random_boxes(generator, detections)).float()
+        boxes[:, 2:] += boxes[:, :2]
+        found = Instances(_SIZE, pred_boxes=Boxes(boxes), scores=torch.rand(detections))
+        found.pred_classes = torch.randint(_CLASSES, (detections,))
+        yield {"image_id": image_id}, {"instances": found}
+
+
+def _random_boxes(generator: np.random.Generator, number: int) -> np.ndarray:
+    """`N×4`: x, y, width, height within the image."""
+    size = np.array(_SIZE[::-1])
+    corner = generator.uniform(0, 0.7, (number, 2)) * size
+    return np.hstack([corner, generator.uniform(0.02, 0.3, (number, 2)) * size])

@@ -1,0 +1,90 @@
+"""A process killed under `torchrun --max-restarts`: the group starts anew, resumes and finishes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pvt_det.checkpoint import CheckpointStore
+from pvt_det.engine.trainer import FINAL_NAME
+from pvt_det.errors import CheckpointError
+from tests.drills.outcome import Outcome, children
+from tests.drills.tiny import tiny_words
+
+_ITERATIONS, _PERIOD = 40, 4
+_PROCESSES, _RESTARTS = 2, 3
+# Seconds until the first checkpoint, and until the end after the kill.
+_START, _END = 300.0, 300.0
+
+
+def run_restarts(folder: Path, config_file: str, count: int, *, seed: int = 0) -> Outcome:
+    """Kill -9 one of two CPU processes (gloo) in mid-training, `count` times, each in a run of its own.
+
+    Args:
+        folder: for data, runs and their logs.
+        config_file: the detector; it is made tiny.
+        count: number of runs.
+        seed: of the moments and of the choice of the process.
+    """
+    outcome = Outcome("restarts")
+    generator = random.Random(seed)
+    for attempt in range(count):
+        output = folder / f"restarts{attempt}"
+        output.mkdir(parents=True)
+        start = time.perf_counter()
+        failure = _one(folder, config_file, output, generator)
+        outcome.tried += 1
+        outcome.facts[f"run {attempt}"] = f"{time.perf_counter() - start:.0f} s"
+        if failure:
+            outcome.failures.append(f"run {attempt}: {failure}; see {output}")
+    return outcome
+
+
+def _one(folder: Path, config_file: str, output: Path, generator: random.Random) -> str:
+    settings = {"SOLVER.MAX_ITER": _ITERATIONS, "SOLVER.CHECKPOINT_PERIOD": _PERIOD}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
+    words = ["--config-file", config_file, *tiny_words(folder, output, settings)]
+    command = [sys.executable, *torchrun, f"--max-restarts={_RESTARTS}", "tools/train_net.py", *words]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    with (output / "torchrun.log").open("w") as log:
+        agent = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            return _kill_one(agent, output, generator)
+        finally:
+            # A hanging group is ended with its agent.
+            for pid in [*children(agent.pid), agent.pid]:
+                if agent.poll() is None:
+                    os.kill(pid, signal.SIGKILL)
+            agent.wait()
+
+
+def _kill_one(agent: subprocess.Popen, output: Path, generator: random.Random) -> str:
+    store = CheckpointStore(output)
+    deadline = time.monotonic() + _START
+    while not (output / "last_checkpoint").exists():
+        if agent.poll() is not None or time.monotonic() > deadline:
+            return f"no checkpoint (exit code {agent.returncode})"
+        time.sleep(0.05)
+    time.sleep(generator.uniform(0, 2))
+    ranks = children(agent.pid)
+    if len(ranks) != _PROCESSES:
+        return f"{len(ranks)} processes where {_PROCESSES} train"
+    os.kill(generator.choice(ranks), signal.SIGKILL)
+    try:
+        code = agent.wait(_END)
+    except subprocess.TimeoutExpired:
+        return f"still hanging after {_END:.0f} s"
+    if code:
+        return f"exit code {code}"
+    try:
+        iteration = store.load(output / FINAL_NAME)["iteration"]
+    except CheckpointError as error:
+        return str(error)
+    if iteration != _ITERATIONS - 1:
+        return f"ended after iteration {iteration}"
+    return "" if "Resumed from" in (output / "log.txt").read_text() else "it started from the beginning"

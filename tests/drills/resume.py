@@ -1,0 +1,108 @@
+"""Runs that are stopped and resumed against runs that were not: weights and optimizer equal bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from rich.console import Console
+from torch import Tensor
+
+from pvt_det.data.sets import register_datasets
+from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
+from pvt_det.errors import Interrupted
+from pvt_det.utils.rng import seed_all
+from pvt_det.weights.reader import read_file
+from tests.drills.outcome import Outcome
+from tests.drills.tiny import tiny_config
+
+CUTS = (1, 2, 3, 4, 5)
+_SETTINGS: dict[str, Any] = {
+    "SOLVER.MAX_ITER": CUTS[-1] + 1,
+    "SOLVER.ACCUMULATE_STEPS": 2,
+    "SOLVER.EMA.ENABLED": True,
+    "SOLVER.EMA.DECAY": 0.9,
+}
+
+
+def run_resume(
+    folder: Path, config_files: Iterable[str], *, seeds: Iterable[int] = (0, 1, 2), workers: Iterable[int] = (0, 2)
+) -> Outcome:
+    """Compare a run that is stopped after each of five iterations, and resumed each time, with one that is not.
+
+    Both keep an average of the weights and accumulate gradients over two batches.
+
+    Args:
+        folder: for data and runs.
+        config_files: detectors; they are made tiny.
+        seeds: of the runs.
+        workers: numbers of data loader workers; the run that is not stopped has none.
+    """
+    outcome = Outcome("resume")
+    for config_file in config_files:
+        for seed in seeds:
+            name = f"{Path(config_file).stem}, seed {seed}"
+            settings = _SETTINGS | {"SEED": seed}
+            whole = folder / f"{Path(config_file).stem}-{seed}-whole"
+            _train(tiny_config(config_file, folder, whole, settings))
+            wanted = read_file(whole / FINAL_NAME)
+            for number in workers:
+                parts = folder / f"{Path(config_file).stem}-{seed}-{number}"
+                for cut in (*CUTS, None):
+                    cfg = tiny_config(config_file, folder, parts, settings | {"DATALOADER.NUM_WORKERS": number})
+                    _train(cfg, cut)
+                outcome.tried += 1
+                if different := list(_differences(wanted, read_file(parts / FINAL_NAME))):
+                    outcome.failures.append(f"{name}, {number} workers: {len(different)} differ, as {different[0]}")
+    outcome.facts = {"stopped and resumed in each": f"{len(CUTS)} times, after iterations {CUTS[0]} to {CUTS[-1]}"}
+    return outcome
+
+
+class _StopIn(HookBase):
+    """Sends this process SIGTERM in an iteration, counted from 1."""
+
+    def __init__(self, iteration: int) -> None:
+        self._iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter + 1 == self._iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train(cfg: CfgNode, cut: int | None = None) -> None:
+    register_datasets(cfg)
+    # A new process has other random states than the one that was stopped: the saved ones must take their place.
+    is_resumed = any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
+    seed_all(cfg.SEED + 1000 * is_resumed)
+    trainer = PVTTrainer(cfg, Console(quiet=True))
+    if cut is not None:
+        trainer.register_hooks([_StopIn(cut)])
+    trainer.resume_or_load(resume=True)
+    try:
+        trainer.train()
+    except Interrupted:
+        assert cut is not None
+
+
+def _differences(wanted: Any, found: Any, name: str = "state") -> Iterator[str]:
+    """Names of the entries that differ."""
+    if isinstance(wanted, Tensor):
+        if not (isinstance(found, Tensor) and torch.equal(wanted, found)):
+            yield name
+    elif isinstance(wanted, dict):
+        for key in wanted.keys() | found.keys():
+            if key not in wanted or key not in found:
+                yield f"{name}.{key}"
+            else:
+                yield from _differences(wanted[key], found[key], f"{name}.{key}")
+    elif isinstance(wanted, (list, tuple)) and len(wanted) == len(found):
+        for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from _differences(one, other, f"{name}.{number}")
+    elif wanted != found:
+        yield name

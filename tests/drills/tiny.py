@@ -1,0 +1,63 @@
+"""A detector that trains an iteration in half a second on a CPU core, on generated shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from pvt_det.config import load_config
+from pvt_det.data.shapes.generate import write_shapes
+
+SIDE = 64
+_TRAIN, _VAL = 8, 3
+SETTINGS: dict[str, Any] = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.PVT.VARIANT": "pvt_v2_b0",
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+    "INPUT.MIN_SIZE_TRAIN": [SIDE],
+    "INPUT.MIN_SIZE_TEST": SIDE,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.STEPS": [],
+    "SOLVER.WARMUP_ITERS": 2,
+    "SOLVER.CHECKPOINT_PERIOD": 1_000_000,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+def tiny_words(folder: Path, output: Path, settings: dict[str, Any] | None = None, *, val: bool = False) -> list[str]:
+    """The words `KEY VALUE …` that make any detector of `configs/` tiny.
+
+    Args:
+        folder: gets the data, if it is not there.
+        output: the run's `OUTPUT_DIR`.
+        settings: keys and values over these.
+        val: evaluate, too.
+    """
+    chosen = SETTINGS | shapes_keys(folder, "TRAIN") | {"OUTPUT_DIR": output}
+    if val:
+        chosen |= shapes_keys(folder, "VAL")
+    return [str(word) for pair in (chosen | (settings or {})).items() for word in pair]
+
+
+def shapes_keys(folder: Path, part: str) -> dict[str, Path]:
+    """The keys of DATASETS for a part, "TRAIN" or "VAL", of the generated shapes in `folder`, made if not there."""
+    data = folder / "shapes"
+    if not data.exists():
+        write_shapes(data, train=_TRAIN, val=_VAL, image_size=SIDE)
+    name = part.lower()
+    return {
+        f"DATASETS.{part}_JSON": data / f"annotations/instances_{name}.json",
+        f"DATASETS.{part}_IMAGES": data / name,
+    }
+
+
+def tiny_config(config_file: str, folder: Path, output: Path, settings: dict[str, Any] | None = None) -> CfgNode:
+    """The config of a tiny run; `output` is made. Arguments as `tiny_words`."""
+    output.mkdir(parents=True, exist_ok=True)
+    return load_config(config_file, tiny_words(folder, output, settings))

@@ -1,0 +1,169 @@
+"""The predictor finds what evaluation finds, whatever form images come in, and names what it cannot take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pvt_det
+from pvt_det.config import load_config
+from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.inference.base import class_names
+from pvt_det.inference.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def predictor(untrained_run):
+    return Predictor(untrained_run, device="cpu", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def files(shapes):
+    return sorted((shapes / "val").iterdir())
+
+
+def assert_alike(found, wanted, tolerance=1e-3):
+    assert found.image_size == wanted.image_size
+    assert found.pred_classes.tolist() == wanted.pred_classes.tolist()
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.pred_boxes.tensor, wanted.pred_boxes.tensor, rtol=0, atol=tolerance)
+
+
+def test_it_finds_what_evaluation_finds(predictor, untrained_run, shapes, tmp_path):
+    weights = str(untrained_run / "model_final.pth")
+    cfg = load_config(untrained_run / "config.yaml", ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path)])
+    run_job(cfg, JobOptions(eval_only=True))
+    results = json.loads((tmp_path / "inference/instances_val/coco_instances_results.json").read_text())
+    images = json.loads((shapes / "annotations/instances_val.json").read_text())["images"]
+    assert len(results) > 20
+    for image in images:
+        found = predictor(shapes / "val" / image["file_name"])
+        wanted = [result for result in results if result["image_id"] == image["id"]]
+        assert found.scores.tolist() == pytest.approx([result["score"] for result in wanted], abs=1e-5)
+        assert (found.pred_classes + 1).tolist() == [result["category_id"] for result in wanted]
+        boxes = found.pred_boxes.tensor.clone()
+        boxes[:, 2:] -= boxes[:, :2]
+        torch.testing.assert_close(boxes, torch.tensor([result["bbox"] for result in wanted]), rtol=0, atol=1e-3)
+
+
+def test_files_arrays_and_lists_of_any_sizes_give_the_same(predictor, files):
+    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    # Wider ones: resized to 64 pixels a side of theirs, they go through the model in batches of their own.
+    mixed = [*files, arrays[0][:40], arrays[1], arrays[1][:40]]
+    for found, image in zip(predictor(mixed), mixed, strict=True):
+        assert_alike(found, predictor(image))
+    assert_alike(predictor(arrays[2]), predictor(str(files[2])))
+    assert predictor([]) == []
+
+
+def test_bf16_finds_nearly_the_same(predictor, untrained_run, files):
+    bf16 = Predictor(untrained_run, device="cpu", overrides=["TEST.PRECISION", "bf16"])
+    seen = set()
+    backbone = bf16._model.get_submodule("backbone.bottom_up")
+    backbone.block4[0].mlp.fc1.register_forward_hook(lambda *arguments: seen.add(arguments[2].dtype))
+    found, wanted = bf16(files[0]), predictor(files[0])
+    assert seen == {torch.bfloat16}
+    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(found.scores[:5], wanted.scores[:5], rtol=0, atol=0.01)
+    assert found.scores.tolist() != wanted.scores.tolist()
+
+
+def test_images_are_rgb_whatever_the_model_was_trained_on(predictor, untrained_run, files):
+    image = np.asarray(Image.open(files[0]).convert("RGB"))
+    bgr = Predictor(untrained_run, device="cpu", overrides=["INPUT.FORMAT", "BGR"])
+    assert_alike(bgr(image), predictor(image[:, :, ::-1]))
+    assert bgr(image).scores.tolist() != predictor(image).scores.tolist()
+
+
+def test_threads_share_it(predictor, files):
+    wanted = [predictor(file) for file in files]
+    with ThreadPoolExecutor(4) as threads:
+        for found, number in zip(threads.map(predictor, files * 4), [*range(len(files))] * 4, strict=True):
+            assert_alike(found, wanted[number])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ([[1, 2]], "image is a list|is a list"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "come as a list"),
+        (np.zeros((8, 8, 3), np.float32), "float32; expected"),
+        (torch.zeros(3, 8, 8), "is a Tensor"),
+        ("nowhere.png", "nowhere.png does not exist"),
+    ],
+)
+def test_what_is_no_image_is_named(predictor, files, image, message):
+    with pytest.raises(DataError, match=message):
+        predictor([files[0], image])
+
+
+def test_an_image_in_a_list_is_named_by_its_number(predictor, files):
+    with pytest.raises(DataError, match="image 1 is None"):
+        predictor([files[0], None])
+
+
+def test_a_broken_file_is_named(predictor, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"torn\.png"):
+        predictor(tmp_path / "torn.png")
+
+
+def test_the_best_weights_of_a_run_are_the_default(untrained_run, tmp_path, predictor, files):
+    run = tmp_path / "run"
+    shutil.copytree(untrained_run, run)
+    state = torch.load(run / "model_final.pth", weights_only=True)
+    state["model"]["head.cls_score.bias"] -= 100
+    torch.save(state, run / "model_best.pth")
+    assert len(Predictor(run, device="cpu")(files[0])) == 0
+    final = Predictor(run / "config.yaml", run / "model_final.pth", device="cpu")
+    assert_alike(final(files[0]), predictor(files[0]))
+    (run / "model_best.pth").unlink()
+    (run / "model_final.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"no model_best\.pth or model_final\.pth"):
+        Predictor(run)
+
+
+def test_a_threshold_leaves_the_better_ones(predictor, untrained_run, files):
+    found = predictor(files[0])
+    threshold = float(found.scores.median())
+    fewer = Predictor(untrained_run, device="cpu", score_threshold=threshold)(files[0])
+    assert 0 < len(fewer) < len(found)
+    assert fewer.scores.tolist() == [score for score in found.scores.tolist() if score > threshold]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"score_threshold": 50}, "score threshold 50"), ({"batch_size": 0}, "batch_size 0")],
+)
+def test_settings_out_of_range_are_refused(untrained_run, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        Predictor(untrained_run, **arguments)
+
+
+def test_what_is_no_run_of_a_detector_is_refused(repo_root, tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        Predictor(tmp_path)
+    with pytest.raises(ConfigError, match=r"finds no objects.*pvt_det\.Segmentor takes it"):
+        Predictor(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", "any.pth")
+    with pytest.raises(ConfigError, match=r"RetinaNet finds objects.*pvt_det\.Predictor takes it"):
+        pvt_det.Segmentor(repo_root / "configs/retinanet_pvt_tiny.yaml", "any.pth")
+
+
+def test_class_names_come_from_the_run_or_the_data_set(predictor, repo_root):
+    assert predictor.class_names == ("circle", "square", "triangle", "star")
+    config = repo_root / "configs/retinanet_pvt_tiny.yaml"
+    assert class_names(load_config(config))[:2] == ("person", "bicycle")
+    assert class_names(load_config(config, ["MODEL.RETINANET.NUM_CLASSES", "2"])) == ("class 0", "class 1")
+
+
+def test_the_package_offers_it():
+    assert pvt_det.Predictor is Predictor
+    with pytest.raises(AttributeError, match="Predicter"):
+        pvt_det.Predicter  # noqa: B018

@@ -1,0 +1,349 @@
+"""Many files through a model: what is found is written, what is broken is named, large images come in tiles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePath
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+import pvt_det
+from pvt_det.config import get_config, load_config
+from pvt_det.errors import ConfigError, DataError, NumericError
+from pvt_det.inference.files import PredictionFiles
+from pvt_det.inference.run import PredictionRun
+from pvt_det.inference.segmentor import Segmentor
+from pvt_det.inference.sources import Video, find_sources
+from pvt_det.inference.tiling import TiledPredictor
+from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.visualizer import class_colours, draw_labels
+from tools import predict
+
+BOX = (10, 20, 30, 50)
+
+
+def picture(*boxes, size=(64, 96)):
+    """Black, with white boxes x1, y1, x2, y2."""
+    pixels = np.zeros((*size, 3), np.uint8)
+    for x1, y1, x2, y2 in boxes:
+        pixels[y1:y2, x1:x2] = 255
+    return pixels
+
+
+def save(path: Path, pixels) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def white_boxes(pixels, least_side=1):
+    """Detections of class 1, with masks, of white boxes at least so wide and high."""
+    count, _, stats, _ = cv2.connectedComponentsWithStats((pixels[:, :, 0] > 128).astype(np.uint8))
+    rows = [row[:4] for row in stats[1:count] if min(row[2:4]) >= least_side]
+    boxes = torch.tensor(np.array(rows).reshape(-1, 4)).float()
+    boxes[:, 2:] += boxes[:, :2]
+    masks = torch.zeros(len(boxes), *pixels.shape[:2], dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    return Instances(
+        pixels.shape[:2],
+        pred_boxes=Boxes(boxes),
+        scores=torch.full((len(boxes),), 0.9),
+        pred_classes=torch.ones(len(boxes), dtype=torch.int64),
+        pred_masks=RunLengthMasks.encode(masks),
+    )
+
+
+def test_sources_are_files_folders_and_patterns_each_with_a_name_of_its_own(tmp_path):
+    for name in ("a/x.png", "a/deep/y.JPG", "b/x.jpg", "b/z.mp4", "a/notes.txt", "c/w.avif", "c/w.JP2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_sources([str(tmp_path / "a"), str(tmp_path / "b/*"), str(tmp_path / "b/x.jpg"), str(tmp_path / "c")])
+    assert [(source.path.name, source.name.as_posix(), source.is_video) for source in found] == [
+        ("y.JPG", "deep/y", False),
+        ("x.png", "x", False),
+        ("x.jpg", "x_2", False),
+        ("z.mp4", "z", True),
+        ("w.JP2", "w", False),
+        ("w.avif", "w_2", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("nowhere.png", r"nowhere\.png does not exist"), ("*.xyz", "no file matches"), ("empty", "no image or video")],
+)
+def test_a_word_that_means_no_file_is_refused(tmp_path, word, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        find_sources([str(tmp_path / word)])
+
+
+def test_an_empty_word_does_not_mean_the_working_folder():
+    with pytest.raises(DataError, match="'' is no name"):
+        find_sources([""])
+
+
+@pytest.mark.parametrize("word", ["in", "in/*"])
+def test_pipes_and_links_that_lead_nowhere_are_told_of(run, tmp_path, word):
+    """Waited for, a pipe would never end."""
+    save(tmp_path / "in/a.png", picture(BOX))
+    (tmp_path / "in/folder.png").mkdir()
+    for name in ("pipe.jpg", "pipe.mp4"):
+        os.mkfifo(tmp_path / "in" / name)
+    (tmp_path / "in/z.png").symlink_to(tmp_path / "nowhere.png")
+    faults, results, _, printed = run(tmp_path / word)
+    assert len(results) == 1
+    reasons = {"pipe.jpg": "is no regular file", "pipe.mp4": "is no regular file", "z.png": "does not exist"}
+    assert len(faults) == len(reasons)
+    for fault, (name, reason) in zip(faults, reasons.items(), strict=True):
+        assert name in fault
+        assert reason in fault
+        assert fault in printed
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a finder of white boxes over files; gives the faults, the results, the images and what was printed."""
+
+    def build(*words, classes=None, **kinds):
+        files = PredictionFiles(tmp_path / "out", ("cat", "and/or"), **{"pictures": True, "crops": True} | kinds)
+        progress = Progress(console=Console(record=True, width=400), disable=True)
+        steps = PredictionRun(
+            lambda images: [white_boxes(image) for image in images],
+            files,
+            batch_size=2,
+            progress=progress,
+            classes=classes,
+        )
+        faults = steps.run(find_sources(map(str, words)))
+        results = json.loads((tmp_path / "out/results.json").read_text())
+        images = json.loads((tmp_path / "out/images.json").read_text())
+        return faults, results, images, progress.console.export_text()
+
+    return build
+
+
+def test_results_pictures_and_crops_of_a_folder_with_a_broken_file(run, tmp_path):
+    for name, boxes in (("a.png", [BOX]), ("c.png", []), ("d.png", [BOX, (50, 5, 90, 60)])):
+        save(tmp_path / "in" / name, picture(*boxes))
+    (tmp_path / "in/b.png").write_bytes(b"torn")
+    faults, results, images, printed = run(tmp_path / "in")
+    assert len(faults) == 1
+    assert "b.png" in faults[0]
+    assert faults[0] in printed
+    assert [Path(image["file_name"]).name for image in images["images"]] == ["a.png", "c.png", "d.png"]
+    assert images["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "and/or"}]
+    assert [(r["image_id"], r["category_id"], r["bbox"]) for r in results] == [
+        (1, 2, [10.0, 20.0, 20.0, 30.0]),
+        (3, 2, [50.0, 5.0, 40.0, 55.0]),
+        (3, 2, [10.0, 20.0, 20.0, 30.0]),
+    ]
+    assert results[0]["segmentation"]["size"] == [64, 96]
+    pictures = sorted((tmp_path / "out/pictures").iterdir())
+    assert [path.name for path in pictures] == ["a.jpg", "c.jpg", "d.jpg"]
+    assert Image.open(pictures[0]).size == (640, 426)
+    assert np.asarray(Image.open(pictures[1])).max() < 10
+    crops = sorted((tmp_path / "out/crops/and_or").iterdir())
+    assert [path.name for path in crops] == ["a_1.jpg", "d_1.jpg", "d_2.jpg"]
+    assert np.asarray(Image.open(crops[0])).shape == (30, 20, 3)
+    assert np.asarray(Image.open(crops[0])).min() > 245
+
+
+def test_only_the_classes_asked_for(run, tmp_path):
+    save(tmp_path / "a.png", picture(BOX))
+    _, results, _, _ = run(tmp_path / "a.png", classes=[0], pictures=False, crops=False)
+    assert results == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.json", "results.json"]
+
+
+def test_a_video_goes_frame_by_frame(run, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
+    for shift in range(0, 50, 10):
+        writer.write(picture((shift, 20, shift + 20, 50)))
+    writer.release()
+    (tmp_path / "w.mp4").write_bytes(b"no video")
+    faults, results, images, _ = run(tmp_path / "v.avi", tmp_path / "w.mp4", crops=False)
+    assert len(faults) == 1
+    assert "w.mp4 cannot be opened" in faults[0]
+    assert [image["frame"] for image in images["images"]] == [1, 2, 3, 4, 5]
+    assert [result["bbox"][0] for result in results] == pytest.approx([0, 10, 20, 30, 40], abs=1.5)
+    shown = Video(tmp_path / "out/videos/v.mp4")
+    assert (shown.rate, len(list(shown))) == (12.0, 5)
+
+
+class NearSighted:
+    """Sees white boxes, but in a whole image of more than 100 pixels only those of 60 and more."""
+
+    def __init__(self):
+        self.cfg = get_config()
+        self.seen = []
+
+    def __call__(self, images):
+        if not isinstance(images, list):
+            return self([images])[0]
+        self.seen += [image.shape[:2] for image in images]
+        return [white_boxes(image, least_side=60 if max(image.shape) > 100 else 1) for image in images]
+
+
+def test_tiles_find_each_object_once_and_in_its_place():
+    small = [(5, 5, 15, 25), (85, 40, 97, 55), (148, 150, 158, 158), (240, 190, 250, 200)]
+    large = (100, 60, 230, 125)  # larger than a tile
+    image = picture(*small, large, size=(200, 250))
+    predictor = NearSighted()
+    (found,) = TiledPredictor(predictor, tile=100, overlap=0.25)([image])
+    wanted = torch.tensor([*small, large]).float()
+    order = found.pred_boxes.tensor[:, 0].argsort()
+    torch.testing.assert_close(found.pred_boxes.tensor[order], wanted[wanted[:, 0].argsort()])
+    assert found.image_size == (200, 250)
+    assert predictor.seen == [(200, 250), *[(100, 100)] * 9]
+    for mask, box in zip(found.pred_masks, found.pred_boxes.tensor.int().tolist(), strict=True):
+        assert torch.equal(mask, torch.from_numpy(picture(box, size=(200, 250))[:, :, 0] > 0))
+
+
+def test_an_image_that_fits_into_a_tile_is_not_cut():
+    predictor = NearSighted()
+    (found,) = TiledPredictor(predictor, tile=100)([picture(BOX)])
+    assert predictor.seen == [(64, 96)]
+    assert found.pred_boxes.tensor.tolist() == [list(BOX)]
+
+
+@pytest.mark.parametrize(("settings", "message"), [((10,), "tile 10"), ((64, 1.0), r"overlap 1\.0")])
+def test_tiles_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TiledPredictor(NearSighted(), *settings)
+
+
+def test_a_name_below_another_does_not_leave_the_folder(tmp_path):
+    files = PredictionFiles(tmp_path / "out", ("..",), pictures=False, crops=True)
+    found = white_boxes(picture(BOX))
+    found.pred_classes[:] = 0
+    files.add(tmp_path / "a.png", PurePath("a"), picture(BOX), found)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")] == ["out/crops/class 0/a_1.jpg"]
+
+
+def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    words = [str(shapes / "val"), str(tmp_path / "torn.png"), "--config-file", str(untrained_run), "--device", "cpu"]
+    more = ["--output", str(tmp_path / "out"), "--score-threshold", "0.9", "--no-pictures", "--classes", "star"]
+    with pytest.raises(DataError, match="1 of 4 files could not be read"):
+        predict.main([*words, *more])
+    printed = capsys.readouterr()
+    assert "torn.png" in printed.err
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert f"{len(results)} objects in 3 images" in printed.out
+    assert len(results) > 0
+    assert {result["category_id"] for result in results} == {4}
+    assert min(result["score"] for result in results) > 0.9
+    for near in ("stra", "STAR"):
+        with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean 'star'"):
+            predict.main([*words, "--classes", near])
+    with pytest.raises(ConfigError, match=r"torn\.png cannot be made: a file is in its place\. Name another folder"):
+        predict.main([*words, "--output", str(tmp_path / "torn.png")])
+    with pytest.raises(ConfigError, match=r"device cuda:99: this machine has .*GPU"):
+        predict.main([*words, "--device", "cuda:99"])
+    assert predict.main([*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")]) == 0
+    assert "0 objects in 3 images: " in (printed := capsys.readouterr().out)
+    assert "none scores 1: a lower --score-threshold shows more" in printed
+
+
+@pytest.fixture(scope="module")
+def segmentor_run(repo_root, tmp_path_factory):
+    """An output folder of a Semantic FPN with random weights that see all five classes."""
+    folder = tmp_path_factory.mktemp("segmentor")
+    keys = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.PVT.VARIANT": "pvt_v2_b0",
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "INPUT.MIN_SIZE_TEST": 64,
+    }
+    words = [str(word) for pair in keys.items() for word in pair]
+    cfg = load_config(repo_root / "configs/shapes/semantic_fpn_pvt_tiny.yaml", words)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    predictor = model.sem_seg_head.predictor
+    torch.nn.init.normal_(predictor.weight)
+    with torch.no_grad():
+        scores = model.eval()([{"image": torch.from_numpy(picture(BOX).transpose(2, 0, 1))}])[0]["sem_seg"]
+        # No class shall win everywhere.
+        predictor.bias -= scores.mean((1, 2))
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def test_label_maps_are_what_the_model_says_at_the_images_own_size(segmentor_run):
+    image = picture(BOX, (60, 5, 90, 20), size=(60, 90))
+    segmentor = pvt_det.Segmentor(segmentor_run, device="cpu")
+    assert segmentor.class_names == ("background", "circle", "square", "triangle", "star")
+    labels, mirrored = segmentor([image, image[:, ::-1]])
+    with torch.no_grad():
+        record = segmentor._prepare(image, "image")
+        wanted = segmentor._model([record])[0]["sem_seg"].argmax(0).numpy()
+    assert (labels.dtype, labels.shape) == (np.uint8, (60, 90))
+    assert np.array_equal(labels, wanted)
+    assert len(np.unique(labels)) > 2
+    assert not np.array_equal(labels, mirrored)
+    torch.nn.init.constant_(segmentor._model.sem_seg_head.predictor.bias, torch.nan)
+    with pytest.raises(NumericError, match="NaN"):
+        segmentor(image)
+
+
+def test_a_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
+    for _ in range(2):
+        writer.write(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    writer.release()
+    words = [str(tmp_path / "v.avi"), "--config-file", str(segmentor_run), "--device", "cpu"]
+    assert predict.main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert "2 label maps: " in (told := capsys.readouterr().out)
+    assert told.endswith("labels, videos beside it\n")
+    labels = Segmentor(segmentor_run, device="cpu")(list(Video(tmp_path / "v.avi")))
+    for number, expected in enumerate(labels, start=1):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/labels/v/{number:06d}.png")), expected)
+    shown = Video(tmp_path / "out/videos/v.mp4")
+    assert (shown.rate, len(list(shown))) == (12.0, 2)
+
+
+def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, shapes, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    first = min((shapes / "val").iterdir())
+    words = [str(first), str(tmp_path / "torn.png"), "--config-file", str(segmentor_run), "--device", "cpu"]
+    labels = Segmentor(segmentor_run, device="cpu")(first)
+    with pytest.raises(DataError, match="1 of 2 files could not be read"):
+        predict.main([*words, "--output", str(tmp_path / "all")])
+    printed = capsys.readouterr()
+    assert "torn.png" in printed.err
+    assert "1 label map: " in printed.out
+    written = sorted(path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.*"))
+    assert written == [f"labels/{first.stem}.png", f"pictures/{first.stem}.jpg"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "all" / written[0])), labels)
+    *others, kept = np.unique(labels)
+    assert others
+    few = [words[0], *words[2:], "--output", str(tmp_path / "few"), "--no-pictures"]
+    assert predict.main([*few, "--classes", ("background", "circle", "square", "triangle", "star")[kept]]) == 0
+    only = np.asarray(Image.open(tmp_path / "few" / written[0]))
+    assert np.array_equal(only, np.where(labels == kept, kept, 255))
+    assert not (tmp_path / "few/pictures").exists()
+    for option in (["--score-threshold", "0.5"], ["--crops"], ["--tile", "64"], ["--overlap", "0"]):
+        with pytest.raises(ConfigError, match=rf"{option[0]} is for detectors"):
+            predict.main([*words, *option])
+
+
+def test_a_class_has_its_colour_in_every_picture():
+    labels = np.full((64, 96), 255, np.uint8)
+    labels[:32] = 4
+    drawn = draw_labels(picture(), labels, ("a", "b", "c", "d", "e"), 96)
+    assert drawn[4, 4].tolist() == pytest.approx(class_colours()[4] / 2, abs=2)
+    assert drawn[60, 4].max() == 0

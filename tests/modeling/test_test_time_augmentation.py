@@ -1,0 +1,117 @@
+"""Views of an image, and how what is found in them is merged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from pvt_det.config import load_config
+from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.errors import ConfigError, NumericError
+from pvt_det.inference.predictor import Predictor
+from pvt_det.modeling.test_time_augmentation import RetinaNetWithViews, Views, with_views
+
+
+@pytest.fixture
+def cfg(repo_root):
+    words = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "150"]
+    return load_config(repo_root / "configs/retinanet_pvt_tiny.yaml", [*words, "MODEL.DEVICE", "cpu"])
+
+
+def record(box=(20, 8, 40, 32)):
+    """A black image of 80×48 pixels with one white box."""
+    image = torch.zeros(3, 48, 80, dtype=torch.uint8)
+    x1, y1, x2, y2 = box
+    image[:, y1:y2, x1:x2] = 255
+    return {"image": image, "height": 48, "width": 80}
+
+
+class WhiteFinder(nn.Module):
+    """Finds the box of white pixels; its score is higher the larger the image."""
+
+    def forward(self, views):
+        return [{"instances": self.find(view["image"])} for view in views]
+
+    def find(self, image):
+        rows, columns = (image[0] > 128).nonzero(as_tuple=True)
+        box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()[None]
+        score = torch.tensor([image.shape[1] / 100])
+        return Instances(tuple(image.shape[1:]), pred_boxes=Boxes(box), scores=score, pred_classes=torch.tensor([1]))
+
+
+def test_views_are_of_the_sizes_asked_for_and_mirrored(cfg):
+    views = Views(cfg)(record())
+    # The second would be 160 wide, and is kept at 150.
+    assert [tuple(view["image"].shape) for view in views] == [(3, 64, 107)] * 2 + [(3, 90, 150)] * 2
+    assert torch.equal(views[1]["image"], views[0]["image"].flip(2))
+
+
+def test_boxes_of_all_views_fall_on_one_place(cfg):
+    model = RetinaNetWithViews(cfg, WhiteFinder())
+    found = model([record(), record((60, 30, 80, 48))])
+    for output, wanted in zip(found, ([20, 8, 40, 32], [60, 30, 80, 48]), strict=True):
+        instances = output["instances"]
+        assert instances.image_size == (48, 80)
+        assert instances.pred_classes.tolist() == [1]
+        assert instances.scores.tolist() == pytest.approx([0.90])
+        torch.testing.assert_close(instances.pred_boxes.tensor, torch.tensor([wanted]).float(), atol=0.6, rtol=0)
+
+
+def test_one_plain_view_finds_nothing_new(untrained_run, shapes):
+    file = shapes / "val/000002.png"
+    one = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", "False"]
+    plain, seen = (Predictor(untrained_run, device="cpu", overrides=words)(file) for words in ([], one))
+    # What is cut at the image's edge overlaps more than before, and is merged.
+    assert len(plain) / 2 < len(seen) <= len(plain)
+    assert {round(score, 5) for score in seen.scores.tolist()} <= {round(score, 5) for score in plain.scores.tolist()}
+    torch.testing.assert_close(plain.pred_boxes.tensor[0], seen.pred_boxes.tensor[0], atol=1e-3, rtol=0)
+    more = [*one[:2], "TEST.AUG.MIN_SIZES", "(64, 96)"]
+    found = Predictor(untrained_run, device="cpu", overrides=more)(file)
+    assert 0 < len(found) <= 100
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert found.scores.tolist() != plain.scores.tolist()
+
+
+def test_evaluation_uses_the_views(untrained_run, tmp_path):
+    config, weights = untrained_run / "config.yaml", str(untrained_run / "model_final.pth")
+
+    def metrics(*words):
+        cfg = load_config(config, ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path / str(len(words))), *words])
+        return run_job(cfg, JobOptions(eval_only=True))["bbox"]
+
+    assert metrics("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)") != metrics()
+
+
+def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
+    small = ["MODEL.PVT.VARIANT", "pvt_v2_b0", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
+    scores = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
+    cfg = load_config(repo_root / "configs/mask_rcnn_pvt_tiny.yaml", [*small, *scores, *views])
+    test_cfg, model = with_views(cfg, build_model(cfg).eval())
+    assert (test_cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) == (0, 800)
+    with torch.no_grad():
+        found = model([record()])[0]["instances"]
+    assert len(found) == 5
+    assert tuple(found.pred_masks.shape) == (5, 48, 80)
+
+    # An error in one image does not leave the next ones without masks.
+    def fail(*_, **__):
+        assert not model.model.roi_heads.mask_on
+        raise NumericError("diverged")
+
+    monkeypatch.setattr(model.model, "inference", fail)
+    with pytest.raises(NumericError):
+        model([record()])
+    assert model.model.roi_heads.mask_on
+
+
+def test_what_has_no_views_is_refused(repo_root, cfg):
+    semantic = load_config(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", ["TEST.AUG.ENABLED", "True"])
+    with pytest.raises(ConfigError, match="SemanticSegmentor has no test-time augmentation"):
+        with_views(semantic, nn.Identity())
+    cfg.TEST.AUG.MIN_SIZES = ()
+    with pytest.raises(ConfigError, match=r"TEST\.AUG\.MIN_SIZES"):
+        with_views(cfg, nn.Identity())

@@ -1,0 +1,134 @@
+"""A run becomes a folder to share: card, weights, config; the hub gets just that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pvt_det.config import load_config
+from pvt_det.engine.results import model_name
+from pvt_det.errors import ConfigError
+from pvt_det.reports.card import push, write_card, write_folder
+from pvt_det.reports.card_page import Terms
+from pvt_det.weights import read_checkpoint
+
+CONFIG = Path(__file__).parents[2] / "configs/shapes/retinanet_pvt_tiny.yaml"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What a training run leaves, with weights of two tensors."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    train = tmp_path / "secret place" / "train.json"
+    train.parent.mkdir()
+    train.write_text(json.dumps({"images": [{}] * 7, "annotations": [{}] * 30, "categories": []}))
+    cfg = load_config(CONFIG, ["DATASETS.TRAIN_JSON", str(train), "OUTPUT_DIR", str(folder)])
+    cfg.DATASETS.CLASS_NAMES = ["red cell", "white cell"]
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": {"a": torch.arange(3.0), "b": torch.ones(2)}, "iteration": 5}, folder / "model_best.pth")
+    results = {
+        "config_file": "configs/mine.yaml",
+        "model": "RetinaNet pvt_tiny",
+        "recipe": "adamw lr 0.001",
+        "dataset": "blood_val",
+        "parameters": 14431560,
+        "metrics": {"bbox": {"AP": 61.54, "AP50": 88.2, "APl": None, "AP-red cell": 70.0}},
+        "results_file": "",
+        "annotations": "",
+        "seed": 7,
+        "environment": {"device": "a processor", "versions": {"torch": "2.14"}},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_the_folder_has_card_weights_and_config(run, tmp_path):
+    output = tmp_path / "share"
+    write_folder(run, output, Terms("cc-by-4.0", "cc0-1.0", "Ada Lovelace"))
+    assert sorted(path.name for path in output.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+
+    tensors = read_checkpoint(output / "model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {"a": [0, 1, 2], "b": [1, 1]}
+    assert load_config(output / "config.yaml").DATASETS.CLASS_NAMES == ["red cell", "white cell"]
+
+    card = (output / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "cc-by-4.0"
+    assert header["pipeline_tag"] == "object-detection"
+    metrics = header["model-index"][0]["results"][0]["metrics"]
+    assert metrics == [{"type": "bbox/AP", "value": 61.54}, {"type": "bbox/AP50", "value": 88.2}]
+    for told in (
+        "train.json, 7 images, 30 objects",
+        "classes: red cell, white cell",
+        "recipe: adamw lr 0.001",
+        "seed: 7",
+        "versions: torch 2.14",
+        "of these weights: cc-by-4.0",
+        "of the training data: cc0-1.0",
+        "trained by: Ada Lovelace",
+        "| boxes | 61.5 | 88.2 | - |",
+    ):
+        assert told in card, told
+
+
+def test_no_path_of_this_machine_is_shared(run, tmp_path):
+    output = tmp_path / "share"
+    write_folder(run, output, Terms())
+    for name in ("README.md", "config.yaml"):
+        assert str(tmp_path) not in (output / name).read_text()
+    assert "of these weights: not stated" in (output / "README.md").read_text()
+
+
+def test_the_runs_own_folder_is_refused(run):
+    with pytest.raises(ConfigError, match="choose another with --output"):
+        write_folder(run, run, Terms())
+
+
+def test_a_card_lies_beside_the_checkpoint_and_leaves_others_pages_alone(run):
+    cfg = load_config(run / "config.yaml")
+    write_card(run, cfg)
+    card = (run / "README.md").read_text()
+    assert "pvt-det predict photo.jpg --config-file .\n" in card
+    assert 'Predictor(".")("photo.jpg")' in card
+    assert str(run) not in card
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {}, "dataset": ""}
+    (run / "results.json").write_text(json.dumps(results))
+    write_card(run, cfg)
+    assert "## Results\n\nNot evaluated.\n" in (run / "README.md").read_text()
+    (run / "README.md").write_text("# My notes\n")
+    write_card(run, cfg)
+    assert (run / "README.md").read_text() == "# My notes\n"
+
+
+def test_pushing_makes_the_repository_first():
+    calls = []
+
+    class FakeHub:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            calls.append(("create", repo_id, private, exist_ok))
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            calls.append(("upload", repo_id, folder_path))
+
+    push(Path("share"), "ada/cells", FakeHub(), private=True)
+    assert calls == [("create", "ada/cells", True, True), ("upload", "ada/cells", "share")]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("cascade_mask_rcnn_pvt_small", "Cascade Mask R-CNN pvt_small"),
+        ("mask_rcnn_R_50", "Mask R-CNN R50"),
+        ("faster_rcnn_pvt_small", "Faster R-CNN pvt_small"),
+        ("retinanet_pvt_v2_b0", "RetinaNet pvt_v2_b0"),
+        ("semantic_fpn_pvt_tiny", "Semantic FPN pvt_tiny"),
+        ("panoptic_fpn_pvt_small", "Panoptic FPN pvt_small"),
+    ],
+)
+def test_models_are_called_by_their_names(repo_root, config, name):
+    assert model_name(load_config(repo_root / f"configs/{config}.yaml")) == name

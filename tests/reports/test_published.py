@@ -1,0 +1,56 @@
+"""The published tables are FACTS of the field: spot checks, and a config for every row of the paper."""
+
+import pytest
+
+from pvt_det.models import list_models
+from pvt_det.reports.published import find_published, published_results
+
+
+@pytest.mark.parametrize(
+    ("config", "box", "mask"),
+    [
+        ("retinanet_pvt_tiny", 36.7, None),
+        ("retinanet_pvt_large_3x", 43.4, None),
+        ("mask_rcnn_pvt_small", 40.4, 37.8),
+        ("mask_rcnn_R_50_3x", 41.0, 37.1),
+        ("retinanet_pvt_v2_b2_li", 43.6, None),
+    ],
+)
+def test_rows(config, box, mask):
+    row = find_published(f"configs/{config}.yaml")
+    assert row.box["AP"] == box
+    assert row.mask.get("AP") == mask
+
+
+def test_rows_are_unique_and_have_configs_and_sources(repo_root):
+    rows = published_results()
+    names = [row.config for row in rows]
+    assert len(set(names)) == len(names) == 49
+    assert all(row.source for row in rows)
+    missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
+    assert missing == []
+
+
+def test_semantic_rows_are_of_ade20k():
+    rows = [row for row in published_results() if row.dataset != "coco_2017_val"]
+    found = {row.config: row.value("sem_seg", "mIoU") for row in rows}
+    assert found == {
+        "semantic_fpn_R_50": 36.7,
+        "semantic_fpn_pvt_tiny": 36.6,
+        "semantic_fpn_pvt_small": 41.9,
+        "semantic_fpn_pvt_medium": 43.5,
+        "semantic_fpn_pvt_large": 43.5,
+    }
+    assert {row.dataset for row in rows} == {"ade20k_sem_seg_val"}
+    assert rows[0].value("bbox", "AP") is None
+
+
+def test_classifiers():
+    row = find_published("pvt_v2_b2_li")
+    assert (row.value("classification", "top1"), row.dataset) == (82.1, "imagenet1k_val")
+    assert row.value("bbox", "AP") is None
+    assert all(find_published(name).source for name in list_models())
+
+
+def test_unknown_config_has_no_row():
+    assert find_published("configs/shapes/retinanet_pvt_tiny_shapes.yaml") is None

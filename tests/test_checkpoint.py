@@ -1,0 +1,48 @@
+"""Whatever happens to a save or to a file, what can be read afterwards is a whole state, or nothing is read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pvt_det.checkpoint import CheckpointStore
+from pvt_det.errors import CheckpointError
+
+
+def state(iteration, size=1000):
+    generator = torch.Generator().manual_seed(iteration)
+    model = {"weight": torch.randn(size, generator=generator)}
+    return {"model": model, "iteration": iteration, "optimizer": {}, "random": [], "seed": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = CheckpointStore(tmp_path)
+    for iteration in (9, 19):
+        store.save(f"model_{iteration:07d}.pth", state(iteration), iteration)
+    return store
+
+
+def test_latest_is_the_last_saved_and_loads_as_it_was(store):
+    path = store.latest()
+    assert path.name == "model_0000019.pth"
+    assert torch.equal(store.load(path)["model"]["weight"], state(19)["model"]["weight"])
+    assert not list(store.folder.glob(".*"))
+
+
+def test_old_periodic_checkpoints_go_and_others_stay(store):
+    store.save("model_best.pth", state(19), 19, is_last=False)
+    for iteration in (29, 39, 49):
+        store.save(f"model_{iteration:07d}.pth", state(iteration), iteration)
+    names = sorted(path.name for path in store.folder.glob("*.pth"))
+    assert names == ["model_0000029.pth", "model_0000039.pth", "model_0000049.pth", "model_best.pth"]
+
+
+def test_empty_folder_has_no_checkpoint(tmp_path):
+    assert CheckpointStore(tmp_path).latest() is None
+
+
+def test_a_file_that_is_no_training_state_is_refused(store):
+    torch.save({"model": {"a": torch.zeros(1)}}, store.folder / "model_0000099.pth")
+    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS, without --resume"):
+        store.load(store.folder / "model_0000099.pth")
