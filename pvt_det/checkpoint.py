@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from pvt_det.errors import CheckpointError, NumericError
+from pvt_det.utils.files import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from pvt_det.weights.reader import read_file
 
 MANIFEST_NAME = "checkpoints.json"
 LAST_NAME = "last_checkpoint"
 # Periodic checkpoints that stay; the best and the final one stay besides.
 KEEP_PERIODIC = 3
-_TEMPORARY_SUFFIX = ".tmp"
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")
 _SPARE_BYTES = 16 * 2**20
 # What the parts of a training state are.
@@ -53,7 +53,7 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove what a killed save left behind."""
-        for path in self.folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+        for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink()
 
     def check_space(self, needed: int) -> None:
@@ -96,10 +96,10 @@ class CheckpointStore:
             entry = {"iteration": iteration, "bytes": temporary.stat().st_size, "sha256": [digest, *old]}
             self._write_manifest({**manifest, name: entry})
             temporary.replace(path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             self._write_manifest({**manifest, name: {**entry, "sha256": [digest]}})
             if is_last:
-                self._write_text(LAST_NAME, name)
+                write_atomically(self.folder / LAST_NAME, name)
             self._prune()
         except (OSError, RuntimeError) as error:
             # torch.save reports a failed write as RuntimeError.
@@ -242,13 +242,10 @@ class CheckpointStore:
             return {}
 
     def _write_manifest(self, manifest: dict[str, dict[str, Any]]) -> None:
-        self._write_text(MANIFEST_NAME, json.dumps(manifest, indent=1))
-
-    def _write_text(self, name: str, text: str) -> None:
-        write_atomically(self.folder / name, text)
+        write_atomically(self.folder / MANIFEST_NAME, json.dumps(manifest, indent=1))
 
     def _temporary(self, name: str) -> Path:
-        return self.folder / f".{name}{_TEMPORARY_SUFFIX}"
+        return self.folder / f".{name}{TEMPORARY_SUFFIX}"
 
 
 def check_finite(weights: Mapping[str, Any]) -> None:
@@ -268,29 +265,9 @@ def check_finite(weights: Mapping[str, Any]) -> None:
             )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file as a whole: whoever reads it, at any moment, finds the old text or the new one."""
-    temporary = path.with_name(f".{path.name}{_TEMPORARY_SUFFIX}")
-    # A name of a file need not be Unicode; in json, what takes its place means the same.
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bytes_of_tensors(state: Any) -> int:

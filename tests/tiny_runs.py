@@ -29,7 +29,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_words(shapes: Path):
-    """`KEY VALUE` words for `tools/train_net.py`, or `load_config`, that make a run tiny."""
+    """`KEY VALUE` words for `pvt-det train`, or `load_config`, that make a run tiny."""
 
     def words(output: Path, *, val: bool = False, **changes: object) -> list[str]:
         settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pvt_det.api import train
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
 from pvt_det.data.shapes.generate import write_shapes
-from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.paths import make_place
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = [word for key, path in paths for word in (f"DATASETS.{key}", str(path))]
     overrides = ["OUTPUT_DIR", str(args.output), "SOLVER.AMP.ENABLED", str(bf16_is_fast()), *data, *args.overrides]
     cfg = load_config(CONFIG, overrides)
-    metrics = run_job(cfg, JobOptions(config_file=str(CONFIG), command="the same command", resume=True))
+    metrics = train(cfg, config_file=str(CONFIG), resume=True, resume_command="the same command")
 
     dataset = cfg.DATASETS.TEST[0]
     results = args.output / "inference" / dataset / RESULTS_FILE

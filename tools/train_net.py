@@ -1,18 +1,67 @@
-"""Train and evaluate a detector: `pvt-det train` from a checkout."""
+"""Train or evaluate a detector. `pvt-det train` does the same; this is the script to copy and change.
+
+Examples:
+    python tools/train_net.py --config-file configs/retinanet_pvt_small.yaml --num-gpus 8
+    python tools/train_net.py --config-file configs/retinanet_pvt_small.yaml --eval-only MODEL.WEIGHTS model_final.pth
+"""
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from pvt_det.cli.start import start
+import pvt_det  # noqa: F401  # isort: skip  (before Detectron2, whose deprecation warnings it silences)
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
+
+from pvt_det.engine.defaults import config_from_args, default_argument_parser, default_setup
+from pvt_det.engine.evaluate import evaluate_weights
+from pvt_det.engine.launch import launch
+from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.utils.cli import run_cli
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit code."""
-    return start("train", argv, "python tools/train_net.py")
+class Trainer(PVTTrainer):
+    """The place for your own parts; `build_model` and `build_train_loader` can be overridden as well."""
+
+    def build_hooks(self) -> list[HookBase]:
+        """Add your own hooks here."""
+        return super().build_hooks()
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Path) -> DatasetEvaluator:
+        """Return another evaluator here, for the data sets that need one."""
+        return super().build_evaluator(cfg, dataset_name, output_folder)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Load the config, with the keys given on the command line."""
+    # Register your own data sets here (`pvt_det.data.coco.registration.register_coco`), and name them in DATASETS.
+    return config_from_args(args)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Train or evaluate, in every process of the job; returns the metrics on the first one."""
+    cfg = setup(args)
+    command = f"python {shlex.join([*sys.argv, '--resume'])}"
+    with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, resume_command=command):
+        if args.eval_only:
+            return evaluate_weights(cfg, resume=args.resume, allow_partial=args.allow_partial, test=Trainer.test)
+        trainer = Trainer(cfg, config_file=args.config_file)
+        trainer.resume_or_load(args.resume, args.allow_partial)
+        return trainer.train()
+
+
+def run() -> None:
+    """Read the command line and start the processes."""
+    args = default_argument_parser(__doc__ or "").parse_words(None)
+    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(main, *processes, args=(args,), device=setup(args).MODEL.DEVICE)
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_cli(run))

@@ -20,7 +20,7 @@ from pvt_det.classification.trainer import BEST_NAME, metadata_of
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.errors import DataError
 from pvt_det.reports.card_page import CARD_NAME, SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
-from pvt_det.reports.compare import Run, load_run
+from pvt_det.run_folder import Run, load_run
 from pvt_det.utils.paths import make_folder
 from pvt_det.weights import read_checkpoint, save_safetensors
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+from functools import partial
 from pathlib import Path
 
-from pvt_det.cli import report, train
-from pvt_det.errors import PvtDetError
-from pvt_det.inference.base import config_file, named_weights, run_weights
-from pvt_det.reports.compare import load_run
-from pvt_det.reports.report import PAGE_NAME
+from pvt_det import api
+from pvt_det.engine.defaults import add_run_options, config_from_args, launch_from_args
+from pvt_det.run_folder import config_file, load_run, named_weights, run_weights
 from pvt_det.utils.cli import ArgumentParser
 
 _EXAMPLES = """
@@ -30,17 +27,17 @@ exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="RUN", help="a run's output folder, or a config file")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best")
     parser.add_argument("--against", type=Path, metavar="RUN", help="a run to compare it with on the page")
-    train.add_job_options(parser, training=False)
+    add_run_options(parser, training=False)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, and write the page; gives the exit code."""
+    """Evaluate, and write the page; returns the exit code."""
     if args.against:
         # Before the evaluation, which may take hours.
         load_run(args.against)
@@ -49,16 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.config_file).is_dir():
         # Where a run is now, not where it was trained.
         settings += ["OUTPUT_DIR", str(path.parent)]
-    cfg = train.job_config(args, str(path), settings)
-    code = train.start_job(args, cfg, str(path), resume=False, eval_only=True)
-    if code == 0 and args.machine_rank == 0 and os.environ.get("RANK", "0") == "0":
-        _write_page(Path(cfg.OUTPUT_DIR), args.against)
-    return code
-
-
-def _write_page(folder: Path, against: Path | None) -> None:
-    try:
-        report.write_page(folder, folder / PAGE_NAME, against)
-    except PvtDetError as error:
-        # The metrics are there: the evaluation has not failed.
-        print(f"warning: no page is written: {error}", file=sys.stderr)
+    cfg = config_from_args(args, path, settings)
+    evaluate = partial(
+        api.evaluate, config_file=str(path), allow_partial=tuple(args.allow_partial), page=True, against=args.against
+    )
+    launch_from_args(evaluate, cfg, args)
+    return 0

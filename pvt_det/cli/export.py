@@ -12,8 +12,8 @@ import torch
 from pvt_det.errors import ConfigError
 from pvt_det.export.api import Report, export, load_classifier, load_detector
 from pvt_det.export.files import Kind, require_compiler, require_onnx
-from pvt_det.inference.base import named_weights
 from pvt_det.inference.sources import find_sources
+from pvt_det.run_folder import named_weights
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_place
 

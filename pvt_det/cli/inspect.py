@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from pvt_det.checkpoint import write_atomically
 from pvt_det.data.coco.check import LEVELS
 from pvt_det.data.coco.findings import ON_ERROR
 from pvt_det.errors import CheckpointError, ConfigError, DataError
@@ -31,6 +30,7 @@ from pvt_det.inspection.recommend import TASKS, recommend
 from pvt_det.inspection.terminal import show, show_advice
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_place
 from pvt_det.weights.source import locate
 

@@ -7,11 +7,12 @@ is imported when it is run.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NoReturn
+
+from pvt_det.utils.text import did_you_mean
 
 COMMANDS = {
     "train": "train a detector or a segmentor",
@@ -79,8 +80,7 @@ def main() -> int:
     if name.startswith("-"):
         parser.parse_args(words)
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, COMMANDS)
         print(f"error: {parser.prog}: no command {name!r}.{hint} See {parser.prog} --help.", file=sys.stderr)
         return 2
     try:

@@ -6,7 +6,6 @@ A model for semantic segmentation gives label maps instead, PNG files with the n
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.inference.base import config_file
 from pvt_det.inference.files import RESULTS_NAME, PredictionFiles
 from pvt_det.inference.label_files import LABELS_NAME, LabelFiles
 from pvt_det.inference.predictor import Predictor
@@ -26,7 +24,9 @@ from pvt_det.inference.run import Files, Found, Pixels, PredictionRun
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source, find_sources
 from pvt_det.inference.tiling import TiledPredictor
+from pvt_det.run_folder import config_file
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.text import did_you_mean
 
 _THRESHOLD, _OVERLAP = 0.5, 0.2
 _EXAMPLES = """
@@ -152,10 +152,8 @@ def _count(number: int, what: str) -> str:
 def _numbers(names: Sequence[str], known: Sequence[str]) -> list[int]:
     for name in names:
         if name not in known:
-            spelled = {each.lower(): each for each in known}
-            near = difflib.get_close_matches(name.lower(), spelled, n=1)
-            hint = f"Did you mean {spelled[near[0]]!r}? " if near else ""
-            raise ConfigError(f"--classes {name}: the model has no such class. {hint}It has {', '.join(known)}.")
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"--classes {name}: the model has no such class.{hint} It has {', '.join(known)}.")
     return [known.index(name) for name in names]
 
 

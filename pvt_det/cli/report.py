@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
-from pvt_det.reports.report import PAGE_NAME, write_report
+from pvt_det.api import write_page
+from pvt_det.run_folder import PAGE_NAME
 from pvt_det.utils.cli import ArgumentParser
 
 _EXAMPLES = """
@@ -30,19 +30,8 @@ def build_parser() -> ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; gives the exit code."""
+    """Write the page; returns the exit code."""
     output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
     write_page(args.run, output, args.against)
-    return 0
-
-
-def write_page(folder: Path, output: Path, against: Path | None) -> None:
-    """Write the page of a run's folder, and say so.
-
-    Raises:
-        DataError: A file of the run is missing or broken.
-    """
-    for name in ("detectron2", "matplotlib.font_manager"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    write_report(folder, output, against)
     print(f"Open {output} in a browser.")
+    return 0

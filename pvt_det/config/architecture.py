@@ -1,12 +1,63 @@
-"""What a config's model is for, which the config's checks, the data and the engine all ask."""
+"""What kind of model a config describes. Everything that depends on the meta-architecture asks here."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 
 SEGMENTOR = "SemanticSegmentor"
+_PANOPTIC = "PanopticFPN"
+
+
+def is_retinanet(cfg: CfgNode) -> bool:
+    """Tell whether the model is a RetinaNet, this package's or Detectron2's."""
+    return "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
 
 
 def is_segmentor(cfg: CfgNode) -> bool:
-    """Whether a config's model gives every pixel a class, and finds no objects."""
+    """Tell whether the model gives every pixel a class and finds no objects."""
     return cfg.MODEL.META_ARCHITECTURE == SEGMENTOR
+
+
+def is_panoptic(cfg: CfgNode) -> bool:
+    """Tell whether the model finds objects and gives every pixel a class."""
+    return cfg.MODEL.META_ARCHITECTURE == _PANOPTIC
+
+
+def has_label_maps(cfg: CfgNode) -> bool:
+    """Tell whether the model is trained on label maps, alone or beside boxes and masks."""
+    return is_segmentor(cfg) or is_panoptic(cfg)
+
+
+def head_key(cfg: CfgNode) -> str:
+    """Name the section of MODEL with a detector's number of classes and its thresholds."""
+    return "RETINANET" if is_retinanet(cfg) else "ROI_HEADS"
+
+
+def anchor_levels_key(cfg: CfgNode) -> str:
+    """Name the config key that lists the maps which anchors are placed on."""
+    return "MODEL.RETINANET.IN_FEATURES" if is_retinanet(cfg) else "MODEL.RPN.IN_FEATURES"
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """Return the metric, `task/name`, that the best checkpoint is chosen by."""
+    return cfg.TEST.BEST_METRIC or ("segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP")
+
+
+def model_name(cfg: CfgNode) -> str:
+    """Return head and backbone for people, such as "RetinaNet pvt_tiny" or "Mask R-CNN R50"."""
+    is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME
+    return f"{_head_name(cfg)} {cfg.MODEL.PVT.VARIANT if is_pvt else f'R{cfg.MODEL.RESNETS.DEPTH}'}"
+
+
+def _head_name(cfg: CfgNode) -> str:
+    if is_retinanet(cfg):
+        return "RetinaNet"
+    if is_segmentor(cfg):
+        return "Semantic FPN"
+    if is_panoptic(cfg):
+        return "Panoptic FPN"
+    if "GeneralizedRCNN" not in cfg.MODEL.META_ARCHITECTURE:
+        return cfg.MODEL.META_ARCHITECTURE
+    if "Cascade" in cfg.MODEL.ROI_HEADS.NAME:
+        return "Cascade Mask R-CNN" if cfg.MODEL.MASK_ON else "Cascade R-CNN"
+    return "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"

@@ -6,7 +6,6 @@ plain YAML only, refuses duplicate keys, and names the file and the key of whate
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pvt_det.config.values import coerce
 from pvt_det.errors import ConfigError
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
+from pvt_det.utils.text import closest, did_you_mean
 
 BASE_KEY = "_BASE_"
 _COMMAND_LINE = "command line"
@@ -97,10 +97,8 @@ def _merge_overrides(cfg: CfgNode, defaults: CfgNode, overrides: Sequence[Any]) 
 
 def _unknown_key(key: str, where: str) -> ConfigError:
     known = list(_keys(get_config()))
-    by_folded = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(key.lower(), by_folded, n=3, cutoff=0.6)
     tail = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1].upper()]
-    guesses = list(dict.fromkeys([*(by_folded[k] for k in near), *tail]))[:4]
+    guesses = list(dict.fromkeys([*closest(key, known, 3), *tail]))[:4]
     hint = f" Did you mean {' or '.join(guesses)}?" if guesses else " See pvt_det/config/keys.py and Detectron2's keys."
     return ConfigError(f"{where}: unknown key {key}.{hint}")
 
@@ -131,5 +129,4 @@ def _siblings(path: Path) -> str:
     if folder_fault(path.parent):
         return ""
     names = {p.name for p in path.parent.glob("*.y*ml") if not file_fault(p)}
-    near = difflib.get_close_matches(path.name, names, n=3)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    return did_you_mean(path.name, names, 3)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
-from pvt_det.config.architecture import SEGMENTOR, is_segmentor
+from pvt_det.config.architecture import SEGMENTOR, anchor_levels_key, is_panoptic, is_segmentor
 from pvt_det.errors import ConfigError
+from pvt_det.utils.text import did_you_mean
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.PVT.COMPILE": ("", "default", "reduce-overhead"),
@@ -193,7 +193,7 @@ def _check_augmentations(cfg: CfgNode, refuse: _Refuse) -> None:
         key = f"INPUT.{name}.PROBABILITY"
         if _get(cfg, key) > 1:
             raise refuse(key, "expected a probability, 0 to 1.")
-        if _get(cfg, key) and cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+        if _get(cfg, key) and is_panoptic(cfg):
             raise refuse(key, "this makes no label maps, which PanopticFPN is trained on; expected 0.0.")
     if cfg.INPUT.COPY_PASTE.PROBABILITY and not cfg.MODEL.MASK_ON:
         raise refuse("INPUT.COPY_PASTE.PROBABILITY", "objects are cut out by their masks, which needs MODEL.MASK_ON.")
@@ -215,9 +215,7 @@ def _check_semantic(cfg: CfgNode, refuse: _Refuse) -> None:
 def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
     if is_segmentor(cfg):
         return
-    levels_key = (
-        "MODEL.RETINANET.IN_FEATURES" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "MODEL.RPN.IN_FEATURES"
-    )
+    levels_key = anchor_levels_key(cfg)
     levels = len(_get(cfg, levels_key))
     for name in ("SIZES", "ASPECT_RATIOS"):
         key = f"MODEL.ANCHOR_GENERATOR.{name}"
@@ -240,6 +238,4 @@ def _as_list(value: Any) -> Iterable[Any]:
 
 
 def _expected_one_of(value: Any, choices: tuple[str, ...]) -> str:
-    by_folded = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(value).lower(), by_folded, n=1)
-    return (f"did you mean {by_folded[near[0]]}? " if near else "") + f"Expected one of {', '.join(choices)}."
+    return f"expected one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"

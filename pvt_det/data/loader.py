@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.mapper import PVTDatasetMapper, augmentations_of
 from pvt_det.data.sampler import BatchStream, Sample
 from pvt_det.data.segmentation.label_maps import LabelMaps
@@ -129,6 +130,9 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
     repeat_factors = _repeat_factors(cfg, records)
     for record in records:
         record["targets"] = pack_targets(record.pop("annotations", []), masks=cfg.MODEL.MASK_ON)
+    for name in set(cfg.DATASETS.TRAIN) - set(cfg.DATASETS.TEST):
+        if source := MetadataCatalog.get(name).get("coco_source"):
+            forget_annotations(source.json_file)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         usable = np.array([len(record["targets"].classes) > 0 for record in records])
         if not usable.any():

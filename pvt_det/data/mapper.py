@@ -12,7 +12,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
-from pycocotools import mask as mask_util
 
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.augmentation.mixing import Draw, Mixer
@@ -22,6 +21,7 @@ from pvt_det.data.images import check_size, read_image
 from pvt_det.data.segmentation.label_maps import LabelMaps
 from pvt_det.data.targets import Labelled, Mask, Targets, pack_targets
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.structures import rle
 
 # With the seed and a sample's position the key of how it is mixed with others.
 _MIXING = 1
@@ -205,7 +205,7 @@ class PVTDatasetMapper:
         moved: list[list[npt.NDArray] | npt.NDArray] = []
         for mask in masks:
             if isinstance(mask, dict):
-                moved.append(transforms.apply_segmentation(mask_util.decode(mask)))
+                moved.append(transforms.apply_segmentation(rle.decode(mask)))
             else:
                 # Not `apply_polygons`: it would cut polygons at a crop's edge, which filling them does anyway.
                 moved.append([transforms.apply_coords(p.reshape(-1, 2).astype(np.float64)).reshape(-1) for p in mask])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import zlib
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pvt_det.config.architecture import head_key
 from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import file_fault, folder_fault
-from pvt_det.utils.text import listed
+from pvt_det.utils.text import did_you_mean, listed
 
 _logger = logging.getLogger(__name__)
 
@@ -92,11 +92,9 @@ def _register_given_json(cfg: CfgNode, part: str) -> str:
 def _check_named(cfg: CfgNode, name: str) -> None:
     """Check a data set of Detectron2's catalog, as far as its files are known; what can be used then stands for it."""
     if name not in DatasetCatalog:
-        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         raise ConfigError(
-            f"data set {name!r} is not registered"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-            + ". A COCO-format data set needs no registration: give DATASETS.TRAIN_JSON and TRAIN_IMAGES"
+            f"data set {name!r} is not registered.{did_you_mean(name, DatasetCatalog.list())} A COCO-format data set "
+            "needs no registration: give DATASETS.TRAIN_JSON and TRAIN_IMAGES"
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("coco_source") is not None or metadata.get("evaluator_type") != "coco":
@@ -176,8 +174,3 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
         _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, listed(known[first]))
         cfg.MODEL.RETINANET.NUM_CLASSES = number
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
-
-
-def head_key(cfg: CfgNode) -> str:
-    """The section of MODEL that says how many classes a detector finds and which detections it keeps."""
-    return "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"

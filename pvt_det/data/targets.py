@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
+
+from pvt_det.structures.rle import compress
 
 # One object's mask: polygons, each of x, y, x, y … in pixels, or COCO's compressed run lengths.
 Mask = list[npt.NDArray[np.float32]] | dict[str, Any]
@@ -59,7 +60,5 @@ def pack_targets(annotations: list[dict[str, Any]], *, masks: bool) -> Targets:
 
 def _pack_mask(segmentation: list[Any] | dict[str, Any]) -> Mask:
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return segmentation
+        return compress(segmentation)
     return [np.asarray(polygon, dtype=np.float32) for polygon in segmentation]

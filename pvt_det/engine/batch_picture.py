@@ -13,7 +13,6 @@ from PIL import Image
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import MOST_SHOWN, Picture, caption_of, captioned, class_colours, draw, sheet
 
-NAME = "train_batch.jpg"
 _MOST = 8
 _COLUMNS = 4
 _WIDTH, _LONGEST = 320, 4000

@@ -11,11 +11,11 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
+from pvt_det.run_folder import BEST_NAME
 from pvt_det.utils.rng import random_state_kept
 from pvt_det.utils.text import listed
 
 _log = logging.getLogger(__name__)
-BEST_NAME = "model_best.pth"
 
 
 class CheckpointHook(HookBase):

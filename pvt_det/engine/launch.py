@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,87 +26,105 @@ from pvt_det.utils.torchrun import join_torchrun_group, under_torchrun
 _TIMEOUT = timedelta(minutes=30)
 # Seconds that the others get to end by themselves after one process ended with an error.
 _GRACE = 20.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Which processes a job runs in.
+class _Processes:
+    per_machine: int
+    machines: int
+    machine_rank: int
+    url: str
+    device: str
 
-    Attributes:
-        per_machine: Processes on each machine; one GPU each, or CPU processes joined by gloo.
-        machines: Number of machines.
-        machine_rank: Number of this machine.
-        url: Where they meet, `tcp://host:port`, or "auto" for a free port of this machine.
-        device: "cuda" or "cpu".
-    """
-
-    per_machine: int = 1
-    machines: int = 1
-    machine_rank: int = 0
-    url: str = "auto"
-    device: str = "cpu"
+    @property
+    def count(self) -> int:
+        return self.per_machine * self.machines
 
 
-def launch(job: Callable[..., int], arguments: tuple[Any, ...], processes: Processes) -> int:
-    """Run `job(*arguments)` in every process and return the exit code.
+def launch(
+    main_func: Callable[..., Result],
+    num_gpus_per_machine: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple[Any, ...] = (),
+    *,
+    device: str = "cpu",
+) -> Result | None:
+    """Run `main_func(*args)` in every process of a job, as Detectron2's `launch` does.
 
-    Under `torchrun`, joins its one group. SIGTERM and Ctrl-C reach all processes. Process groups are destroyed in the
-    end, however the job ends.
+    Under `torchrun`, joins its group. SIGTERM and Ctrl-C reach all processes. Process groups are destroyed in the end,
+    however the job ends.
 
     Args:
-        job: A function that can be imported by name; returns an exit code.
-        arguments: Its arguments, which can be pickled.
-        processes: How many, and where they meet.
+        main_func: A function that can be imported by name.
+        num_gpus_per_machine: Processes on each machine; each has a GPU, or with `device` "cpu" a part of the cores.
+        num_machines: Number of machines.
+        machine_rank: Number of this machine, from 0.
+        dist_url: Where the processes meet, `tcp://host:port`, or "auto" for a free port of this machine.
+        args: Arguments of `main_func`; they must be picklable.
+        device: `MODEL.DEVICE`; decides between NCCL and gloo.
+
+    Returns:
+        What `main_func` returns where it runs in this process; None where processes were started for it.
 
     Raises:
         ConfigError: More processes are asked for than can be had.
+        SystemExit: Another process failed, and has said why; with its exit code.
     """
+    processes = _Processes(num_gpus_per_machine, num_machines, machine_rank, dist_url, device.split(":")[0])
     if under_torchrun():
-        if processes.per_machine * processes.machines > 1 or processes.url != "auto":
+        if processes.count > 1 or processes.url != "auto":
             raise ConfigError(
                 "torchrun starts the processes by itself: leave --num-gpus, --num-machines and --dist-url out."
             )
         with _group(processes.device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) as backend:
             join_torchrun_group(backend, _TIMEOUT)
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-            return _run(job, arguments)
+            return _run(main_func, args)
     _check(processes)
-    if processes.per_machine * processes.machines == 1:
-        return job(*arguments)
+    if processes.count == 1:
+        return main_func(*args)
+    _start_processes(main_func, args, processes)
+    return None
+
+
+def _start_processes(main_func: Callable[..., Any], args: tuple[Any, ...], processes: _Processes) -> None:
     url = f"tcp://127.0.0.1:{_free_port()}" if processes.url == "auto" else processes.url
     context = mp.start_processes(
-        _start, args=(job, arguments, processes, url), nprocs=processes.per_machine, join=False, start_method="spawn"
+        _start, args=(main_func, args, processes, url), nprocs=processes.per_machine, join=False, start_method="spawn"
     )
     with _signals_handed_to(context.pids()):
         try:
             while not context.join(grace_period=_GRACE):
                 pass
         except mp.ProcessExitedException as error:
-            # That process has said why.
-            return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-    return 0
+            raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
 
 
 def _start(
-    local_rank: int, job: Callable[..., int], arguments: tuple[Any, ...], processes: Processes, url: str
+    local_rank: int, main_func: Callable[..., Any], args: tuple[Any, ...], processes: _Processes, url: str
 ) -> None:
+    def run() -> None:
+        _run(main_func, args)
+
     rank = processes.machine_rank * processes.per_machine + local_rank
-    world_size = processes.machines * processes.per_machine
     with _group(processes.device, local_rank, processes.per_machine) as backend:
-        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=processes.count, timeout=_TIMEOUT)
         comm.create_local_process_group(processes.per_machine)
-        code = run_cli(lambda: _run(job, arguments))
+        code = run_cli(run)
     sys.exit(code)
 
 
-def _run(job: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+def _run(main_func: Callable[..., Result], args: tuple[Any, ...]) -> Result:
     try:
-        return job(*arguments)
+        return main_func(*args)
     except Interrupted as error:
         # All processes stop together: one says so.
         if comm.is_main_process():
             raise
-        return error.exit_code
+        raise SystemExit(error.exit_code) from None
 
 
 @contextmanager
@@ -146,7 +164,7 @@ def _signals_handed_to(pids: list[int]) -> Iterator[None]:
             signal.signal(signal_number, handler)
 
 
-def _check(processes: Processes) -> None:
+def _check(processes: _Processes) -> None:
     if processes.per_machine < 1 or processes.machines < 1:
         raise ConfigError("--num-gpus and --num-machines must be 1 or more.")
     if not 0 <= processes.machine_rank < processes.machines:
@@ -154,7 +172,7 @@ def _check(processes: Processes) -> None:
             f"--machine-rank {processes.machine_rank}: expected 0 to {processes.machines - 1}, as --num-machines is "
             f"{processes.machines}."
         )
-    if processes.machines * processes.per_machine == 1 and processes.url != "auto":
+    if processes.count == 1 and processes.url != "auto":
         raise ConfigError(
             "--dist-url is where several processes meet: leave it out, or add --num-gpus or --num-machines."
         )

@@ -1,9 +1,8 @@
-"""The files that a run leaves for people and for `tools/compare.py`."""
+"""What a run records for people, and for `pvt-det compare`, `report` and `card`."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,11 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from benchmarks.measure import environment
-from pvt_det.checkpoint import write_atomically
-from pvt_det.config.architecture import SEGMENTOR
-from pvt_det.engine.evaluate import inference_folder
+from pvt_det.config.architecture import model_name
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.models.complexity import count_parameters
-from pvt_det.reports.published import RESULTS_NAME
-
-CONFIG_NAME = "config.yaml"
-METRICS_NAME = "metrics.json"
+from pvt_det.run_folder import inference_folder, save_results
+from pvt_det.utils.files import write_atomically
 
 
 def write_results(
@@ -46,32 +41,15 @@ def write_results(
         "recipe": recipe(cfg),
         "dataset": dataset,
         "parameters": count_parameters(model),
-        "metrics": _without_nan(metrics),
-        "best": _without_nan(best),
+        "metrics": metrics,
+        "best": best,
         "results_file": _relative_detections(cfg, dataset),
         "annotations": MetadataCatalog.get(dataset).get("json_file", "") if dataset else "",
         "iterations": iterations,
         "seed": cfg.SEED,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
     }
-    path = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
-    write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
-    return path
-
-
-def model_name(cfg: CfgNode) -> str:
-    """Meta-architecture and backbone, such as "RetinaNet pvt_tiny" or "Mask R-CNN R50"."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if "RetinaNet" in architecture:
-        head = "RetinaNet"
-    elif "Cascade" in cfg.MODEL.ROI_HEADS.NAME:
-        head = "Cascade Mask R-CNN" if cfg.MODEL.MASK_ON else "Cascade R-CNN"
-    elif "GeneralizedRCNN" in architecture:
-        head = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
-    else:
-        head = {SEGMENTOR: "Semantic FPN", "PanopticFPN": "Panoptic FPN"}.get(architecture, architecture)
-    is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME
-    return f"{head} {cfg.MODEL.PVT.VARIANT if is_pvt else f'R{cfg.MODEL.RESNETS.DEPTH}'}"
+    return save_results(Path(cfg.OUTPUT_DIR), results)
 
 
 def recipe(cfg: CfgNode) -> str:
@@ -106,13 +84,5 @@ def _before(line: str, start_iteration: int) -> bool:
 def _relative_detections(cfg: CfgNode, dataset: str) -> str:
     if not dataset:
         return ""
-    path = inference_folder(cfg, dataset) / RESULTS_FILE
+    path = inference_folder(cfg.OUTPUT_DIR, dataset) / RESULTS_FILE
     return str(path.relative_to(cfg.OUTPUT_DIR)) if path.exists() else ""
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,35 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as detectron2_hooks
 from detectron2.engine.train_loop import HookBase, TrainerBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from rich.console import Console
 from torch import nn
 
 from pvt_det.checkpoint import CheckpointStore
-from pvt_det.data.loader import build_detection_train_loader
-from pvt_det.engine import evaluate
-from pvt_det.engine.batch_picture import NAME as PICTURE_NAME
+from pvt_det.config.architecture import best_metric, model_name
+from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
 from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
+from pvt_det.engine.evaluate import evaluate
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
-from pvt_det.engine.results import METRICS_NAME, trim_metrics
+from pvt_det.engine.results import recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
+from pvt_det.evaluation.build import build_evaluator
+from pvt_det.models.complexity import count_parameters
+from pvt_det.run_folder import BATCH_PICTURE_NAME, CONFIG_NAME, FINAL_NAME, METRICS_NAME
 from pvt_det.solver.build import build_lr_scheduler
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.rng import random_state, random_state_kept, set_random_state
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
+from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
-_log = logging.getLogger(__name__)
-FINAL_NAME = "model_final.pth"
+logger = logging.getLogger(__name__)
 
 
 class PVTTrainer(TrainerBase):
@@ -45,18 +50,21 @@ class PVTTrainer(TrainerBase):
     An iteration is one optimizer step, over `SOLVER.ACCUMULATE_STEPS` batches. A resumed run goes on as if it had not
     been stopped: weights, optimizer, schedule, average, random states and the place in the data are all saved.
 
+    Override a `build_*` method to change a part, as with Detectron2's `DefaultTrainer`; `register_hooks` adds hooks.
+
     Args:
-        cfg: A complete config whose data sets are registered; `OUTPUT_DIR` exists, and no other run writes there.
-        console: Gets the progress; a terminal shows a live bar.
+        cfg: A complete, frozen config, set up by `pvt_det.engine.defaults.default_setup`.
+        config_file: The file that the config came from, for `results.json`.
+        console: Gets the progress; a terminal shows a live bar. None takes standard output.
     """
 
-    def __init__(self, cfg: CfgNode, console: Console | None = None) -> None:
+    def __init__(self, cfg: CfgNode, *, config_file: str = "", console: Console | None = None) -> None:
         super().__init__()
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.iter: int = 0
         self.start_iter: int = 0
-        self.model: nn.Module = build_model(cfg)
+        self.model: nn.Module = self.build_model(cfg)
         self.model.train()
         self._step = TrainStep.from_config(cfg, self.model)
         self.optimizer = self._step.optimizer
@@ -64,11 +72,57 @@ class PVTTrainer(TrainerBase):
         self.store = CheckpointStore(Path(cfg.OUTPUT_DIR))
         self.last_saved: Path | None = None
         self._saved_at = -1
+        self._config_file = config_file
+        self._console = console or Console()
         self._stop = StopRequest()
         self._stop_agreed = False
         self._restored_random: dict[str, Any] | None = None
         self._evaluation = self._build_evaluation()
-        self.register_hooks(self._build_hooks(console or Console()))
+        self.register_hooks(self.build_hooks())
+
+    # --- parts to override ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the detector with fresh weights, on its device."""
+        return build_model(cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_batch: int = 0) -> Iterable[list[dict[str, Any]]]:
+        """Build endless batches of training images.
+
+        Args:
+            cfg: The run's config.
+            start_batch: Batches that a resumed run has seen already.
+        """
+        return build_detection_train_loader(cfg, start_batch=start_batch)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Build the images of a data set for testing, one per batch; each process gets its part."""
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Path) -> DatasetEvaluator:
+        """Build what measures the detections on a data set, and writes them to `output_folder`."""
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Build the hooks that are called around every iteration, in this order."""
+        hooks: list[HookBase] = [
+            detectron2_hooks.IterationTimer(),
+            detectron2_hooks.LRScheduler(),
+            CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD),
+            self._evaluation,
+        ]
+        if comm.is_main_process():
+            hooks.append(ProgressHook(self._console))
+        return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build what the metrics are written by: `metrics.json`, and files for TensorBoard."""
+        folder = self.store.folder
+        return [JSONWriter(str(folder / METRICS_NAME)), TensorboardXWriter(str(folder))]
 
     # --- starting ------------------------------------------------------------------------------------------------
 
@@ -84,6 +138,7 @@ class PVTTrainer(TrainerBase):
             ConfigError: The checkpoint was trained with another seed, or further than `MAX_ITER`.
             DataError: The checkpoint was trained on other classes.
         """
+        resume = resume or restarts() > 0
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
         if path is not None:
             self._restore(path)
@@ -91,7 +146,7 @@ class PVTTrainer(TrainerBase):
             load_pretrained(self.model, self.cfg.MODEL.WEIGHTS, allow_partial=allow_partial)
             self._step.sync_average()
         else:
-            _log.info("MODEL.WEIGHTS is empty: training starts from random weights.")
+            logger.info("MODEL.WEIGHTS is empty: training starts from random weights.")
 
     def _restore(self, path: Path) -> None:
         state = self.store.load(path)
@@ -112,13 +167,13 @@ class PVTTrainer(TrainerBase):
         if len(state["random"]) == comm.get_world_size():
             self._restored_random = state["random"][comm.get_rank()]
         else:
-            _log.warning(
+            logger.warning(
                 "%s was written by %d processes and is resumed by %d: the run goes on, but not bit for bit.",
                 path.name,
                 len(state["random"]),
                 comm.get_world_size(),
             )
-        _log.info("Resumed from %s: going on with iteration %d of %d.", path, self.start_iter, self.max_iter)
+        logger.info("Resumed from %s: going on with iteration %d of %d.", path, self.start_iter, self.max_iter)
 
     def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
         cfg, other = self.cfg, "or choose another folder with --output."
@@ -142,7 +197,7 @@ class PVTTrainer(TrainerBase):
     def _take_rates_of_config(self, base_rates: list[Any]) -> None:
         """Go on with the config's learning rates where the checkpoint has others: they may be why a run is resumed."""
         if self.scheduler.base_lrs != base_rates:
-            _log.warning("SOLVER.BASE_LR or its factors are others than before: going on with those of this config.")
+            logger.warning("SOLVER.BASE_LR or its factors are others than before: going on with those of this config.")
             self.scheduler.base_lrs = base_rates
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate
@@ -150,7 +205,7 @@ class PVTTrainer(TrainerBase):
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
-        """Train to the end, evaluate, and save.
+        """Train to the end, evaluate, save, and write `results.json`.
 
         Returns:
             The final metrics, as `pvt_det.engine.evaluate.evaluate` nests them; empty without test data.
@@ -160,21 +215,52 @@ class PVTTrainer(TrainerBase):
             NumericError: The run diverged; the last checkpoint is from before.
             CheckpointError: A checkpoint cannot be written.
         """
+        self._open_folder()
         self.iter = self.start_iter - 1
         with EventStorage(self.start_iter) as self.storage, self._stop:
             batches = self._open_data()
-            self._open_metrics()
             try:
                 self.before_train()
-                self._iterate(batches)
+                for iteration in range(self.start_iter, self.max_iter):
+                    if self._evaluation.is_exhausted:
+                        patience = self.cfg.TEST.EARLY_STOP_PATIENCE
+                        logger.info("No gain in %d evaluations: stopped early.", patience)
+                        break
+                    self.iter = iteration
+                    self.before_step()
+                    self._run_step(batches)
+                    self.after_step()
+                    if self._stop_agreed:
+                        self.save_once()
+                        raise self._interrupted()
                 self._finish()
             finally:
                 self.after_train()
         return self._evaluation.results
 
+    def _open_folder(self) -> None:
+        """Write the config, and make the output folder ready for checkpoints and metrics."""
+        if not comm.is_main_process():
+            return
+        folder = self.store.folder
+        self.store.clean()
+        write_atomically(folder / CONFIG_NAME, self.cfg.dump())
+        self.store.check_space(self.checkpoint_bytes())
+        trim_metrics(folder / METRICS_NAME, self.start_iter)
+        self.register_hooks([detectron2_hooks.PeriodicWriter(self.build_writers(), period=PERIOD)])
+        logger.info(
+            "%s, %.1f M parameters, on %s; %s; data: %s; output: %s",
+            model_name(self.cfg),
+            count_parameters(self.model) / 1e6,
+            self.cfg.MODEL.DEVICE,
+            recipe(self.cfg),
+            ", ".join(self.cfg.DATASETS.TRAIN),
+            folder,
+        )
+
     def _open_data(self) -> Iterator[Any]:
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
-        batches: Iterator[Any] = iter(build_detection_train_loader(self.cfg, start_batch=start_batch))
+        batches: Iterator[Any] = iter(self.build_train_loader(self.cfg, start_batch))
         if self.start_iter == 0 and comm.is_main_process():
             batches = self._shown(batches)
         # Only now, since opening the data may draw random numbers.
@@ -183,27 +269,14 @@ class PVTTrainer(TrainerBase):
         return batches
 
     def _shown(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, the first of them saved as a picture."""
+        """Return the same batches after saving the first of them as a picture."""
         first = next(batches)
         names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         with random_state_kept():
-            path = self.store.folder / PICTURE_NAME
+            path = self.store.folder / BATCH_PICTURE_NAME
             save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
-        _log.info("The first training images with their labels are in %s.", path)
+        logger.info("The first training images with their labels are in %s.", path)
         return chain([first], batches)
-
-    def _iterate(self, batches: Iterator[Any]) -> None:
-        for iteration in range(self.start_iter, self.max_iter):
-            if self._evaluation.is_exhausted:
-                _log.info("No gain in %d evaluations: stopped early.", self.cfg.TEST.EARLY_STOP_PATIENCE)
-                return
-            self.iter = iteration
-            self.before_step()
-            self._run_step(batches)
-            self.after_step()
-            if self._stop_agreed:
-                self.save_once()
-                raise self._interrupted()
 
     def _run_step(self, batches: Iterator[Any]) -> None:
         report = self._step(batches, asked_to_stop=lambda: self._stop.signal_name is not None)
@@ -222,7 +295,20 @@ class PVTTrainer(TrainerBase):
         if self.cfg.DATASETS.TEST:
             self._evaluation.finish(self.iter + 1)
         if self._step.skipped:
-            _log.warning("%d iterations were skipped, since their loss or gradient was not finite.", self._step.skipped)
+            logger.warning(
+                "%d iterations were skipped, since their loss or gradient was not finite.", self._step.skipped
+            )
+        if comm.is_main_process():
+            path = write_results(
+                self.cfg,
+                self.model,
+                self._evaluation.results,
+                config_file=self._config_file,
+                iterations=self.iter + 1,
+                best=self.best(),
+            )
+            logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
+            logger.info("To see what it finds: pvt-det predict IMAGES --config-file %s", self.store.folder)
 
     def _interrupted(self) -> Interrupted:
         name = self._stop.signal_name or "a signal to another process"
@@ -231,9 +317,20 @@ class PVTTrainer(TrainerBase):
     # --- evaluation ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate a bare detector on the test data of `cfg`."""
-        return evaluate.evaluate(cfg, model)
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, before_image: Callable[[], None] = lambda: None
+    ) -> dict[str, dict[str, Any]]:
+        """Evaluate a bare detector on the test data of `cfg` with this class's loader and evaluator.
+
+        Args:
+            cfg: A config whose data sets are registered.
+            model: The detector; its mode is left as it was.
+            before_image: Called before every image; may raise to stop.
+
+        Returns:
+            Metrics as `pvt_det.engine.evaluate.evaluate` nests them.
+        """
+        return evaluate(cfg, model, before_image, cls.build_test_loader, cls.build_evaluator)
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the weights, or their average where one is kept; ends early when the run is asked to stop."""
@@ -242,7 +339,7 @@ class PVTTrainer(TrainerBase):
             if self._stop.signal_name is not None:
                 raise self._interrupted()
 
-        return evaluate.evaluate(self.cfg, self._step.evaluated_model, check)
+        return self.test(self.cfg, self._step.evaluated_model, check)
 
     def best(self) -> dict[str, Any]:
         """The best metric so far: `metric`, `value`, `iteration`; empty before the first evaluation."""
@@ -282,32 +379,12 @@ class PVTTrainer(TrainerBase):
         names = list(self.cfg.DATASETS.CLASS_NAMES)
         return {**super().state_dict(), **self._step.state_dict(), "seed": self.cfg.SEED, "classes": names}
 
-    # --- building ------------------------------------------------------------------------------------------------
-
     def _build_evaluation(self) -> EvaluationHook:
         test = self.cfg.TEST
-        metric = test.BEST_METRIC or ("segm/AP" if self.cfg.MODEL.MASK_ON else "bbox/AP")
         period = test.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0
-        return EvaluationHook(period, metric, test.EARLY_STOP_PATIENCE, stop_on_error=test.ON_ERROR == "stop")
-
-    def _build_hooks(self, console: Console) -> list[HookBase]:
-        hooks: list[HookBase] = [
-            detectron2_hooks.IterationTimer(),
-            detectron2_hooks.LRScheduler(),
-            CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD),
-            self._evaluation,
-        ]
-        if comm.is_main_process():
-            hooks.append(ProgressHook(console))
-        return hooks
-
-    def _open_metrics(self) -> None:
-        """Make the files of metrics ready, without what a resumed run is about to repeat."""
-        if comm.is_main_process():
-            folder = self.store.folder
-            trim_metrics(folder / METRICS_NAME, self.start_iter)
-            writers = [JSONWriter(str(folder / METRICS_NAME)), TensorboardXWriter(str(folder))]
-            self.register_hooks([detectron2_hooks.PeriodicWriter(writers, period=PERIOD)])
+        return EvaluationHook(
+            period, best_metric(self.cfg), test.EARLY_STOP_PATIENCE, stop_on_error=test.ON_ERROR == "stop"
+        )
 
 
 def _first_lines(error: Exception, count: int = 3) -> str:

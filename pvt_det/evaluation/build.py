@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from pvt_det.config.architecture import is_panoptic
 from pvt_det.evaluation.coco import build_evaluator as build_coco_evaluator
 from pvt_det.evaluation.panoptic import PanopticEvaluator
 from pvt_det.evaluation.semantic import SemanticEvaluator
@@ -24,6 +25,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> 
     if kind == "sem_seg":
         return SemanticEvaluator(dataset_name)
     coco = build_coco_evaluator(cfg, dataset_name, output_dir)
-    if kind != "coco_panoptic_seg" or cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
+    if kind != "coco_panoptic_seg" or not is_panoptic(cfg):
         return coco
     return DatasetEvaluators([coco, SemanticEvaluator(dataset_name), PanopticEvaluator(dataset_name, output_dir)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class COCOEvaluator(DatasetEvaluator):
         evaluator: str = "hotcoco",
         max_detections: int = COCO_MAX_DETECTIONS,
     ) -> None:
-        """Read the ground truth.
+        """Set the evaluator up.
 
         Args:
             dataset_name: registered name.
@@ -53,24 +54,31 @@ class COCOEvaluator(DatasetEvaluator):
 
         Raises:
             ConfigError: unknown `evaluator`.
-            DataError: the annotations cannot be used.
         """
         if evaluator not in _EVALUATORS:
             raise ConfigError(f"TEST.EVALUATOR is {evaluator!r}; expected one of {', '.join(_EVALUATORS)}")
         self.dataset_name = dataset_name
         self.tasks = tasks
-        self.results_file = Path(output_dir) / RESULTS_FILE
+        self.output_dir = Path(output_dir)
+        self.results_file = self.output_dir / RESULTS_FILE
         self.evaluator = evaluator
         self.max_detections = max_detections
-        metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("coco_source") is None and metadata.get("json_file") is None:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            converted = str(Path(output_dir) / f"{dataset_name}_coco_format.json")
-            convert_to_coco_json(dataset_name, converted, allow_cached=False)
-            self.truth = read_ground_truth(converted)
-        else:
-            self.truth = load_ground_truth(metadata)
         self.reset()
+
+    @cached_property
+    def truth(self) -> GroundTruth:
+        """The ground truth, read when it is first asked for: only the main process measures.
+
+        Raises:
+            DataError: the annotations cannot be used.
+        """
+        metadata = MetadataCatalog.get(self.dataset_name)
+        if metadata.get("coco_source") is not None or metadata.get("json_file") is not None:
+            return load_ground_truth(metadata)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        converted = str(self.output_dir / f"{self.dataset_name}_coco_format.json")
+        convert_to_coco_json(self.dataset_name, converted, allow_cached=False)
+        return read_ground_truth(converted)
 
     def reset(self) -> None:
         """Forget all predictions."""

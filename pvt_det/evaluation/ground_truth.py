@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import hotcoco
 import numpy as np
@@ -14,26 +12,18 @@ import numpy.typing as npt
 from detectron2.data.catalog import Metadata
 from pycocotools.coco import COCO
 
+from pvt_det.data.coco.annotations import CocoData
 from pvt_det.errors import DataError
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 
 
 @dataclass(frozen=True)
-class GroundTruth:
-    """Images, objects and categories in COCO's layout.
+class GroundTruth(CocoData):
+    """Checked annotations as evaluators take them.
 
     The objects' own ids are not used: pycocotools takes a match with id 0 for no match, so they are numbered anew.
-
-    Attributes:
-        images: each with `id`, `width`, `height`.
-        annotations: each with `image_id`, `category_id`, `bbox`, `area`, `iscrowd`, and `segmentation` if it has one.
-        categories: each with `id` and `name`, sorted by id.
     """
-
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
 
     @property
     def image_ids(self) -> set[int]:
@@ -44,16 +34,6 @@ class GroundTruth:
     def category_ids(self) -> npt.NDArray[np.int64]:
         """Category id of each contiguous class number."""
         return np.array([category["id"] for category in self.categories], dtype=np.int64)
-
-    def without(self, image_ids: Collection[int]) -> GroundTruth:
-        """The same less some images and their objects."""
-        if not image_ids:
-            return self
-        return replace(
-            self,
-            images=[image for image in self.images if image["id"] not in image_ids],
-            annotations=[a for a in self.annotations if a["image_id"] not in image_ids],
-        )
 
     def with_masks(self) -> GroundTruth:
         """The same less the objects that have no mask."""

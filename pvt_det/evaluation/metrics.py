@@ -12,12 +12,12 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
-from hotcoco import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pvt_det.evaluation.detections import Detections
 from pvt_det.evaluation.ground_truth import GroundTruth
+from pvt_det.structures import rle
 
 # Least limit on detections per image, COCO's own.
 COCO_MAX_DETECTIONS = 100
@@ -77,8 +77,8 @@ def run_hotcoco(
     )
     if masks and (ids := found.get_ann_ids()):
         # By the mask's area, not its box's, an object counts as small, medium or large.
-        areas = np.concatenate([mask_util.area(d.rles()) for d in detections if d.masks])
-        found.update_anns(ids=np.array(ids), area=areas.astype(np.float64))
+        areas = np.concatenate([rle.areas(d.rles()) for d in detections if d.masks])
+        found.update_anns(ids=np.array(ids), area=areas)
     evaluator = hotcoco.COCOeval(api, found, task)
     with warnings.catch_warnings():
         # That the limit is not COCO's own, the caller says.

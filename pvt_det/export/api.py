@@ -16,20 +16,19 @@ from torch import nn
 
 from pvt_det import __version__
 from pvt_det.config import load_config
-from pvt_det.config.architecture import is_segmentor
+from pvt_det.config.architecture import head_key, is_segmentor, model_name
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
-from pvt_det.data.sets import head_key
-from pvt_det.engine.results import model_name
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.export.check import Parity, compare, medians_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write
 from pvt_det.export.graphs import Graph, build_graph
 from pvt_det.export.program import trace
-from pvt_det.inference.base import class_names, config_file, run_weights
+from pvt_det.inference.base import class_names
 from pvt_det.inference.classifier import trained_classifier
+from pvt_det.run_folder import config_file, run_weights
 from pvt_det.weights import load_pretrained
 
 # Images that the check looks at, one by one, and its first one also in a batch with its mirror image.

@@ -17,25 +17,18 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 
-from pvt_det.checkpoint import CheckpointStore
-from pvt_det.classification.options import OPTIONS_NAME
 from pvt_det.config import load_config, validate_config
-from pvt_det.config.architecture import is_segmentor
+from pvt_det.config.architecture import head_key, is_segmentor
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
-from pvt_det.data.sets import head_key
-from pvt_det.engine.results import CONFIG_NAME
-from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.errors import ConfigError, DataError
 from pvt_det.modeling.test_time_augmentation import with_views
-from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
 
 Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
 Found = TypeVar("Found")
-
-# In the order in which they are looked for beside a run's config.
-_WEIGHTS = ("model_best.pth", "model_final.pth")
 
 
 class TrainedModel(ABC, Generic[Found]):
@@ -185,60 +178,6 @@ def _way_out(image: NDArray[Any]) -> str:
     if image.ndim == 4:
         return ". Several images come as a list"
     return ""
-
-
-def config_file(config: str | os.PathLike[str]) -> Path:
-    """The config file that a path means: itself, or `config.yaml` in a run's output folder.
-
-    Raises:
-        ConfigError: Nothing is there, or a folder without one.
-    """
-    path = Path(config)
-    fault = file_fault(path)
-    if fault and folder_fault(path):
-        raise ConfigError(f"{path} {fault}: expected a run's output folder, or a config file.")
-    if not fault:
-        return path
-    if not (path / CONFIG_NAME).is_file():
-        of_classifier = (path / OPTIONS_NAME).is_file()
-        what = "is of a classifier, not of a detector or segmentor" if of_classifier else f"holds no {CONFIG_NAME}"
-        raise ConfigError(f"{path} {what}: expected a run's output folder, or a config file.")
-    return path / CONFIG_NAME
-
-
-def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
-    """The weights to use with a config: those given, or the best ones beside it, verified where a run lists them.
-
-    Raises:
-        CheckpointError: None are given and none are there, or they are damaged.
-    """
-    if weights:
-        path = Path(weights)
-    else:
-        beside = (config.parent / name for name in _WEIGHTS)
-        found = next((path for path in beside if path.is_file()), None)
-        if found is None:
-            raise CheckpointError(
-                f"no {' or '.join(_WEIGHTS)} lies beside {config}: name the weights to use, or the folder of a run "
-                "instead of its config."
-            )
-        path = found
-    if not file_fault(path):
-        CheckpointStore(path.parent).verify_if_listed(path)
-        return str(path)
-    return str(weights)
-
-
-def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> str | os.PathLike[str]:
-    """The weights that a user names, by themselves or as `MODEL.WEIGHTS` among keys of the config; "" for none.
-
-    Raises:
-        ConfigError: Both are given.
-    """
-    key = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("MODEL.WEIGHTS", "")
-    if weights and key:
-        raise ConfigError(f"weights are named twice, {weights} and MODEL.WEIGHTS {key}: leave one out.")
-    return weights or key
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:

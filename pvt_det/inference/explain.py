@@ -14,9 +14,9 @@ from pvt_det.config import load_config
 from pvt_det.data.augmentation.transforms import ResizeShortSide
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.errors import ConfigError
-from pvt_det.inference.base import config_file, run_weights
 from pvt_det.inference.classifier import trained_classifier
 from pvt_det.models.trunk import Trunk
+from pvt_det.run_folder import config_file, run_weights
 from pvt_det.weights import load_pretrained
 
 _CLASSIFIER_SIDE = 224

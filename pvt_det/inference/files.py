@@ -14,9 +14,9 @@ from detectron2.structures import BoxMode, Instances
 from numpy.typing import NDArray
 from PIL import Image
 
-from pvt_det.checkpoint import write_atomically
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
 from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.visualizer import Picture, draw
 

@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from pvt_det.config.architecture import head_key
 from pvt_det.data.images import read_image
-from pvt_det.data.sets import head_key
 from pvt_det.errors import ConfigError
 from pvt_det.inference.base import Image, check_pixels
 from pvt_det.inference.predictor import Predictor

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from pvt_det.checkpoint import write_atomically
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
 from pvt_det.inspection.inspect import Inspection
 from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 
 _BASES = Path(__file__).parents[2] / "configs/base"
@@ -96,7 +96,7 @@ def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     classes = "1 class" if len(s.classes) == 1 else f"{len(s.classes)} classes"
     return [
         f"# For {s.images:,} images with {s.objects:,} objects of {classes}, "
-        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}; written by inspect_dataset.",
+        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}; written by pvt-det inspect.",
         f"_BASE_: {_list(bases)}",
     ]
 

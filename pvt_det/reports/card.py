@@ -10,14 +10,12 @@ from typing import Any, Protocol
 from detectron2.config import CfgNode
 
 from pvt_det import __version__
-from pvt_det.checkpoint import write_atomically
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.coco.annotations import read_json
-from pvt_det.engine.results import CONFIG_NAME
-from pvt_det.inference.base import config_file, run_weights
-from pvt_det.reports.card_page import CARD_NAME, SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
-from pvt_det.reports.compare import Run, load_run
+from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
+from pvt_det.run_folder import CARD_NAME, CONFIG_NAME, Run, config_file, load_run, run_weights
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 from pvt_det.weights import read_checkpoint, save_safetensors
 

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from pvt_det import __version__
-from pvt_det.checkpoint import write_atomically
 from pvt_det.errors import ConfigError
+from pvt_det.run_folder import CARD_NAME
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.tables import as_markdown
 
-CARD_NAME = "README.md"
 SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
 _LIBRARY = "pvt_det"
 _OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"

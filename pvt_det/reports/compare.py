@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hotcoco
 
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import read_ground_truth
-from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS
-from pvt_det.reports.published import RESULTS_NAME, find_published
+from pvt_det.reports.published import find_published
+from pvt_det.run_folder import TASKS, Run
 
-# The metric of each task that runs are compared by.
-TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top1"}
 _TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
 # Tasks of which the written results tell how far a difference is chance.
 _WITH_INTERVAL = ("bbox", "segm")
@@ -26,59 +21,6 @@ _WITH_INTERVAL = ("bbox", "segm")
 TOLERANCE = 0.3
 # Samples of the images, with replacement, for one interval: a second each at COCO val2017's size.
 BOOTSTRAP = 200
-_FIELDS: dict[str, type] = {
-    "config_file": str,
-    "model": str,
-    "recipe": str,
-    "dataset": str,
-    "parameters": int,
-    "metrics": dict,
-    "results_file": str,
-    "annotations": str,
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, as its `results.json` tells.
-
-    Attributes:
-        folder: the run's output folder.
-        config_file: the config that it was started with; of a classifier, its name.
-        model: head and backbone.
-        recipe: what must be alike for two runs to be compared.
-        dataset: name of the evaluated data set.
-        parameters: number of parameters.
-        metrics: percent by task and metric, None where there is no ground truth.
-        results_file: detections in COCO's results format.
-        annotations: ground truth in COCO's format.
-        gmacs: cost of one image with the image's size, where the run has noted it.
-        seed: of the run, where it has noted it.
-        environment: versions and hardware, by name; empty where the run has not noted them.
-    """
-
-    folder: Path
-    config_file: str
-    model: str
-    recipe: str
-    dataset: str
-    parameters: int
-    metrics: dict[str, dict[str, float | None]]
-    results_file: Path
-    annotations: Path
-    gmacs: str | None = None
-    seed: int | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    def value(self, task: str) -> float | None:
-        """The metric of a task of `TASKS` in percent, None where it was not measured."""
-        return self.metrics.get(task, {}).get(TASKS[task])
-
-    @property
-    def max_detections(self) -> int:
-        """Detections per image that counted, as the name of the last recall tells."""
-        limits = [int(name[2:]) for name in self.metrics.get("bbox", {}) if re.fullmatch(r"AR\d+", name)]
-        return max([COCO_MAX_DETECTIONS, *limits])
 
 
 @dataclass(frozen=True)
@@ -91,37 +33,6 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} [{self.lower:+.2f}, {self.upper:+.2f}]"
-
-
-def load_run(path: str | Path) -> Run:
-    """Read a run's output folder, or its `results.json`.
-
-    Raises:
-        DataError: the file is missing, broken, or lacks a field.
-    """
-    file = Path(path)
-    file = file / RESULTS_NAME if file.is_dir() else file
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be read ({error.strerror}): give the output folder of a run that was finished and evaluated"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{file} is broken: {error}") from error
-    for name, kind in _FIELDS.items():
-        if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
-            raise DataError(f"{file} has no {name!r} ({kind.__name__}): it is not the results file of a run")
-    fields: dict[str, Any] = {name: raw[name] for name in _FIELDS if name not in ("results_file", "annotations")}
-    return Run(
-        folder=file.parent,
-        results_file=file.parent / raw["results_file"],
-        annotations=Path(raw["annotations"]),
-        gmacs=raw.get("gmacs"),
-        seed=raw.get("seed"),
-        environment=raw.get("environment", {}),
-        **fields,
-    )
 
 
 def difference(run: Run, base: Run, task: str, *, samples: int = BOOTSTRAP) -> Difference:

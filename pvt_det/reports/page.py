@@ -13,8 +13,9 @@ import hotcoco
 import numpy as np
 
 from pvt_det.reports import figures as figures
-from pvt_det.reports.compare import Run, comparison_warnings, difference, evaluator_of, same_data
+from pvt_det.reports.compare import comparison_warnings, difference, evaluator_of, same_data
 from pvt_det.reports.pictures import ImageFile, worst_images
+from pvt_det.run_folder import Run
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
 from pvt_det.utils.visualizer import ReadImage
 

@@ -13,8 +13,8 @@ from detectron2.structures import BoxMode
 
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
-from pvt_det.reports.compare import Run
 from pvt_det.reports.figures import SHOWN_SCORE
+from pvt_det.run_folder import Run
 from pvt_det.utils.html import Html, join, pair
 from pvt_det.utils.visualizer import MOST_SHOWN, ReadImage, caption_of, draw
 

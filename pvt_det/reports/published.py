@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 IMAGENET = "imagenet1k_val"
-# Where the numbers measured stand that these are set against, in a run's output folder.
-RESULTS_NAME = "results.json"
 
 
 @dataclass(frozen=True)

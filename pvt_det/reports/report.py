@@ -6,18 +6,15 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from pvt_det.checkpoint import write_atomically
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
 from pvt_det.data.sets import register_datasets
-from pvt_det.engine.results import CONFIG_NAME, METRICS_NAME
 from pvt_det.errors import DataError, PvtDetError
-from pvt_det.reports.compare import Run, load_run
 from pvt_det.reports.page import Background, read_history, report_page
 from pvt_det.reports.pictures import ImageFile
+from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME, Run, load_run
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_place
-
-PAGE_NAME = "report.html"
 
 
 def write_report(run: Path, output: Path, base: Path | None = None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-import numpy as np
 import numpy.typing as npt
 import torch
-from hotcoco import mask as mask_util
 from torch import Tensor
+
+from pvt_det.structures.rle import decode, encode
 
 
 class RunLengthMasks:
@@ -31,11 +31,9 @@ class RunLengthMasks:
     def encode(cls, masks: Tensor) -> RunLengthMasks:
         """Encode `N×H×W` masks, bool or 0 and 1, of any device."""
         height, width = (int(side) for side in masks.shape[1:])
-        if len(masks) == 0:
-            return cls([], (height, width))
-        # COCO's runs go down the columns: `H×W×N` in Fortran order is N×W×H in memory.
+        # Transposed where the masks are, since a GPU does that faster; the runs go down the columns.
         columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-        return cls([rle["counts"] for rle in mask_util.encode(columns.transpose(2, 1, 0))], (height, width))
+        return cls([rle["counts"] for rle in encode(columns.transpose(0, 2, 1))], (height, width))
 
     @classmethod
     def cat(cls, parts: Sequence[RunLengthMasks]) -> RunLengthMasks:
@@ -71,7 +69,7 @@ class RunLengthMasks:
         """The mask of a number, `H×W` bool; or those that a slice, a list, or a bool or integer tensor selects."""
         if isinstance(item, int):
             (rle,) = RunLengthMasks([self.counts[item]], self.size).rles()
-            return torch.from_numpy(np.ascontiguousarray(mask_util.decode(rle))).bool()
+            return torch.from_numpy(decode(rle)).bool()
         chosen = torch.arange(len(self))[item.cpu() if isinstance(item, Tensor) else item]
         return RunLengthMasks([self.counts[index] for index in chosen.tolist()], self.size)
 

@@ -1,15 +1,67 @@
-"""COCO's run-length masks: a check that the runs cover the image, since the usual decoders read past broken ones."""
+"""Masks as COCO's run lengths: encoding, decoding, area, box, and a check that the runs cover the image.
+
+A run-length mask ("RLE") is a dict with `size`, `[height, width]`, and `counts`, the lengths of alternating runs of 0
+and 1 down the columns, as bytes or text in COCO's compressed form or as a list of integers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from hotcoco import mask as mask_util
+
+Rle = dict[str, Any]
 
 
-def rle_problem(rle: dict[str, Any], height: int, width: int) -> str:
-    """What is wrong with a run-length mask of an image of `height`×`width`; "" where nothing is."""
+def encode(masks: npt.NDArray[np.uint8]) -> list[Rle]:
+    """Encode `N×H×W` masks of 0 and 1 as compressed run lengths."""
+    if len(masks) == 0:
+        return []
+    # COCO's runs go down the columns: `H×W×N` in Fortran order is N×W×H in memory.
+    columns = np.ascontiguousarray(masks.transpose(0, 2, 1))
+    rles: Any = mask_util.encode(columns.transpose(2, 1, 0))
+    return list(rles)
+
+
+def decode(rle: Rle) -> npt.NDArray[np.uint8]:
+    """Decode one mask, compressed or not, to `H×W` of 0 and 1."""
+    return np.ascontiguousarray(mask_util.decode(rle))
+
+
+def from_polygon(polygon: Sequence[float], height: int, width: int) -> Rle:
+    """Rasterize a polygon as COCO's own code does.
+
+    Args:
+        polygon: x, y, x, y … in pixels; may reach out of the image.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+    """
+    return mask_util.frPyObjects([list(polygon)], height, width)[0]
+
+
+def compress(rle: Rle) -> Rle:
+    """Return a mask in compressed form; one that is compressed already comes back as it is."""
+    return mask_util.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+
+
+def areas(rles: Sequence[Rle]) -> npt.NDArray[np.float64]:
+    """Count the pixels of each of `N` masks."""
+    return np.array(mask_util.area(list(rles)) if rles else [], dtype=np.float64)
+
+
+def boxes(rles: Sequence[Rle]) -> npt.NDArray[np.float64]:
+    """Compute the tight box of each of `N` masks: `N×4`, x, y, width, height in pixels; zeros for an empty mask."""
+    return np.array(mask_util.toBbox(list(rles)) if rles else [], dtype=np.float64).reshape(-1, 4)
+
+
+def rle_problem(rle: Rle, height: int, width: int) -> str:
+    """Say what is wrong with a run-length mask of an image of `height`×`width`; "" where nothing is.
+
+    The usual decoders read past the end of broken runs, so this comes first.
+    """
     size: Any = rle.get("size")
     # 64.0 equals 64, but evaluators take integers only.
     if size != [height, width] or not all(isinstance(side, int) for side in size):

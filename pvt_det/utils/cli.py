@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import io
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pvt_det.errors import ConfigError, Interrupted, PvtDetError
+from pvt_det.utils.text import closest
 
 # What a shell reports for a program that Ctrl-C ended.
 EXIT_CTRL_C = 130
@@ -65,7 +65,7 @@ class ArgumentParser(argparse.ArgumentParser):
         name = word.split("=")[0].rstrip(",:")
         known = self._option_string_actions
         # One that is spelled right is told of for another reason.
-        return [] if name in known else difflib.get_close_matches(name, known, n=1)
+        return [] if name in known else closest(name, known)
 
     def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse `argv` (None: the program's own), options and positional words in any order."""

@@ -1,15 +1,37 @@
-"""Texts in messages: what one that comes from a file may hold, to be shown as it is; names in a row."""
+"""Helpers for user-facing messages: which characters are safe to print, how to join names, and spelling suggestions."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-# Control characters, line and paragraph separators and changes of the writing direction, which lead terminals and logs
-# astray, and halves of surrogate pairs, which no file can be written with.
+# Control characters, line and paragraph separators and changes of the writing direction, which confuse terminals and
+# logs, and halves of surrogate pairs, which cannot be written to a UTF-8 file.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Names in a row; of more than `most` the first ones, and how many there are: "a, b, … (7 in all)"."""
+    """Join names with commas; beyond `most`, show the first ones and the total: "a, b, … (7 in all)"."""
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def closest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """Return up to `most` of the `known` names that are spelled like `word`, the closest first; case is ignored."""
+    by_folded = {name.lower(): name for name in known}
+    return [by_folded[name] for name in difflib.get_close_matches(word.lower(), by_folded, n=most)]
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Suggest what a misspelled name may stand for.
+
+    Args:
+        word: The name that was not found.
+        known: All valid names.
+        most: The largest number of suggestions.
+
+    Returns:
+        A sentence with a space before it, " Did you mean a or b?"; "" where no name is close.
+    """
+    names = closest(word, known, most)
+    return f" Did you mean {' or '.join(names)}?" if names else ""

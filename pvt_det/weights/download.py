@@ -19,6 +19,7 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pvt_det.errors import CheckpointError
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault
 from pvt_det.weights.catalog import Remote
 
@@ -192,9 +193,7 @@ def _verify(path: Path, remote: Remote) -> None:
     try:
         with _lock():
             records = _read_records(records_file) | {remote.place: digest}
-            temporary = records_file.with_name(f"{_RECORDS}.tmp")
-            temporary.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
-            temporary.replace(records_file)
+            write_atomically(records_file, json.dumps(records, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         logger.warning("%s: cannot be written (%s); the file's hash is not recorded", records_file, error.strerror)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from urllib.parse import urldefrag, urlsplit
 
 from pvt_det.errors import CheckpointError
 from pvt_det.utils.paths import ABSENT, file_fault
+from pvt_det.utils.text import did_you_mean
 from pvt_det.weights.catalog import CATALOG, CLASSIFIERS, Remote, detectron2_file, hub_file
 from pvt_det.weights.download import fetch
 
@@ -103,6 +103,5 @@ def _is_plain(path: str) -> bool:
 
 
 def _unknown(name: str, where: str) -> str:
-    close = difflib.get_close_matches(name, CATALOG, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name}: {where}; {hint}Names are {', '.join(CLASSIFIERS)} and others, see pvt_det/weights/catalog.py"
+    hint = did_you_mean(name, CATALOG)
+    return f"{name}: {where}.{hint} Names are {', '.join(CLASSIFIERS)} and others, see pvt_det/weights/catalog.py"

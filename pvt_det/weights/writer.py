@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.text import listed
 from pvt_det.weights.loader import translate_checkpoint
 from pvt_det.weights.reader import DIGEST_KEY, safetensors_digest
@@ -33,7 +33,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # An empty entry, so that both headers are alike but for its value.
     digest = safetensors_digest(io.BytesIO(safetensors.torch.save(plain, {**metadata, DIGEST_KEY: ""})))
-    _write_atomically(Path(path), safetensors.torch.save(plain, {**metadata, DIGEST_KEY: digest}))
+    _write(Path(path), safetensors.torch.save(plain, {**metadata, DIGEST_KEY: digest}))
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(_detached(content), buffer)
-    _write_atomically(Path(path), buffer.getvalue())
+    _write(Path(path), buffer.getvalue())
 
 
 def to_ours(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -93,17 +93,9 @@ def _detached(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error

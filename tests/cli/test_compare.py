@@ -1,4 +1,4 @@
-"""tools/compare.py on small made-up runs."""
+"""`pvt-det compare` on small made-up runs."""
 
 import csv
 import io
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pvt_det.errors import DataError
-from pvt_det.reports.compare import comparison_warnings, difference, load_run, verdict
-from tools import compare
+from pvt_det.reports.compare import comparison_warnings, difference, verdict
+from pvt_det.run_folder import load_run
+from tests.command_line import run_command
 
 IMAGES = 40
 
@@ -79,7 +80,9 @@ def test_difference_has_an_interval_around_it(make_run):
 def test_csv(make_run, capsys, tmp_path):
     folders = [str(make_run("a", 0.0)), str(make_run("b", 3.0, dataset="coco_2017_val"))]
     assert (
-        compare.main([*folders, "--format", "csv", "--output", str(tmp_path / "out/table.csv"), "--bootstrap", "50"])
+        run_command(
+            "compare", [*folders, "--format", "csv", "--output", str(tmp_path / "out/table.csv"), "--bootstrap", "50"]
+        )
         == 0
     )
     printed = capsys.readouterr()
@@ -103,7 +106,7 @@ def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
     b = make_run(
         "b", 0.0, **semantic, dataset="shapes", metrics={"sem_seg": {"mIoU": 80.0}, "panoptic_seg": {"PQ": 61.0}}
     )
-    compare.main([str(a), str(b), "--format", "csv"])
+    run_command("compare", [str(a), str(b), "--format", "csv"])
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
     measured = (first["mIoU published"], first["mIoU"], first["mIoU less published"])
     assert measured == ("36.6", "37.00", "+0.40 (above, ±0.3)")
@@ -112,7 +115,9 @@ def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
 
 
 def test_markdown_has_a_line_for_each_run(make_run, capsys):
-    compare.main([str(make_run("a", 0.0)), str(make_run("b", 1.0)), "--format", "markdown", "--bootstrap", "20"])
+    run_command(
+        "compare", [str(make_run("a", 0.0)), str(make_run("b", 1.0)), "--format", "markdown", "--bootstrap", "20"]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[1].startswith("| --- |")
@@ -120,7 +125,7 @@ def test_markdown_has_a_line_for_each_run(make_run, capsys):
 
 
 def test_table_goes_to_the_terminal(make_run, capsys):
-    compare.main([str(make_run("only", 0.0))])
+    run_command("compare", [str(make_run("only", 0.0))])
     assert "RetinaNet pvt_tiny" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""tools/convert_weights.py, alone and in the path from another's checkpoint to a table of published results."""
+"""`pvt-det convert`, alone and in the path from another's checkpoint to a table of published results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.models import create_model
 from pvt_det.weights import read_checkpoint
-from tools import compare, convert_weights, train_net
+from tests.command_line import run_command
 
 REFERENCE = Path(__file__).parents[1] / "weights/golden/mmdet_reference.json"
 
@@ -33,7 +33,7 @@ def write_mmdet(path: Path, name: str, scale: float = 1.0) -> dict[str, Tensor]:
 
 
 def run(*arguments: object) -> int:
-    return convert_weights.main([str(a) for a in arguments])
+    return run_command("convert", [str(a) for a in arguments])
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -106,7 +106,17 @@ def test_wrong_options(arguments: list[str], reason: str) -> None:
 def test_exit_code_and_one_line_on_a_hostile_file(repo_root: Path, tmp_path: Path) -> None:
     marker = tmp_path / "it_ran"
     (tmp_path / "x.pkl").write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
-    command = [sys.executable, "tools/convert_weights.py", tmp_path / "x.pkl", "--to", "published", "--output", "y.pth"]
+    command = [
+        sys.executable,
+        "-m",
+        "pvt_det.cli.main",
+        "convert",
+        tmp_path / "x.pkl",
+        "--to",
+        "published",
+        "--output",
+        "y.pth",
+    ]
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'x.pkl'}: refused")
@@ -141,14 +151,14 @@ def test_from_mmdetections_checkpoint_to_the_table_of_results(
             "INPUT.MAX_SIZE_TEST": 256,
             "DATALOADER.NUM_WORKERS": 0,
         }
-        assert train_net.main([*arguments, *(str(word) for pair in overrides.items() for word in pair)]) == 0
+        assert run_command("train", [*arguments, *(str(word) for pair in overrides.items() for word in pair)]) == 0
         results = json.loads((tmp_path / name / "results.json").read_text())
         found[name] = json.loads((tmp_path / name / results["results_file"]).read_text())
     assert len(found["converted"]) == 4 * 100
     assert found["converted"] == found["direct"]
 
     capsys.readouterr()
-    assert compare.main([str(tmp_path / "converted"), str(tmp_path / "direct"), "--format", "csv"]) == 0
+    assert run_command("compare", [str(tmp_path / "converted"), str(tmp_path / "direct"), "--format", "csv"]) == 0
     header, first, second = capsys.readouterr().out.strip().splitlines()
     assert "box AP published" in header
     assert "36.7" in first

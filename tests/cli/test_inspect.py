@@ -1,4 +1,4 @@
-"""`inspect_dataset.py` from the command line: exit codes, the page, and a config that trains."""
+"""`pvt-det inspect`: exit codes, the page, and a config that trains."""
 
 import json
 import re
@@ -13,13 +13,13 @@ from pvt_det.config import load_config
 from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.errors import CheckpointError
 from pvt_det.utils.cli import run_cli
-from tools import inspect_dataset
+from tests.command_line import run_command
 
 ROOT = Path(__file__).parents[2]
 
 
 def main(*words):
-    return run_cli(lambda: inspect_dataset.main([str(word) for word in words]))
+    return run_cli(lambda: run_command("inspect", [str(word) for word in words]))
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pvt_det import api
 from pvt_det.cli import train
 from pvt_det.config import load_config
 from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.utils.cli import run_cli
 from pvt_det.weights.reader import read_file
-from tools import train_net
+from tests.command_line import run_command
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -57,6 +58,11 @@ def start(words, launcher=()):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
+def run(words):
+    """`pvt-det train WORDS`; gives the exit code."""
+    return run_cli(lambda: run_command("train", words))
+
+
 def weights(folder):
     return read_file(folder / "model_final.pth")["model"]
 
@@ -79,7 +85,7 @@ def weights(folder):
     ],
 )
 def test_mistakes_are_one_line_with_their_exit_code(words, capsys, extra, code, message):
-    assert run_cli(lambda: train_net.main([*words(), *extra])) == code
+    assert run([*words(), *extra]) == code
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
@@ -89,11 +95,10 @@ def test_mistakes_are_one_line_with_their_exit_code(words, capsys, extra, code, 
 def test_options_reach_the_config(monkeypatch, tmp_path):
     seen = {}
 
-    def launch(job, arguments, processes):
-        seen.update(cfg=arguments[0], options=arguments[1], processes=processes)
-        return 0
+    def launch(job, cfg, args):
+        seen.update(cfg=cfg, job=job, args=args)
 
-    monkeypatch.setattr(train, "launch", launch)
+    monkeypatch.setattr(train, "launch_from_args", launch)
     config = ["--config-file", "configs/mask_rcnn_pvt_tiny.yaml", "--output", "out"]
     data = ["--val-json", "v.json", "--val-images", "v", "--check-data", "full", "--evaluator", "pycocotools"]
     partial = ["--allow-partial", "head.*", "--allow-partial", "*.bias"]
@@ -111,40 +116,40 @@ def test_options_reach_the_config(monkeypatch, tmp_path):
         "0.5",
     ]
     monkeypatch.chdir(ROOT)
-    assert train_net.main(argv) == 0
-    cfg, options = seen["cfg"], seen["options"]
+    assert run(argv) == 0
+    cfg, options = seen["cfg"], seen["job"].keywords
     assert (cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES, cfg.DATASETS.CHECK) == ("v.json", "v", "full")
     assert cfg.DATASETS.ON_ERROR == "strict"
     assert (cfg.TEST.EVALUATOR, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == ("pycocotools", 0.5, "out")
-    assert (options.resume, options.eval_only, options.allow_partial) == (True, False, ("head.*", "*.bias"))
-    assert options.command.startswith("python tools/train_net.py --config-file configs/mask_rcnn_pvt_tiny.yaml")
-    assert options.command.endswith(" --resume")
-    assert (seen["processes"].per_machine, seen["processes"].device) == (2, "cpu")
+    assert (seen["job"].func, options["resume"], options["allow_partial"]) == (api.train, True, ("head.*", "*.bias"))
+    assert options["resume_command"].startswith("pvt-det train --config-file configs/mask_rcnn_pvt_tiny.yaml")
+    assert options["resume_command"].endswith(" --resume")
+    assert (seen["args"].num_gpus, cfg.MODEL.DEVICE) == (2, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_without_a_gpu_a_run_falls_back_to_the_cpu_and_says_so(words, tmp_path, capsys):
-    assert run_cli(lambda: train_net.main([*words(overrides="SOLVER.MAX_ITER 1"), "MODEL.DEVICE", "cuda"])) == 0
+    assert run([*words(overrides="SOLVER.MAX_ITER 1"), "MODEL.DEVICE", "cuda"]) == 0
     assert "running on the CPU" in capsys.readouterr().out
     assert load_config(tmp_path / "run/config.yaml").MODEL.DEVICE == "cpu"
 
 
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
-        train_net.main(["--help"])
+        run(["--help"])
     assert stop.value.code == 0
     assert "--train-json train.json" in capsys.readouterr().out
 
 
 def test_train_and_evaluate_from_nothing_but_json_files(words, tmp_path):
-    assert run_cli(lambda: train_net.main(words(val=True, overrides="MODEL.RETINANET.SCORE_THRESH_TEST 0.0"))) == 0
+    assert run(words(val=True, overrides="MODEL.RETINANET.SCORE_THRESH_TEST 0.0")) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["metrics"]["bbox"].keys() >= {"AP", "AP50", "AP-circle", "AP-star"}
     assert load_config(tmp_path / "run/config.yaml").MODEL.RETINANET.NUM_CLASSES == 4
     final = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")]
     config = ["--config-file", str(tmp_path / "run/config.yaml")]
     evaluate = ["--eval-only", "--evaluator", "pycocotools", "--output", str(tmp_path / "again")]
-    assert run_cli(lambda: train_net.main([*config, *evaluate, *final])) == 0
+    assert run([*config, *evaluate, *final]) == 0
     again = json.loads((tmp_path / "again/results.json").read_text())
     assert again["metrics"]["bbox"] == pytest.approx(results["metrics"]["bbox"], abs=1e-9)
     # Low scores count here, so that there is something to compare.
@@ -159,7 +164,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(words, tmp_path, normal
     two = start(words("--num-gpus", 2, name="two", overrides=settings))
     _, error = two.communicate()
     assert (two.returncode, error) == (0, "")
-    assert run_cli(lambda: train_net.main(words(name="one", overrides=settings))) == 0
+    assert run(words(name="one", overrides=settings)) == 0
     torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-4, atol=1e-6)
     losses = [
         {key: value for key, value in json.loads(line).items() if "loss" in key}

@@ -199,7 +199,7 @@ def test_coco_that_is_not_there(cfg, tmp_path, monkeypatch):
 def test_unknown_name(cfg):
     cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.TRAIN = ("coco_2017_trian",)
-    with pytest.raises(ConfigError, match="did you mean 'coco_2017_train'"):
+    with pytest.raises(ConfigError, match="Did you mean coco_2017_train"):
         register_datasets(cfg)
 
 

@@ -18,13 +18,13 @@ from detectron2.engine import HookBase
 from detectron2.structures import Boxes, Instances
 from rich.console import Console
 
-from pvt_det.checkpoint import write_atomically
 from pvt_det.data.coco.registration import register_coco
 from pvt_det.data.loader import build_detection_train_loader
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import Interrupted
 from pvt_det.evaluation.coco import COCOEvaluator
+from pvt_det.utils.files import write_atomically
 from tests.drills.outcome import Outcome, children, open_files, resident_bytes
 from tests.drills.tiny import tiny_config
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from pvt_det.checkpoint import CheckpointStore
-from pvt_det.engine.hooks import BEST_NAME
 from pvt_det.errors import CheckpointError
+from pvt_det.run_folder import BEST_NAME
 from tests.drills.outcome import Outcome
 
 _PATIENCE = 120.0

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from pvt_det.checkpoint import CheckpointStore
-from pvt_det.engine.trainer import FINAL_NAME
 from pvt_det.errors import CheckpointError
+from pvt_det.run_folder import FINAL_NAME
 from tests.drills.outcome import Outcome, children
 from tests.drills.tiny import tiny_words
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from pvt_det.data.sets import register_datasets
-from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
+from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import Interrupted
+from pvt_det.run_folder import FINAL_NAME
 from pvt_det.utils.rng import seed_all
 from pvt_det.weights.reader import read_file
 from tests.drills.outcome import Outcome

@@ -7,8 +7,9 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from PIL import Image
 
-from pvt_det.engine.batch_picture import NAME, save_batch_picture
+from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.trainer import PVTTrainer
+from pvt_det.run_folder import BATCH_PICTURE_NAME
 
 
 def sample(colour, masks=None) -> dict:
@@ -83,7 +84,7 @@ def test_a_run_saves_its_first_batch_and_trains_on_it(tiny_cfg, tmp_path):
     batches = trainer._open_data()
     assert (np.random.get_state()[1] == before[0]).all()
     assert torch.equal(torch.get_rng_state(), before[1])
-    with Image.open(tmp_path / "run" / NAME) as image:
+    with Image.open(tmp_path / "run" / BATCH_PICTURE_NAME) as image:
         assert image.size[0] == 2 * 320 + 4
     from pvt_det.data.loader import build_detection_train_loader
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.api import train
 from pvt_det.errors import Interrupted
 from tests.tiny_runs import stop_in
 
@@ -41,14 +41,14 @@ def test_a_run_in_bf16_learns_what_the_cpu_learns_stopped_or_not(
         "TEST__PRECISION": "bf16",
         "DATALOADER__NUM_WORKERS": 1,
     }
-    run_job(cfg("cpu"), JobOptions())
-    run_job(cfg("gpu", **on_gpu), JobOptions())
+    train(cfg("cpu"))
+    train(cfg("gpu", **on_gpu))
     with monkeypatch.context() as patch:
         stop_in(patch, 1)
         with pytest.raises(Interrupted):
-            run_job(cfg("parts", **on_gpu), JobOptions())
+            train(cfg("parts", **on_gpu))
     torch.cuda.manual_seed(99)
-    run_job(cfg("parts", **on_gpu), JobOptions(resume=True))
+    train(cfg("parts", **on_gpu), resume=True)
 
     losses = [
         json.loads((tmp_path / folder / "results.json").read_text())["metrics"]["validation"]["total_loss"]

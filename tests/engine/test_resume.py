@@ -9,11 +9,11 @@ import signal
 import pytest
 import torch
 
-from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.api import train
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from tests.tiny_runs import stop_in
 
-RESUME = JobOptions(resume=True, command="python tools/train_net.py --resume")
+RESUME = {"resume": True, "resume_command": "pvt-det train --resume"}
 EMA = {"SOLVER__EMA__ENABLED": True, "SOLVER__EMA__DECAY": 0.9}
 
 
@@ -34,20 +34,20 @@ def assert_same(weights, others):
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_cfg, saved_weights, monkeypatch, cut, settings):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_job(tiny_cfg(whole, **settings | {"DATALOADER__NUM_WORKERS": 0}), JobOptions())
+    train(tiny_cfg(whole, **settings | {"DATALOADER__NUM_WORKERS": 0}))
     with monkeypatch.context() as patch:
         stop_in(patch, cut)
         with pytest.raises(Interrupted):
-            run_job(tiny_cfg(parts, **settings), JobOptions())
+            train(tiny_cfg(parts, **settings))
     torch.manual_seed(99)
-    run_job(tiny_cfg(parts, **settings), RESUME)
+    train(tiny_cfg(parts, **settings), **RESUME)
     assert_same(saved_weights(whole / "model_final.pth"), saved_weights(parts / "model_final.pth"))
 
 
 def test_an_evaluation_in_mid_run_changes_no_weight(tmp_path, tiny_cfg, saved_weights):
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
-    run_job(tiny_cfg(plain), JobOptions())
-    run_job(tiny_cfg(evaluated, val=True, TEST__EVAL_PERIOD=2, TEST__VALIDATION_LOSS=True), JobOptions())
+    train(tiny_cfg(plain))
+    train(tiny_cfg(evaluated, val=True, TEST__EVAL_PERIOD=2, TEST__VALIDATION_LOSS=True))
     assert_same(saved_weights(plain / "model_final.pth"), saved_weights(evaluated / "model_final.pth"))
     # The state was saved before the evaluation, although no checkpoint was due.
     assert (evaluated / "model_0000001.pth").exists()
@@ -57,25 +57,25 @@ def test_seed_is_drawn_once_and_kept(tmp_path, tiny_cfg, saved_weights, monkeypa
     with monkeypatch.context() as patch:
         stop_in(patch, 1)
         with pytest.raises(Interrupted):
-            run_job(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), JobOptions())
-    run_job(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), RESUME)
+            train(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]))
+    train(tiny_cfg(tmp_path / "a", SEED=-1, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), **RESUME)
     seed = json.loads((tmp_path / "a/results.json").read_text())["seed"]
-    run_job(tiny_cfg(tmp_path / "b", SEED=seed, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]), JobOptions())
+    train(tiny_cfg(tmp_path / "b", SEED=seed, SOLVER__MAX_ITER=2, SOLVER__STEPS=[]))
     assert_same(saved_weights(tmp_path / "a/model_final.pth"), saved_weights(tmp_path / "b/model_final.pth"))
 
 
 def test_resume_refuses_another_seed_and_another_model(tmp_path, tiny_cfg):
-    run_job(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]), JobOptions())
+    train(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]))
     with pytest.raises(ConfigError, match="trained with SEED 3"):
-        run_job(tiny_cfg(tmp_path, SEED=4), RESUME)
+        train(tiny_cfg(tmp_path, SEED=4), **RESUME)
     with pytest.raises(CheckpointError, match=r"another model.*config\.yaml"):
-        run_job(tiny_cfg(tmp_path, MODEL__FPN__OUT_CHANNELS=64), RESUME)
+        train(tiny_cfg(tmp_path, MODEL__FPN__OUT_CHANNELS=64), **RESUME)
 
 
 def test_a_new_run_does_not_write_over_an_old_one(tmp_path, tiny_cfg):
     (tmp_path / "model_final.pth").write_bytes(b"precious")
     with pytest.raises(ConfigError, match=r"model_final\.pth.*--resume"):
-        run_job(tiny_cfg(tmp_path), JobOptions())
+        train(tiny_cfg(tmp_path))
     assert (tmp_path / "model_final.pth").read_bytes() == b"precious"
 
 
@@ -89,7 +89,7 @@ def test_metrics_of_repeated_iterations_are_dropped(tmp_path):
 
 
 def test_a_signal_during_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tmp_path, tiny_cfg, monkeypatch):
-    from pvt_det.engine import evaluate
+    from pvt_det.engine.trainer import PVTTrainer
 
     evaluated = []
 
@@ -100,11 +100,11 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tm
         before_image()
         return {"bbox": {"AP": float(len(evaluated))}}
 
-    monkeypatch.setattr(evaluate, "evaluate", interrupted_evaluation)
+    monkeypatch.setattr(PVTTrainer, "test", staticmethod(interrupted_evaluation))
     settings = {"val": True, "TEST__EVAL_PERIOD": 2}
     with pytest.raises(Interrupted, match=r"after iteration 2; .*model_0000001\.pth"):
-        run_job(tiny_cfg(tmp_path, **settings), JobOptions())
-    run_job(tiny_cfg(tmp_path, **settings), RESUME)
+        train(tiny_cfg(tmp_path, **settings))
+    train(tiny_cfg(tmp_path, **settings), **RESUME)
     # The interrupted one, the same again, the final one.
     assert len(evaluated) == 3
     best = json.loads((tmp_path / "results.json").read_text())["best"]

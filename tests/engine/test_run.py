@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from pvt_det.api import evaluate, train
 from pvt_det.config import load_config
-from pvt_det.engine import evaluate, run
-from pvt_det.engine.run import JobOptions, run_job
+from pvt_det.engine import defaults
+from pvt_det.engine.defaults import select_gpu
+from pvt_det.engine.evaluate import validation_losses
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError
 
@@ -26,7 +29,7 @@ def finished(tmp_path, tiny_cfg):
         TEST__EVAL_PERIOD=1,
         TEST__VALIDATION_LOSS=True,
     )
-    run_job(cfg, JobOptions(config_file="tiny.yaml"))
+    train(cfg, config_file="tiny.yaml")
     return tmp_path / "run"
 
 
@@ -47,7 +50,7 @@ def test_a_run_leaves_weights_metrics_and_a_config_that_evaluates_alike(finished
 
     cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
     config_before = (finished / "config.yaml").read_text()
-    metrics = run_job(cfg, JobOptions(eval_only=True))
+    metrics = evaluate(cfg)
     assert metrics["validation"] == pytest.approx(results["metrics"]["validation"])
     assert json.loads((finished / "results.json").read_text())["iterations"] == 2
     assert (finished / "config.yaml").read_text() == config_before
@@ -66,7 +69,7 @@ def test_the_average_is_what_is_saved_as_the_model(finished, saved_weights):
 
 def test_a_finished_run_can_be_resumed_and_is_left_as_it_is(finished, saved_weights):
     before = saved_weights(finished / "model_final.pth")
-    run_job(load_config(finished / "config.yaml"), JobOptions(resume=True))
+    train(load_config(finished / "config.yaml"), resume=True)
     after = saved_weights(finished / "model_final.pth")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -77,11 +80,11 @@ def test_evaluation_refuses_a_damaged_checkpoint_and_missing_weights(finished):
     (finished / "model_final.pth").write_bytes(content)
     cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
     with pytest.raises(CheckpointError, match=r"model_final\.pth is damaged"):
-        run_job(cfg, JobOptions(eval_only=True))
+        evaluate(cfg)
     with pytest.raises(ConfigError, match="--eval-only needs weights"):
-        run_job(load_config(finished / "config.yaml"), JobOptions(eval_only=True))
+        evaluate(load_config(finished / "config.yaml"))
     with pytest.raises(CheckpointError):
-        run_job(load_config(finished / "config.yaml"), JobOptions(resume=True))
+        train(load_config(finished / "config.yaml"), resume=True)
 
 
 def test_validation_losses_leave_model_and_mode_alone(tmp_path, tiny_cfg):
@@ -91,15 +94,15 @@ def test_validation_losses_leave_model_and_mode_alone(tmp_path, tiny_cfg):
     register_datasets(cfg)
     trainer = PVTTrainer(cfg)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    losses = evaluate.validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
+    losses = validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
     assert losses.keys() == {"total_loss", "loss_cls", "loss_box_reg"}
     assert losses["total_loss"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
-    assert losses == evaluate.validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
+    assert losses == validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
 
 
 def test_a_run_without_validation_data_trains(tmp_path, tiny_cfg):
-    assert run_job(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]), JobOptions()) == {}
+    assert train(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[])) == {}
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["dataset"], results["metrics"], results["iterations"]) == ("", {}, 1)
     assert "Not evaluated." in (tmp_path / "README.md").read_text()
@@ -115,14 +118,14 @@ def test_early_stopping_ends_a_run(tmp_path, tiny_cfg):
         TEST__EVAL_PERIOD=1,
         TEST__EARLY_STOP_PATIENCE=1,
     )
-    run_job(cfg, JobOptions())
+    train(cfg)
     assert json.loads((tmp_path / "results.json").read_text())["iterations"] == 2
 
 
 @pytest.mark.parametrize("key", ["TEST__PRECISE_BN__ENABLED"])
 def test_keys_without_effect_are_refused(tmp_path, tiny_cfg, key):
     with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
-        run_job(tiny_cfg(tmp_path, **{key: True}), JobOptions())
+        train(tiny_cfg(tmp_path, **{key: True}))
 
 
 def test_a_gpu_named_by_number_has_to_be_there_and_for_one_process(monkeypatch):
@@ -130,19 +133,34 @@ def test_a_gpu_named_by_number_has_to_be_there_and_for_one_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("cpu", "cuda", "cuda:1"):
-        run._take_gpu(torch.device(name))
+        select_gpu(torch.device(name))
     assert taken == [torch.device("cuda:1")]
     with pytest.raises(ConfigError, match="cuda:2: this machine has 2 GPUs"):
-        run._take_gpu(torch.device("cuda:2"))
-    monkeypatch.setattr(run.comm, "get_world_size", lambda: 2)
+        select_gpu(torch.device("cuda:2"))
+    monkeypatch.setattr(defaults.comm, "get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match="cuda:1: of several processes each has a GPU of its own"):
-        run._take_gpu(torch.device("cuda:1"))
+        select_gpu(torch.device("cuda:1"))
 
 
 def test_too_little_memory_of_a_gpu_is_told_in_a_line(tmp_path, tiny_cfg, monkeypatch):
-    def train(self):
+    def out_of_memory(self):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(PVTTrainer, "train", train)
+    monkeypatch.setattr(PVTTrainer, "train", out_of_memory)
     with pytest.raises(ConfigError, match=r"out of memory on cpu with SOLVER.IMS_PER_BATCH 2: .*ACCUMULATE_STEPS 2"):
-        run_job(tiny_cfg(tmp_path), JobOptions())
+        train(tiny_cfg(tmp_path))
+
+
+def test_every_annotation_file_is_parsed_once_in_a_run(tmp_path, tiny_cfg, monkeypatch):
+    from pvt_det.data.coco import annotations
+
+    read, files = annotations.read_json, []
+    monkeypatch.setattr(annotations, "read_json", lambda file: files.append(file) or read(file))
+    # Fresh copies: another test may have read the originals in this process.
+    cfg = tiny_cfg(tmp_path, val=True, SOLVER__MAX_ITER=2, SOLVER__STEPS=[], TEST__EVAL_PERIOD=1)
+    for part in ("TRAIN", "VAL"):
+        copied = tmp_path / f"{part}.json"
+        copied.write_text(Path(cfg.DATASETS[f"{part}_JSON"]).read_text())
+        cfg.DATASETS[f"{part}_JSON"] = str(copied)
+    train(cfg)
+    assert sorted(files) == [cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.VAL_JSON]

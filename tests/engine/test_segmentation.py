@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from pvt_det.api import train
 from pvt_det.config import load_config
-from pvt_det.engine.run import JobOptions, run_job
 
 # 3.6 M parameters, half a second an iteration.
 SMALL = {
@@ -51,7 +51,7 @@ def words(shapes, tmp_path):
 
 def run(repo_root, task: str, words: list[str], **options) -> dict:
     config = repo_root / f"configs/shapes/{task}_fpn_pvt_tiny.yaml"
-    return run_job(load_config(config, words), JobOptions(config_file=str(config), **options))
+    return train(load_config(config, words), config_file=str(config), **options)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from pvt_det.utils.cli import run_cli
+from tests.command_line import run_command
 from tests.drills.outcome import resident_bytes
 from tests.tiny_runs import CONFIG
-from tools import train_net
 
 SIDE = 64
 SQUARE = [[8, 8, 32, 8, 32, 24, 8, 24]]
@@ -131,11 +131,11 @@ class Ending:
 
 @pytest.fixture
 def command(tiny_words, repo_root: Path, tmp_path: Path, capsys):
-    """Run `tools/train_net.py`: `command("--resume", SOLVER__MAX_ITER=2)`; it never ends in a traceback."""
+    """Run `pvt-det train`: `command("--resume", SOLVER__MAX_ITER=2)`; it never ends in a traceback."""
 
     def run(*options: object, output: Path = tmp_path / "run", val: bool = False, **changes: object) -> Ending:
         words = ["--config-file", repo_root / CONFIG, *options, *tiny_words(output, val=val, **changes)]
-        code = run_cli(lambda: train_net.main([str(word) for word in words]))
+        code = run_cli(lambda: run_command("train", words))
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err + captured.out
         return Ending(code, captured.err, captured.out)

@@ -17,8 +17,8 @@ from pvt_det.data.mapper import PVTDatasetMapper, pack_targets
 from pvt_det.evaluation.detections import Detections
 from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
+from tests.command_line import run_command
 from tests.faults.conftest import SIDE, SQUARE, in_child
-from tools import report
 
 WAY_OUT = "DATASETS.ON_ERROR skip"
 
@@ -100,7 +100,7 @@ def test_F22_a_class_that_looks_like_markup_is_but_a_name(command, tiny_set, tmp
     assert ending.code == 0
     assert name in (tmp_path / "run/log.txt").read_text()
     assert f"AP-{name}" in json.loads((tmp_path / "run/results.json").read_text())["metrics"]["bbox"]
-    assert report.main([str(tmp_path / "run")]) == 0
+    assert run_command("report", [str(tmp_path / "run")]) == 0
     (page,) = (tmp_path / "run").glob("*.html")
     assert "[/red] &lt;script&gt;" in page.read_text()
     assert "<script" not in page.read_text()

@@ -95,7 +95,7 @@ def test_F42_a_signal_ends_the_run_after_its_step_with_everything_saved(command,
         ending = command(**THREE)
     assert ending.code == 75
     assert ending.error.startswith(f"stopped: by {number.name} after iteration 2; everything is saved in ")
-    assert "Go on with: python tools/train_net.py" in ending.error
+    assert "Go on with: pvt-det train" in ending.error
     assert ending.error.rstrip().endswith("--resume")
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000001.pth"
     assert command("--resume", **THREE).code == 0

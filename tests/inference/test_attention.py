@@ -11,7 +11,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.inference.attention import Attention, attention_of, draw_attention
 from pvt_det.models import create_model
 from pvt_det.utils.cli import run_cli
-from tools import explain
+from tests.command_line import run_command
 
 SIZE = (96, 160)
 
@@ -106,13 +106,13 @@ def test_the_script_explains_detectors_and_classifiers(untrained_run, shapes, tm
     photo = str(shapes / "val/000002.png")
     output = ["--output", str(tmp_path / "maps.png")]
     detector = [photo, "--config-file", str(untrained_run), "--stage", "3", "--query", "20,30", *output]
-    assert explain.main(detector) == 0
+    assert run_command("explain", detector) == 0
     assert "stage 3, last block: a map of 4x4 asks 2x2 keys" in capsys.readouterr().out
     assert Image.open(tmp_path / "maps.png").width > 500
     weights = tmp_path / "cls.pth"
     torch.save(create_model("pvt_tiny", num_classes=5).state_dict(), weights)
     classifier = [photo, "--model", "pvt_tiny", "--weights", str(weights), "--query", "class", "--head", "2", *output]
-    assert explain.main(classifier) == 0
+    assert run_command("explain", classifier) == 0
     assert "the class token asks 7x7 keys" in capsys.readouterr().out
     for words, message in (
         ([*detector, "--query", "64,0"], "image is 64x64"),
@@ -120,5 +120,5 @@ def test_the_script_explains_detectors_and_classifiers(untrained_run, shapes, tm
         ([*detector, "--query", "a"], "neither X,Y"),
         ([*detector, "--output", "a.jpg"], "ends in .png"),
     ):
-        assert run_cli(lambda words=words: explain.main(words)) == 2
+        assert run_cli(lambda words=words: run_command("explain", words)) == 2
         assert message in capsys.readouterr().err

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import pvt_det
+from pvt_det.api import evaluate
 from pvt_det.config import load_config
-from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.inference.base import class_names
 from pvt_det.inference.predictor import Predictor
@@ -39,7 +39,7 @@ def assert_alike(found, wanted, tolerance=1e-3):
 def test_it_finds_what_evaluation_finds(predictor, untrained_run, shapes, tmp_path):
     weights = str(untrained_run / "model_final.pth")
     cfg = load_config(untrained_run / "config.yaml", ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path)])
-    run_job(cfg, JobOptions(eval_only=True))
+    evaluate(cfg)
     results = json.loads((tmp_path / "inference/instances_val/coco_instances_results.json").read_text())
     images = json.loads((shapes / "annotations/instances_val.json").read_text())["images"]
     assert len(results) > 20

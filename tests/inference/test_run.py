@@ -26,7 +26,7 @@ from pvt_det.inference.sources import Video, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import class_colours, draw_labels
-from tools import predict
+from tests.command_line import run_command
 
 BOX = (10, 20, 30, 50)
 
@@ -236,7 +236,7 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
     words = [str(shapes / "val"), str(tmp_path / "torn.png"), "--config-file", str(untrained_run), "--device", "cpu"]
     more = ["--output", str(tmp_path / "out"), "--score-threshold", "0.9", "--no-pictures", "--classes", "star"]
     with pytest.raises(DataError, match="1 of 4 files could not be read"):
-        predict.main([*words, *more])
+        run_command("predict", [*words, *more])
     printed = capsys.readouterr()
     assert "torn.png" in printed.err
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -245,13 +245,16 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
     assert {result["category_id"] for result in results} == {4}
     assert min(result["score"] for result in results) > 0.9
     for near in ("stra", "STAR"):
-        with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean 'star'"):
-            predict.main([*words, "--classes", near])
+        with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean star"):
+            run_command("predict", [*words, "--classes", near])
     with pytest.raises(ConfigError, match=r"torn\.png cannot be made: a file is in its place\. Name another folder"):
-        predict.main([*words, "--output", str(tmp_path / "torn.png")])
+        run_command("predict", [*words, "--output", str(tmp_path / "torn.png")])
     with pytest.raises(ConfigError, match=r"device cuda:99: this machine has .*GPU"):
-        predict.main([*words, "--device", "cuda:99"])
-    assert predict.main([*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")]) == 0
+        run_command("predict", [*words, "--device", "cuda:99"])
+    assert (
+        run_command("predict", [*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")])
+        == 0
+    )
     assert "0 objects in 3 images: " in (printed := capsys.readouterr().out)
     assert "none scores 1: a lower --score-threshold shows more" in printed
 
@@ -306,7 +309,7 @@ def test_a_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
         writer.write(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     writer.release()
     words = [str(tmp_path / "v.avi"), "--config-file", str(segmentor_run), "--device", "cpu"]
-    assert predict.main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert run_command("predict", [*words, "--output", str(tmp_path / "out")]) == 0
     assert "2 label maps: " in (told := capsys.readouterr().out)
     assert told.endswith("labels, videos beside it\n")
     labels = Segmentor(segmentor_run, device="cpu")(list(Video(tmp_path / "v.avi")))
@@ -322,7 +325,7 @@ def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, sh
     words = [str(first), str(tmp_path / "torn.png"), "--config-file", str(segmentor_run), "--device", "cpu"]
     labels = Segmentor(segmentor_run, device="cpu")(first)
     with pytest.raises(DataError, match="1 of 2 files could not be read"):
-        predict.main([*words, "--output", str(tmp_path / "all")])
+        run_command("predict", [*words, "--output", str(tmp_path / "all")])
     printed = capsys.readouterr()
     assert "torn.png" in printed.err
     assert "1 label map: " in printed.out
@@ -332,13 +335,15 @@ def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, sh
     *others, kept = np.unique(labels)
     assert others
     few = [words[0], *words[2:], "--output", str(tmp_path / "few"), "--no-pictures"]
-    assert predict.main([*few, "--classes", ("background", "circle", "square", "triangle", "star")[kept]]) == 0
+    assert (
+        run_command("predict", [*few, "--classes", ("background", "circle", "square", "triangle", "star")[kept]]) == 0
+    )
     only = np.asarray(Image.open(tmp_path / "few" / written[0]))
     assert np.array_equal(only, np.where(labels == kept, kept, 255))
     assert not (tmp_path / "few/pictures").exists()
     for option in (["--score-threshold", "0.5"], ["--crops"], ["--tile", "64"], ["--overlap", "0"]):
         with pytest.raises(ConfigError, match=rf"{option[0]} is for detectors"):
-            predict.main([*words, *option])
+            run_command("predict", [*words, *option])
 
 
 def test_a_class_has_its_colour_in_every_picture():

@@ -8,8 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from pvt_det.api import evaluate
 from pvt_det.config import load_config
-from pvt_det.engine.run import JobOptions, run_job
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.predictor import Predictor
 from pvt_det.modeling.test_time_augmentation import RetinaNetWithViews, Views, with_views
@@ -80,7 +80,7 @@ def test_evaluation_uses_the_views(untrained_run, tmp_path):
 
     def metrics(*words):
         cfg = load_config(config, ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path / str(len(words))), *words])
-        return run_job(cfg, JobOptions(eval_only=True))["bbox"]
+        return evaluate(cfg)["bbox"]
 
     assert metrics("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)") != metrics()
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from pvt_det.config import load_config
-from pvt_det.engine.results import model_name
+from pvt_det.config.architecture import model_name
 from pvt_det.errors import ConfigError
 from pvt_det.reports.card import push, write_card, write_folder
 from pvt_det.reports.card_page import Terms

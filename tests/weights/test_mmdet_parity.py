@@ -16,8 +16,8 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from pvt_det.config import load_config
+from tests.command_line import run_command
 from tests.weights import make_mmdet_reference as maker
-from tools import convert_weights
 
 HERE = Path(__file__).parent
 REFERENCE = json.loads((HERE / "golden/mmdet_reference.json").read_text())
@@ -39,7 +39,9 @@ def case(request: pytest.FixtureRequest, repo_root: Path, tmp_path_factory: pyte
     torch.save({"state_dict": weights, "meta": {"mmdet_version": "3.3.0"}}, folder / "mmdet.pth")
     config = str(repo_root / f"configs/{name}.yaml")
     assert (
-        convert_weights.main([str(folder / "mmdet.pth"), "--config-file", config, "--output", str(folder / "ours.pth")])
+        run_command(
+            "convert", [str(folder / "mmdet.pth"), "--config-file", config, "--output", str(folder / "ours.pth")]
+        )
         == 0
     )
     model = build(name, repo_root)

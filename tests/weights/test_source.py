@@ -92,8 +92,8 @@ def test_a_file_comes_before_a_catalog_name(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("pvt_smal", "no such file, and no such name in the catalog; did you mean 'pvt_small'"),
-        ("pvt://pvt_v2_b9", "no such name in the catalog; did you mean 'pvt_v2_b"),
+        ("pvt_smal", "no such file, and no such name in the catalog. Did you mean pvt_small"),
+        ("pvt://pvt_v2_b9", "no such name in the catalog. Did you mean pvt_v2_b"),
         ("missing.pth", "no such file"),
         ("s3://bucket/x.pth", "unknown scheme 's3'; known are pvt://, https://"),
         ("file:///etc/passwd", "unknown scheme 'file'"),

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from detectron2.structures import polygons_to_bitmask
-from pycocotools import mask as mask_util
 
 from pvt_det.data.targets import Labelled, Mask, Targets
+from pvt_det.structures import rle
 
 # Gives another image of the data set, drawn from the generator.
 Draw = Callable[[np.random.Generator], Labelled]
@@ -121,11 +121,11 @@ def _place(
     left = _areas(cut) >= np.maximum(_areas(whole) * _LEAST_LEFT, 1)
     if sample.targets.masks is None:
         return _chosen(Targets(cut, sample.targets.classes, None), left)
-    masks: list[Mask] = []
+    masks: list[rle.Rle] = []
     for index in np.flatnonzero(left):
         bitmap = _drawn(sample.targets.masks[index], scale[:2], size, corner, (canvas.shape[0], canvas.shape[1]))
         bitmap[:y1], bitmap[y2:], bitmap[:, :x1], bitmap[:, x2:] = 0, 0, 0, 0
-        masks.append(mask_util.encode(np.asfortranarray(bitmap)))
+        masks += rle.encode(bitmap[None])
     return _with_masks(sample.targets.classes[left], masks)
 
 
@@ -141,7 +141,7 @@ def _drawn(
         moved = [(p.reshape(-1, 2) * scale + corner).reshape(-1) for p in mask]
         return polygons_to_bitmask(moved, *room).astype(np.uint8)
     bitmap = np.zeros(room, np.uint8)
-    resized = cv2.resize(mask_util.decode(mask), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    resized = cv2.resize(rle.decode(mask), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     x1, y1 = max(0, corner[0]), max(0, corner[1])
     part = resized[y1 - corner[1] :, x1 - corner[0] :][: max(0, room[0] - y1), : max(0, room[1] - x1)]
     bitmap[y1 : y1 + part.shape[0], x1 : x1 + part.shape[1]] = part
@@ -151,13 +151,13 @@ def _drawn(
 def _covered(targets: Targets, cover: _Bitmap) -> Targets:
     """The objects with what `cover` hides taken from their masks; those of which little is left are dropped."""
     assert targets.masks is not None
-    kept, masks = [], list[Mask]()
+    kept, masks = [], list[rle.Rle]()
     for index, mask in enumerate(targets.masks):
         whole = _bitmap(mask, (cover.shape[0], cover.shape[1]))
-        rest = whole & ~cover & 1
+        rest = (whole & ~cover & 1).astype(np.uint8, copy=False)
         if rest.sum() >= max(1, whole.sum() * _LEAST_LEFT):
             kept.append(index)
-            masks.append(mask_util.encode(np.asfortranarray(rest)))
+            masks += rle.encode(rest[None])
     return _with_masks(targets.classes[kept], masks)
 
 
@@ -172,14 +172,14 @@ def _union(targets: Targets, room: tuple[int, int]) -> _Bitmap:
 def _bitmap(mask: Mask, room: tuple[int, int]) -> _Bitmap:
     if isinstance(mask, list):
         return polygons_to_bitmask([p.astype(np.float64) for p in mask], *room).astype(np.uint8)
-    return mask_util.decode(mask)
+    return rle.decode(mask)
 
 
-def _with_masks(classes: npt.NDArray[np.int64], masks: list[Mask]) -> Targets:
+def _with_masks(classes: npt.NDArray[np.int64], masks: list[rle.Rle]) -> Targets:
     """Objects whose boxes are as tight as their masks; empty masks are dropped."""
-    boxes = mask_util.toBbox(masks).astype(np.float64).reshape(-1, 4) if masks else np.zeros((0, 4))
+    boxes = rle.boxes(masks)
     boxes[:, 2:] += boxes[:, :2]
-    return _chosen(Targets(boxes, classes, masks), _areas(boxes) > 0)
+    return _chosen(Targets(boxes, classes, list(masks)), _areas(boxes) > 0)
 
 
 def _chosen(targets: Targets, chosen: npt.NDArray[np.bool_]) -> Targets:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from hotcoco import mask as mask_util
 
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import MAX_PIXELS
 from pvt_det.errors import DataError
-from pvt_det.structures.rle import rle_problem
+from pvt_det.structures.rle import areas, rle_problem
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import UNPRINTABLE
 
@@ -51,6 +51,16 @@ class CocoData:
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+
+    def without(self, image_ids: Collection[int]) -> Self:
+        """Return the same data less some images and their objects."""
+        if not image_ids:
+            return self
+        return replace(
+            self,
+            images=[image for image in self.images if image["id"] not in image_ids],
+            annotations=[a for a in self.annotations if a["image_id"] not in image_ids],
+        )
 
     @property
     def class_names(self) -> list[str]:
@@ -95,15 +105,12 @@ def _unlike_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_annotations(
-    json_file: str | Path, findings: Findings, *, masks: bool = False, allow_outside: bool = False
-) -> CocoData:
+def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> CocoData:
     """Read and check an annotation file; all that is wrong goes to `findings`, and only sound parts come back.
 
     Args:
         json_file: the file.
         findings: takes the problems.
-        masks: masks are needed: an object without one counts as a problem.
         allow_outside: file names may be absolute or climb with `..`.
 
     Raises:
@@ -123,7 +130,7 @@ def read_annotations(
         name = _name("annotation", annotation, place)
         wrong = _identity_problem(annotation, ids, by_id, known)
         wrong = wrong or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
-        wrong = wrong or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings, masks)
+        wrong = wrong or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings)
         if wrong:
             findings.add(wrong, name)
             continue
@@ -132,6 +139,24 @@ def read_annotations(
         annotations.append(annotation)
     _usable(images, categories, annotations, findings)
     return CocoData(images, annotations, categories)
+
+
+def require_masks(data: CocoData, findings: Findings) -> CocoData:
+    """Report objects without a usable mask as problems, and leave them out; crowd regions need none.
+
+    Args:
+        data: Checked annotations.
+        findings: Takes the problems.
+    """
+    kept = [a for a in data.annotations if a["iscrowd"] or "segmentation" in a]
+    if len(kept) == len(data.annotations):
+        return data
+    for place, annotation in enumerate(data.annotations):
+        if not annotation["iscrowd"] and "segmentation" not in annotation:
+            kind = "annotation without a usable mask, which MODEL.MASK_ON needs"
+            findings.add(kind, _name("annotation", annotation, place))
+    _usable(data.images, data.categories, kept, findings)
+    return replace(data, annotations=kept)
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
@@ -220,9 +245,7 @@ def _box_problem(box: Any, image: dict[str, Any]) -> str:
     return ""
 
 
-def _segmentation_problem(
-    annotation: dict[str, Any], image: dict[str, Any], name: str, findings: Findings, masks: bool
-) -> str:
+def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], name: str, findings: Findings) -> str:
     """Check and repair the mask in place; gives the problem that remains."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
@@ -240,8 +263,6 @@ def _segmentation_problem(
         return "segmentation that is neither polygons nor RLE"
     if not annotation.get("segmentation"):
         annotation.pop("segmentation", None)
-        if masks and not annotation.get("iscrowd"):
-            return "annotation without a usable mask, which MODEL.MASK_ON needs"
     return ""
 
 
@@ -294,7 +315,7 @@ def _area(annotation: dict[str, Any]) -> float:
     """Area in square pixels of the mask, or of the box where there is none."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
-        return float(mask_util.area(segmentation))
+        return float(areas([segmentation])[0])
     if segmentation:
         corners = [(np.array(polygon[::2]), np.array(polygon[1::2])) for polygon in segmentation]
         return float(sum(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 for x, y in corners))

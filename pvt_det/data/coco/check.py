@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvt_det.data.coco.annotations import CocoData, read_annotations
+from pvt_det.data.coco.annotations import CocoData, require_masks
+from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import ON_ERROR, Findings, Problem
 from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.errors import ConfigError, DataError
@@ -32,11 +33,7 @@ class Examined:
     @property
     def usable(self) -> CocoData:
         """The sound annotations of readable images."""
-        return CocoData(
-            [image for image in self.data.images if image["id"] not in self.unreadable],
-            [annotation for annotation in self.data.annotations if annotation["image_id"] not in self.unreadable],
-            self.data.categories,
-        )
+        return self.data.without(self.unreadable)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,10 @@ def examine(
     """
     if level not in LEVELS:
         raise ConfigError(f"DATASETS.CHECK is {level!r}; expected one of {', '.join(LEVELS)}")
-    data = read_annotations(json_file, findings, masks=masks, allow_outside=allow_outside)
+    data, found = load_annotations(json_file, allow_outside=allow_outside)
+    findings.problems |= found.problems
+    if masks:
+        data = require_masks(data, findings)
     unreadable = frozenset[int]()
     if level != "off":
         unreadable = _check_images(data, Path(image_root), level == "full", findings)

@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 
-from pvt_det.data.coco.annotations import CocoData, read_annotations
-from pvt_det.data.coco.findings import Findings
+from pvt_det.data.coco.annotations import CocoData
+from pvt_det.data.coco.cache import load_annotations
 from pvt_det.errors import ConfigError
 
 
@@ -39,14 +39,9 @@ class CocoSource:
         Raises:
             DataError: the annotations cannot be used.
         """
-        findings = Findings()
-        data = read_annotations(self.json_file, findings, allow_outside=self.allow_outside)
+        data, findings = load_annotations(self.json_file, allow_outside=self.allow_outside)
         findings.raise_if_refused(self.json_file, self.on_error)
-        return CocoData(
-            [image for image in data.images if image["id"] not in self.unreadable],
-            [annotation for annotation in data.annotations if annotation["image_id"] not in self.unreadable],
-            data.categories,
-        )
+        return data.without(self.unreadable)
 
     def records(self) -> list[dict[str, Any]]:
         """One Detectron2 record for each image, in the order of their ids; empty boxes are left out."""

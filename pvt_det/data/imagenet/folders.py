@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pvt_det.data.imagenet.labels import find_val_labels, read_val_labels
 from pvt_det.data.imagenet.shards import ShardImages, find_shards
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault
+from pvt_det.utils.text import did_you_mean
 
 Split = Literal["train", "val"]
 # What the folder of a split is called in the wild.
@@ -132,11 +132,9 @@ def _open_class_folders(folder: Path, classes: Sequence[str] | None) -> FileImag
     found, _ = find_classes(folder)
     classes = found if classes is None else list(classes)
     if unknown := sorted(set(found) - set(classes)):
-        close = difflib.get_close_matches(unknown[0], classes, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(
             f"{folder / unknown[0]}: {len(unknown)} of the {len(found)} class folders are not among the {len(classes)} "
-            f"classes of the training images or the model.{hint}"
+            f"classes of the training images or the model.{did_you_mean(unknown[0], classes)}"
         )
     to_label = {name: label for label, name in enumerate(classes)}
     try:

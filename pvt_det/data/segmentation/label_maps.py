@@ -9,12 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.config import CfgNode
 
-from pvt_det.config.architecture import SEGMENTOR
+from pvt_det.config.architecture import has_label_maps
 from pvt_det.data.images import check_size, read_labels
 from pvt_det.errors import DataError
-
-# Meta-architectures that are trained on label maps.
-WITH_LABELS = (SEGMENTOR, "PanopticFPN")
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class LabelMaps:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> LabelMaps | None:
         """The label maps that the model is trained on; None for a detector, which takes none."""
-        if cfg.MODEL.META_ARCHITECTURE not in WITH_LABELS:
+        if not has_label_maps(cfg):
             return None
         return cls(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 

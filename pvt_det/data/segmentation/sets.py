@@ -10,9 +10,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pvt_det.config.architecture import SEGMENTOR, is_segmentor
+from pvt_det.config.architecture import SEGMENTOR, has_label_maps, is_segmentor
 from pvt_det.data.segmentation.folders import LabelSource, check_labels, register_panoptic, register_semantic
-from pvt_det.data.segmentation.label_maps import WITH_LABELS
 from pvt_det.errors import ConfigError, DataError
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def check_named_labels(cfg: CfgNode, name: str) -> None:
     metadata = MetadataCatalog.get(name)
     architecture = cfg.MODEL.META_ARCHITECTURE
     if metadata.get("stuff_classes") is None:
-        if architecture in WITH_LABELS:
+        if has_label_maps(cfg):
             raise ConfigError(
                 f"MODEL.META_ARCHITECTURE {architecture} needs label maps, and data set {name!r} has none: give "
                 "DATASETS.TRAIN_LABELS and VAL_LABELS"
@@ -114,7 +113,7 @@ def fit_label_classes(cfg: CfgNode) -> None:
         metadata = MetadataCatalog.get(name)
         if (classes := metadata.get("stuff_classes")) is not None:
             known[name] = (list(classes), metadata.get("ignore_label"))
-    if not known or cfg.MODEL.META_ARCHITECTURE not in WITH_LABELS:
+    if not known or not has_label_maps(cfg):
         return
     first, (classes, ignore_label) = next(iter(known.items()))
     if other := next((name for name, found in known.items() if found != known[first]), None):

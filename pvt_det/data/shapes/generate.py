@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from pvt_det.data.shapes.labels import make_folders, panoptic_json, write_labels
 from pvt_det.errors import DataError
+from pvt_det.structures.rle import decode, from_polygon
 from pvt_det.utils.paths import make_folder
 
 SPLITS = ("train", "val")
@@ -174,7 +174,7 @@ def _recognisable(visible: Mask, full: Mask) -> bool:
 
 def _fill(outline: NDArray[np.float64], size: int) -> Mask:
     """Return the mask that COCO's own code makes of a polygon, so that the annotation is exact."""
-    return coco_mask.decode(coco_mask.frPyObjects([outline.ravel().tolist()], size, size))[..., 0].astype(bool)
+    return decode(from_polygon(outline.ravel().tolist(), size, size)).astype(bool)
 
 
 def _trace(mask: Mask) -> list[NDArray[np.float64]]:
