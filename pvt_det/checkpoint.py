@@ -38,7 +38,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "training_model", "optimizer", "scaler", "hooks"), (dict, OrderedDict)),
     **dict.fromkeys(("random", "classes"), (list,)),
 }
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class CheckpointStore:
@@ -128,7 +128,7 @@ class CheckpointStore:
             return named
         for path in candidates:
             if self._is_intact(path):
-                _log.warning(
+                logger.warning(
                     "%s in %s is missing or torn: going on from %s, the newest intact checkpoint.",
                     LAST_NAME,
                     self.folder,
@@ -217,7 +217,7 @@ class CheckpointStore:
         try:
             self.verify(path)
         except CheckpointError as error:
-            _log.warning("%s", error)
+            logger.warning("%s", error)
             return False
         return True
 
@@ -238,7 +238,7 @@ class CheckpointStore:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            _log.warning("%s cannot be read (%r): using the files' own check sums.", MANIFEST_NAME, error)
+            logger.warning("%s cannot be read (%r): using the files' own check sums.", MANIFEST_NAME, error)
             return {}
 
     def _write_manifest(self, manifest: dict[str, dict[str, Any]]) -> None:

@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from pvt_det.data.coco.cache import forget_annotations
-from pvt_det.data.mapper import PVTDatasetMapper, augmentations_of
-from pvt_det.data.sampler import BatchStream, Sample
+from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
+from pvt_det.data.sampler import ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.label_maps import LabelMaps
 from pvt_det.data.sets import register_datasets
 from pvt_det.data.targets import Labelled, pack_targets
@@ -31,7 +31,7 @@ __all__ = [
     "register_datasets",
 ]
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _Record = dict[str, Any]
 _Read = TypeVar("_Read")
@@ -93,7 +93,7 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
                 self.skipped += 1
                 if record["file_name"] not in self._reported:
                     self._reported.add(record["file_name"])
-                    _logger.warning("Left out: %s", error)
+                    logger.warning("Left out: %s", error)
                 if stand_in is not None and not self.mapper.is_train:
                     return stand_in(record)
         raise DataError(f"none of the {len(self)} images can be read; the last was {record['file_name']}")
@@ -143,7 +143,7 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(record["width"] > record["height"]) for record in records]
-    stream = BatchStream(
+    stream = ResumableBatchSampler(
         len(records),
         batch_size,
         seed=seed,
@@ -179,7 +179,7 @@ def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLo
     records = _records([dataset_name], filter_empty=True)
     mapper = PVTDatasetMapper(
         is_train=True,
-        augmentations=augmentations_of(cfg, is_train=False),
+        augmentations=build_augmentations(cfg, is_train=False),
         image_format=cfg.INPUT.FORMAT,
         masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,

@@ -16,7 +16,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, poly
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.augmentation.mixing import Draw, Mixer
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
-from pvt_det.data.augmentation.transforms import build_augmentations, crops, numpy_random
+from pvt_det.data.augmentation.transforms import build_detection_augmentations, crops, numpy_random
 from pvt_det.data.images import check_size, read_image
 from pvt_det.data.segmentation.label_maps import LabelMaps
 from pvt_det.data.targets import Labelled, Mask, Targets, pack_targets
@@ -41,13 +41,15 @@ def mixer_of(cfg: CfgNode) -> Mixer | None:
     )
 
 
-def augmentations_of(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
+def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
     """The augmentations of `cfg.INPUT`, in the order that suits the model.
 
     Raises:
         ConfigError: an INPUT key has an unknown value.
     """
-    return (build_semantic_augmentations if is_segmentor(cfg) else build_augmentations)(cfg, is_train=is_train)
+    return (build_semantic_augmentations if is_segmentor(cfg) else build_detection_augmentations)(
+        cfg, is_train=is_train
+    )
 
 
 class PVTDatasetMapper:
@@ -112,7 +114,7 @@ class PVTDatasetMapper:
             raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; expected RGB or BGR")
         return {
             "is_train": is_train,
-            "augmentations": augmentations_of(cfg, is_train=is_train),
+            "augmentations": build_augmentations(cfg, is_train=is_train),
             "image_format": cfg.INPUT.FORMAT,
             "masks": is_train and cfg.MODEL.MASK_ON,
             "mask_format": cfg.INPUT.MASK_FORMAT,

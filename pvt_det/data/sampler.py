@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 Sample = tuple[int, int]
 
 
-class BatchStream(Sampler[list[Sample]]):
+class ResumableBatchSampler(Sampler[list[Sample]]):
     """Endless batches of samples, of which every process takes its own part.
 
     Epoch e is a permutation drawn from (seed, e). With groups (wide and tall images), an image waits until its

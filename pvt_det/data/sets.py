@@ -17,7 +17,7 @@ from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.text import did_you_mean, listed
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # What the configs that Detectron2 ships with have; a data set given by its json takes its place without asking.
 _DEFAULT_CLASSES = 80
@@ -46,7 +46,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     if given["VAL"]:
         cfg.DATASETS.TEST = (_register_given(cfg, "VAL"),)
     elif training and given["TRAIN"]:
-        _logger.warning("DATASETS.VAL_JSON and VAL_LABELS are empty: this run trains without evaluation")
+        logger.warning("DATASETS.VAL_JSON and VAL_LABELS are empty: this run trains without evaluation")
         cfg.DATASETS.TEST = ()
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         _check_named(cfg, name)
@@ -171,6 +171,6 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
         )
     cfg.DATASETS.CLASS_NAMES = list(known[first])
     if stated != number:
-        _logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, listed(known[first]))
+        logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, listed(known[first]))
         cfg.MODEL.RETINANET.NUM_CLASSES = number
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = number

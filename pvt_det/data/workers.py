@@ -24,7 +24,7 @@ class WorkerLoader(DataLoader):
         # The last three are there for a GPU only.
         parts = ("_pin_memory_thread", "_pin_memory_thread_done_event", "_worker_result_queue")
         pinning = [getattr(iterator, name, None) for name in parts]
-        weakref.finalize(iterator, _end, getattr(iterator, "_workers", []), *pinning)
+        weakref.finalize(iterator, end_workers, getattr(iterator, "_workers", []), *pinning)
         return iterator
 
 
@@ -37,8 +37,17 @@ def start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader
 
 
-def _end(workers: list[BaseProcess], pinning: Thread | None, done: Any, queue: Any) -> None:
-    # First the thread that puts what workers send into pinned memory: it fails where one dies while it reads.
+def end_workers(workers: list[BaseProcess], pinning: Thread | None, done: Any, queue: Any) -> None:
+    """Kill the workers of an iterator, and before them the thread that pins their images.
+
+    That thread copies what the workers send into pinned memory, and would fail where one dies while it reads.
+
+    Args:
+        workers: The worker processes.
+        pinning: The thread; None without a GPU.
+        done: The event that asks the thread to stop.
+        queue: What the thread reads from.
+    """
     if pinning is not None and pinning.is_alive():
         done.set()
         queue.put((None, None))

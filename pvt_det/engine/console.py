@@ -22,7 +22,7 @@ _FILE_ONLY = ("py.warnings", "torch.fx._symbolic_trace")
 _LOGGERS = ("pvt_det", "detectron2", "fvcore", *_FILE_ONLY)
 # Lines and metrics are written every so many iterations, as in Detectron2.
 PERIOD = 20
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ class ProgressHook(HookBase):
         if self._bar is not None:
             self._bar.update(self._task, completed=done, status=self._status())
         elif done % PERIOD == 0 or done == self.trainer.max_iter:
-            _log.info("iteration %d/%d  %s", done, self.trainer.max_iter, self._status())
+            logger.info("iteration %d/%d  %s", done, self.trainer.max_iter, self._status())
 
     def after_train(self) -> None:
         """Take the bar away."""

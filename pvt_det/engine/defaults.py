@@ -30,7 +30,7 @@ from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
 from pvt_det.utils.torchrun import restarts
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Options that stand for a key of the config.
 _SHORTCUTS = {
@@ -187,12 +187,12 @@ def default_setup(
 
 def _fit_to_machine(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        _log.warning("MODEL.DEVICE is %s, but this machine has no usable GPU: running on the CPU.", cfg.MODEL.DEVICE)
+        logger.warning("MODEL.DEVICE is %s, but this machine has no usable GPU: running on the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     select_gpu(torch.device(cfg.MODEL.DEVICE))
     cores = len(os.sched_getaffinity(0))
     if cores < cfg.DATALOADER.NUM_WORKERS:
-        _log.info("DATALOADER.NUM_WORKERS lowered from %d to %d, the cores here.", cfg.DATALOADER.NUM_WORKERS, cores)
+        logger.info("DATALOADER.NUM_WORKERS lowered from %d to %d, the cores here.", cfg.DATALOADER.NUM_WORKERS, cores)
         cfg.DATALOADER.NUM_WORKERS = cores
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         cfg.merge_from_other_cfg(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))

@@ -15,7 +15,7 @@ from pvt_det.run_folder import BEST_NAME
 from pvt_det.utils.rng import random_state_kept
 from pvt_det.utils.text import listed
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
@@ -92,7 +92,7 @@ class EvaluationHook(HookBase):
             if self._stop_on_error or is_final or comm.get_world_size() > 1:
                 raise
             is_ours = not isinstance(error, PvtDetError)
-            _log.error("Evaluation after iteration %d failed (%s); training goes on.", done, error, exc_info=is_ours)
+            logger.error("Evaluation after iteration %d failed (%s); training goes on.", done, error, exc_info=is_ours)
             self._evaluated_at = done
             return
         self.results = comm.all_gather(results)[0]
@@ -112,11 +112,13 @@ class EvaluationHook(HookBase):
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_iteration, self._without_gain = value, done, 0
             self.trainer.save(BEST_NAME, is_last=False)
-            _log.info("%s %.4f after iteration %d: the best so far, saved as %s", self._metric, value, done, BEST_NAME)
+            logger.info(
+                "%s %.4f after iteration %d: the best so far, saved as %s", self._metric, value, done, BEST_NAME
+            )
         else:
             self._without_gain += 1
             best = "none so far" if self.best is None else f"{self.best:.4f} after iteration {self.best_iteration}"
-            _log.info("%s %.4f after iteration %d (best: %s)", self._metric, value, done, best)
+            logger.info("%s %.4f after iteration %d (best: %s)", self._metric, value, done, best)
 
     def summary(self) -> dict[str, Any]:
         """The best metric so far: `metric`, `value`, `iteration`; empty before the first evaluation."""

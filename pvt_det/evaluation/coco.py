@@ -20,7 +20,7 @@ from pvt_det.evaluation.ground_truth import GroundTruth, load_ground_truth, read
 from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS, CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
 from pvt_det.utils.tables import class_table, metric_table
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "coco_instances_results.json"
 _EVALUATORS = {"hotcoco": evaluate_hotcoco, "pycocotools": evaluate_pycocotools}
@@ -118,7 +118,7 @@ class COCOEvaluator(DatasetEvaluator):
         detections.sort(key=lambda image: image.image_id)
         write_results(self.results_file, detections, self.truth.category_ids)
         if unreadable:
-            _logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
+            logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
         truth = self.truth.without(set(unreadable))
         return {task: self._measure(task, truth, detections) for task in self.tasks}
 
@@ -126,7 +126,7 @@ class COCOEvaluator(DatasetEvaluator):
         if task == "segm":
             masked = truth.with_masks()
             if left_out := len(truth.annotations) - len(masked.annotations):
-                _logger.warning("%d objects have no mask; mask AP is of the rest", left_out)
+                logger.warning("%d objects have no mask; mask AP is of the rest", left_out)
             truth = masked
         metrics = _EVALUATORS[self.evaluator](truth, detections, task, self.max_detections)
         names = [category["name"] for category in truth.categories]
@@ -138,9 +138,9 @@ class COCOEvaluator(DatasetEvaluator):
         title = f"{_TITLES[task]} AP on {self.dataset_name} by {self.evaluator}, {found} detections"
         if metrics.max_detections != COCO_MAX_DETECTIONS:
             title += f", at most {metrics.max_detections} an image (COCO: {COCO_MAX_DETECTIONS})"
-        _logger.info("%s\n%s", title, metric_table(values))
+        logger.info("%s\n%s", title, metric_table(values))
         if any(name.startswith("AP-") for name in values):
-            _logger.info("%s AP by class\n%s", _TITLES[task], class_table(values))
+            logger.info("%s AP by class\n%s", _TITLES[task], class_table(values))
 
     def _check_complete(self, evaluated: list[int], unreadable: list[int]) -> None:
         counts = Counter([*evaluated, *unreadable])

@@ -18,7 +18,7 @@ from PIL import Image
 from pvt_det.errors import DataError
 from pvt_det.utils.tables import metric_table
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PREDICTIONS_FILE = "panoptic_predictions.json"
 _GROUPS = {"All": "", "Things": "_th", "Stuff": "_st"}
@@ -95,7 +95,7 @@ class PanopticEvaluator(DatasetEvaluator):
         }
         self._check_complete(annotations, truth)
         if unreadable:
-            _logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
+            logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
         self.predictions.write_text(json.dumps(truth | {"annotations": annotations}), encoding="utf-8")
         evaluator = PanopticEval(
             truth,
@@ -110,7 +110,7 @@ class PanopticEvaluator(DatasetEvaluator):
             for group, suffix in _GROUPS.items()
             for key in ("pq", "sq", "rq")
         }
-        _logger.info("Panoptic quality on %s, %d images\n%s", self.dataset_name, len(annotations), metric_table(values))
+        logger.info("Panoptic quality on %s, %d images\n%s", self.dataset_name, len(annotations), metric_table(values))
         names = {category["id"]: category["name"] for category in truth["categories"]}
         return {"panoptic_seg": values | {f"PQ-{names[i]}": 100 * row["pq"] for i, row in results["per_class"].items()}}
 

@@ -15,7 +15,7 @@ from hotcoco.semantic import SemanticEval
 from pvt_det.errors import DataError, diverged
 from pvt_det.utils.tables import metric_table
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class SemanticEvaluator(DatasetEvaluator):
@@ -79,10 +79,10 @@ class SemanticEvaluator(DatasetEvaluator):
         for part, _ in gathered:
             pixels.merge(part)
         if unreadable := sum(count for _, count in gathered):
-            _logger.warning("%d images could not be read; all numbers are of the rest", unreadable)
+            logger.warning("%d images could not be read; all numbers are of the rest", unreadable)
         values = _percent(pixels)
         means = {name: value for name, value in values.items() if "-" not in name}
-        _logger.info(
+        logger.info(
             "Semantic segmentation of %s, %d images\n%s", self.dataset_name, pixels.n_images, metric_table(means)
         )
         return {"sem_seg": values}

@@ -20,7 +20,7 @@ from pvt_det.config.architecture import head_key, is_segmentor, model_name
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import read_image
-from pvt_det.data.mapper import augmentations_of
+from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.export.check import Parity, compare, medians_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, write
@@ -100,7 +100,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = build_graph(model, bgr=bgr, kind=kind)
     load_pretrained(model, run_weights(path, weights)).require_whole()
-    resize = T.AugmentationList(augmentations_of(cfg, is_train=False))
+    resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def prepare(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         seen = T.AugInput(pixels)

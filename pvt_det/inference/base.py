@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pvt_det.config import load_config, validate_config
 from pvt_det.config.architecture import head_key, is_segmentor
 from pvt_det.data.images import read_image
-from pvt_det.data.mapper import augmentations_of
+from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.modeling.test_time_augmentation import with_views
 from pvt_det.run_folder import config_file, named_weights, run_weights
@@ -31,7 +31,7 @@ Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
 Found = TypeVar("Found")
 
 
-class TrainedModel(ABC, Generic[Found]):
+class BasePredictor(ABC, Generic[Found]):
     """A trained model as a function from images to what it finds in each; `Predictor` and `Segmentor` say what that is.
 
     An image is a file, or an array `H×W×3` of uint8 in **RGB** order, as Pillow and this package's configs have it; one
@@ -80,7 +80,7 @@ class TrainedModel(ABC, Generic[Found]):
         load_pretrained(model, run_weights(path, weights)).require_whole()
         test_cfg, self._model = with_views(cfg, model)
         self._model.eval()
-        self._augmentations = T.AugmentationList(augmentations_of(test_cfg, is_train=False))
+        self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
         self._lock = threading.Lock()
 
     # A str is a sequence of images too; it means one.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvt_det.config import load_config
 from pvt_det.data.augmentation.transforms import ResizeShortSide
-from pvt_det.data.mapper import augmentations_of
+from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
 from pvt_det.inference.classifier import trained_classifier
 from pvt_det.models.trunk import Trunk
@@ -44,7 +44,9 @@ def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tupl
     if not isinstance(trunk, Trunk):
         raise ConfigError(f"{path}: its backbone is {cfg.MODEL.BACKBONE.NAME}; only a PVT has attention to show.")
     load_pretrained(model, run_weights(path, weights)).require_whole()
-    image = _resized(pixels if cfg.INPUT.FORMAT == "RGB" else pixels[:, :, ::-1], augmentations_of(cfg, is_train=False))
+    image = _resized(
+        pixels if cfg.INPUT.FORMAT == "RGB" else pixels[:, :, ::-1], build_augmentations(cfg, is_train=False)
+    )
     return trunk, (image - model.pixel_mean) / model.pixel_std
 
 

@@ -12,10 +12,10 @@ from detectron2.structures import Instances
 
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError
-from pvt_det.inference.base import TrainedModel, class_names
+from pvt_det.inference.base import BasePredictor, class_names
 
 
-class Predictor(TrainedModel[Instances]):
+class Predictor(BasePredictor[Instances]):
     """Finds objects in images with a trained detector.
 
     A call gives for one image, on the CPU and best score first, `Instances` in the image's own pixels with `pred_boxes`
@@ -23,7 +23,7 @@ class Predictor(TrainedModel[Instances]):
     `pred_masks` (N of `H×W` bool).
 
     Args:
-        config: As of `TrainedModel`, like all others but one.
+        config: As of `BasePredictor`, like all others but one.
         weights: See there.
         overrides: See there.
         score_threshold: Least score, 0 … 1, of what is found; the config's own where it is None.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError
-from pvt_det.inference.base import TrainedModel, class_names
+from pvt_det.inference.base import BasePredictor, class_names
 from pvt_det.modeling.finite import require_finite
 
 # H×W class numbers.
@@ -22,11 +22,11 @@ Labels: TypeAlias = NDArray[np.uint8]
 NO_CLASS = 255
 
 
-class Segmentor(TrainedModel[Labels]):
+class Segmentor(BasePredictor[Labels]):
     """Gives every pixel of an image its class, with a trained Semantic FPN.
 
     A call gives for one image its label map, `H×W` of uint8, in the image's own pixels: the number of each pixel's
-    class, whose name is `class_names[number]`. The arguments are those of `TrainedModel`.
+    class, whose name is `class_names[number]`. The arguments are those of `BasePredictor`.
     """
 
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:

@@ -68,11 +68,11 @@ def _at_size(found: Instances, height: int, width: int) -> Instances:
     found = detector_postprocess(found, height, width)
     masks = masks[found.number]
     found.remove("number")
-    found.pred_masks = _paste(masks, found.pred_boxes.tensor, (height, width))
+    found.pred_masks = paste_masks(masks, found.pred_boxes.tensor, (height, width))
     return found
 
 
-def _paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> RunLengthMasks:
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> RunLengthMasks:
     """Paste `N×M×M` probabilities into their `N×4` boxes and encode those of one half and more."""
     require_finite([masks], "masks")
     at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))

@@ -61,11 +61,12 @@ class PVTRetinaNet(RetinaNet):
     ) -> dict[str, Tensor]:
         """Compute the losses of the head's outputs; arguments as of `forward_inference`, and what is in the images."""
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
-        anchors = self._anchors(features)
+        anchors = self.build_anchors(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
 
-    def _anchors(self, features: list[Tensor]) -> list[Boxes]:
+    def build_anchors(self, features: list[Tensor]) -> list[Boxes]:
+        """Generate each level's anchors, `R_l×4`, for maps `N×C×H_l×W_l`, on the maps' device."""
         # Detectron2 makes places on the CPU and has a GPU take them, which is waited for twice a level. They are cheap
         # enough to be made anew each time: 1 ms for 800x1216 on one core of a CPU.
         with features[0].device:
@@ -164,7 +165,7 @@ class PVTRetinaNet(RetinaNet):
         candidates = decode(
             logits,
             deltas,
-            [boxes.tensor for boxes in self._anchors(features)],
+            [boxes.tensor for boxes in self.build_anchors(features)],
             self.box2box_transform,
             threshold=self.test_score_thresh,
             limit=self.test_topk_candidates,

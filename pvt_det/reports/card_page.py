@@ -34,7 +34,7 @@ _TITLES = {
     "panoptic_seg": "panoptic segmentation",
     "classification": "classification",
 }
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def write_own_card(folder: Path, card: str) -> None:
     """Write `README.md` into a run's folder; one that somebody else wrote stays as it is."""
     path = folder / CARD_NAME
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_OWN_START):
-        _log.info("%s is not of this package and stays: no page about the model is written.", path)
+        logger.info("%s is not of this package and stays: no page about the model is written.", path)
         return
     write_atomically(path, card)
 

@@ -50,12 +50,6 @@ CLASSIFIERS = (
     *("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"),
 )
 
-_HUB_REPOSITORIES = (
-    *(f"Zetatech/pvt-{size}-224" for size in ("tiny", "small", "medium", "large")),
-    *(f"OpenGVLab/pvt_v2_b{i}" for i in range(6)),
-    *(f"timm/{name}.in1k" for name in CLASSIFIERS if "v2" in name),
-)
-
 # Name → file. The classifiers are those of the papers' authors; detectors end in their schedule.
 CATALOG: dict[str, Remote] = {
     # Published by the authors, layout "published PVT". https://github.com/whai362/PVT

@@ -216,8 +216,6 @@ TRUNKS = (
     Dialect("Detectron2 ResNet", r"stem\.conv1\.weight", _AS_IS),
 )
 
-_MMDET_HEAD = r"\.conv\.P"
-
 # Layouts of a whole detector; the keys that begin with `prefix` are its trunk's, in a layout of `TRUNKS`.
 DETECTORS = (
     Dialect("Detectron2 detector", r"backbone\.bottom_up\..+", _AS_IS, prefix="backbone.bottom_up."),

@@ -69,7 +69,7 @@ def fetch(remote: Remote, opener: Opener | None = None) -> Path:
             with _lock():
                 # Another process may have fetched it meanwhile.
                 if file_fault(path):
-                    _download(remote, path, opener or _default_opener(remote))
+                    _download(remote, path, opener or default_opener(remote))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
     _verify(path, remote)
@@ -87,7 +87,13 @@ def _refuse_plain_http(url: str, sha256: str) -> None:
         )
 
 
-def _default_opener(remote: Remote) -> Opener:
+def default_opener(remote: Remote) -> Opener:
+    """Build an opener that does not follow a redirect from https to plain http, unless the file's hash is known.
+
+    Args:
+        remote: The file that is to be fetched.
+    """
+
     class Redirect(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
             _refuse_plain_http(newurl, remote.sha256)

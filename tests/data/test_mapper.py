@@ -10,7 +10,12 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pvt_det.config import get_config
-from pvt_det.data.augmentation.transforms import ResizeShortSide, ResizeTransform, build_augmentations, numpy_random
+from pvt_det.data.augmentation.transforms import (
+    ResizeShortSide,
+    ResizeTransform,
+    build_detection_augmentations,
+    numpy_random,
+)
 from pvt_det.data.coco.registration import CocoSource
 from pvt_det.data.mapper import PVTDatasetMapper
 from pvt_det.data.targets import pack_targets
@@ -201,7 +206,7 @@ def test_resize_backends():
 def test_unknown_values(cfg, key, value):
     cfg.INPUT[key] = value
     with pytest.raises(ConfigError, match=rf"INPUT\.{key} is '{value}'"):
-        build_augmentations(cfg, is_train=True)
+        build_detection_augmentations(cfg, is_train=True)
 
 
 def test_unsupported_inputs(cfg):

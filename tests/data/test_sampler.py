@@ -5,13 +5,13 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 
-from pvt_det.data.sampler import BatchStream
+from pvt_det.data.sampler import ResumableBatchSampler
 
 GROUPS = [0, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0]
 
 
 def take(number, **settings):
-    return list(islice(BatchStream(len(GROUPS), 4, seed=3, **settings), number))
+    return list(islice(ResumableBatchSampler(len(GROUPS), 4, seed=3, **settings), number))
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS])
@@ -46,7 +46,7 @@ def test_batches_are_of_one_group_and_nothing_is_lost():
 
 
 def test_seeds_differ():
-    other = list(islice(BatchStream(len(GROUPS), 4, seed=4), 5))
+    other = list(islice(ResumableBatchSampler(len(GROUPS), 4, seed=4), 5))
     assert other != take(5)
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
-from pvt_det.data.workers import _end
+from pvt_det.data.workers import end_workers
 
 SCRIPT = """
 import torch
@@ -33,5 +33,5 @@ def test_the_thread_that_pins_a_gpus_images_ends_before_the_workers_do():
     thread = threading.Thread(target=pin, daemon=True)
     thread.start()
     worker = SimpleNamespace(is_alive=lambda: True, kill=lambda: killed.append(thread.is_alive()))
-    _end([worker], thread, done, results)
+    end_workers([worker], thread, done, results)
     assert killed == [False]

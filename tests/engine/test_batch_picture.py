@@ -73,22 +73,29 @@ def test_labels_tint_the_image(tmp_path):
 
 def test_a_run_saves_its_first_batch_and_trains_on_it(tiny_cfg, tmp_path):
     """The picture comes at the start only, and changes nothing of the run."""
+    from pvt_det.data.loader import build_detection_train_loader
     from pvt_det.data.sets import register_datasets
 
-    cfg = tiny_cfg(tmp_path / "run", SOLVER__MAX_ITER=1)
+    cfg = tiny_cfg(tmp_path / "run", SOLVER__MAX_ITER=2, SOLVER__STEPS=[])
     (tmp_path / "run").mkdir()
     register_datasets(cfg)
     trainer = PVTTrainer(cfg)
+    seen, states = [], []
+
+    def record(model, inputs):
+        seen.append(inputs[0])
+        states.append((np.random.get_state()[1].copy(), torch.get_rng_state()))
+
+    trainer.model.register_forward_pre_hook(record)
     np.random.seed(5)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
-    batches = trainer._open_data()
-    assert (np.random.get_state()[1] == before[0]).all()
-    assert torch.equal(torch.get_rng_state(), before[1])
+    trainer.train()
+    assert (states[0][0] == before[0]).all()
+    assert torch.equal(states[0][1], before[1])
     with Image.open(tmp_path / "run" / BATCH_PICTURE_NAME) as image:
         assert image.size[0] == 2 * 320 + 4
-    from pvt_det.data.loader import build_detection_train_loader
-
     plain = iter(build_detection_train_loader(cfg))
-    for _ in range(2):
-        for mine, expected in zip(next(batches), next(plain), strict=True):
+    for batch in seen:
+        for mine, expected in zip(batch, next(plain), strict=True):
             assert torch.equal(mine["image"], expected["image"])
+    assert len(seen) == 2

@@ -13,7 +13,7 @@ from pvt_det.data.coco.registration import register_coco
 from pvt_det.errors import DataError, NumericError
 from pvt_det.evaluation.coco import COCOEvaluator
 from pvt_det.evaluation.detections import pack_detections
-from pvt_det.modeling.rcnn import _paste
+from pvt_det.modeling.rcnn import paste_masks
 from tests.faults.conftest import SIDE
 from tests.modeling.conftest import build, make_batch
 
@@ -57,7 +57,7 @@ def test_F21_masks_that_are_not_finite():
     masks = torch.zeros(1, 28, 28)
     masks[0, 3, 3] = math.nan
     with pytest.raises(NumericError, match="masks that are NaN"):
-        _paste(masks, torch.tensor([[1.0, 2.0, 30.0, 40.0]]), (SIDE, SIDE))
+        paste_masks(masks, torch.tensor([[1.0, 2.0, 30.0, 40.0]]), (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])

@@ -308,7 +308,7 @@ def test_F16_masks_pasted_a_few_at_a_time_are_those_pasted_at_once(monkeypatch):
 
     monkeypatch.setattr(rcnn, "paste_masks_in_image", watched)
     monkeypatch.setattr(rcnn, "_PIXELS_AT_ONCE", 2 * 300 * 320)
-    found = rcnn._paste(masks, boxes, (300, 320))
+    found = rcnn.paste_masks(masks, boxes, (300, 320))
     assert pasted == [2, 2, 2, 1]
     assert found.shape == (7, 300, 320)
     assert sum(map(len, found.counts)) < 20_000

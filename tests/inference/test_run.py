@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -18,6 +19,7 @@ from rich.progress import Progress
 
 import pvt_det
 from pvt_det.config import get_config, load_config
+from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError, NumericError
 from pvt_det.inference.files import PredictionFiles
 from pvt_det.inference.run import PredictionRun
@@ -26,6 +28,7 @@ from pvt_det.inference.sources import Video, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import class_colours, draw_labels
+from pvt_det.weights import load_pretrained
 from tests.command_line import run_command
 
 BOX = (10, 20, 30, 50)
@@ -291,9 +294,14 @@ def test_label_maps_are_what_the_model_says_at_the_images_own_size(segmentor_run
     segmentor = pvt_det.Segmentor(segmentor_run, device="cpu")
     assert segmentor.class_names == ("background", "circle", "square", "triangle", "star")
     labels, mirrored = segmentor([image, image[:, ::-1]])
+    cfg = load_config(segmentor_run / "config.yaml")
+    model = build_model(cfg).eval()
+    load_pretrained(model, str(segmentor_run / "model_final.pth"))
+    resized = T.AugInput(image)
+    T.AugmentationList(build_augmentations(cfg, is_train=False))(resized)
     with torch.no_grad():
-        record = segmentor._prepare(image, "image")
-        wanted = segmentor._model([record])[0]["sem_seg"].argmax(0).numpy()
+        record = {"image": torch.from_numpy(resized.image.transpose(2, 0, 1).copy()), "height": 60, "width": 90}
+        wanted = model([record])[0]["sem_seg"].argmax(0).numpy()
     assert (labels.dtype, labels.shape) == (np.uint8, (60, 90))
     assert np.array_equal(labels, wanted)
     assert len(np.unique(labels)) > 2

@@ -74,7 +74,7 @@ def test_a_dense_detector_stays_on_the_gpu(repo_root, name, dtype):
         maps = model.backbone(torch.zeros(2, 3, *SIZE, device="cuda"))
         features = [maps[level] for level in model.head_in_features]
         logits, deltas = model._transpose_dense_predictions(model.head(features), [model.num_classes, 4])
-        anchors = model._anchors(features)
+        anchors = model.build_anchors(features)
         labels, boxes = (torch.stack(of_images) for of_images in model.label_anchors(anchors, [some_boxes(3)] * 2))
         loss = dense_focal_loss(logits, labels, 0.25, 2.0)
     on_gpu = [*features, *logits, *deltas, *(level.tensor for level in anchors), labels, boxes, loss]

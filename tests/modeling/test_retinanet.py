@@ -191,12 +191,12 @@ def test_anchors_are_made_where_the_features_are(build):
     names = []
     model = build("retinanet_pvt_v2_b0")
     features = [torch.empty(1, 1, 13 - i, 9 + i) for i in range(5)]
-    for anchors, theirs in zip(model._anchors(features), model.anchor_generator(features), strict=True):
+    for anchors, theirs in zip(model.build_anchors(features), model.anchor_generator(features), strict=True):
         assert torch.equal(anchors.tensor, theirs.tensor)
     model.anchor_generator.to("meta")
     elsewhere = [each.to("meta") for each in features]
     with Calls():
-        anchors = model._anchors(elsewhere)
+        anchors = model.build_anchors(elsewhere)
     assert {each.device.type for each in anchors} == {"meta"}
     assert "aten.arange.start_step" in names
     assert not any("copy" in name for name in names)

@@ -219,7 +219,7 @@ def test_plain_http_needs_the_whole_hash(server: Server, cache: Path) -> None:
 
 
 def test_a_redirect_to_plain_http_is_not_followed(server: Server, cache: Path) -> None:
-    opener = download._default_opener(REMOTE)
+    opener = download.default_opener(REMOTE)
     server.redirect = f"http://127.0.0.1:{server.server_port}/elsewhere"
     with pytest.raises(CheckpointError, match="plain http"):
         opener.open(urllib.request.Request(f"http://127.0.0.1:{server.server_port}/"), timeout=5)

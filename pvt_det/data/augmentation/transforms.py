@@ -96,7 +96,7 @@ class ResizeShortSide(T.Augmentation):
         return ResizeTransform(height, width, new_height, new_width, self.backend)
 
 
-def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
+def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
     """Flip, crop, resize and recolour as `cfg.INPUT` says; for test images resize only.
 
     Raises:

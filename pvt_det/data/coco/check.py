@@ -13,7 +13,7 @@ from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LEVELS = ("off", "fast", "full")
 
@@ -141,7 +141,7 @@ def check_dataset(
         unreadable=examined.unreadable,
         lines=tuple(findings.lines(on_error)),
     )
-    _logger.log(logging.WARNING if report.lines else logging.INFO, "%s", report)
+    logger.log(logging.WARNING if report.lines else logging.INFO, "%s", report)
     return report
 
 

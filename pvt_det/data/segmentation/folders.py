@@ -16,7 +16,7 @@ from pvt_det.data.images import IMAGE_SUFFIXES, check_size, read_header, read_im
 from pvt_det.data.segmentation.label_maps import LabelMaps
 from pvt_det.errors import ConfigError, DataError
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # What of a COCO-format data set's metadata goes over to the panoptic one made of it.
 _FROM_COCO = ("coco_source", "json_file", "image_root", "thing_classes", "thing_dataset_id_to_contiguous_id")
@@ -122,7 +122,7 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
         f"{source.label_root}: {len(records) - len(unusable)} images with label maps",
         *findings.lines(source.on_error),
     ]
-    _logger.log(logging.WARNING if len(lines) > 1 else logging.INFO, "%s", "\n  ".join(lines))
+    logger.log(logging.WARNING if len(lines) > 1 else logging.INFO, "%s", "\n  ".join(lines))
     return frozenset(unusable)
 
 

@@ -14,7 +14,7 @@ from pvt_det.config.architecture import SEGMENTOR, has_label_maps, is_segmentor
 from pvt_det.data.segmentation.folders import LabelSource, check_labels, register_panoptic, register_semantic
 from pvt_det.errors import ConfigError, DataError
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Detectron2's number, COCO's 53 stuff classes and one for all things: data given by folders takes its place.
 _DEFAULT_CLASSES = 54
@@ -131,5 +131,5 @@ def fit_label_classes(cfg: CfgNode) -> None:
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}, but the label maps of {first!r} have "
             f"{number} classes: set it to {number}"
         )
-    _logger.info("MODEL.SEM_SEG_HEAD.NUM_CLASSES set to %d, the classes of %s", number, first)
+    logger.info("MODEL.SEM_SEG_HEAD.NUM_CLASSES set to %d, the classes of %s", number, first)
     head.NUM_CLASSES = number
