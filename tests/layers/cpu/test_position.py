@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pvt_det.layers.cpu import position
+from pvt_det.layers.cpu import position, set_fast_cpu
 from pvt_det.layers.cpu.position import PositionCache
 from pvt_det.layers.position import resize_position
 
@@ -45,6 +45,13 @@ def test_a_size_is_computed_once(table, resizes):
         cache.get(table, (2, 2), (4, 6))
         assert cache.get(table, (2, 2), (4, 4)) is first
     assert resizes == [(4, 4), (4, 6)]
+
+
+def test_nothing_is_cached_with_the_fast_forms_off(table):
+    cache = PositionCache()
+    with torch.no_grad(), set_fast_cpu(False):
+        assert torch.equal(cache.get(table, (2, 2), (4, 4)), fresh(table))
+    assert len(cache) == 0
 
 
 def test_gradient_flows_through_the_resize_while_learning(table):
