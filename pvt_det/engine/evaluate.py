@@ -13,9 +13,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.loader import build_detection_test_loader, build_detection_validation_loader
 from pvt_det.evaluation.build import build_evaluator
-from pvt_det.modeling.test_time_augmentation import with_views
+from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.utils.precision import inference_autocast
 
 Results = dict[str, Any]
@@ -54,7 +55,7 @@ def _evaluate_one(cfg: CfgNode, model: nn.Module, name: str, before_image: Calla
     folder = inference_folder(cfg, name)
     folder.mkdir(parents=True, exist_ok=True)
     evaluator = build_evaluator(cfg, name, str(folder))
-    test_cfg, detector = with_views(cfg, model)
+    test_cfg, detector = build_tta(cfg, model, build_tta_resizes(cfg))
     loader = build_detection_test_loader(test_cfg, name)
     with inference_autocast(cfg):
         results = dict(inference_on_dataset(detector, loader, evaluator, callbacks={"before_inference": before_image}))

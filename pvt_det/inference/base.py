@@ -21,12 +21,13 @@ from pvt_det.checkpoint import CheckpointStore
 from pvt_det.classification.options import OPTIONS_NAME
 from pvt_det.config import load_config, validate_config
 from pvt_det.config.architecture import is_segmentor
+from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import augmentations_of
 from pvt_det.data.sets import head_key
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.errors import CheckpointError, ConfigError, DataError
-from pvt_det.modeling.test_time_augmentation import with_views
+from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
@@ -85,7 +86,7 @@ class TrainedModel(ABC, Generic[Found]):
         self.batch_size = batch_size
         model = build_model(cfg).eval()
         load_pretrained(model, run_weights(path, weights)).require_whole()
-        test_cfg, self._model = with_views(cfg, model)
+        test_cfg, self._model = build_tta(cfg, model, build_tta_resizes(cfg))
         self._model.eval()
         self._augmentations = T.AugmentationList(augmentations_of(test_cfg, is_train=False))
         self._lock = threading.Lock()
