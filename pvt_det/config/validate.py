@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from pvt_det.config.architecture import SEGMENTOR, anchor_levels_key, is_panoptic, is_segmentor
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.backbone import check_backbone_arguments
 from pvt_det.utils.text import did_you_mean
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -48,7 +49,6 @@ _AT_LEAST_ONE = (
 _VERSION = 2
 # Closed below, open above.
 _FRACTIONS = (
-    "MODEL.PVT.DROP_PATH_RATE",
     "MODEL.SEM_SEG_HEAD.DROPOUT",
     "SOLVER.BETAS",
     "SOLVER.EMA.DECAY",
@@ -97,7 +97,7 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
     if not is_device(cfg.MODEL.DEVICE):
         raise refuse("MODEL.DEVICE", "expected cpu, cuda, or one of several GPUs, such as cuda:1.")
     _check_schedule(cfg, refuse)
-    _check_trunk(cfg, refuse)
+    _check_trunk(cfg, where)
     _check_pixels(cfg, refuse)
     _check_input_sizes(cfg, refuse)
     _check_augmentations(cfg, refuse)
@@ -147,17 +147,16 @@ def _check_schedule(cfg: CfgNode, refuse: _Refuse) -> None:
         )
 
 
-def _check_trunk(cfg: CfgNode, refuse: _Refuse) -> None:
+def _check_trunk(cfg: CfgNode, where: str) -> None:
     pvt = cfg.MODEL.PVT
-    stages = ("stage1", "stage2", "stage3", "stage4")
-    if not pvt.OUT_FEATURES or [s for s in stages if s in pvt.OUT_FEATURES] != list(pvt.OUT_FEATURES):
-        raise refuse("MODEL.PVT.OUT_FEATURES", f"expected some of {', '.join(stages)}, each once, in this order.")
-    if pvt.FROZEN_STAGES > 4:
-        raise refuse("MODEL.PVT.FROZEN_STAGES", "expected 0 to 4.")
-    if not set(pvt.CHECKPOINT_STAGES) <= {1, 2, 3, 4}:
-        raise refuse("MODEL.PVT.CHECKPOINT_STAGES", "expected some of 1, 2, 3, 4.")
-    if pvt.PRETRAIN_IMG_SIZE < 32 or pvt.PRETRAIN_IMG_SIZE % 32:
-        raise refuse("MODEL.PVT.PRETRAIN_IMG_SIZE", "expected a multiple of 32, the stride of stage 4.")
+    check_backbone_arguments(
+        out_features=pvt.OUT_FEATURES,
+        drop_path_rate=pvt.DROP_PATH_RATE,
+        pretrain_img_size=pvt.PRETRAIN_IMG_SIZE,
+        frozen_stages=pvt.FROZEN_STAGES,
+        checkpoint_stages=pvt.CHECKPOINT_STAGES,
+        name_of=lambda argument: f"{where}: MODEL.PVT.{argument.upper()}",
+    )
 
 
 def _check_pixels(cfg: CfgNode, refuse: _Refuse) -> None:

@@ -16,11 +16,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pvt_det.checkpoint import CheckpointStore
+from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.loader import build_detection_test_loader, build_detection_validation_loader
 from pvt_det.engine.results import write_results
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.evaluation.build import build_evaluator
-from pvt_det.modeling.test_time_augmentation import with_views
+from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import CONFIG_NAME, inference_folder
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault
@@ -61,7 +62,7 @@ def evaluate(
             folder = inference_folder(cfg.OUTPUT_DIR, name)
             folder.mkdir(parents=True, exist_ok=True)
             evaluator = build_evaluator(cfg, name, folder)
-            test_cfg, detector = with_views(cfg, model)
+            test_cfg, detector = build_tta(cfg, model, build_tta_resizes(cfg))
             loader = build_loader(test_cfg, name)
             with inference_autocast(cfg):
                 callbacks = {"before_inference": before_image}

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from pvt_det.config import load_config, validate_config
 from pvt_det.config.architecture import head_key, is_segmentor
+from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.modeling.test_time_augmentation import with_views
+from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
@@ -78,7 +79,7 @@ class BasePredictor(ABC, Generic[Found]):
         self.batch_size = batch_size
         model = build_model(cfg).eval()
         load_pretrained(model, run_weights(path, weights)).require_whole()
-        test_cfg, self._model = with_views(cfg, model)
+        test_cfg, self._model = build_tta(cfg, model, build_tta_resizes(cfg))
         self._model.eval()
         self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
         self._lock = threading.Lock()

@@ -1,13 +1,12 @@
-"""Feed-forward layers of the transformer blocks."""
+"""The MLPs of the transformer blocks."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_det.layers.cpu.chunked import BandedMlp, band_length
-from pvt_det.layers.cpu.onednn import Linear, is_plain, product, runs_on_cpu
+from pvt_det.layers.cpu.mlp import fast_mlp, use_fast_mlp
+from pvt_det.layers.linear import Linear
 from pvt_det.layers.patch import Size, to_map, to_tokens
 
 
@@ -19,10 +18,10 @@ class Mlp(nn.Module):
         ratio: Hidden channels as a multiple of `dim`.
 
     Attributes:
-        reach: Rows of the map above and below that a token's output depends on.
+        halo: Rows of the map above and below a token that its output depends on.
     """
 
-    reach = 0
+    halo = 0
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
@@ -30,25 +29,12 @@ class Mlp(nn.Module):
         self.fc2 = Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Transform `N×L×C` token by token; `size` is not needed here, and is in PVT v2."""
-        dtype = self._bands_dtype(x)
-        if dtype is not None:
-            parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            out = BandedMlp.apply(x.flatten(0, 1).to(dtype), *(p.to(dtype) for p in parameters))
-            return out.unflatten(0, x.shape[:2])
-        if runs_on_cpu(x) and not torch.is_grad_enabled() and is_plain(self.fc1):
-            return self.fc2(product(x, self.fc1.weight, self.fc1.bias, gelu=True))
-        return self.fc2(F.gelu(self.fc1(x)))
-
-    def _bands_dtype(self, x: Tensor) -> torch.dtype | None:
-        """The number format of training in bands; None where it does not pay, or cannot be."""
-        if not (torch.is_grad_enabled() and runs_on_cpu(x) and is_plain(self.fc1) and is_plain(self.fc2)):
-            return None
-        if x.shape[0] * x.shape[1] <= band_length(self.fc1.out_features):
-            return None
-        if torch.is_autocast_enabled("cpu"):
-            return torch.get_autocast_dtype("cpu") if x.dtype != torch.float64 else None
-        return x.dtype if x.dtype == self.fc1.weight.dtype else None
+        """Transform tokens `N×L×C`; `size` is not used, and is there for the call to be that of `ConvMlp`."""
+        if use_fast_mlp(self, x):
+            return fast_mlp(self, x)
+        x = self.fc1(x)
+        x = F.gelu(x)
+        return self.fc2(x)
 
 
 class DepthwiseConv(nn.Module):
@@ -69,13 +55,13 @@ class ConvMlp(nn.Module):
     Args:
         dim: Channels of the tokens.
         ratio: Hidden channels as a multiple of `dim`.
-        relu: Put a ReLU before the convolution, as the linear variant does.
+        relu: Whether a ReLU precedes the convolution, as in the linear variant.
 
     Attributes:
-        reach: Rows of the map above and below that a token's output depends on.
+        halo: Rows of the map above and below a token that its output depends on.
     """
 
-    reach = 1
+    halo = 1
 
     def __init__(self, dim: int, ratio: int, relu: bool) -> None:
         super().__init__()
@@ -89,4 +75,6 @@ class ConvMlp(nn.Module):
         x = self.fc1(x)
         if self.relu:
             x = F.relu(x)
-        return self.fc2(F.gelu(self.dwconv(x, size)))
+        x = self.dwconv(x, size)
+        x = F.gelu(x)
+        return self.fc2(x)

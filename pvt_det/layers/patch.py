@@ -1,6 +1,6 @@
-"""Patch embeddings: images and feature maps in, tokens out.
+"""Patch embeddings: from images and feature maps to tokens.
 
-Tokens are `N×L×C` with `L = H·W` in row-major order; a map made from tokens is a channels-last view of them, so
+Tokens are `N×L×C` with `L = H·W` in row-major order. A map made from tokens is a channels-last view of them, so
 nothing is copied between stages.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pvt_det.layers.cpu.onednn import linear
+from pvt_det.layers.linear import linear
 
 Size = tuple[int, int]
 
@@ -25,11 +25,16 @@ def to_tokens(feature_map: Tensor) -> Tensor:
 
 
 class PatchMerging(nn.Conv2d):
-    """Convolution whose kernel is its stride, from tokens to tokens, as one matrix product.
+    """Convolution whose kernel size equals its stride, which `merge` computes on tokens as one matrix product.
 
-    The weight has the shape and meaning of the convolution's (`C_out×C_in×k×k`), so published tensors fit; it lies
-    in channels-last memory, so that its matrix form is a view. Rows and columns beyond the last full window are left
-    out, as the convolution does.
+    `torch.compile` would recompile the backward pass of a convolution for each new image size (torch 2.14). The weight
+    is that of the convolution, `C_out×C_in×k×k`, so published tensors fit. It is stored in channels-last memory so
+    that its matrix form is a view.
+
+    Args:
+        in_channels: Channels of the tokens that are merged.
+        out_channels: Channels of the merged tokens.
+        ratio: Kernel size and stride, in tokens.
     """
 
     def __init__(self, in_channels: int, out_channels: int, ratio: int) -> None:
@@ -38,7 +43,15 @@ class PatchMerging(nn.Conv2d):
         self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def merge(self, tokens: Tensor, size: Size) -> Tensor:
-        """Merge `N×(H·W)×C_in` into `N×(H//k · W//k)×C_out`."""
+        """Convolve tokens; rows and columns beyond the last full window are ignored, as in `nn.Conv2d`.
+
+        Args:
+            tokens: `N×(H·W)×C_in`.
+            size: Height and width of their map, in tokens.
+
+        Returns:
+            `N×(H//k · W//k)×C_out` with k the `ratio`.
+        """
         k = self.ratio
         rows, columns = size[0] // k, size[1] // k
         windows = tokens.unflatten(1, size)[:, : rows * k, : columns * k]
@@ -46,17 +59,17 @@ class PatchMerging(nn.Conv2d):
         return linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self.matrix(), self.bias)
 
     def matrix(self) -> Tensor:
-        """The weight as a matrix `C_out×(k·k·C_in)`, a view of it."""
+        """Return the weight as a matrix `C_out×(k·k·C_in)`, a view of it."""
         return self.weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patch embedding of PVT v1: convolution with kernel = stride, then LayerNorm (section 3.2).
+    """Patch embedding of PVT v1, without overlap: convolution with kernel = stride, then LayerNorm (section 3.2).
 
     Args:
         in_channels: Channels of the image or of the previous stage's map.
         embed_dim: Channels of the tokens.
-        patch_size: Side of a patch, in pixels of the input.
+        patch_size: Side of a patch, in pixels of the image or map.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
@@ -77,8 +90,8 @@ class OverlapPatchEmbed(nn.Module):
     Args:
         in_channels: Channels of the image or of the previous stage's map.
         embed_dim: Channels of the tokens.
-        kernel_size: Side of a patch, odd; half of it is padded.
-        stride: Distance of neighbouring patches, in pixels of the input.
+        kernel_size: Side of a patch, odd, in pixels of the image or map; half of it is padded.
+        stride: Distance between neighboring patches, in pixels of the image or map.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, kernel_size: int, stride: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -18,8 +17,8 @@ from pvt_det.errors import ConfigError
 from pvt_det.modeling.registration import register
 from pvt_det.models.pvt import PyramidVisionTransformer
 from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
-from pvt_det.models.trunk import STRIDES, pad_image
-from pvt_det.models.variants import VARIANTS, Variant
+from pvt_det.models.trunk import STRIDES, check_drop_path_rate, pad_image
+from pvt_det.models.variants import Variant, get_variant
 
 # Four stages, training or inference, batches of one or more, number formats: some of each.
 _MOST_PROGRAMS = 64
@@ -28,45 +27,36 @@ _EMBED_NORM = re.compile(r"patch_embed\d\.norm|block\d\.\d+\.attn\.norm")
 
 
 class PVTBackbone(Backbone):
-    """A PVT trunk that gives its maps by name.
+    """Base class of the PVT trunks that return their maps by name; `create_backbone` builds one.
 
-    `PVTBackbone(variant=...)` makes an instance of the subclass that suits the variant's family. The keys of its state
-    dict are the published ones, without a prefix. Stages behind the last one asked for are there, so that published
-    weights fit, but neither run nor trained.
+    The keys of its state dict are the published ones, without a prefix. Stages after the last one asked for exist, so
+    that published weights fit, but are neither run nor trained.
 
     Args:
-        variant: A name of `pvt_det.models.list_models()`.
-        out_features: Which of "stage1" … "stage4", of strides 4, 8, 16, 32, `forward` returns.
+        variant: A row of `pvt_det.models.variants`, of the family of the class.
+        out_features: The maps that `forward` returns: some of "stage1" … "stage4", of strides 4, 8, 16 and 32, in this
+            order.
         drop_path_rate: Stochastic depth of the last block, in [0, 1), rising linearly from 0 at the first.
-        pretrain_img_size: Side in pixels of the images that the position embeddings were made for (v1 only).
+        pretrain_img_size: Side in pixels of the images that the position embeddings were made for, a multiple of 32
+            (v1 only).
         embed_norm_eps: Epsilon of the LayerNorms after patch embedding and spatial reduction: 1e-5 in the published
             code, 1e-6 in MMDetection's PVT.
         frozen_stages: Stages 1 … n get no gradient and stay in evaluation mode; 0 freezes none.
         checkpoint_stages: Stages of 1 … 4 whose activations are recomputed in the backward pass.
 
     Raises:
-        ConfigError: A name is unknown or a number out of its range.
+        ConfigError: An argument is out of its range.
 
     Attributes:
-        trains_compiled: Whether `compile_trunk` makes programs for training too.
+        trains_compiled: Whether `compile_trunk` compiles the stages for training too.
     """
 
     trains_compiled: bool
 
-    def __new__(cls, *, variant: str = "", **_: Any) -> PVTBackbone:
-        """Choose the subclass by the variant's family. Copying and unpickling name the subclass and no variant."""
-        if cls is not PVTBackbone:
-            return super().__new__(cls)
-        if variant not in VARIANTS:
-            near = difflib.get_close_matches(str(variant), VARIANTS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"unknown PVT variant {variant!r}: {hint}Known are {', '.join(VARIANTS)}.")
-        return super().__new__(_FAMILIES[VARIANTS[variant].family])
-
     def __init__(
         self,
+        variant: Variant,
         *,
-        variant: str,
         out_features: Sequence[str] = STAGES,
         drop_path_rate: float = 0.0,
         pretrain_img_size: int = 224,
@@ -74,8 +64,14 @@ class PVTBackbone(Backbone):
         frozen_stages: int = 0,
         checkpoint_stages: Collection[int] = (),
     ) -> None:
-        _check_arguments(out_features, drop_path_rate, frozen_stages, checkpoint_stages)
-        self._init_trunk(VARIANTS[variant], drop_path_rate, pretrain_img_size)
+        check_backbone_arguments(
+            out_features=out_features,
+            drop_path_rate=drop_path_rate,
+            pretrain_img_size=pretrain_img_size,
+            frozen_stages=frozen_stages,
+            checkpoint_stages=checkpoint_stages,
+        )
+        self._init_trunk(variant, drop_path_rate, pretrain_img_size)
         for name, norm in self.named_modules():
             if isinstance(norm, nn.LayerNorm) and _EMBED_NORM.fullmatch(name):
                 norm.eps = embed_norm_eps
@@ -85,7 +81,7 @@ class PVTBackbone(Backbone):
         self._out_feature_strides = dict(zip(STAGES, STRIDES, strict=True))
         self._last_stage = 1 + max(STAGES.index(name) for name in out_features)
         self._frozen_stages = frozen_stages
-        # The programs to run stages by, with gradients and without.
+        # The compiled stage, with gradients (True) and without.
         self._compiled_stage: dict[bool, Callable[[int, Tensor], Tensor]] = {}
         self._cuda_graphs: bool | None = None
         idle = range(self._last_stage + 1, 5)
@@ -95,7 +91,7 @@ class PVTBackbone(Backbone):
         self.train(self.training)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the maps asked for.
+        """Compute the maps of `out_features`.
 
         Args:
             x: Normalised images `N×3×H×W` of any size.
@@ -106,7 +102,7 @@ class PVTBackbone(Backbone):
         x = pad_image(x)
         maps = {}
         if self._cuda_graphs and not torch.is_grad_enabled():
-            # Otherwise each stage's program takes its own call for a new one, and frees the maps of the stages before.
+            # Otherwise each stage counts as a new call, which frees the maps of the stages before.
             torch.compiler.cudagraph_mark_step_begin()
         for i in range(1, self._last_stage + 1):
             x = self.forward_stage(i, x)
@@ -124,16 +120,16 @@ class PVTBackbone(Backbone):
         return self
 
     def compile_trunk(self, *, cuda_graphs: bool) -> None:
-        """Run the stages through `torch.compile` from now on; so do copies.
+        """Run the stages through `torch.compile` from now on, in copies of this backbone too.
 
-        Each stage has one program for inference and one for training, each for maps of all sizes, in batches of one
-        and of more. PVT v2 is trained as it is: `torch.compile` makes the backward pass of a convolution anew for each
-        size (torch 2.14).
+        Each stage is compiled once for inference and once for training, each for maps of all sizes and for batches of
+        one and of more. PVT v2 is not compiled for training, because `torch.compile` would recompile the backward pass
+        of a convolution for each size (torch 2.14).
 
         Args:
-            cuda_graphs: In inference, replay CUDA graphs, one for each size of images. The maps of one call are
-                overwritten by the next, and all calls have to come from one thread. In training there are none: they
-                would overwrite gradients that several batches add up, and its images have too many sizes.
+            cuda_graphs: Whether inference replays CUDA graphs, one for each image size. Each call then overwrites the
+                maps of the one before, and all calls must come from one thread. Training uses none: they would
+                overwrite gradients that are accumulated over batches, and its images have too many sizes.
         """
         self._cuda_graphs = cuda_graphs
         plain = self._compile(cuda_graphs=False)
@@ -167,17 +163,17 @@ class PVTBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Sides of the images have to be multiples of this for an FPN's maps to be exactly twice one another's."""
+        """The divisor of image sides, in pixels, with which each map is exactly twice as large as the next."""
         return STRIDES[-1]
 
     @abstractmethod
     def _init_trunk(self, variant: Variant, drop_path_rate: float, img_size: int) -> None:
-        """Call the trunk's constructor."""
+        """Call the constructor of the trunk."""
 
 
-# The backbone gives a dict of maps, where the trunk's forward gives logits.
+# `forward` returns a dictionary of maps, where that of the trunk returns logits.
 class PVTv1Backbone(PVTBackbone, PyramidVisionTransformer):  # type: ignore[misc]
-    """PVT v1."""
+    """PVT v1 as a backbone; its arguments are those of `PVTBackbone`."""
 
     trains_compiled = True
 
@@ -186,7 +182,7 @@ class PVTv1Backbone(PVTBackbone, PyramidVisionTransformer):  # type: ignore[misc
 
 
 class PVTv2Backbone(PVTBackbone, PyramidVisionTransformerV2):  # type: ignore[misc]
-    """PVT v2, which has no position embeddings."""
+    """PVT v2, which has no position embeddings, as a backbone; its arguments are those of `PVTBackbone`."""
 
     trains_compiled = False
 
@@ -194,34 +190,82 @@ class PVTv2Backbone(PVTBackbone, PyramidVisionTransformerV2):  # type: ignore[mi
         PyramidVisionTransformerV2.__init__(self, variant, 0, drop_path_rate)
 
 
-_FAMILIES: dict[str, type[PVTBackbone]] = {"v1": PVTv1Backbone, "v2": PVTv2Backbone}
-
-
-def _check_arguments(
-    out_features: Sequence[str], drop_path_rate: float, frozen_stages: int, checkpoint_stages: Collection[int]
+def check_backbone_arguments(
+    *,
+    out_features: Sequence[str],
+    drop_path_rate: float,
+    pretrain_img_size: int,
+    frozen_stages: int,
+    checkpoint_stages: Collection[int],
+    name_of: Callable[[str], str] = str,
 ) -> None:
-    if not out_features or not set(out_features) <= set(STAGES):
-        raise ConfigError(f"out_features {list(out_features)}: expected some of {', '.join(STAGES)}.")
-    if not 0 <= drop_path_rate < 1:
-        raise ConfigError(f"drop_path_rate {drop_path_rate}: expected 0 or more and less than 1.")
-    if frozen_stages not in range(5):
-        raise ConfigError(f"frozen_stages {frozen_stages}: expected 0 to 4.")
-    if not set(checkpoint_stages) <= {1, 2, 3, 4}:
-        raise ConfigError(f"checkpoint_stages {sorted(checkpoint_stages)}: expected some of 1, 2, 3, 4.")
+    """Check the ranges of a backbone's arguments, which `PVTBackbone` describes.
+
+    Args:
+        out_features: Names of stages, each once, in order; at least one.
+        drop_path_rate: In [0, 1).
+        pretrain_img_size: A multiple of 32, in pixels.
+        frozen_stages: 0 … 4.
+        checkpoint_stages: Some of 1 … 4.
+        name_of: Maps the name of an argument to what messages call it, such as a config key.
+
+    Raises:
+        ConfigError: Names the argument, its value and what was expected.
+    """
+
+    def require(is_valid: bool, argument: str, value: object, expected: str) -> None:
+        if not is_valid:
+            raise ConfigError(f"{name_of(argument)} = {value!r}: expected {expected}.")
+
+    in_order = [name for name in STAGES if name in out_features]
+    require(
+        bool(in_order) and in_order == list(out_features),
+        "out_features",
+        out_features,
+        f"some of {', '.join(STAGES)}, each once, in this order",
+    )
+    check_drop_path_rate(drop_path_rate, name_of("drop_path_rate"))
+    require(frozen_stages in range(5), "frozen_stages", frozen_stages, "0 to 4")
+    require(set(checkpoint_stages) <= {1, 2, 3, 4}, "checkpoint_stages", checkpoint_stages, "some of 1, 2, 3, 4")
+    require(
+        pretrain_img_size > 0 and pretrain_img_size % STRIDES[-1] == 0,
+        "pretrain_img_size",
+        pretrain_img_size,
+        f"a multiple of {STRIDES[-1]}, the stride of stage 4",
+    )
+
+
+def create_backbone(variant: str, **arguments: Any) -> PVTBackbone:
+    """Build the backbone of a variant with fresh weights.
+
+    Args:
+        variant: A name of `pvt_det.models.list_models()`.
+        **arguments: Keyword arguments of `PVTBackbone`, such as `out_features=["stage2", "stage4"]`.
+
+    Raises:
+        ConfigError: The variant is unknown, or an argument is out of its range.
+    """
+    row = get_variant(variant)
+    family = PVTv1Backbone if row.family == "v1" else PVTv2Backbone
+    return family(row, **arguments)
 
 
 @register(BACKBONE_REGISTRY)
 def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
-    """Build the trunk of `MODEL.PVT` alone.
+    """Build the backbone of `MODEL.PVT`, without an FPN.
+
+    Args:
+        cfg: `MODEL.PVT` and `MODEL.DEVICE` are read.
+        input_shape: The images; must have three channels.
 
     Raises:
-        ConfigError: The images are not to have three channels, or a value of `MODEL.PVT` is wrong.
+        ConfigError: The images do not have three channels, or a value of `MODEL.PVT` is out of its range.
     """
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} numbers: PVT takes images of three channels.")
     pvt = cfg.MODEL.PVT
-    backbone = PVTBackbone(
-        variant=pvt.VARIANT,
+    backbone = create_backbone(
+        pvt.VARIANT,
         out_features=pvt.OUT_FEATURES,
         drop_path_rate=pvt.DROP_PATH_RATE,
         pretrain_img_size=pvt.PRETRAIN_IMG_SIZE,

@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image is seen at several sizes and mirrored, and what is found is merged."""
+"""Test-time augmentation (TTA): detect in resized and mirrored copies of an image and merge the detections."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from fvcore.transforms import HFlipTransform
 from torch import nn
 from torchvision.ops import batched_nms
 
-from pvt_det.data.augmentation.transforms import ResizeShortSide
 from pvt_det.errors import ConfigError
 
 
-def with_views(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
-    """The config and the model to test with: with `TEST.AUG.ENABLED`, a model that sees several views of each image.
+def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation]) -> tuple[CfgNode, nn.Module]:
+    """Build the config and the model to test with.
 
     Args:
-        cfg: A complete config.
-        model: A bare detector built from it.
+        cfg: A complete config; `TEST.AUG` says whether and how images are augmented.
+        model: A detector built from it, not wrapped.
+        resizes: Augmentations that resize an image, one for each of `TEST.AUG.MIN_SIZES`.
 
     Returns:
-        `cfg` and `model` themselves without `TEST.AUG.ENABLED`. Otherwise a config whose images come at their own
-        size, to be resized but once, and a model with the same inputs and outputs.
+        `cfg` and `model` themselves without `TEST.AUG.ENABLED`. Otherwise a config whose test images keep their size,
+        so that they are resized only once, and a model with the same inputs and outputs.
 
     Raises:
-        ConfigError: The model is no detector of boxes or masks alone, or no size is named.
+        ConfigError: `TEST.AUG.MIN_SIZES` is empty or not positive, or there is no augmentation for this kind of model.
     """
-    if not cfg.TEST.AUG.ENABLED:
+    settings = cfg.TEST.AUG
+    if not settings.ENABLED:
         return cfg, model
-    if not cfg.TEST.AUG.MIN_SIZES or min(cfg.TEST.AUG.MIN_SIZES) < 1:
-        raise ConfigError(f"TEST.AUG.MIN_SIZES = {cfg.TEST.AUG.MIN_SIZES}: expected one or more short sides in pixels.")
+    if not settings.MIN_SIZES or min(settings.MIN_SIZES) < 1:
+        raise ConfigError(f"TEST.AUG.MIN_SIZES = {settings.MIN_SIZES}: expected one or more short sides in pixels.")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST = 0
+    mapper = TTAMapper(resizes, flip=bool(settings.FLIP))
     if isinstance(model, RetinaNet):
-        return cfg, RetinaNetWithViews(cfg, model)
-    # Panoptic FPN is a GeneralizedRCNN too, whose other branch Detectron2's class would leave out.
+        nms_threshold = cfg.MODEL.RETINANET.NMS_THRESH_TEST
+        return cfg, RetinaNetWithTTA(model, mapper, nms_threshold, cfg.TEST.DETECTIONS_PER_IMAGE)
+    # PanopticFPN is a GeneralizedRCNN too, but Detectron2's class would drop its semantic branch.
     if isinstance(model, GeneralizedRCNN) and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
-        # As many views a batch as are of one size: PVT's maps depend on the padding.
-        return cfg, RCNNWithViews(cfg, model, Views(cfg), batch_size=2 if cfg.TEST.AUG.FLIP else 1)
+        # Only views of one size share a batch, because PVT's maps depend on the padding.
+        return cfg, RCNNWithTTA(cfg, model, mapper, batch_size=2 if settings.FLIP else 1)
     raise ConfigError(f"TEST.AUG.ENABLED: {cfg.MODEL.META_ARCHITECTURE} has no test-time augmentation; set False.")
 
 
-class Views:
-    """Makes the views of an image that `TEST.AUG` names: for each short side one, and its mirror image with FLIP.
+class TTAMapper:
+    """Makes the augmented views of an image: one for each resizing, each followed by its mirror image with `flip`.
 
     Args:
-        cfg: `TEST.AUG` and `INPUT.RESIZE_BACKEND` are read.
+        resizes: Augmentations that resize an image.
+        flip: Whether to add horizontally mirrored views.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        settings = cfg.TEST.AUG
-        self.resizes = [
-            ResizeShortSide((side,), settings.MAX_SIZE, "choice", cfg.INPUT.RESIZE_BACKEND)
-            for side in settings.MIN_SIZES
-        ]
-        self.flip = bool(settings.FLIP)
+    def __init__(self, resizes: Sequence[T.Augmentation], *, flip: bool) -> None:
+        self.resizes = tuple(resizes)
+        self.flip = flip
 
     def __call__(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        """Give records like `record`, each with its `image` (`3×H×W`) and the `transforms` that made it."""
+        """Return copies of `record`, each with its own `image` (`3×H×W`) and the `transforms` that made it."""
         image = record["image"].permute(1, 2, 0).numpy()
         views = []
         for resize in self.resizes:
@@ -87,8 +87,8 @@ def _view(record: dict[str, Any], image: np.ndarray, transforms: T.TransformList
     return {**record, "image": torch.from_numpy(pixels), "transforms": transforms}
 
 
-class RCNNWithViews(GeneralizedRCNNWithTTA):
-    """Detectron2's class, which an error does not leave without masks for the images that follow."""
+class RCNNWithTTA(GeneralizedRCNNWithTTA):
+    """Detectron2's class, except that its heads are restored after an error too, so that later images get masks."""
 
     @contextmanager
     def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
@@ -103,33 +103,35 @@ class RCNNWithViews(GeneralizedRCNNWithTTA):
                 setattr(heads, name, value)
 
 
-class RetinaNetWithViews(nn.Module):
-    """RetinaNet over several views; their boxes are merged by non-maximum suppression within each class.
+class RetinaNetWithTTA(nn.Module):
+    """RetinaNet over several views of an image; their boxes are merged by non-maximum suppression within each class.
 
     Args:
-        cfg: `TEST.AUG`, `TEST.DETECTIONS_PER_IMAGE` and `MODEL.RETINANET.NMS_THRESH_TEST` are read.
         model: The detector.
+        mapper: Makes the views.
+        nms_threshold: Overlap (IoU) of two boxes of a class above which the one with the lower score is dropped.
+        max_detections: Number of detections kept for an image.
     """
 
-    def __init__(self, cfg: CfgNode, model: RetinaNet) -> None:
+    def __init__(self, model: nn.Module, mapper: TTAMapper, nms_threshold: float, max_detections: int) -> None:
         super().__init__()
         self.model = model
-        self.views = Views(cfg)
-        self.nms_threshold = cfg.MODEL.RETINANET.NMS_THRESH_TEST
-        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        self.mapper = mapper
+        self.nms_threshold = nms_threshold
+        self.max_detections = max_detections
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Detect; inputs and outputs are those of the detector."""
+        """Detect objects; the inputs and outputs are those of the detector."""
         return [{"instances": self._detect(record)} for record in batched_inputs]
 
     def _detect(self, record: dict[str, Any]) -> Instances:
         size = (record["height"], record["width"])
         found = []
-        for _, group in groupby(self.views(record), key=lambda view: view["image"].shape):
+        for _, group in groupby(self.mapper(record), key=lambda view: view["image"].shape):
             views = list(group)
             outputs = self.model([{"image": view["image"]} for view in views])
             found += [
-                _moved_back(output["instances"], view["transforms"], size)
+                _to_image(output["instances"], view["transforms"], size)
                 for output, view in zip(outputs, views, strict=True)
             ]
         merged = Instances.cat(found)
@@ -137,8 +139,8 @@ class RetinaNetWithViews(nn.Module):
         return merged[kept[: self.max_detections]]
 
 
-def _moved_back(found: Instances, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
-    """Detections of a view as they lie in the image of `size`, height and width."""
+def _to_image(found: Instances, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+    """Map the detections of a view back to the image of `size`, its height and width in pixels."""
     tensor = found.pred_boxes.tensor
     boxes = Boxes(torch.from_numpy(transforms.inverse().apply_box(tensor.cpu().numpy())).to(tensor))
     boxes.clip(size)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pvt_det.errors import ConfigError
 from pvt_det.models.pvt import PyramidVisionTransformer
 from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
 from pvt_det.models.trunk import MIN_SIDE, Trunk
-from pvt_det.models.variants import VARIANTS
+from pvt_det.models.variants import VARIANTS, get_variant
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows."""
+    """Return the names that `create_model` accepts."""
     return list(VARIANTS)
 
 
@@ -26,24 +24,19 @@ def create_model(
         num_classes: Outputs of the classifier; 0 builds the trunk for dense prediction, without class token, final
             norm (v1) and head.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); rises linearly from 0 at the first.
-        img_size: Image side, or height and width, in pixels, that the position embeddings are made for (v1 only). Any
-            other image size works too: they are then resized.
+        img_size: Image side, or height and width, in pixels, that the position embeddings are made for (v1 only). They
+            are resized for images of any other size.
 
     Returns:
         The model in training mode; its `state_dict` has the published keys and shapes.
 
     Raises:
-        ConfigError: If the name is unknown or a value out of its range.
+        ConfigError: The name is unknown, or a value is out of its range.
     """
-    if name not in VARIANTS:
-        close = difflib.get_close_matches(str(name), VARIANTS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"unknown model {name!r}: {hint}Known are {', '.join(VARIANTS)}")
+    variant = get_variant(name)
     if not isinstance(num_classes, int) or num_classes < 0:
         raise ConfigError(f"num_classes of {name} is {num_classes!r}: give the number of classes, or 0 for no head")
-    if not 0 <= drop_path_rate < 1:
-        raise ConfigError(f"drop_path_rate of {name} is {drop_path_rate!r}: give a number from 0 to below 1")
-    variant, size = VARIANTS[name], _image_size(img_size)
+    size = _image_size(img_size)
     if variant.family == "v1":
         return PyramidVisionTransformer(variant, num_classes, drop_path_rate, size)
     return PyramidVisionTransformerV2(variant, num_classes, drop_path_rate)

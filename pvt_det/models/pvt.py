@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pvt_det.layers.attention import SpatialReductionAttention
 from pvt_det.layers.block import Block
+from pvt_det.layers.cpu.position import PositionCache
 from pvt_det.layers.mlp import Mlp
 from pvt_det.layers.patch import PatchEmbed, Size
-from pvt_det.layers.position import PositionCache
 from pvt_det.models.trunk import STRIDES, Trunk, drop_path_rates
 from pvt_det.models.variants import Variant
 

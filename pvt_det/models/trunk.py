@@ -105,8 +105,31 @@ def pad_image(x: Tensor) -> Tensor:
     return F.pad(x, (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height)))
 
 
+def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
+    """Check that a rate of stochastic depth is in [0, 1).
+
+    Args:
+        rate: The rate.
+        name: What messages call it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not 0 <= rate < 1:
+        raise ConfigError(f"{name} = {rate!r}: expected 0 or more and less than 1.")
+
+
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Stochastic depth of every block, rising linearly from 0 to `rate` over all blocks; one list a stage."""
+    """Return the stochastic depth of every block, rising linearly from 0 to `rate`, as one list for each stage.
+
+    Args:
+        rate: Stochastic depth of the last block, in [0, 1).
+        depths: Number of blocks of each stage.
+
+    Raises:
+        ConfigError: The rate is out of its range.
+    """
+    check_drop_path_rate(rate)
     total = sum(depths)
     rates = iter(rate * n / max(1, total - 1) for n in range(total))
     return [[next(rates) for _ in range(depth)] for depth in depths]

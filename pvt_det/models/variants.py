@@ -6,8 +6,11 @@ paper and its published code differ, the rows follow the code, since published w
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
+
+from pvt_det.errors import ConfigError
 
 Four = tuple[int, int, int, int]
 
@@ -46,3 +49,16 @@ _ROWS = (
 )
 
 VARIANTS = {row.name: row for row in _ROWS}
+
+
+def get_variant(name: str) -> Variant:
+    """Return the variant of a name, such as "pvt_small".
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(str(name), VARIANTS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown model {name!r}: {hint}Known are {', '.join(VARIANTS)}.")
+    return VARIANTS[name]

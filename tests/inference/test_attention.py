@@ -29,7 +29,7 @@ def image():
 
 @pytest.mark.parametrize(("stage", "times"), [(1, 3), (3, 1), (4, 1)])
 def test_weights_times_values_are_what_the_layer_gives(model, image, stage, times):
-    """Of a larger image, stage 1 is computed in bands."""
+    """Stage 1 of a larger image is computed in chunks."""
     image = image.repeat(1, times, times)
     attention = attention_of(model, image, stage=stage, block=-1)
     layer = getattr(model, f"block{stage}")[-1].attn

@@ -1,4 +1,4 @@
-"""PVTBackbone: the trunk's maps by name, its keys unchanged, frozen and checkpointed stages."""
+"""PVT backbones: the trunk's maps by name, its keys unchanged, frozen and checkpointed stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 import pvt_det.modeling.fpn
 from pvt_det.config import get_config
 from pvt_det.errors import ConfigError
-from pvt_det.modeling.backbone import STAGES, PVTBackbone, build_pvt_backbone
+from pvt_det.modeling.backbone import STAGES, PVTBackbone, build_pvt_backbone, create_backbone
 from pvt_det.modeling.registration import register
 from pvt_det.models import create_model, list_models
 
@@ -26,7 +26,7 @@ ONE_OF_EACH = ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"]
 @pytest.mark.parametrize("variant", list_models())
 def test_keys_and_shapes_are_the_trunks(variant):
     with torch.device("meta"):
-        ours = PVTBackbone(variant=variant).state_dict()
+        ours = create_backbone(variant).state_dict()
         trunk = create_model(variant, num_classes=0).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in trunk.items()}
     assert list(ours) == list(trunk)
@@ -35,7 +35,7 @@ def test_keys_and_shapes_are_the_trunks(variant):
 @pytest.mark.parametrize("variant", ONE_OF_EACH)
 def test_maps_are_the_trunks(variant):
     trunk = create_model(variant, num_classes=0).eval()
-    backbone = PVTBackbone(variant=variant).eval()
+    backbone = create_backbone(variant).eval()
     backbone.load_state_dict(trunk.state_dict())
     image = torch.randn(2, 3, 75, 130)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_maps_are_the_trunks(variant):
 
 
 def test_it_is_a_backbone_with_detectrons_interface():
-    backbone = PVTBackbone(variant="pvt_v2_b0", out_features=["stage2", "stage4"])
+    backbone = create_backbone("pvt_v2_b0", out_features=["stage2", "stage4"])
     assert isinstance(backbone, Backbone)
     assert backbone.size_divisibility == 32
     assert backbone.output_shape() == {
@@ -60,12 +60,12 @@ def test_it_is_a_backbone_with_detectrons_interface():
 @pytest.mark.parametrize("variant", ONE_OF_EACH)
 @pytest.mark.parametrize("size", [(1, 1), (31, 500), (224, 224), (97, 33)])
 def test_any_image_size(variant, size):
-    maps = PVTBackbone(variant=variant).eval()(torch.randn(1, 3, *size))
+    maps = create_backbone(variant).eval()(torch.randn(1, 3, *size))
     assert all(m.isfinite().all() and m.shape[-1] >= 1 for m in maps.values())
 
 
 def test_stages_behind_the_last_asked_for_neither_run_nor_train():
-    backbone = PVTBackbone(variant="pvt_tiny", out_features=["stage2"])
+    backbone = create_backbone("pvt_tiny", out_features=["stage2"])
     ran = []
     for name, module in backbone.named_children():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -80,7 +80,7 @@ def test_stages_behind_the_last_asked_for_neither_run_nor_train():
 
 @pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
 def test_frozen_stages_do_not_learn_and_stay_in_evaluation_mode(variant):
-    backbone = PVTBackbone(variant=variant, frozen_stages=2, drop_path_rate=0.9)
+    backbone = create_backbone(variant, frozen_stages=2, drop_path_rate=0.9)
     frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
     parts = ("patch_embed1", "block1", "patch_embed2", "block2")
     parts += ("pos_embed1", "pos_embed2") if variant == "pvt_tiny" else ("norm1", "norm2")
@@ -101,7 +101,7 @@ def test_checkpointing_changes_no_gradient(variant):
     gradients = []
     for stages in ([], [1, 2, 3, 4]):
         torch.manual_seed(0)
-        backbone = PVTBackbone(variant=variant, drop_path_rate=0.3, checkpoint_stages=stages)
+        backbone = create_backbone(variant, drop_path_rate=0.3, checkpoint_stages=stages)
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
             loss = sum(m.square().mean() for m in backbone(image).values())
@@ -114,7 +114,7 @@ def test_checkpointing_changes_no_gradient(variant):
 
 @pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
 def test_copies_and_pickles_are_equal(variant):
-    backbone = PVTBackbone(variant=variant, frozen_stages=1).eval()
+    backbone = create_backbone(variant, frozen_stages=1).eval()
     image = torch.randn(1, 3, 40, 64)
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         assert type(other) is type(backbone)
@@ -124,9 +124,11 @@ def test_copies_and_pickles_are_equal(variant):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"variant": "pvt_smal"}, "did you mean pvt_small"),
+        ({"variant": "pvt_smal"}, "did you mean 'pvt_small'"),
         ({"variant": "pvt_tiny", "out_features": ["res2"]}, "stage1"),
         ({"variant": "pvt_tiny", "out_features": []}, "stage1"),
+        ({"variant": "pvt_tiny", "out_features": ["stage2", "stage1"]}, "in this order"),
+        ({"variant": "pvt_tiny", "pretrain_img_size": 100}, "multiple of 32"),
         ({"variant": "pvt_tiny", "frozen_stages": 5}, "0 to 4"),
         ({"variant": "pvt_tiny", "checkpoint_stages": [5]}, "1, 2, 3, 4"),
         ({"variant": "pvt_tiny", "drop_path_rate": 1.0}, "less than 1"),
@@ -134,7 +136,7 @@ def test_copies_and_pickles_are_equal(variant):
 )
 def test_wrong_arguments_are_named(arguments, expected):
     with pytest.raises(ConfigError, match=expected):
-        PVTBackbone(**arguments)
+        create_backbone(**arguments)
 
 
 def test_builder_reads_the_config():
@@ -222,7 +224,7 @@ def programs(monkeypatch):
 
 @pytest.mark.parametrize(("variant", "trains", "copied"), [("pvt_tiny", True, True), ("pvt_v2_b0", False, False)])
 def test_a_compiled_trunk_has_a_program_a_stage_for_all_sizes_and_so_has_a_copy(programs, variant, trains, copied):
-    plain = PVTBackbone(variant=variant)
+    plain = create_backbone(variant)
     backbone = copy.deepcopy(plain)
     backbone.compile_trunk(cuda_graphs=True)
     backbone = copy.deepcopy(backbone) if copied else backbone
@@ -243,7 +245,7 @@ def test_a_compiled_trunk_has_a_program_a_stage_for_all_sizes_and_so_has_a_copy(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(("variant", "training"), [("pvt_tiny", True), ("pvt_v2_b0", False)])
 def test_compiled_code_computes_maps_and_gradients_of_all_sizes(variant, training):
-    plain = PVTBackbone(variant=variant).train(training)
+    plain = create_backbone(variant).train(training)
     compiled = copy.deepcopy(plain)
     compiled.compile_trunk(cuda_graphs=False)
     torch._dynamo.utils.counters.clear()
@@ -267,7 +269,7 @@ def test_compiled_code_computes_maps_and_gradients_of_all_sizes(variant, trainin
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", ["pvt_small", "pvt_v2_b2"])
 def test_cuda_graphs_give_the_plain_trunks_maps(variant):
-    plain = PVTBackbone(variant=variant).eval().cuda()
+    plain = create_backbone(variant).eval().cuda()
     graphed = copy.deepcopy(plain)
     graphed.compile_trunk(cuda_graphs=True)
     with torch.inference_mode():

@@ -10,9 +10,10 @@ from torch import nn
 
 from pvt_det.api import evaluate
 from pvt_det.config import load_config
+from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.predictor import Predictor
-from pvt_det.modeling.test_time_augmentation import RetinaNetWithViews, Views, with_views
+from pvt_det.modeling.test_time_augmentation import RetinaNetWithTTA, TTAMapper, build_tta
 
 
 @pytest.fixture
@@ -43,14 +44,15 @@ class WhiteFinder(nn.Module):
 
 
 def test_views_are_of_the_sizes_asked_for_and_mirrored(cfg):
-    views = Views(cfg)(record())
+    views = TTAMapper(build_tta_resizes(cfg), flip=True)(record())
     # The second would be 160 wide, and is kept at 150.
     assert [tuple(view["image"].shape) for view in views] == [(3, 64, 107)] * 2 + [(3, 90, 150)] * 2
     assert torch.equal(views[1]["image"], views[0]["image"].flip(2))
 
 
 def test_boxes_of_all_views_fall_on_one_place(cfg):
-    model = RetinaNetWithViews(cfg, WhiteFinder())
+    mapper = TTAMapper(build_tta_resizes(cfg), flip=True)
+    model = RetinaNetWithTTA(WhiteFinder(), mapper, nms_threshold=0.5, max_detections=100)
     found = model([record(), record((60, 30, 80, 48))])
     for output, wanted in zip(found, ([20, 8, 40, 32], [60, 30, 80, 48]), strict=True):
         instances = output["instances"]
@@ -90,7 +92,7 @@ def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
     scores = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5"]
     views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
     cfg = load_config(repo_root / "configs/mask_rcnn_pvt_tiny.yaml", [*small, *scores, *views])
-    test_cfg, model = with_views(cfg, build_model(cfg).eval())
+    test_cfg, model = build_tta(cfg, build_model(cfg).eval(), build_tta_resizes(cfg))
     assert (test_cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) == (0, 800)
     with torch.no_grad():
         found = model([record()])[0]["instances"]
@@ -111,7 +113,7 @@ def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
 def test_what_has_no_views_is_refused(repo_root, cfg):
     semantic = load_config(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", ["TEST.AUG.ENABLED", "True"])
     with pytest.raises(ConfigError, match="SemanticSegmentor has no test-time augmentation"):
-        with_views(semantic, nn.Identity())
+        build_tta(semantic, nn.Identity(), build_tta_resizes(semantic))
     cfg.TEST.AUG.MIN_SIZES = ()
     with pytest.raises(ConfigError, match=r"TEST\.AUG\.MIN_SIZES"):
-        with_views(cfg, nn.Identity())
+        build_tta(cfg, nn.Identity(), build_tta_resizes(cfg))

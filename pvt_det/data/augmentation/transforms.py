@@ -131,6 +131,12 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
     return augmentations
 
 
+def build_tta_resizes(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build the resizing of each view of test-time augmentation, one for each of `TEST.AUG.MIN_SIZES`."""
+    settings, backend = cfg.TEST.AUG, cfg.INPUT.RESIZE_BACKEND
+    return [ResizeShortSide((side,), settings.MAX_SIZE, "choice", backend) for side in settings.MIN_SIZES]
+
+
 def crop_size(cfg: CfgNode) -> tuple[float, ...]:
     """`INPUT.CROP.SIZE`, whose numbers are pixels for the absolute types and shares of the sides for the others."""
     is_absolute = cfg.INPUT.CROP.TYPE.startswith("absolute")

@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvt_det.layers.cpu import onednn as products
+from pvt_det.layers.cpu import onednn
 from pvt_det.layers.cpu.onednn import _HAS_BF16 as HAS_BF16
-from pvt_det.layers.cpu.onednn import HAS_ONEDNN, Linear, linear, product, weight_gradient
+from pvt_det.layers.cpu.onednn import HAS_ONEDNN, product, weight_gradient
+from pvt_det.layers.linear import Linear, linear
 
 
 @pytest.fixture(autouse=True)
 def even_small_ones(monkeypatch):
-    monkeypatch.setattr(products, "_SMALL", 0)
+    monkeypatch.setattr(onednn, "_SMALL", 0)
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,4 +1,4 @@
-"""The MLP in bands gives what it gives as a whole, and keeps less for the backward pass."""
+"""The MLP in chunks gives what it gives as a whole, and keeps less for the backward pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvt_det.layers.cpu import chunked as bands
-from pvt_det.layers.cpu.chunked import BandedMlp
+from pvt_det.layers.cpu import chunked
+from pvt_det.layers.cpu.mlp import ChunkedMlp
 from pvt_det.layers.mlp import Mlp
 
 
@@ -22,19 +22,19 @@ def make_arguments() -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
-def test_gradients_of_bands(monkeypatch):
-    monkeypatch.setattr(bands, "BAND_VALUES", 6 * 5)
+def test_gradients_of_chunks(monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK_VALUES", 6 * 5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments = make_arguments()
-    torch.testing.assert_close(BandedMlp.apply(*arguments), plain(*arguments))
-    assert torch.autograd.gradcheck(BandedMlp.apply, arguments)
+    torch.testing.assert_close(ChunkedMlp.apply(*arguments), plain(*arguments))
+    assert torch.autograd.gradcheck(ChunkedMlp.apply, arguments)
 
 
 def test_threads_may_be_others_in_the_backward_pass(monkeypatch):
-    monkeypatch.setattr(bands, "BAND_VALUES", 6 * 2)
+    monkeypatch.setattr(chunked, "CHUNK_VALUES", 6 * 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments = make_arguments()
-    out = BandedMlp.apply(*arguments)
+    out = ChunkedMlp.apply(*arguments)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for got, wanted in zip(
         torch.autograd.grad(out.sum(), arguments), torch.autograd.grad(plain(*arguments).sum(), arguments), strict=True
@@ -42,13 +42,13 @@ def test_threads_may_be_others_in_the_backward_pass(monkeypatch):
         torch.testing.assert_close(got, wanted)
 
 
-def test_bands_under_autocast_are_as_exact_as_the_whole(monkeypatch):
+def test_chunks_under_autocast_are_as_exact_as_the_whole(monkeypatch):
     exact = Mlp(64, 4)
     layers, x, grad = [copy.deepcopy(exact) for _ in range(2)], torch.randn(2, 3000, 64), torch.randn(2, 3000, 64)
     exact(x, (3000, 1)).backward(grad)
     errors, sizes = [], []
-    for layer, band_values in zip(layers, (1 << 30, 256 * 100), strict=True):
-        monkeypatch.setattr(bands, "BAND_VALUES", band_values)
+    for layer, chunk_values in zip(layers, (1 << 30, 256 * 100), strict=True):
+        monkeypatch.setattr(chunked, "CHUNK_VALUES", chunk_values)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             sizes.append(kept(layer, x))
             out = layer(x, (3000, 1))
@@ -56,8 +56,8 @@ def test_bands_under_autocast_are_as_exact_as_the_whole(monkeypatch):
         pairs = zip(layer.parameters(), exact.parameters(), strict=True)
         errors.append([(ours.grad - theirs.grad).norm() / theirs.grad.norm() for ours, theirs in pairs])
     assert sizes[1] < 0.7 * sizes[0]
-    for whole, in_bands in zip(*errors, strict=True):
-        assert in_bands < 1.2 * whole + 1e-3
+    for whole, in_chunks in zip(*errors, strict=True):
+        assert in_chunks < 1.2 * whole + 1e-3
 
 
 def kept(layer: Mlp, x: Tensor) -> int:
@@ -67,24 +67,24 @@ def kept(layer: Mlp, x: Tensor) -> int:
     return sum(sizes)
 
 
-def test_large_maps_go_in_bands_and_keep_less(monkeypatch):
+def test_large_maps_go_in_chunks_and_keep_less(monkeypatch):
     layer, x = Mlp(8, 8), torch.randn(2, 500, 8)
     whole, whole_kept = layer(x, (500, 1)), kept(layer, x)
-    monkeypatch.setattr(bands, "BAND_VALUES", 1 << 10)
+    monkeypatch.setattr(chunked, "CHUNK_VALUES", 1 << 10)
     torch.testing.assert_close(layer(x, (500, 1)), whole)
     assert kept(layer, x) < 0.6 * whole_kept
 
 
-def test_traced_programs_hold_no_bands(monkeypatch):
-    monkeypatch.setattr(bands, "BAND_VALUES", 1)
+def test_traced_programs_hold_no_chunks(monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK_VALUES", 1)
     layer = Mlp(8, 2).requires_grad_(False)
     program = torch.jit.trace(lambda x: layer(x, (50, 1)), torch.randn(2, 50, 8))
     assert "linear" in str(program.graph)
-    assert "BandedMlp" not in str(program.graph)
+    assert "ChunkedMlp" not in str(program.graph)
 
 
 def test_autocast_and_replaced_layers_are_left_to_pytorch(monkeypatch):
-    monkeypatch.setattr(bands, "BAND_VALUES", 1)
+    monkeypatch.setattr(chunked, "CHUNK_VALUES", 1)
     layer, x = Mlp(8, 2), torch.randn(2, 50, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x, (50, 1)).dtype == torch.bfloat16

@@ -1,0 +1,82 @@
+"""Fast form of a transformer block in inference on a CPU: a few samples, or a few rows of a map, at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pvt_det.layers.attention import attend
+from pvt_det.layers.cpu.chunked import chunk_length
+from pvt_det.layers.cpu.switch import use_fast_cpu
+from pvt_det.layers.patch import Size
+
+if TYPE_CHECKING:
+    from pvt_det.layers.block import Block
+
+
+def use_fast_block(block: Block, x: Tensor) -> bool:
+    """Whether this is inference on a CPU with more tokens, `N×L×C`, than stay in the cache together."""
+    if block.training or torch.is_grad_enabled() or not use_fast_cpu(x):
+        return False
+    return x.shape[0] * x.shape[1] > _chunk_length(block, x)
+
+
+def fast_block(block: Block, x: Tensor, size: Size) -> Tensor:
+    """Compute `block(x, size)` in chunks.
+
+    Args:
+        block: A block in evaluation mode.
+        x: Tokens `N×L×C`.
+        size: Height and width of their map, in tokens.
+    """
+    length = _chunk_length(block, x)
+    samples = length // x.shape[1]
+    # A class token belongs to no row of the map, so its sample is not split into rows.
+    if samples == 0 and x.shape[1] == size[0] * size[1]:
+        rows = max(1, length // size[1])
+        return torch.cat([_by_rows(block, sample, size, rows) for sample in x.split(1)])
+    return torch.cat([_whole(block, part, size) for part in x.split(max(1, samples))])
+
+
+def _chunk_length(block: Block, x: Tensor) -> int:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return chunk_length(block.mlp.fc1.out_features, dtype.itemsize)
+
+
+def _whole(block: Block, x: Tensor, size: Size) -> Tensor:
+    x = x + block.attn(block.norm1(x), size)
+    return x + block.mlp(block.norm2(x), size)
+
+
+def _by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
+    return _mlp_by_rows(block, _attention_by_rows(block, x, size, rows), size, rows)
+
+
+def _attention_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
+    """Compute the attention branch and its residual; only keys and values need all tokens at once."""
+    attn = block.attn
+    normed = block.norm1(x)
+    key_value = attn.kv(attn.reduce(normed, size))
+    out = torch.empty_like(x)
+    length = rows * size[1]
+    for x_chunk, normed_chunk, out_chunk in zip(*(t.split(length, dim=1) for t in (x, normed, out)), strict=True):
+        attended = attn.proj(attend(attn.q(normed_chunk), key_value, attn.num_heads))
+        torch.add(attended, x_chunk, out=out_chunk)
+    return out
+
+
+def _mlp_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
+    """Compute the MLP branch and its residual, each chunk with the rows around it that its convolution sees."""
+    height, width = size
+    halo = block.mlp.halo
+    out = torch.empty_like(x)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = max(0, top - halo), min(height, bottom + halo)
+        y = block.mlp(block.norm2(x[:, first * width : last * width]), (last - first, width))
+        y = y[:, (top - first) * width : (bottom - first) * width]
+        chunk = slice(top * width, bottom * width)
+        torch.add(y, x[:, chunk], out=out[:, chunk])
+    return out

@@ -1,0 +1,88 @@
+"""Fast forms of the MLP of PVT v1 on a CPU: in chunks for training, with oneDNN's fused GELU for inference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pvt_det.layers.cpu.chunked import accumulator, chunk_length
+from pvt_det.layers.cpu.onednn import product, weight_gradient
+from pvt_det.layers.cpu.switch import use_fast_cpu
+from pvt_det.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from pvt_det.layers.mlp import Mlp
+
+
+def use_fast_mlp(mlp: Mlp, x: Tensor) -> bool:
+    """Whether `fast_mlp` can compute `mlp(x)` and is faster."""
+    if not (use_fast_cpu(x) and _is_plain(mlp.fc1)):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    is_large = x.shape[0] * x.shape[1] > chunk_length(mlp.fc1.out_features)
+    return is_large and _is_plain(mlp.fc2) and _training_dtype(mlp, x) is not None
+
+
+def fast_mlp(mlp: Mlp, x: Tensor) -> Tensor:
+    """Compute `mlp(x)` of `N×L×C` where `use_fast_mlp` is true."""
+    fc1, fc2 = mlp.fc1, mlp.fc2
+    if not torch.is_grad_enabled():
+        return fc2(product(x, fc1.weight, fc1.bias, gelu=True))
+    dtype = _training_dtype(mlp, x)
+    parameters = (p.to(dtype) for p in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
+    return ChunkedMlp.apply(x.flatten(0, 1).to(dtype), *parameters).unflatten(0, x.shape[:2])
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling a layer is no more than a matrix product: it has no hooks and was not replaced by another."""
+    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+
+
+def _training_dtype(mlp: Mlp, x: Tensor) -> torch.dtype | None:
+    """The dtype to train in, or None where the dtypes of `x` and the weights are left to PyTorch's own layers."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") if x.dtype != torch.float64 else None
+    return x.dtype if x.dtype == mlp.fc1.weight.dtype else None
+
+
+class ChunkedMlp(torch.autograd.Function):
+    """`linear(gelu(linear(x, w1, b1)), w2, b2)` of `M×C` for training; keeps one hidden tensor instead of two.
+
+    The backward pass computes GELU again, chunk by chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:  # noqa: D102
+        length = chunk_length(w1.shape[0])
+        out = x.new_empty(x.shape[0], w2.shape[0])
+        hidden = []
+        for x_chunk, out_chunk in zip(x.split(length), out.split(length), strict=True):
+            hidden.append(product(x_chunk, w1, b1))
+            out_chunk.copy_(product(F.gelu(hidden[-1]), w2, b2))
+        ctx.save_for_backward(x, w1, w2, *hidden)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        x, w1, w2, *hidden = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(x)
+        grad_w1, grad_w2, grad_b1 = accumulator(w1), accumulator(w2), accumulator(w1[:, 0])
+        # The chunks of the forward pass: the number of threads may have changed since.
+        lengths = [len(chunk) for chunk in hidden]
+        for x_chunk, hidden_chunk, grad_chunk, grad_x_chunk in zip(
+            x.split(lengths), hidden, grad.split(lengths), grad_x.split(lengths), strict=True
+        ):
+            grad_w2 += weight_gradient(grad_chunk, F.gelu(hidden_chunk))
+            grad_hidden = torch.ops.aten.gelu_backward(product(grad_chunk, w2.t()), hidden_chunk)
+            grad_w1 += weight_gradient(grad_hidden, x_chunk)
+            grad_b1 += grad_hidden.sum(0)
+            grad_x_chunk.copy_(product(grad_hidden, w1.t()))
+        dtype = x.dtype
+        return grad_x, grad_w1.to(dtype), grad_b1.to(dtype), grad_w2.to(dtype), grad.sum(0)
