@@ -7,11 +7,9 @@ import gc
 import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +18,6 @@ import torch
 
 Result = TypeVar("Result")
 MIB = 1 << 20
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
 
 
 def take_turns(
@@ -120,25 +117,6 @@ def private_memory() -> int | None:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
-def environment(device: torch.device) -> dict[str, object]:
-    """Everything a number depends on: device, threads, versions, commit."""
-    found: dict[str, object] = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "versions": found,
-        "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
-
-
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -174,17 +152,3 @@ def _forget_peak() -> None:
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()
-
-
-def _commit() -> str:
-    root = Path(__file__).parents[1]
-    asked = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or "unknown"

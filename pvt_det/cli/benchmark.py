@@ -38,7 +38,6 @@ from benchmarks.evaluation import IMAGES, evaluation_table, run_evaluation
 from benchmarks.implementations import DTYPE_NAMES
 from benchmarks.inputs import input_table, run_inputs
 from benchmarks.mapping import RECIPES, mapper_table, run_mapper
-from benchmarks.measure import environment
 from benchmarks.plan import plan_batches
 from benchmarks.report import as_table, plan_table, plot_growth, write_json
 from benchmarks.whole import CONFIGS, Setup, run_detectors
@@ -46,6 +45,7 @@ from pvt_det.config.validate import is_device
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_place
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

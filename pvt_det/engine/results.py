@@ -12,13 +12,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from benchmarks.measure import environment
 from pvt_det.checkpoint import write_atomically
 from pvt_det.config.architecture import SEGMENTOR
 from pvt_det.engine.evaluate import inference_folder
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.models.complexity import count_parameters
 from pvt_det.reports.published import RESULTS_NAME
+from pvt_det.utils.environment import environment
 
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.json"
