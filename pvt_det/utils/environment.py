@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from pvt_det import __version__
-
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -27,7 +25,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "versions": _versions(),
+        "versions": {library: found for library in _LIBRARIES if (found := _version(library))},
         "commit": commit_or_version(_PACKAGE),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
@@ -46,7 +44,7 @@ def commit_or_version(package: Path) -> str:
     toplevel = _git(root, "rev-parse", "--show-toplevel")
     is_root = bool(toplevel) and Path(toplevel).resolve() == root.resolve()
     is_checkout = is_root and bool(_git(root, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"))
-    return (is_checkout and _git(root, "describe", "--always", "--dirty")) or __version__
+    return (is_checkout and _git(root, "describe", "--always", "--dirty")) or _version(package.name) or "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -59,14 +57,12 @@ def _git(folder: Path, *arguments: str) -> str:
     return "" if done.returncode else done.stdout.strip()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
+def _version(distribution: str) -> str:
+    """Return the version of an installed distribution, or ""."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:
