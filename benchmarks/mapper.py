@@ -113,7 +113,7 @@ def build_config(recipe: str, flip: str) -> CfgNode:
 def measure_differences(recipe: str, records: Records) -> tuple[float, float, float]:
     """Return the largest difference of boxes and of polygons in pixels, and the mean one of pixels in levels of 255.
 
-    There are no flips: the two implementations draw size and flip in different orders.
+    Flips are off: the two implementations draw size and flip in different orders.
     """
     readers = build_readers(build_config(recipe, "none"), records, is_train=True)
     boxes, masks, levels = [], [], []

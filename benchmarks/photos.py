@@ -71,7 +71,7 @@ def endless_batches(
         read: Returns the mapped record of an index.
         count: Number of photos.
         batch: Photos per batch.
-        workers: Processes that read ahead; 0 reads each batch when it is asked for.
+        workers: Processes that read ahead; 0 reads each batch on demand.
         pin: Whether the images of workers are in pinned memory, as this package's loader has them for a GPU.
     """
     numbers = itertools.cycle(range(count))

@@ -1,7 +1,7 @@
 """Measure latency and memory of your model on this machine, or find the largest batch that fits.
 
 A model is a run's output folder, a config file, or a variant of the PVT trunk by its name. A run is measured with its
-own weights, all else with random ones. The images are random.
+own weights, other models with random ones. The images are random.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _EXAMPLES = f"""
 examples:
   latency and memory of a trained run, in both number formats:
     %(prog)s --models output/mine --sizes 1x800x1333 --dtypes fp32 bf16
-  two trunks, in inference only, with torch.compile beside:
+  two trunks in inference, eager and compiled:
     %(prog)s --models pvt_small pvt_v2_b2 --modes inference --compile
   the largest batch that fits into 16 GiB, with and without activation checkpointing:
     %(prog)s --plan --memory 16 --models configs/retinanet_pvt_small.yaml --sizes 1x800x1333
 
 variants: {", ".join(VARIANTS)}
 A training step is the forward and the backward pass. A step's peak memory is measured in a process of its own. The plan
-counts the whole process, with the state of AdamW.
+counts the whole process, including the state of AdamW.
 exit codes: 0 done, 2 configuration, 4 checkpoint
 """
 

@@ -77,7 +77,7 @@ def process_peak(device: torch.device) -> float:
 
 
 def resident_memory() -> int:
-    """Return the resident memory of this process in bytes; its peak where the system does not tell the current one."""
+    """Return the resident memory of this process in bytes; its peak where only that is known."""
     return _read_status("VmRSS") if platform.system() == "Linux" else _resident_peak()
 
 

@@ -60,16 +60,16 @@ def build_model(case: Case, device: torch.device, *, compiled: bool = False) -> 
     Args:
         case: What to measure.
         device: Where the model goes.
-        compiled: Run a trunk or a classifier through `torch.compile`. A detector is compiled as its config says.
+        compiled: Run the model through `torch.compile`. Not for a detector, which is compiled as its config says.
     """
     torch.manual_seed(0)
     module, forward = (_build_detector if case.task == "detector" else _build_trunk)(case, device)
     module.to(device).train(case.mode == "training")
-    return module, compile_forward(forward, case) if compiled else forward
+    return module, _compile(forward, case) if compiled else forward
 
 
-def compile_forward(forward: Callable[[Any], Any], case: Case) -> Callable[[Any], Any]:
-    """Compile a model's function as its mode needs: CUDA graphs save a small batch the time of the interpreter."""
+def _compile(forward: Callable[[Any], Any], case: Case) -> Callable[[Any], Any]:
+    # In inference, CUDA graphs save a small batch the time of the interpreter.
     return torch.compile(forward, mode="reduce-overhead" if case.mode == "inference" else "default")
 
 
