@@ -1,49 +1,205 @@
-"""Whole detectors with inputs made of noise."""
+"""The detector suite: whole detectors on photos, from the image file to kept detections or to updated weights.
+
+pvt_det uses its own mapper, training step and packed detections, with autocast for bf16. Detectron2 uses its own
+classes throughout: its mapper, its trainer's step, its form of detections, and the textbook form of the trunk with the
+same weights (`benchmarks.stock`).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import nn
 
 import pvt_det.modeling  # noqa: F401  (registers the builders)
+from benchmarks.implementations import COMPILED, OURS
+from benchmarks.photos import DETECTRON2, build_readers, endless_batches, read_records
+from benchmarks.rows import Row, build_row, measures_memory
+from benchmarks.stock import AS_DETECTRON2, build_stock_detector, spread_scores
 from pvt_det.config import load_config
+from pvt_det.engine.step import TrainStep
+from pvt_det.evaluation.detections import pack_detections
+from pvt_det.profiling.case import Case
+from pvt_det.profiling.memory import measure_peaks, peak_memory, release_memory, run_in_own_process
+from pvt_det.profiling.timing import time_interleaved
+from pvt_det.utils.precision import inference_autocast
 
-_BOXES = 10
-
-
-def build_detector(config_file: str, checkpoint_stages: set[int]) -> nn.Module:
-    """Build the detector of a config with fresh weights, on the CPU."""
-    overrides: list[Any] = ["MODEL.DEVICE", "cpu"]
-    if checkpoint_stages:
-        overrides += ["MODEL.PVT.CHECKPOINT_STAGES", sorted(checkpoint_stages)]
-    return build_model(load_config(config_file, overrides))
+CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
 
 
-def run_detector(model: nn.Module, inputs: list[dict[str, Any]]) -> Any:
-    """What a detector gives: losses in training, for which Detectron2 wants a place for its own numbers."""
-    with EventStorage():
-        return model(inputs)
+@dataclass(frozen=True)
+class Setup:
+    """What all cases have in common.
+
+    Attributes:
+        folder: Photos in COCO's layout, with `val2017` for inference and `train2017` for training.
+        limit: Number of photos with objects that are used, over and over.
+        device: Where to measure.
+        workers: Processes of each implementation's data loader; 0 reads the photos within the step.
+    """
+
+    folder: Path
+    limit: int
+    device: torch.device
+    workers: int = 0
 
 
-def random_annotations(images: Tensor) -> list[dict[str, Any]]:
-    """Turn images `N×3×H×W` into a detector's input: ten random boxes each, with rectangles for masks, all class 0."""
-    height, width = images.shape[-2:]
-    scale = torch.tensor([width, height, width, height])
-    inputs = []
-    for image in images:
-        corners = torch.rand(_BOXES, 2) * 0.5
-        boxes = torch.cat([corners, corners + 0.1 + 0.4 * torch.rand(_BOXES, 2)], dim=1) * scale
-        masks = [[box[[0, 1, 2, 1, 2, 3, 0, 3]].double().numpy()] for box in boxes]
-        instances = Instances(
-            (height, width),
-            gt_boxes=Boxes(boxes),
-            gt_classes=torch.zeros(_BOXES, dtype=torch.long),
-            gt_masks=PolygonMasks(masks),
-        )
-        inputs.append({"image": image, "height": height, "width": width, "instances": instances.to(image.device)})
-    return inputs
+def run_detectors(
+    cases: Iterable[Case], setup: Setup, repeats: int, *, compiled: bool = False, memory: bool = True
+) -> Iterator[Row]:
+    """Compare this package's detector with Detectron2's on photos, in time and in memory.
+
+    Args:
+        cases: `model` is a config file; height and width bound the short and the long side of the resized photos. The
+            dtype is this package's. Detectron2 runs in fp32, in training on a GPU in fp16 where the dtype is not fp32.
+        setup: Photos and device.
+        repeats: Number of rounds that are timed.
+        compiled: Measure this package's detector with a compiled trunk too, on a GPU.
+        memory: Measure memory where it stands out, by two more steps of each implementation in a process of its own.
+
+    Raises:
+        DataError: The folder has another layout.
+    """
+    names = (OURS, *([COMPILED] if compiled else []), DETECTRON2)
+    for case in cases:
+        steps = {name: build_step(name, case, setup) for name in names}
+        if compiled and case.mode == "inference":
+            _record_graphs(steps[COMPILED], case, setup)
+        seconds = time_interleaved(steps, setup.device, repeats)
+        del steps
+        release_memory(setup.device, compiled=compiled)
+        measured = names if memory and measures_memory(case, setup.device) else ()
+        threads = torch.get_num_threads()
+        peaks = measure_peaks(measured, partial(_step_peak, case=case, setup=setup, threads=threads))
+        for name in names:
+            own = replace(case, dtype=_detectron2_dtype(case, setup.device)) if name == DETECTRON2 else case
+            yield build_row(own, name, seconds, peaks)
+
+
+def _record_graphs(step: Callable[[], object], case: Case, setup: Setup) -> None:
+    """Run a compiled detector on all photos, so that no CUDA graph is recorded while it is timed.
+
+    The first batch of each image size warms up and the second is recorded. All photos come twice, so that the timing
+    starts at the same photo as for the other implementations.
+    """
+    count = len(read_records(setup.folder, "val2017", setup.limit))
+    # The timing reports where memory is not enough.
+    with suppress(torch.OutOfMemoryError):
+        for _ in range(2 * math.lcm(count, case.batch) // case.batch):
+            step()
+
+
+def build_step(implementation: str, case: Case, setup: Setup) -> Callable[[], list[Any] | None]:
+    """Return a function that runs one step on the next photos; in inference it returns their kept detections."""
+    is_train, device = case.mode == "training", setup.device
+    cfg = _load_config(case, device, "reduce-overhead" if implementation == COMPILED else "")
+    records = read_records(setup.folder, "train2017" if is_train else "val2017", setup.limit)
+    readers = build_readers(cfg, records, is_train=is_train)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    if not is_train:
+        spread_scores(model, [readers[OURS](0)])
+    is_ours = implementation != DETECTRON2
+    if not is_ours:
+        model = build_stock_detector(cfg, model).to(device)
+    batches = endless_batches(
+        readers[OURS if is_ours else DETECTRON2],
+        len(records),
+        case.batch,
+        setup.workers,
+        pin=is_ours and device.type == "cuda",
+    )
+    if not is_train:
+        return _build_inference(model.eval(), batches, *_keeping(implementation, cfg))
+    model.train()
+    return (_build_training if is_ours else _build_detectron2_training)(cfg, model, batches, device)
+
+
+def _load_config(case: Case, device: torch.device, compile_mode: str) -> CfgNode:
+    sides: list[Any] = ["INPUT.MIN_SIZE_TRAIN", f"[{case.height}]", "INPUT.MAX_SIZE_TRAIN", str(case.width)]
+    sides += ["INPUT.MIN_SIZE_TEST", str(case.height), "INPUT.MAX_SIZE_TEST", str(case.width)]
+    amp = ["SOLVER.AMP.ENABLED", str(case.dtype != "fp32"), "TEST.PRECISION", case.dtype]
+    how = ["MODEL.DEVICE", str(device), "MODEL.PVT.COMPILE", compile_mode]
+    return load_config(case.model, [*how, *AS_DETECTRON2, *amp, *sides])
+
+
+def _detectron2_dtype(case: Case, device: torch.device) -> str:
+    is_mixed = device.type == "cuda" and case.mode == "training" and case.dtype != "fp32"
+    return "fp16" if is_mixed else "fp32"
+
+
+def _keeping(implementation: str, cfg: CfgNode) -> tuple[Callable[..., Any], AbstractContextManager[Any]]:
+    """Return the function by which an implementation keeps an image's detections, and its autocast."""
+    if implementation == DETECTRON2:
+        return instances_to_coco_json, nullcontext()
+    return pack_detections, inference_autocast(cfg)
+
+
+def _build_inference(
+    model: nn.Module,
+    batches: Iterator[list[dict[str, Any]]],
+    keep: Callable[..., Any],
+    autocast: AbstractContextManager[Any],
+) -> Callable[[], list[Any]]:
+    def infer() -> list[Any]:
+        batch = next(batches)
+        with torch.no_grad(), autocast:
+            outputs = model(batch)
+        return [
+            keep(output["instances"].to("cpu"), record["image_id"])
+            for record, output in zip(batch, outputs, strict=True)
+        ]
+
+    return infer
+
+
+def _build_training(
+    cfg: CfgNode, model: nn.Module, batches: Iterator[list[dict[str, Any]]], device: torch.device
+) -> Callable[[], None]:
+    step = TrainStep.from_config(cfg, model)
+
+    def train() -> None:
+        with EventStorage():
+            step(batches)
+
+    return train
+
+
+def _build_detectron2_training(
+    cfg: CfgNode, model: nn.Module, batches: Iterator[list[dict[str, Any]]], device: torch.device
+) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    # AMPTrainer refuses to run on a CPU.
+    is_mixed = device.type == "cuda" and cfg.SOLVER.AMP.ENABLED
+    trainer = (AMPTrainer if is_mixed else SimpleTrainer)(model, batches, optimizer)
+    trainer.iter = 0
+
+    def train() -> None:
+        with EventStorage():
+            trainer.run_step()
+
+    return train
+
+
+def _step_peak(implementation: str, case: Case, setup: Setup, threads: int) -> float:
+    return run_in_own_process(_measure_step, implementation, case, setup, threads)
+
+
+def _measure_step(implementation: str, case: Case, setup: Setup, threads: int) -> float:
+    torch.set_num_threads(threads)
+    step = build_step(implementation, case, replace(setup, workers=0))
+    # The optimizer allocates its state in the first step.
+    step()
+    return peak_memory(step, setup.device)

@@ -1,4 +1,4 @@
-"""The evaluation suite: COCO's metrics by this package's evaluators on generated detections of COCO's number."""
+"""The evaluation suite: COCO metrics by hotcoco and by pycocotools, on generated detections at COCO's scale."""
 
 from __future__ import annotations
 
@@ -15,25 +15,19 @@ import torch
 from detectron2.structures import Boxes, Instances
 from rich.table import Table
 
-from benchmarks.measure import (
-    MIB,
-    in_own_process,
-    median_ratio,
-    peak_memory,
-    resident_memory,
-    take_turns,
-)
 from pvt_det.data.coco.registration import register_coco
 from pvt_det.evaluation.coco import COCOEvaluator
 from pvt_det.evaluation.detections import Detections
 from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
+from pvt_det.profiling.memory import MIB, peak_memory, resident_memory, run_in_own_process
+from pvt_det.profiling.timing import median_ratio, time_interleaved
 
 HOTCOCO = "hotcoco (pvt_det)"
 PYCOCOTOOLS = "pycocotools"
-# COCO val2017: 5,000 images, some 36,000 objects of 80 classes; a detector gives 100 detections an image.
+# COCO val2017 has 5,000 images and about 36,000 objects of 80 classes; a detector gives 100 detections per image.
 IMAGES = 5000
-_OBJECTS_AN_IMAGE = 7.2
+_OBJECTS_PER_IMAGE = 7.2
 _CLASSES = 80
 _DETECTIONS = 100
 _SIZE = (480, 640)
@@ -41,21 +35,20 @@ _SIZE = (480, 640)
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One evaluator's result.
+    """The result of one implementation.
 
     Attributes:
-        evaluator: `HOTCOCO` or `PYCOCOTOOLS`.
-        images: So many images, of 100 detections each.
-        objects: So many objects in them.
-        seconds: From detections in memory to the 12 numbers, median.
-        speedup: How many times as fast `HOTCOCO` was; the median of the rounds' ratios.
-        difference: Largest difference of the 12 numbers (0 … 1) from pycocotools'.
-        kept_mib: Memory that the run's evaluator kept of all detections as the images had arrived; None where another
-            evaluator was measured.
-        peak_mib: Memory that its metrics then took at most, over that.
+        implementation: `HOTCOCO` or `PYCOCOTOOLS`.
+        images: Number of images, with 100 detections each.
+        objects: Number of annotated objects.
+        seconds: Median time from detections in memory to the 12 COCO metrics.
+        speedup: This implementation's time as a multiple of hotcoco's, the median of the rounds' ratios.
+        difference: Largest difference of the 12 metrics (0 … 1) from pycocotools.
+        kept_mib: Memory in MiB that a run's evaluator keeps of all detections; None for pycocotools.
+        peak_mib: Memory in MiB that computing the metrics takes on top of that at its peak, or None.
     """
 
-    evaluator: str
+    implementation: str
     images: int
     objects: int
     seconds: float
@@ -65,12 +58,17 @@ class EvaluationRow:
     peak_mib: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The row as plain values, for JSON."""
+        """Return the values under their names, for JSON."""
         return asdict(self)
 
 
 def run_evaluation(images: int, repeats: int) -> Iterator[EvaluationRow]:
-    """Measure both evaluators of boxes on generated images."""
+    """Measure both implementations of the box metrics.
+
+    Args:
+        images: Number of images to generate.
+        repeats: Number of rounds that are timed.
+    """
     truth = generate_truth(images)
     found = list(generate_detections(truth))
     results: dict[str, Any] = {}
@@ -78,9 +76,9 @@ def run_evaluation(images: int, repeats: int) -> Iterator[EvaluationRow]:
         HOTCOCO: lambda: results.update({HOTCOCO: evaluate_hotcoco(truth, found, "bbox")}),
         PYCOCOTOOLS: lambda: results.update({PYCOCOTOOLS: evaluate_pycocotools(truth, found, "bbox")}),
     }
-    # Neither has anything to warm up, and pycocotools takes a minute.
-    seconds = take_turns(calls, torch.device("cpu"), repeats, warm_up=False)
-    memory = in_own_process(_streaming_memory, images)
+    # Neither needs a warm-up, and pycocotools takes a minute.
+    seconds = time_interleaved(calls, torch.device("cpu"), repeats, warm_up=False)
+    memory = run_in_own_process(_streaming_memory, images)
     for name, times in seconds.items():
         yield EvaluationRow(
             name,
@@ -94,9 +92,9 @@ def run_evaluation(images: int, repeats: int) -> Iterator[EvaluationRow]:
 
 
 def generate_truth(images: int) -> GroundTruth:
-    """Random objects; one in a hundred is a crowd region."""
+    """Generate random objects in `images` images; one in a hundred is a crowd region."""
     generator = np.random.default_rng(0)
-    count = round(images * _OBJECTS_AN_IMAGE)
+    count = round(images * _OBJECTS_PER_IMAGE)
     boxes = _random_boxes(generator, count)
     columns = zip(
         np.sort(generator.integers(1, images + 1, count)).tolist(),
@@ -115,7 +113,7 @@ def generate_truth(images: int) -> GroundTruth:
 
 
 def generate_detections(truth: GroundTruth) -> Iterator[Detections]:
-    """For each image: up to three inexact finds of every object, and boxes at random with lower scores."""
+    """Generate 100 detections per image: up to three inexact ones of every object, and random boxes of low score."""
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth.images}
     for annotation in truth.annotations:
         objects[annotation["image_id"]].append(annotation)
@@ -141,31 +139,31 @@ def generate_detections(truth: GroundTruth) -> Iterator[Detections]:
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
-    """Time, agreement and memory."""
+    """Show time, agreement and memory."""
     table = Table(
-        caption=f"boxes, {_DETECTIONS} detections an image; difference: the largest of the 12 numbers, from 1; memory "
-        "of the run's evaluator: kept of all images as they arrived, and more at most while it measures"
+        caption=f"boxes, {_DETECTIONS} detections per image; speed-up of hotcoco over the implementation; difference: "
+        "the largest of the 12 metrics, from 0 to 1; kept: by a run's evaluator; peak: added by computing the metrics"
     )
-    for heading in ("evaluator", "images", "objects"):
+    for heading in ("implementation", "images", "objects"):
         table.add_column(heading)
     for heading in ("median", "speed-up", "difference", "kept", "peak"):
         table.add_column(heading, justify="right")
     for row in rows:
         memory = ("" if mib is None else f"{mib:.0f} MiB" for mib in (row.kept_mib, row.peak_mib))
         numbers = (f"{row.seconds:.2f} s", f"{row.speedup:.1f}x", f"{row.difference:.1e}")
-        table.add_row(row.evaluator, str(row.images), str(row.objects), *numbers, *memory)
+        table.add_row(row.implementation, str(row.images), str(row.objects), *numbers, *memory)
     return table
 
 
 def _random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
-    """`count×4`: x, y, width, height, of COCO's small, medium and large sizes, inside the image."""
+    """Return boxes `count×4` (x, y, width, height in pixels) of COCO's sizes, inside the image."""
     sides = np.exp(generator.normal(4, 0.9, (count, 2))).clip(4, np.array(_SIZE[::-1]))
     corners = generator.random((count, 2)) * (np.array(_SIZE[::-1]) - sides)
     return np.concatenate([corners, sides], axis=1)
 
 
 def _streaming_memory(images: int) -> tuple[float, float]:
-    """MiB that an evaluator keeps of a model's outputs as they arrive, and by which its metrics then exceed it."""
+    """Return the MiB that an evaluator keeps of a model's outputs, and the MiB that its metrics add at their peak."""
     truth = generate_truth(images)
     with tempfile.TemporaryDirectory() as folder:
         json_file = Path(folder) / "truth.json"
@@ -174,19 +172,19 @@ def _streaming_memory(images: int) -> tuple[float, float]:
             json.dumps({"images": truth.images, "annotations": annotations, "categories": truth.categories})
         )
         register_coco("generated", json_file, folder)
-        judge = COCOEvaluator("generated", ("bbox",), folder)
+        evaluator = COCOEvaluator("generated", ("bbox",), folder)
         arriving = generate_detections(truth)
         first = next(arriving)
-        judge.process([{"image_id": first.image_id}], [_as_output(first)])
+        evaluator.process([{"image_id": first.image_id}], [_as_output(first)])
         before = resident_memory()
         for found in arriving:
-            judge.process([{"image_id": found.image_id}], [_as_output(found)])
+            evaluator.process([{"image_id": found.image_id}], [_as_output(found)])
         kept = (resident_memory() - before) / MIB
-        return kept, peak_memory(judge.evaluate, torch.device("cpu"))
+        return kept, peak_memory(evaluator.evaluate, torch.device("cpu"))
 
 
 def _as_output(found: Detections) -> dict[str, Any]:
-    """Detections as a model gives them."""
+    """Turn detections into the output of a model."""
     instances = Instances(found.size)
     corners = torch.from_numpy(found.boxes.copy())
     corners[:, 2:] += corners[:, :2]

@@ -1,6 +1,6 @@
-"""The input suite: how many images a second one core decodes and augments for classification, and how exactly.
+"""The input suite: how fast one core decodes and augments images for classification, and how exactly.
 
-Every contestant's pixels are compared with Pillow's, in levels of 255, after a resize of the whole image to 224 pixels.
+Pixels of every implementation are compared with Pillow's, in levels of 255, after resizing the image to 224 pixels.
 """
 
 from __future__ import annotations
@@ -22,46 +22,51 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from benchmarks.measure import median_ratio, take_turns
 from pvt_det.data.imagenet.transforms import Augmentation, EvalTransform, TrainTransform, decode_rgb
 from pvt_det.errors import DataError
+from pvt_det.profiling.timing import median_ratio, time_interleaved
 
 _SIDE = 224
 _CPU = torch.device("cpu")
-# The published one without the noise of its magnitude, by which timm alone would fail now and then with Pillow 13.
+# The published policy without noise in its magnitude, with which timm sometimes fails under Pillow 13.
 _RAND_AUGMENT = "rand-m9-inc1"
 
 
 @dataclass(frozen=True)
 class InputRow:
-    """One contestant's result at one step of the pipeline.
+    """The result of one implementation at one step of the pipeline.
 
     Attributes:
-        step: "decode", "resize", "training" (all of it) or "evaluation" (all of it).
-        contestant: Who; the first of each step is what this package does.
-        images_per_s: On one core, median over the rounds.
-        speedup: How many times as fast this package was.
-        mean_difference: From Pillow's pixels, in levels of 255; None where pixels are random.
-        max_difference: The largest.
+        step: "decode", "resize", "training" (the whole pipeline) or "evaluation" (the whole pipeline).
+        implementation: Name of the implementation; the first one of each step is this package's.
+        images_per_s: Images per second on one core, median over the rounds.
+        speedup: This implementation's time as a multiple of this package's.
+        mean_difference: Mean difference from Pillow's pixels, in levels of 255; None where the pixels are random.
+        max_difference: The largest difference, or None.
     """
 
     step: str
-    contestant: str
+    implementation: str
     images_per_s: float
     speedup: float
     mean_difference: float | None = None
     max_difference: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The row as plain values, for JSON."""
+        """Return the values under their names, for JSON."""
         return asdict(self)
 
 
 def run_inputs(folder: Path, limit: int, repeats: int) -> Iterator[InputRow]:
-    """Measure on the first `limit` JPEG files below `folder`, on one thread.
+    """Measure the input pipeline on one thread.
+
+    Args:
+        folder: Photos as JPEG files, in folders of any depth.
+        limit: Number of photos to read at most.
+        repeats: Number of rounds that are timed.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no JPEG files.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:limit]
     contents = [file.read_bytes() for file in files]
@@ -73,22 +78,24 @@ def run_inputs(folder: Path, limit: int, repeats: int) -> Iterator[InputRow]:
     resized = [_pillow_resize(_pillow(content)) for content in contents]
     yield from _rows("decode", _DECODERS, contents, repeats, resized, _pillow_resize)
     yield from _rows("resize", _RESIZERS, images, repeats, resized, lambda pixels: pixels)
-    yield from _rows("training", _training(), contents, repeats)
+    yield from _rows("training", _build_training(), contents, repeats)
     evaluate = EvalTransform(_SIDE, 0.875, "bicubic")
     yield from _rows("evaluation", {"pvt_det": lambda content: evaluate(decode_rgb(content))}, contents, repeats)
 
 
 def input_table(rows: Sequence[InputRow]) -> Table:
-    """Images per second and core, and exactness."""
-    table = Table(caption="one core; differences from Pillow's pixels, in levels of 255, at 224 pixels")
-    for heading in ("step", "contestant"):
+    """Show images per second and exactness."""
+    table = Table(
+        caption="one core; speed-up of pvt_det over the implementation; differences from Pillow in levels of 255"
+    )
+    for heading in ("step", "implementation"):
         table.add_column(heading)
     for heading in ("images/s", "speed-up", "mean difference", "largest"):
         table.add_column(heading, justify="right")
     for row in rows:
         mean = "" if row.mean_difference is None else f"{row.mean_difference:.3f}"
         largest = "" if row.max_difference is None else f"{row.max_difference:.0f}"
-        table.add_row(row.step, row.contestant, f"{row.images_per_s:.0f}", f"{row.speedup:.2f}x", mean, largest)
+        table.add_row(row.step, row.implementation, f"{row.images_per_s:.0f}", f"{row.speedup:.2f}x", mean, largest)
     return table
 
 
@@ -100,8 +107,8 @@ def _rows(
     expected: Sequence[np.ndarray] | None = None,
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[InputRow]:
-    rounds: dict[str, Callable[[], object]] = {name: _over(call, inputs) for name, call in calls.items()}
-    seconds = take_turns(rounds, _CPU, repeats)
+    rounds: dict[str, Callable[[], object]] = {name: _call_all(call, inputs) for name, call in calls.items()}
+    seconds = time_interleaved(rounds, _CPU, repeats)
     ours = next(iter(calls))
     for name, call in calls.items():
         mean = largest = None
@@ -112,9 +119,9 @@ def _rows(
         yield InputRow(step, name, rate, median_ratio(seconds[name], seconds[ours]), mean, largest)
 
 
-def _over(call: Callable, inputs: Sequence) -> Callable[[], None]:
+def _call_all(call: Callable, inputs: Sequence) -> Callable[[], None]:
     def run() -> None:
-        # The same random choices for every contestant.
+        # The same random choices for every implementation.
         random.seed(0)
         np.random.seed(0)
         torch.default_generator.manual_seed(0)
@@ -183,7 +190,7 @@ _RESIZERS = {
 }
 
 
-def _training() -> dict[str, Callable]:
+def _build_training() -> dict[str, Callable]:
     ours = TrainTransform(_SIDE, Augmentation(rand_augment=_RAND_AUGMENT))
     theirs = create_transform(
         _SIDE, is_training=True, auto_augment=_RAND_AUGMENT, interpolation="bicubic", use_prefetcher=True

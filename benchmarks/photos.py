@@ -1,4 +1,4 @@
-"""Photos with annotations, and how they are read for a detector: by this package and by Detectron2."""
+"""Annotated photos, and the readers that turn them into a detector's input: this package's and Detectron2's."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ Records = list[dict[str, Any]]
 
 
 def read_records(folder: Path, part: str, limit: int) -> Records:
-    """The first `limit` records that have an object, of "train2017" or "val2017" in a folder laid out as COCO's.
+    """Read the first records that have an object with a mask.
+
+    Args:
+        folder: A folder in COCO's layout.
+        part: "train2017" or "val2017".
+        limit: Number of records to read at most.
 
     Raises:
-        DataError: The folder is not laid out so, or no image has an object.
+        DataError: The folder has another layout, or no image has such an object.
     """
     json_file, images = folder / "annotations" / f"instances_{part}.json", folder / part
     if not json_file.is_file() or not images.is_dir():
@@ -40,10 +45,10 @@ def read_records(folder: Path, part: str, limit: int) -> Records:
     return found
 
 
-def readers(cfg: CfgNode, records: Records, *, is_train: bool) -> dict[str, Callable[[int], Any]]:
-    """Each contestant's data set, as its loader makes it: the mapped record of a number."""
+def build_readers(cfg: CfgNode, records: Records, *, is_train: bool) -> dict[str, Callable[[int], Any]]:
+    """Build each implementation's data set, as its data loader does: a function from an index to a mapped record."""
     ours = MappedDataset(
-        packed(cfg, records) if is_train else records, PVTDatasetMapper(cfg, is_train=is_train), "stop"
+        pack_records(cfg, records) if is_train else records, PVTDatasetMapper(cfg, is_train=is_train), "stop"
     )
     theirs = MapDataset(DatasetFromList(records), DatasetMapper(cfg, is_train=is_train))
     return {OURS: ours.__getitem__, DETECTRON2: theirs.__getitem__}
@@ -60,14 +65,14 @@ class _Read(Dataset[Any]):
 def endless_batches(
     read: Callable[[int], Any], count: int, batch: int, workers: int, *, pin: bool
 ) -> Iterator[list[Any]]:
-    """Batches of the first `count` photos, over and over.
+    """Return batches of the first `count` photos, over and over.
 
     Args:
-        read: Gives the mapped record of a number.
-        count: Numbers from 0 on.
-        batch: Photos in each.
-        workers: Processes that read ahead; 0 reads when asked for.
-        pin: Whether workers' images come in pinned memory, as this package's loader gives them to a GPU.
+        read: Returns the mapped record of an index.
+        count: Number of photos.
+        batch: Photos per batch.
+        workers: Processes that read ahead; 0 reads each batch on demand.
+        pin: Whether the images of workers are in pinned memory, as this package's loader has them for a GPU.
     """
     numbers = itertools.cycle(range(count))
     batches = iter(lambda: [next(numbers) for _ in range(batch)], None)
@@ -84,8 +89,8 @@ def endless_batches(
     return iter(loader)
 
 
-def packed(cfg: CfgNode, records: Records) -> Records:
-    """Records as the training loader keeps them."""
+def pack_records(cfg: CfgNode, records: Records) -> Records:
+    """Pack the annotations of records as the training loader keeps them."""
     return [
         {
             **{key: value for key, value in record.items() if key != "annotations"},

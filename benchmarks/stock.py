@@ -1,4 +1,4 @@
-"""The same detectors through Detectron2's own classes: what this package's are compared with."""
+"""This package's detectors built from Detectron2's own classes, to compare with."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from benchmarks.textbook import Textbook
 from pvt_det.modeling.backbone import STAGES, PVTBackbone
 from pvt_det.models.trunk import STRIDES
 
-# What Detectron2 has no other choice of; none of it changes how much there is to compute, but for a ReLU on P6.
+# Settings without an alternative in Detectron2. Apart from a ReLU on P6 they do not change the amount of computation.
 AS_DETECTRON2 = (
     *("MODEL.FPN.P7_RELU", "True"),
     *("MODEL.RETINANET.LOSS_NORMALIZER", "ema"),
     *("MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES", "False"),
 )
 
-# Scores of an image that pass the threshold; a trained RetinaNet or Mask R-CNN has some hundreds to thousands.
+# Scores of an image above the threshold; a trained RetinaNet or Mask R-CNN has some hundreds to thousands.
 _CANDIDATES = 1000
 
 
 class TextbookBackbone(Backbone):
-    """The trunk of `backbone` in its textbook form."""
+    """The textbook form of a backbone's trunk."""
 
     def __init__(self, backbone: PVTBackbone) -> None:
         super().__init__()
@@ -42,21 +42,26 @@ class TextbookBackbone(Backbone):
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the four maps by their names."""
+        """Compute the four maps of images `N×3×H×W`, by their names."""
         return dict(zip(STAGES, self.textbook.forward_pyramid(x), strict=True))
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each map."""
+        """Return channels and stride of each map."""
         return self.shapes
 
     @property
     def size_divisibility(self) -> int:
-        """As of this package's backbone."""
+        """The multiple that image sides are padded to, as in this package's backbone."""
         return STRIDES[-1]
 
 
-def stock_detector(cfg: CfgNode, ours: nn.Module) -> nn.Module:
-    """Detectron2's detector with `ours`' weights, whose config agrees with `AS_DETECTRON2`."""
+def build_stock_detector(cfg: CfgNode, ours: nn.Module) -> nn.Module:
+    """Build Detectron2's detector with the weights of this package's.
+
+    Args:
+        cfg: The config of `ours`, with the settings `AS_DETECTRON2`.
+        ours: RetinaNet or Mask R-CNN by this package.
+    """
     is_dense = isinstance(ours, RetinaNet)
     bottom_up = cast(Any, ours).backbone.bottom_up
     channels = bottom_up.embed_dims[-1]
@@ -84,20 +89,20 @@ def stock_detector(cfg: CfgNode, ours: nn.Module) -> nn.Module:
 
 
 def spread_scores(model: nn.Module, records: Sequence[dict[str, Any]]) -> None:
-    """Give an untrained detector the spread of a trained one's scores, so that it has as much to decode and suppress.
+    """Give an untrained detector scores like a trained one's, so that it has as much to decode and to suppress.
 
-    The layer for classes is scaled until each output varies as much as a trained layer's, roughly, and shifted until
-    `_CANDIDATES` scores pass the threshold in these images.
+    Scales the classification layer until its outputs vary about as much as a trained layer's, and shifts it until
+    `_CANDIDATES` scores of the given images are above the threshold.
     """
     is_dense = isinstance(model, RetinaNet)
     parts: Any = model
     layer = parts.head.cls_score if is_dense else parts.roi_heads.box_predictor.cls_score
     threshold = parts.test_score_thresh if is_dense else parts.roi_heads.box_predictor.test_score_thresh
     seen: list[Tensor] = []
-    # Copied, since RetinaNet makes probabilities of its outputs in place.
+    # Cloned, since RetinaNet turns its outputs into probabilities in place.
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     with torch.no_grad():
-        # Beside the bias of a new RetinaNet, what else its outputs hold is lost in rounding.
+        # The bias of a new RetinaNet is so large that the rest of its outputs is lost in rounding.
         layer.bias.zero_()
         model.eval()(records)
         hook.remove()
@@ -109,7 +114,8 @@ def spread_scores(model: nn.Module, records: Sequence[dict[str, Any]]) -> None:
         if is_dense:
             layer.bias.add_(math.log(threshold / (1 - threshold)) - _kth_largest(rows))
         else:
-            # A score passes where the background's exponential is below exp(z) / threshold less the others' sum.
+            # A score is above the threshold where the background's exponential is below
+            # exp(z) / threshold minus the sum of the other classes' exponentials.
             others = rows[:, :-1].exp()
             layer.bias[-1] = _kth_largest(others / threshold - others.sum(dim=1, keepdim=True)).clamp(min=1e-6).log()
             layer.weight[-1] = 0

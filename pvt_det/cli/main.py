@@ -26,7 +26,7 @@ COMMANDS = {
     "convert": "convert weights between layouts",
     "export": "write a model for use without this package",
     "card": "make a folder to share: model card, safetensors, config",
-    "benchmark": "measure time and memory",
+    "benchmark": "measure latency and memory of your model",
     "doctor": "check this machine, with the remedy for what is wrong",
     "completion": "print a shell's completion script",
 }

@@ -10,12 +10,12 @@ from pvt_det.errors import DataError
 from tests.data.imagenet.fakes import jpeg
 
 
-def test_exactness_of_every_contestant(tmp_path):
+def test_exactness_of_every_implementation(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number, (320, 280)))
     rows = list(run_inputs(tmp_path, limit=2, repeats=1))
     assert {row.step for row in rows} == {"decode", "resize", "training", "evaluation"}
-    found = {row.contestant: row for row in rows}
+    found = {row.implementation: row for row in rows}
     for name in ("simplejpeg (pvt_det)", "Pillow", "torchvision", "OpenCV"):
         assert found[name].max_difference == 0
     assert found["torch uint8 (pvt_det)"].max_difference <= 5
@@ -24,7 +24,7 @@ def test_exactness_of_every_contestant(tmp_path):
     console = Console(width=160)
     with console.capture() as capture:
         console.print(input_table(rows))
-    assert all(row.contestant in capture.get() for row in rows)
+    assert all(row.implementation in capture.get() for row in rows)
 
 
 def test_a_folder_without_photos(tmp_path):

@@ -1,27 +1,100 @@
-"""tools/benchmark.py as it is typed: the suites of models on the smallest there are."""
+"""`pvt-det benchmark` as it is typed: trunks, configs and runs are measured, and options without effect refused."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from tools import benchmark
+from pvt_det.cli import benchmark
+from pvt_det.cli.start import start
+from pvt_det.errors import ConfigError
+from pvt_det.profiling import plan, step
+
+SMALL = ["--sizes", "2x32x64", "--repeats", "1", "--threads", "1"]
 
 
-def test_the_trunk_beside_its_rivals(tmp_path, capsys):
-    words = ["--models", "pvt_v2_b0", "--sizes", "2x32x64", "--dtypes", "fp32", "bf16", "--modes", "inference"]
-    assert benchmark.main([*words, "--repeats", "1", "--json", str(tmp_path / "found.json")]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    rows = [(row["dtype"], row["contestant"]) for row in found["rows"]]
-    assert rows == [(dtype, name) for dtype in ("fp32", "bf16") for name in ("pvt_det", "textbook", "timm")]
-    assert found["environment"]["versions"]["torch"]
-    assert "pvt_v2_b0" in capsys.readouterr().out
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Measure memory in this process: a new one takes seconds to import everything."""
+    for module in (plan, step):
+        monkeypatch.setattr(module, "run_in_own_process", lambda function, *arguments: function(*arguments))
 
 
-@pytest.mark.slow
-def test_growth_is_drawn(tmp_path):
-    plot = tmp_path / "growth.png"
-    words = ["--suite", "growth", "--models", "pvt_v2_b0", "resnet50", "--sides", "32", "64", "--repeats", "1"]
-    assert benchmark.main([*words, "--plot", str(plot)]) == 0
-    assert plot.read_bytes().startswith(b"\x89PNG")
+def call(*words):
+    return start("benchmark", [str(word) for word in words], "pvt-det benchmark")
+
+
+def test_latency_and_memory_of_a_trunk(tmp_path, capsys):
+    file = tmp_path / "new/found.json"
+    words = ["--models", "pvt_v2_b0", *SMALL, "--dtypes", "bf16", "--modes", "training"]
+    assert call(*words, "--json", file) == 0
+    found = json.loads(file.read_text())
+    (row,) = found["rows"]
+    assert [row[key] for key in ("model", "dtype", "execution", "weights")] == ["pvt_v2_b0", "bf16", "eager", "random"]
+    assert 0 < row["min_s"] <= row["median_s"]
+    assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
+    assert row["peak_mib"] > 0
+    assert found["environment"]["threads"] == 1
+    shown = capsys.readouterr().out
+    assert "pvt_v2_b0" in shown
+    assert "peak memory" in shown
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_has_its_own_weights_and_a_config_random_ones(untrained_run, repo_root, tmp_path):
+    config = repo_root / "configs/semantic_fpn_pvt_tiny.yaml"
+    assert call("--models", untrained_run, config, *SMALL, "--json", tmp_path / "found.json") == 0
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["model"], row["mode"], row["weights"]) for row in rows] == [
+        (str(model), mode, weights)
+        for model, weights in ((untrained_run, "model_final.pth"), (config, "random"))
+        for mode in ("inference", "training")
+    ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_plan_is_printed_with_and_without_checkpointing(capsys, tmp_path):
+    words = ["--models", "pvt_v2_b0", "--sizes", "1x32x32", "--plan", "--memory", "4", "--json", tmp_path / "plan.json"]
+    words += ["--modes", "training"]
+    assert call(*words) == 0
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert [(row["mode"], row["checkpointed"]) for row in rows] == [("training", False), ("training", True)]
+    assert all(row["total_mib"] <= 4096 for row in rows)
+    assert "Fits into 4.0 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: --models"),
+        (
+            ["--models", "pvt_smal"],
+            "Unknown model pvt_smal. Did you mean pvt_small. Expected a config file, .*pvt_v2_b5",
+        ),
+        (["--models", "configs/retinanet_pvt_tiny.yml"], "Did you mean retinanet_pvt_tiny.yaml"),
+        (["--models", "configs"], "configs holds no config.yaml: expected a run's output folder"),
+        (["--models", "pvt_tiny", "--memory", "8"], "--memory has no effect without --plan"),
+        (["--models", "pvt_tiny", "--plan", "--memory", "0"], "--memory 0.0: expected more than 0 GiB"),
+        (["--models", "pvt_tiny", "--plan", "--compile"], "--compile has no effect with --plan"),
+        (["--models", "pvt_tiny", "--plan", "--repeats", "3"], "--repeats has no effect with --plan"),
+        (["--models", "configs/retinanet_pvt_tiny.yaml", "--compile"], "Set MODEL.PVT.COMPILE in the config"),
+        (["--models", "pvt_tiny", "--device", "gpu"], "argument --device: gpu: expected cpu or cuda"),
+        (["--models", "pvt_tiny", "--repeats", "0"], "'0' is not an integer of 1 or more"),
+        (["--models", "pvt_tiny", "--sizes", "800x1216"], "'800x1216' is not BATCHxHEIGHTxWIDTH"),
+        (["--models", "pvt_tiny", "--suite", "trunk"], "unrecognized arguments: --suite trunk"),
+        (["--models", "pvt_tiny", "--treads", "1"], "unrecognized arguments: --treads 1. Did you mean --threads?"),
+    ],
+)
+def test_a_wrong_option_is_named(words, message, repo_root, monkeypatch):
+    monkeypatch.chdir(repo_root)
+    with pytest.raises(ConfigError, match=message):
+        call(*words)
+
+
+def test_the_command_needs_no_checkout():
+    code = f"import sys, {benchmark.__name__}; print([name for name in sys.modules if name.startswith('benchmarks')])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

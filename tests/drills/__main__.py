@@ -1,6 +1,6 @@
-"""Long drills of what must never go wrong: kills, exact resumes, restarts, memory over hours, mutated files.
+"""Long-running drills of what must never go wrong: killed saves, resumed runs, mutated files, growing memory.
 
-Each prints a summary and ends with exit code 0, or 1 if anything failed. To be run in the root of a checkout.
+Each drill prints a summary and ends with exit code 0, or with 1 if anything failed. Run them in the root of a checkout.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from tests.drills.fuzz import KINDS, run_fuzz
-from tests.drills.growth import run_evaluation, run_loader, run_training
 from tests.drills.kills import run_kills
+from tests.drills.memory import run_evaluation, run_loader, run_training
 from tests.drills.outcome import Outcome
 from tests.drills.restarts import run_restarts
 from tests.drills.resume import run_resume
@@ -24,9 +24,9 @@ from tests.drills.resume import run_resume
 _RETINANET, _MASK_RCNN = "configs/retinanet_pvt_tiny.yaml", "configs/mask_rcnn_pvt_tiny.yaml"
 _EXAMPLES = """
 examples:
-  python tests/drills/__main__.py kills --count 200
-  python tests/drills/__main__.py fuzz --count 10000
-  python tests/drills/__main__.py loader --minutes 60
+  python -m tests.drills kills --count 200
+  python -m tests.drills fuzz --count 10000
+  python -m tests.drills loader --minutes 60
 """
 Drill = Callable[[argparse.Namespace, Path], Outcome]
 
@@ -62,18 +62,26 @@ def _evaluation(args: argparse.Namespace, folder: Path) -> Outcome:
 
 # name: (drill, what it does, default of --count or --minutes)
 _DRILLS: dict[str, tuple[Drill, str, int]] = {
-    "kills": (_kills, "kill -9 a process that saves checkpoints; nothing torn, every one resumes", 200),
-    "resume": (_resume, "runs stopped five times and resumed, for --count seeds: equal to the bit to whole ones", 3),
-    "restarts": (_restarts, "kill -9 one of two processes under torchrun: the group recovers", 20),
-    "fuzz": (_fuzz, "read --count mutated jsons, images and checkpoints each, safely", 10_000),
-    "evaluation": (_evaluation, "peak memory of evaluating --count images of 100 detections", 10_000),
-    "loader": (_loader, "read training data with 2 workers: memory and open files stay", 60),
-    "training": (_training, "train: memory and open files stay", 30),
+    "kills": (_kills, "kill -9 a process that saves checkpoints: no file is torn, and every run resumes", 200),
+    "resume": (
+        _resume,
+        "stop and resume runs of --count seeds five times: they equal uninterrupted runs bit for bit",
+        3,
+    ),
+    "restarts": (_restarts, "kill -9 one of two processes under torchrun: the run restarts and finishes", 20),
+    "fuzz": (
+        _fuzz,
+        "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",
+        10_000,
+    ),
+    "evaluation": (_evaluation, "evaluate --count images of 100 detections: peak memory stays below 3 GiB", 10_000),
+    "loader": (_loader, "read training data with 2 workers: memory and open files do not grow", 60),
+    "training": (_training, "train: memory and open files do not grow", 30),
 }
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser, with one subcommand for each drill."""
     parser = ArgumentParser(
         prog="python -m tests.drills",
         description=__doc__,
@@ -83,9 +91,9 @@ def build_parser() -> ArgumentParser:
     drills = parser.add_subparsers(dest="drill", required=True, metavar="DRILL")
     for name, (_, text, default) in _DRILLS.items():
         timed = name in ("loader", "training")
-        example = f"example: python tests/drills/__main__.py {name} {'--minutes' if timed else '--count'} {default}"
+        example = f"example: python -m tests.drills {name} {'--minutes' if timed else '--count'} {default}"
         drill = drills.add_parser(name, help=text, description=text, epilog=example)
-        drill.add_argument("--folder", metavar="DIR", help="an empty folder for its files; a temporary one by default")
+        drill.add_argument("--folder", metavar="DIR", help="empty folder for its files (default: a temporary one)")
         if timed:
             drill.add_argument("--minutes", type=float, default=default)
             continue
@@ -94,13 +102,13 @@ def build_parser() -> ArgumentParser:
         if name == "fuzz":
             drill.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
         if name == "resume":
-            drill.add_argument("--config-file", action="append", help="a detector; RetinaNet and Mask R-CNN by default")
+            drill.add_argument("--config-file", action="append", help="a detector (default: RetinaNet and Mask R-CNN)")
             drill.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a drill; gives 1 if anything failed."""
+    """Run a drill; return 1 if anything failed."""
     args = build_parser().parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

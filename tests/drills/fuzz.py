@@ -1,4 +1,4 @@
-"""Mutated annotation files, images and checkpoints: refused with a reason, or read without an untold change."""
+"""Mutated annotation files, images and checkpoints: refused with a reason, or read without a silent change."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from pvt_det.weights.reader import read_tensors
 from tests.drills.outcome import Outcome
 
 KINDS = ("json", "image", "checkpoint")
-_MOST_MEMORY = 2 * 2**30
+_MAX_MEMORY = 2 * 2**30
 _BATCH = 200
 _SIDE = 64
 
-# What a mutation came to: "refused" or "read", or for a failure, what is wrong.
+# The result of a mutation: "refused" or "read", or the reason of a failure.
 _Verdict = str
 
 
@@ -44,10 +44,10 @@ def run_fuzz(folder: Path, count: int, *, seed: int = 0, kinds: tuple[str, ...] 
     """Read `count` mutations of each kind, in child processes whose memory is watched.
 
     Args:
-        folder: for the files.
-        count: mutations of each kind.
-        seed: mutation n of a seed is always the same.
-        kinds: of `KINDS`.
+        folder: Folder for the files.
+        count: Number of mutations of each kind.
+        seed: Mutation n of a seed is always the same.
+        kinds: Some of `KINDS`.
     """
     outcome = Outcome("fuzz")
     context = multiprocessing.get_context("fork")
@@ -68,13 +68,13 @@ def run_fuzz(folder: Path, count: int, *, seed: int = 0, kinds: tuple[str, ...] 
             outcome.tried += len(numbers)
         outcome.facts[kind] = ", ".join(f"{number} {what}" for what, number in sorted(verdicts.items()))
     outcome.facts["peak memory of a process"] = f"{peak / 2**20:.0f} MiB"
-    if peak > _MOST_MEMORY:
-        outcome.failures.append(f"a process took more than {_MOST_MEMORY / 2**30:.0f} GiB")
+    if peak > _MAX_MEMORY:
+        outcome.failures.append(f"a process took more than {_MAX_MEMORY / 2**30:.0f} GiB")
     return outcome
 
 
 def _receive(receiver: Connection, verdicts: Counter[str], failures: list[str]) -> tuple[int, int]:
-    """Collect a child's verdicts; returns how many came, and its peak memory in bytes."""
+    """Collect a child's verdicts, and return their number and its peak memory in bytes."""
     read, peak = 0, 0
     while True:
         try:
@@ -146,10 +146,10 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
         except DataError:
             continue
         verdict = "read"
-        untold = _untold_changes(json.loads(text), data.images, data.annotations, findings, on_error)
-        if untold:
-            return f"{on_error}: {untold}"
-        # An evaluator takes all that was accepted.
+        change = _silent_changes(json.loads(text), data.images, data.annotations, findings, on_error)
+        if change:
+            return f"{on_error}: {change}"
+        # The evaluator must accept what the reader accepted.
         GroundTruth(data.images, data.annotations, data.categories).with_masks().hotcoco(masks=True)
     return verdict
 
@@ -177,16 +177,16 @@ def _change_value(content: dict[str, Any], generator: random.Random) -> None:
         node[place] = copy.deepcopy(generator.choice(_VALUES))
 
 
-def _untold_changes(
+def _silent_changes(
     raw: dict[str, Any], images: list[Any], annotations: list[Any], findings: Findings, on_error: str
 ) -> str:
-    """What differs between the file and what is used of it without a problem that says so; "" where nothing does."""
+    """Return what differs between the file and the data read from it without being reported, or ""."""
     problems = findings.problems.items()
     dropped = sum(problem.count for _, problem in problems if problem.outcome(on_error) == "dropped")
-    told = {key for kind, p in problems if p.repair for key in ("area", "iscrowd", "polygon") if key in kind}
+    reported = {key for kind, p in problems if p.repair for key in ("area", "iscrowd", "polygon") if key in kind}
     missing = len(raw["images"]) + len(raw["annotations"]) - len(images) - len(annotations)
     if missing != dropped:
-        return f"{missing} images and annotations are missing, and {dropped} are told of"
+        return f"{missing} images and annotations are missing, and {dropped} are reported"
     originals = {a["id"]: a for a in raw["annotations"] if isinstance(a, dict) and type(a.get("id")) is int}
     files = {i["id"]: i for i in raw["images"] if isinstance(i, dict) and type(i.get("id")) is int}
     if any(repr(files[image["id"]]) != repr(image) for image in images):
@@ -197,10 +197,10 @@ def _untold_changes(
             if repr(original[key]) != repr(annotation[key]):
                 return f"{key} differs"
         for key in ("area", "iscrowd"):
-            if key not in told and original[key] != annotation[key]:
+            if key not in reported and original[key] != annotation[key]:
                 return f"{key} differs"
         segmentation = original.get("segmentation")
-        if "polygon" not in told and segmentation and repr(segmentation) != repr(annotation.get("segmentation")):
+        if "polygon" not in reported and segmentation and repr(segmentation) != repr(annotation.get("segmentation")):
             return "segmentation differs"
     return ""
 
@@ -208,7 +208,7 @@ def _untold_changes(
 # --- images ----------------------------------------------------------------------------------------------------------
 @cache
 def _images() -> list[tuple[bytes, np.ndarray]]:
-    """Files of every kind, with the pixels that are read from them."""
+    """Return files of every kind, with the pixels that are read from them."""
     pixels = np.random.default_rng(0).integers(0, 255, (_SIDE, _SIDE + 8, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -280,7 +280,7 @@ def _read_checkpoint(folder: Path, generator: random.Random) -> _Verdict:
         return "refused" if str(mutated) in str(error) else f"the message does not name the file: {error}"
     if not all(isinstance(value, torch.Tensor) for value in found.values()):
         return "not only tensors came back"
-    # The old formats have no check sums: there, a change cannot be seen.
+    # The old formats have no checksums, so that a change cannot be detected.
     if kind in ("pth", "safetensors") and not _same(found, tensors):
         return f"{kind}: other tensors than were saved"
     return "read"

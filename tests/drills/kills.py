@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of a save: what is left must be whole, and the newest that was finished."""
+"""Kill -9 at random moments of a save: every file left is intact, and the newest finished save is resumed."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from pvt_det.errors import CheckpointError
 from pvt_det.run_folder import BEST_NAME
 from tests.drills.outcome import Outcome
 
-_PATIENCE = 120.0
+_TIMEOUT = 120.0
 
 
 def run_kills(folder: Path, count: int, *, seed: int = 0, mebibytes: float = 2.0) -> Outcome:
-    """Kill a process that saves without end, `count` times; each goes on where the last one died.
+    """Kill a process that keeps saving, `count` times; each process resumes where the last one died.
 
     Args:
-        folder: an empty folder for the checkpoints.
-        count: number of kills.
-        seed: of the moments.
-        mebibytes: size of a checkpoint.
+        folder: An empty folder for the checkpoints.
+        count: Number of kills.
+        seed: Seed of the moments.
+        mebibytes: Size of a checkpoint in MiB.
     """
     outcome = Outcome("kills")
     generator = random.Random(seed)
     processes = multiprocessing.get_context("fork")
     half_written, saves = 0, 0
     for attempt in range(count):
-        begun = processes.Event()
-        saver = processes.Process(target=_save_for_ever, args=(folder, begun, mebibytes))
+        started = processes.Event()
+        saver = processes.Process(target=_save_forever, args=(folder, started, mebibytes))
         start = time.perf_counter()
         saver.start()
-        if not begun.wait(_PATIENCE):
-            outcome.failures.append(f"attempt {attempt}: nothing was saved in {_PATIENCE:.0f} s")
-        # A pair of saves took this long: any moment of the next ones is as likely.
+        if not started.wait(_TIMEOUT):
+            outcome.failures.append(f"attempt {attempt}: nothing was saved in {_TIMEOUT:.0f} s")
+        # A pair of saves took this long, so that any moment of the next pair is equally likely.
         time.sleep(generator.uniform(0, time.perf_counter() - start))
         saver.kill()
         saver.join()
@@ -53,7 +53,7 @@ def run_kills(folder: Path, count: int, *, seed: int = 0, mebibytes: float = 2.0
     return outcome
 
 
-def _save_for_ever(folder: Path, begun: Event, mebibytes: float) -> None:
+def _save_forever(folder: Path, started: Event, mebibytes: float) -> None:
     torch.set_num_threads(1)  # a forked process cannot use its parent's threads
     store = CheckpointStore(folder)
     store.clean()
@@ -63,7 +63,7 @@ def _save_for_ever(folder: Path, begun: Event, mebibytes: float) -> None:
         state = _state(iteration, mebibytes)
         store.save(f"model_{iteration:07d}.pth", state, iteration)
         store.save(BEST_NAME, state, iteration, is_last=False)
-        begun.set()
+        started.set()
         iteration += 1
 
 
@@ -73,7 +73,7 @@ def _state(iteration: int, mebibytes: float) -> dict[str, Any]:
 
 
 def _check(folder: Path, least: int) -> int:
-    """Check every file; returns the iteration to resume from, which is at least `least`."""
+    """Check every file, and return the iteration to resume from, which is at least `least`."""
     store = CheckpointStore(folder)
     last = store.latest()
     assert last is not None, "no checkpoint is left"

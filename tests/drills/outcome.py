@@ -1,4 +1,4 @@
-"""What a drill found, and what it watches of a process."""
+"""The result of a drill, and the resources of a process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Outcome:
     """The result of a drill.
 
     Attributes:
-        drill: its name.
-        tried: how often.
-        failures: one line each; empty where all is well.
-        facts: numbers worth recording.
+        drill: Name of the drill.
+        tried: Number of attempts.
+        failures: One line per failure.
+        facts: Measured values, by name.
     """
 
     drill: str
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """Memory of a process (None: this one) that is in RAM; 0 where it has ended."""
+    """Return the resident memory of a process (None: this one) in bytes; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid or os.getpid()}/statm").read_text().split()[1]) * _PAGE
     except OSError:
@@ -43,17 +43,17 @@ def resident_bytes(pid: int | None = None) -> int:
 
 
 def open_files() -> int:
-    """Open file descriptors of this process."""
+    """Return the number of open file descriptors of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def children(pid: int | None = None) -> list[int]:
-    """Processes that a process (None: this one) started and that still live."""
+    """Return the ids of the living child processes of a process (None: this one)."""
     parent = pid or os.getpid()
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The name, in brackets, may hold anything.
+            # The process name, in brackets, may contain spaces and brackets.
             state, ppid, *_ = stat.read_text().rpartition(")")[2].split()
         except (OSError, ValueError):
             continue

@@ -1,4 +1,4 @@
-"""A process killed under `torchrun --max-restarts`: the group starts anew, resumes and finishes."""
+"""A process killed under `torchrun --max-restarts`: all processes restart, and the run resumes and finishes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.drills.tiny import tiny_words
 
 _ITERATIONS, _PERIOD = 40, 4
 _PROCESSES, _RESTARTS = 2, 3
-# Seconds until the first checkpoint, and until the end after the kill.
-_START, _END = 300.0, 300.0
+# Seconds to wait for the first checkpoint, and for the end after the kill.
+_START_TIMEOUT, _END_TIMEOUT = 300.0, 300.0
 
 
 def run_restarts(folder: Path, config_file: str, count: int, *, seed: int = 0) -> Outcome:
-    """Kill -9 one of two CPU processes (gloo) in mid-training, `count` times, each in a run of its own.
+    """Kill -9 one of two CPU processes (gloo) during training, once in each of `count` runs.
 
     Args:
-        folder: for data, runs and their logs.
-        config_file: the detector; it is made tiny.
-        count: number of runs.
-        seed: of the moments and of the choice of the process.
+        folder: Folder for data, runs and their logs.
+        config_file: Config of the detector; it is made tiny.
+        count: Number of runs.
+        seed: Seed of the moments and of the choice of the process.
     """
     outcome = Outcome("restarts")
     generator = random.Random(seed)
@@ -37,7 +37,7 @@ def run_restarts(folder: Path, config_file: str, count: int, *, seed: int = 0) -
         output = folder / f"restarts{attempt}"
         output.mkdir(parents=True)
         start = time.perf_counter()
-        failure = _one(folder, config_file, output, generator)
+        failure = _run_once(folder, config_file, output, generator)
         outcome.tried += 1
         outcome.facts[f"run {attempt}"] = f"{time.perf_counter() - start:.0f} s"
         if failure:
@@ -45,7 +45,7 @@ def run_restarts(folder: Path, config_file: str, count: int, *, seed: int = 0) -
     return outcome
 
 
-def _one(folder: Path, config_file: str, output: Path, generator: random.Random) -> str:
+def _run_once(folder: Path, config_file: str, output: Path, generator: random.Random) -> str:
     settings = {"SOLVER.MAX_ITER": _ITERATIONS, "SOLVER.CHECKPOINT_PERIOD": _PERIOD}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
     words = ["--config-file", config_file, *tiny_words(folder, output, settings)]
@@ -56,7 +56,7 @@ def _one(folder: Path, config_file: str, output: Path, generator: random.Random)
         try:
             return _kill_one(agent, output, generator)
         finally:
-            # A hanging group is ended with its agent.
+            # A run that hangs is ended with its agent.
             for pid in [*children(agent.pid), agent.pid]:
                 if agent.poll() is None:
                     os.kill(pid, signal.SIGKILL)
@@ -65,7 +65,7 @@ def _one(folder: Path, config_file: str, output: Path, generator: random.Random)
 
 def _kill_one(agent: subprocess.Popen, output: Path, generator: random.Random) -> str:
     store = CheckpointStore(output)
-    deadline = time.monotonic() + _START
+    deadline = time.monotonic() + _START_TIMEOUT
     while not (output / "last_checkpoint").exists():
         if agent.poll() is not None or time.monotonic() > deadline:
             return f"no checkpoint (exit code {agent.returncode})"
@@ -76,9 +76,9 @@ def _kill_one(agent: subprocess.Popen, output: Path, generator: random.Random) -
         return f"{len(ranks)} processes where {_PROCESSES} train"
     os.kill(generator.choice(ranks), signal.SIGKILL)
     try:
-        code = agent.wait(_END)
+        code = agent.wait(_END_TIMEOUT)
     except subprocess.TimeoutExpired:
-        return f"still hanging after {_END:.0f} s"
+        return f"still hanging after {_END_TIMEOUT:.0f} s"
     if code:
         return f"exit code {code}"
     try:

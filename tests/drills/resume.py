@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed against runs that were not: weights and optimizer equal bit for bit."""
+"""Runs that are stopped and resumed: weights and optimizer equal those of an uninterrupted run bit for bit."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _SETTINGS: dict[str, Any] = {
 def run_resume(
     folder: Path, config_files: Iterable[str], *, seeds: Iterable[int] = (0, 1, 2), workers: Iterable[int] = (0, 2)
 ) -> Outcome:
-    """Compare a run that is stopped after each of five iterations, and resumed each time, with one that is not.
+    """Compare a run that is stopped after each of five iterations and resumed with an uninterrupted one.
 
     Both keep an average of the weights and accumulate gradients over two batches.
 
     Args:
-        folder: for data and runs.
-        config_files: detectors; they are made tiny.
-        seeds: of the runs.
-        workers: numbers of data loader workers; the run that is not stopped has none.
+        folder: Folder for data and runs.
+        config_files: Configs of the detectors; they are made tiny.
+        seeds: Seeds of the runs.
+        workers: Numbers of data loader workers; the uninterrupted run has none.
     """
     outcome = Outcome("resume")
     for config_file in config_files:
@@ -66,7 +66,7 @@ def run_resume(
 
 
 class _StopIn(HookBase):
-    """Sends this process SIGTERM in an iteration, counted from 1."""
+    """Sends SIGTERM to this process in an iteration, counted from 1."""
 
     def __init__(self, iteration: int) -> None:
         self._iteration = iteration
@@ -78,7 +78,7 @@ class _StopIn(HookBase):
 
 def _train(cfg: CfgNode, cut: int | None = None) -> None:
     register_datasets(cfg)
-    # A new process has other random states than the one that was stopped: the saved ones must take their place.
+    # A new process has different random states, which the saved ones must replace.
     is_resumed = any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
     seed_all(cfg.SEED + 1000 * is_resumed)
     trainer = PVTTrainer(cfg, Console(quiet=True))
@@ -92,7 +92,7 @@ def _train(cfg: CfgNode, cut: int | None = None) -> None:
 
 
 def _differences(wanted: Any, found: Any, name: str = "state") -> Iterator[str]:
-    """Names of the entries that differ."""
+    """Yield the names of the entries that differ."""
     if isinstance(wanted, Tensor):
         if not (isinstance(found, Tensor) and torch.equal(wanted, found)):
             yield name

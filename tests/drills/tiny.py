@@ -31,13 +31,13 @@ SETTINGS: dict[str, Any] = {
 
 
 def tiny_words(folder: Path, output: Path, settings: dict[str, Any] | None = None, *, val: bool = False) -> list[str]:
-    """The words `KEY VALUE …` that make any detector of `configs/` tiny.
+    """Return the overrides `KEY VALUE …` that make any detector of `configs/` tiny.
 
     Args:
-        folder: gets the data, if it is not there.
-        output: the run's `OUTPUT_DIR`.
-        settings: keys and values over these.
-        val: evaluate, too.
+        folder: Folder of the data, which is generated if missing.
+        output: The run's `OUTPUT_DIR`.
+        settings: Keys and values that replace these.
+        val: Whether to evaluate too.
     """
     chosen = SETTINGS | shapes_keys(folder, "TRAIN") | {"OUTPUT_DIR": output}
     if val:
@@ -46,7 +46,7 @@ def tiny_words(folder: Path, output: Path, settings: dict[str, Any] | None = Non
 
 
 def shapes_keys(folder: Path, part: str) -> dict[str, Path]:
-    """The keys of DATASETS for a part, "TRAIN" or "VAL", of the generated shapes in `folder`, made if not there."""
+    """Return the keys of DATASETS for "TRAIN" or "VAL" of the shapes in `folder`, which are generated if missing."""
     data = folder / "shapes"
     if not data.exists():
         write_shapes(data, train=_TRAIN, val=_VAL, image_size=SIDE)
@@ -58,6 +58,6 @@ def shapes_keys(folder: Path, part: str) -> dict[str, Path]:
 
 
 def tiny_config(config_file: str, folder: Path, output: Path, settings: dict[str, Any] | None = None) -> CfgNode:
-    """The config of a tiny run; `output` is made. Arguments as `tiny_words`."""
+    """Create `output` and return the config of a tiny run. The arguments are those of `tiny_words`."""
     output.mkdir(parents=True, exist_ok=True)
     return load_config(config_file, tiny_words(folder, output, settings))

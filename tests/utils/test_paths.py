@@ -53,7 +53,7 @@ COMMANDS = {
     "train-cls ": "--model pvt_tiny --data absent --eval-only --weights absent --output {}",
     "inspect": "absent.json absent --html {}/page.html",
     "inspect ": "absent.json absent --write-config {}/mine.yaml",
-    "benchmark": "--suite mapper --data absent --json {}/found.json",
+    "benchmark": "--models absent --json {}/found.json",
     "report": "absent --output {}/page.html",
     "compare": "absent --output {}/table.md",
     "export": "--config-file absent --output {}/mine.pt2",

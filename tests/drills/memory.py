@@ -28,32 +28,32 @@ from pvt_det.utils.files import write_atomically
 from tests.drills.outcome import Outcome, children, open_files, resident_bytes
 from tests.drills.tiny import tiny_config
 
-# Growth from the second fifth of the time, when all is warm, to the last, in bytes.
-MOST_GROWTH = 20 * 2**20
-_EVERY = 1.0
-_FOR_EVER = 10_000_000
+# Bytes from the second fifth of the time, when everything is warm, to the last fifth.
+MAX_GROWTH = 20 * 2**20
+_SAMPLE_SECONDS = 1.0
+_ITERATIONS_WITHOUT_END = 10_000_000
 
 
-class _Watch:
-    """Looks at this process and its children once a second."""
+class _ResourceMonitor:
+    """Samples once per second the memory of this process and its children, and its open files."""
 
     def __init__(self, minutes: float) -> None:
         self._start, self._seconds = time.monotonic(), 60 * minutes
         self._samples: list[tuple[float, int, int]] = []
 
     def is_over(self) -> bool:
-        """Take a sample where it is time; whether the time is up."""
+        """Take a sample if one is due; return whether the time is up."""
         now = time.monotonic() - self._start
-        if not self._samples or now - self._samples[-1][0] >= _EVERY:
+        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS:
             memory = resident_bytes() + sum(map(resident_bytes, children()))
             self._samples.append((now, memory, open_files()))
         return now >= self._seconds
 
-    def judge(self, outcome: Outcome) -> Outcome:
-        """Add what was seen to an outcome."""
+    def report(self, outcome: Outcome) -> Outcome:
+        """Add growth and failures to an outcome."""
         early, late = (self._part(fifth) for fifth in (1, 4))
         if not early or not late:
-            outcome.failures.append("too short a time to compare: give more minutes")
+            outcome.failures.append("too short to compare: give more --minutes")
             return outcome
         growth = statistics.median(m for _, m, _ in late) - statistics.median(m for _, m, _ in early)
         files = sorted({count for _, _, count in [*early, *late]})
@@ -62,10 +62,10 @@ class _Watch:
             "open files": f"{files[0]} to {files[-1]}",
             "minutes": f"{self._samples[-1][0] / 60:.1f}",
         }
-        if growth > MOST_GROWTH:
+        if growth > MAX_GROWTH:
             outcome.failures.append(f"memory grew by {growth / 2**20:.1f} MiB")
         if statistics.median(f for *_, f in late) > statistics.median(f for *_, f in early):
-            outcome.failures.append("open files became more")
+            outcome.failures.append("the number of open files grew")
         return outcome
 
     def _part(self, fifth: int) -> list[tuple[float, int, int]]:
@@ -74,59 +74,73 @@ class _Watch:
 
 
 def run_loader(folder: Path, config_file: str, minutes: float, workers: int = 2) -> Outcome:
-    """Read training batches for some minutes.
+    """Read training batches and watch memory and open files.
 
     Args:
-        folder: for the data.
-        config_file: the detector.
-        minutes: how long.
-        workers: data loader workers; their memory counts too.
+        folder: Folder for the data.
+        config_file: Config of the detector; it is made tiny.
+        minutes: How long to read.
+        workers: Number of data loader workers; their memory counts too.
     """
     cfg = tiny_config(config_file, folder, folder / "loader", {"DATALOADER.NUM_WORKERS": workers, "SEED": 0})
     register_datasets(cfg)
-    outcome, watch = Outcome("loader"), _Watch(minutes)
+    outcome, monitor = Outcome("loader"), _ResourceMonitor(minutes)
     for _ in build_detection_train_loader(cfg):
         outcome.tried += 1
-        if watch.is_over():
+        if monitor.is_over():
             break
-    return watch.judge(outcome)
+    return monitor.report(outcome)
 
 
 class _StopWhenOver(HookBase):
-    def __init__(self, watch: _Watch) -> None:
-        self._watch = watch
+    """Asks the trainer to stop, as a scheduler does, when the time is up."""
+
+    def __init__(self, monitor: _ResourceMonitor) -> None:
+        self._monitor = monitor
         self.iterations = 0
 
     def after_step(self) -> None:
         self.iterations += 1
-        if self._watch.is_over():
+        if self._monitor.is_over():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_training(folder: Path, config_file: str, minutes: float) -> Outcome:
-    """Train for some minutes, with a checkpoint every 50 iterations; arguments as `run_loader`."""
-    settings = {"SOLVER.MAX_ITER": _FOR_EVER, "SOLVER.CHECKPOINT_PERIOD": 50, "SEED": 0}
+    """Train with a checkpoint every 50 iterations, and watch memory and open files.
+
+    Args:
+        folder: Folder for data and run.
+        config_file: Config of the detector; it is made tiny.
+        minutes: How long to train.
+    """
+    settings = {"SOLVER.MAX_ITER": _ITERATIONS_WITHOUT_END, "SOLVER.CHECKPOINT_PERIOD": 50, "SEED": 0}
     cfg = tiny_config(config_file, folder, folder / "training", settings)
     register_datasets(cfg)
     trainer = PVTTrainer(cfg, Console(quiet=True))
-    watch = _Watch(minutes)
-    hook = _StopWhenOver(watch)
+    monitor = _ResourceMonitor(minutes)
+    hook = _StopWhenOver(monitor)
     trainer.register_hooks([hook])
     with contextlib.suppress(Interrupted):
         trainer.train()
-    return watch.judge(Outcome("training", tried=hook.iterations))
+    return monitor.report(Outcome("training", tried=hook.iterations))
 
 
 def run_evaluation(folder: Path, images: int, detections: int) -> Outcome:
-    """Evaluate boxes of random detections; tells the peak memory of this process."""
+    """Evaluate random boxes and report the peak memory of this process.
+
+    Args:
+        folder: Folder for the ground truth.
+        images: Number of images.
+        detections: Number of detections per image.
+    """
     name = f"{folder}/peak"
     write_atomically(folder / "peak.json", _random_truth(images))
     register_coco(name, folder / "peak.json", folder)
-    judge = COCOEvaluator(name, ("bbox",), folder)
+    evaluator = COCOEvaluator(name, ("bbox",), folder)
     for record, output in _random_outputs(images, detections):
-        judge.process([record], [output])
+        evaluator.process([record], [output])
     start = time.perf_counter()
-    metrics = judge.evaluate()["bbox"]
+    metrics = evaluator.evaluate()["bbox"]
     peak = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1])
     facts = {
         "peak memory": f"{peak / 2**20:.2f} GiB",
@@ -167,7 +181,7 @@ def _random_outputs(images: int, detections: int) -> Iterator[tuple[dict[str, An
 
 
 def _random_boxes(generator: np.random.Generator, number: int) -> np.ndarray:
-    """`N×4`: x, y, width, height within the image."""
+    """Return boxes `N×4` (x, y, width, height in pixels) within the image."""
     size = np.array(_SIZE[::-1])
     corner = generator.uniform(0, 0.7, (number, 2)) * size
     return np.hstack([corner, generator.uniform(0.02, 0.3, (number, 2)) * size])

@@ -1,7 +1,8 @@
-"""The mapper suite: how fast one core makes a detector's training input, how exactly, and what annotations cost.
+"""The mapper suite: speed and exactness of a detector's training input, and the memory of its annotations.
 
-Both contestants read the same files, of annotations kept as their loaders keep them. Detectron2 resizes by Pillow; this
-package as the recipe says, "paper": to 800 by OpenCV, "jitter": to 640 … 800, anti-aliased as Pillow does.
+Both implementations read the same files, with annotations stored as their data loaders store them. Detectron2 resizes
+with Pillow. This package resizes as the recipe says: "paper" to 800 pixels with OpenCV, "jitter" to 640 … 800 pixels,
+anti-aliased as in Pillow.
 """
 
 from __future__ import annotations
@@ -23,35 +24,36 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.implementations import OURS
-from benchmarks.measure import MIB, in_own_process, median_ratio, private_memory, take_turns
-from benchmarks.photos import DETECTRON2, Records, packed, read_records, readers
+from benchmarks.photos import DETECTRON2, Records, build_readers, pack_records, read_records
 from pvt_det.config import get_config
+from pvt_det.profiling.memory import MIB, private_memory, run_in_own_process
+from pvt_det.profiling.timing import median_ratio, time_interleaved
 
 RECIPES = {"paper": ("cv2", (800,)), "jitter": ("pil", (640, 672, 704, 736, 768, 800))}
 PLAIN = "a list"
-# Each worker's annotations are measured on so many images; COCO has 118,287 to train on.
+# Images whose annotations a worker reads; COCO's training set has 118,287.
 _ANNOTATED = 2000
 _WORKERS = 2
 
 
 @dataclass(frozen=True)
 class MapperRow:
-    """One contestant's result.
+    """The result of one implementation.
 
     Attributes:
-        recipe: A name of `RECIPES`, or "annotations": what a loader's worker holds after reading all of them once.
-        contestant: Who.
-        images_per_s: On one core, median over the rounds.
-        speedup: How many times as fast this package was.
+        recipe: A name of `RECIPES`, or "annotations" for the memory of a data loader's worker.
+        implementation: Name of the implementation.
+        images: Number of images.
+        images_per_s: Images per second on one core, median over the rounds.
+        speedup: This implementation's time as a multiple of pvt_det's.
         box_difference: Largest difference from Detectron2's boxes, in pixels.
-        mask_difference: Largest of the polygons' coordinates, in pixels.
-        level_difference: Mean difference of the pixels, in levels of 255.
-        worker_mib: Memory that a worker does not share, by reading the annotations of `images` images.
-        images: So many images.
+        mask_difference: Largest difference from the coordinates of Detectron2's polygons, in pixels.
+        level_difference: Mean difference from Detectron2's pixels, in levels of 255.
+        worker_mib: MiB that a worker stops sharing by reading the annotations of `images` images.
     """
 
     recipe: str
-    contestant: str
+    implementation: str
     images: int
     images_per_s: float | None = None
     speedup: float | None = None
@@ -61,34 +63,44 @@ class MapperRow:
     worker_mib: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The row as plain values, for JSON."""
+        """Return the values under their names, for JSON."""
         return asdict(self)
 
 
 def run_mapper(folder: Path, recipes: Sequence[str], limit: int, repeats: int) -> Iterator[MapperRow]:
-    """Measure on the first `limit` photos of a folder in COCO's layout, on one thread.
+    """Measure the training input on one thread.
+
+    Args:
+        folder: Photos in COCO's layout.
+        recipes: Names of `RECIPES`.
+        limit: Number of photos to read at most.
+        repeats: Number of rounds that are timed.
 
     Raises:
-        DataError: There are none.
+        DataError: The folder has another layout, or no photo has an object.
     """
     records = read_records(folder, "train2017", limit)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     for recipe in recipes:
-        reading = readers(recipe_config(recipe, "horizontal"), records, is_train=True)
-        seconds = take_turns(
-            {name: _over(read, len(records)) for name, read in reading.items()}, torch.device("cpu"), repeats
-        )
-        gaps = differences(recipe, records)
+        readers = build_readers(build_config(recipe, "horizontal"), records, is_train=True)
+        calls = {name: _read_all(read, len(records)) for name, read in readers.items()}
+        seconds = time_interleaved(calls, torch.device("cpu"), repeats)
+        gaps = measure_differences(recipe, records)
         for name, times in seconds.items():
             rate, ratio = len(records) / statistics.median(times), median_ratio(times, seconds[OURS])
             yield MapperRow(recipe, name, len(records), rate, ratio, *(gaps if name == OURS else (0.0, 0.0, 0.0)))
-    for name, memory in in_own_process(_worker_memory, records, _ANNOTATED).items():
+    for name, memory in run_in_own_process(_worker_memory, records, _ANNOTATED).items():
         yield MapperRow("annotations", name, _ANNOTATED, worker_mib=memory)
 
 
-def recipe_config(recipe: str, flip: str) -> CfgNode:
-    """The config of a Mask R-CNN's training input."""
+def build_config(recipe: str, flip: str) -> CfgNode:
+    """Build the config of Mask R-CNN's training input.
+
+    Args:
+        recipe: A name of `RECIPES`.
+        flip: "horizontal" or "none".
+    """
     cfg = get_config()
     cfg.MODEL.MASK_ON = True
     cfg.INPUT.FORMAT = "RGB"
@@ -98,16 +110,16 @@ def recipe_config(recipe: str, flip: str) -> CfgNode:
     return cfg
 
 
-def differences(recipe: str, records: Records) -> tuple[float, float, float]:
-    """Largest differences of boxes and polygons from Detectron2's, in pixels, and the mean one of pixels, in levels.
+def measure_differences(recipe: str, records: Records) -> tuple[float, float, float]:
+    """Return the largest difference of boxes and of polygons in pixels, and the mean one of pixels in levels of 255.
 
-    Without flips, which the two draw in another order; the size is drawn alike.
+    Flips are off: the two implementations draw size and flip in different orders.
     """
-    reading = readers(recipe_config(recipe, "none"), records, is_train=True)
+    readers = build_readers(build_config(recipe, "none"), records, is_train=True)
     boxes, masks, levels = [], [], []
     for number in range(len(records)):
         pair = []
-        for read in reading.values():
+        for read in readers.values():
             np.random.seed(number)
             pair.append(read(number))
         ours, theirs = pair
@@ -124,19 +136,19 @@ def differences(recipe: str, records: Records) -> tuple[float, float, float]:
 
 
 def mapper_table(rows: Sequence[MapperRow]) -> Table:
-    """Images per second and core, exactness, and a worker's memory."""
+    """Show images per second, exactness, and the memory of a worker."""
     table = Table(
-        caption="one core; largest differences from Detectron2's; memory that each of 2 workers holds for itself "
-        "after reading all annotations"
+        caption="one core; speed-up of pvt_det over the implementation; largest differences from Detectron2; memory "
+        "that each of 2 workers stops sharing by reading all annotations"
     )
-    for heading in ("recipe", "contestant", "images"):
+    for heading in ("recipe", "implementation", "images"):
         table.add_column(heading)
-    for heading in ("images/s", "speed-up", "boxes", "polygons", "pixels, mean", "a worker"):
+    for heading in ("images/s", "speed-up", "boxes", "polygons", "pixels, mean", "per worker"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             row.recipe,
-            row.contestant,
+            row.implementation,
             str(row.images),
             *(
                 "" if value is None else form.format(value)
@@ -153,9 +165,9 @@ def mapper_table(rows: Sequence[MapperRow]) -> Table:
     return table
 
 
-def _over(read: Callable[[int], Any], count: int) -> Callable[[], None]:
+def _read_all(read: Callable[[int], Any], count: int) -> Callable[[], None]:
     def run() -> None:
-        # The same sizes for every contestant, as far as they draw alike.
+        # The same sizes for both implementations.
         np.random.seed(0)
         for number in range(count):
             read(number)
@@ -164,19 +176,19 @@ def _over(read: Callable[[int], Any], count: int) -> Callable[[], None]:
 
 
 def _worker_memory(records: Records, annotated: int) -> dict[str, float]:
-    """MiB by which reading the annotations of `annotated` images raises what a worker holds; the largest of two."""
+    """Return the MiB that a worker stops sharing by reading `annotated` images' annotations, the largest of two."""
     many = [copy.deepcopy(records[number % len(records)]) for number in range(annotated)]
-    kept = {
-        OURS: DatasetFromList(packed(recipe_config("paper", "none"), many), copy=False),
+    stored = {
+        OURS: DatasetFromList(pack_records(build_config("paper", "none"), many), copy=False),
         DETECTRON2: DatasetFromList(many),
         PLAIN: many,
     }
-    # As in training where this can be measured at all: this process was itself started otherwise.
+    # Training forks its workers where it can; this process was itself spawned.
     start = "fork" if "fork" in get_all_start_methods() else None
     found = {}
-    for name, kept_records in kept.items():
+    for name, stored_records in stored.items():
         loader = DataLoader(
-            _Reading(kept_records),
+            _Reading(stored_records),
             batch_size=None,
             sampler=range(_WORKERS),
             num_workers=_WORKERS,
@@ -189,7 +201,7 @@ def _worker_memory(records: Records, annotated: int) -> dict[str, float]:
 
 
 class _Reading(Dataset[float | None]):
-    """Reads all records, and tells the growth of the memory that its process does not share with others, in MiB."""
+    """Reads all records per item, and returns the growth of the worker's private memory in MiB."""
 
     def __init__(self, records: Any) -> None:
         self.records = records
@@ -197,7 +209,7 @@ class _Reading(Dataset[float | None]):
     def __getitem__(self, worker: int) -> float | None:
         before = private_memory()
         for number in range(len(self.records)):
-            # As Detectron2's mapper begins; it visits, and so changes the count of, every object of a plain list.
+            # Detectron2's mapper starts with a deep copy, which changes the reference count of every object in a list.
             copy.deepcopy(self.records[number])
         after = private_memory()
         return None if before is None or after is None else (after - before) / MIB

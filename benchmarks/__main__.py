@@ -1,0 +1,199 @@
+"""Compare this package with other implementations in time, memory and exactness.
+
+Run it in the root of a checkout. benchmarks/README.md describes the suites. Latency and memory of your own model are
+measured by `pvt-det benchmark`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from benchmarks.detectors import CONFIGS, Setup, run_detectors
+from benchmarks.evaluation import IMAGES, evaluation_table, run_evaluation
+from benchmarks.implementations import RESNET
+from benchmarks.inputs import input_table, run_inputs
+from benchmarks.mapper import RECIPES, mapper_table, run_mapper
+from benchmarks.report import comparison_table, plot_growth
+from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
+from pvt_det.errors import ConfigError
+from pvt_det.models.variants import VARIANTS
+from pvt_det.profiling.case import DTYPES, MODES, build_cases
+from pvt_det.profiling.options import (
+    add_device,
+    add_model_options,
+    add_run_options,
+    add_sizes,
+    non_negative_int,
+    positive_int,
+)
+from pvt_det.profiling.report import Result, print_environment, print_table, write_json
+from pvt_det.utils.cli import ArgumentParser, run_cli
+from pvt_det.utils.environment import environment
+from pvt_det.utils.paths import make_place
+
+_EXAMPLES = """
+examples:
+  python -m benchmarks trunk --models pvt_small pvt_v2_b2 --sizes 1x800x1216 8x224x224 --dtypes fp32 bf16
+  python -m benchmarks growth --plot output/growth.png
+  python -m benchmarks input --data imagenet/val
+  python -m benchmarks detector --data datasets/coco --sizes 1x800x1333 16x800x1333 --compile --workers 8
+  python -m benchmarks mapper --data datasets/coco
+  python -m benchmarks evaluation --repeats 1 --json output/evaluation.json
+"""
+_TASKS = ("pyramid", "classifier")
+Results = tuple[Sequence[Result], Table]
+
+
+def _add_trunk(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", choices=list(VARIANTS), default=["pvt_small"], metavar="VARIANT")
+    add_sizes(parser, (1, 800, 1216))
+    parser.add_argument(
+        "--tasks", nargs="+", choices=_TASKS, default=["pyramid"], help="outputs of the trunk (pyramid)"
+    )
+    add_model_options(parser)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too; a CPU needs a C++ compiler")
+
+
+def _run_trunk(args: argparse.Namespace) -> Results:
+    cases = build_cases(args.models, args.sizes, args.tasks, args.modes, args.dtypes)
+    rows = list(run_trunk(cases, args.device, args.repeats, compiled=args.compile))
+    return rows, comparison_table(rows)
+
+
+def _add_growth(parser: argparse.ArgumentParser) -> None:
+    models = [*VARIANTS, RESNET]
+    parser.add_argument("--models", nargs="+", choices=models, default=list(GROWTH_MODELS), metavar="VARIANT")
+    parser.add_argument("--sides", nargs="+", type=positive_int, default=list(GROWTH_SIDES), metavar="PIXELS")
+    parser.add_argument("--mode", choices=MODES, default="inference")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    add_device(parser)
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot time and memory by the side of the image")
+
+
+def _run_growth(args: argparse.Namespace) -> Results:
+    rows = list(run_growth(args.models, args.sides, args.mode, args.dtype, args.device, args.repeats))
+    if args.plot:
+        found = environment(args.device)
+        plot_growth(rows, args.plot, f"{found['device']}, {found['threads']} threads, torch {torch.__version__}")
+    return rows, comparison_table(rows)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos")
+    _add_limit(parser)
+
+
+def _run_input(args: argparse.Namespace) -> Results:
+    rows = list(run_inputs(args.data, args.limit, args.repeats))
+    return rows, input_table(rows)
+
+
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    _add_coco(parser)
+    parser.add_argument("--models", nargs="+", type=_config_file, default=list(CONFIGS), metavar="CONFIG")
+    add_sizes(parser, (1, 800, 1333))
+    add_model_options(parser, dtype="bf16")
+    parser.add_argument("--compile", action="store_true", help="measure a compiled trunk too, on a GPU")
+    parser.add_argument(
+        "--workers", type=non_negative_int, default=0, metavar="N", help="processes of each data loader (0)"
+    )
+
+
+def _run_detector(args: argparse.Namespace) -> Results:
+    if args.compile and args.device.type == "cpu":
+        raise ConfigError("--compile: detectors are compiled on a GPU only. Leave it out on a CPU.")
+    cases = build_cases(args.models, args.sizes, ["detector"], args.modes, args.dtypes)
+    setup = Setup(args.data, args.limit, args.device, args.workers)
+    rows = list(run_detectors(cases, setup, args.repeats, compiled=args.compile))
+    return rows, comparison_table(rows)
+
+
+def _add_mapper(parser: argparse.ArgumentParser) -> None:
+    _add_coco(parser)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
+
+
+def _run_mapper(args: argparse.Namespace) -> Results:
+    rows = list(run_mapper(args.data, args.recipes, args.limit, args.repeats))
+    return rows, mapper_table(rows)
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=positive_int, default=IMAGES, metavar="N", help=f"to generate ({IMAGES})")
+
+
+def _run_evaluation(args: argparse.Namespace) -> Results:
+    rows = list(run_evaluation(args.images, args.repeats))
+    return rows, evaluation_table(rows)
+
+
+def _add_coco(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder in COCO's layout")
+    _add_limit(parser)
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=positive_int, default=200, metavar="N", help="photos to use (%(default)s)")
+
+
+def _config_file(text: str) -> str:
+    if not text.endswith((".yaml", ".yml")):
+        raise argparse.ArgumentTypeError(f"{text}: expected config files, such as {CONFIGS[0]}")
+    return text
+
+
+# Name: what it compares, its options, how it runs.
+_SUITES: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Results]]] = {
+    "trunk": ("the trunk beside its textbook form, timm and transformers", _add_trunk, _run_trunk),
+    "growth": ("time and memory of the trunk by the side of the image", _add_growth, _run_growth),
+    "input": ("decoding and augmentation for classifiers beside Pillow, OpenCV and timm", _add_input, _run_input),
+    "detector": ("whole detectors beside Detectron2's on photos", _add_detector, _run_detector),
+    "mapper": ("training input of detectors beside Detectron2's DatasetMapper", _add_mapper, _run_mapper),
+    "evaluation": ("COCO metrics beside pycocotools", _add_evaluation, _run_evaluation),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser, with one subcommand for each suite."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    suites = parser.add_subparsers(required=True, metavar="SUITE", title="suites")
+    for name, (text, add_options, run) in _SUITES.items():
+        suite = suites.add_parser(name, help=text, description=f"Measure {text}.")
+        add_options(suite)
+        suite.add_argument("--repeats", type=positive_int, default=5, metavar="N", help="rounds that are timed (5)")
+        add_run_options(suite)
+        suite.set_defaults(run=run, suite=suite, plot=None, device=torch.device("cpu"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a suite, print its table, and write its results where asked; return the exit code."""
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        # The suite's own parser knows which of its options was meant.
+        args.suite.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for file in filter(None, (args.json, args.plot)):
+        make_place(file)
+    torch.set_num_threads(args.threads)
+    found = environment(args.device)
+    print_environment(found)
+    rows, table = args.run(args)
+    print_table(table)
+    if args.json:
+        write_json(args.json, found, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,61 @@
+"""The suites trunk and growth: the trunk by several implementations, and its cost by the side of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+
+from benchmarks.implementations import COMPILED, OURS, RESNET, build_step, list_implementations
+from benchmarks.rows import Row, build_row, measures_memory
+from pvt_det.profiling.case import Case
+from pvt_det.profiling.memory import measure_peaks, release_memory
+from pvt_det.profiling.step import step_peak
+from pvt_det.profiling.timing import time_interleaved
+
+GROWTH_MODELS = ("pvt_small", "pvt_v2_b2", "pvt_v2_b2_li", RESNET)
+GROWTH_SIDES = (224, 448, 672, 896, 1120, 1344, 1536)
+
+
+def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, *, compiled: bool) -> Iterator[Row]:
+    """Compare all implementations of each case in time, and in memory where it stands out.
+
+    Args:
+        cases: What to measure, on variants.
+        device: Where to measure it.
+        repeats: Number of rounds that are timed.
+        compiled: Measure this package's trunk by `torch.compile` too.
+    """
+    for case in cases:
+        names = list_implementations(case, compiled)
+        yield from _run_case(case, names, device, repeats, memory=measures_memory(case, device))
+
+
+def run_growth(
+    models: Iterable[str], sides: Iterable[int], mode: str, dtype: str, device: torch.device, repeats: int
+) -> Iterator[Row]:
+    """Measure time and memory of one square image of growing side.
+
+    Args:
+        models: Variants, or "resnet50".
+        sides: Sides in pixels.
+        mode: "inference" or "training".
+        dtype: "fp32" or "bf16".
+        device: Where to measure it.
+        repeats: Number of steps that are timed.
+    """
+    for model in models:
+        for side in sides:
+            case = Case(model, "pyramid", mode, dtype, 1, side, side)
+            yield from _run_case(case, [OURS], device, repeats, memory=True)
+
+
+def _run_case(case: Case, names: list[str], device: torch.device, repeats: int, *, memory: bool) -> Iterator[Row]:
+    builds = {name: partial(build_step, implementation=name, device=device) for name in names}
+    seconds = time_interleaved({name: build(case) for name, build in builds.items()}, device, repeats)
+    release_memory(device, compiled=COMPILED in names)
+    measured = names if memory else []
+    peaks = measure_peaks(measured, lambda name: step_peak(builds[name], case, device, compiled=name == COMPILED))
+    for name in names:
+        yield build_row(case, name, seconds, peaks)

@@ -1,0 +1,72 @@
+"""The machine and the software that a result was obtained with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
+_PACKAGE = Path(__file__).parents[1]
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Describe everything that a result depends on: device, threads, library versions, commit and date.
+
+    Args:
+        device: The device that computed the result.
+    """
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {library: found for library in _LIBRARIES if (found := _version(library))},
+        "commit": commit_or_version(_PACKAGE),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def commit_or_version(package: Path) -> str:
+    """Return the commit of the checkout that holds a package, or this version where the package was installed.
+
+    An installed package often lies inside another repository, for example in a virtual environment in someone's
+    project. That repository's commit says nothing about the package.
+
+    Args:
+        package: The folder of the package. In a checkout it lies at the root of the repository and is tracked there.
+    """
+    root = package.parent
+    toplevel = _git(root, "rev-parse", "--show-toplevel")
+    is_root = bool(toplevel) and Path(toplevel).resolve() == root.resolve()
+    is_checkout = is_root and bool(_git(root, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"))
+    return (is_checkout and _git(root, "describe", "--always", "--dirty")) or _version(package.name) or "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return the output of a git command, or "" where it fails or git is not installed."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
+def _version(distribution: str) -> str:
+    """Return the version of an installed distribution, or ""."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()

@@ -1,0 +1,19 @@
+"""Fixtures of the suites' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import evaluation, mapper
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Measure memory in this process: a new one takes seconds to import everything."""
+    for suite in (evaluation, mapper):
+        monkeypatch.setattr(suite, "run_in_own_process", lambda function, *arguments: function(*arguments))
+
+
+@pytest.fixture
+def coco_mini(shared_dir):
+    return shared_dir / "data/coco_mini"

@@ -1,0 +1,28 @@
+"""The peak of a call is seen, though all of its memory is freed before it returns."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pvt_det.profiling.memory import peak_memory, process_peak, run_in_own_process
+
+CPU = torch.device("cpu")
+
+
+def allocate(mebibytes: int) -> None:
+    np.ones(mebibytes * 2**17)
+
+
+def peak_of(mebibytes: int) -> tuple[float, float]:
+    return peak_memory(lambda: allocate(mebibytes), CPU), process_peak(CPU)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not reset the peak")
+def test_peak_of_a_call():
+    peak, whole = run_in_own_process(peak_of, 200)
+    assert 190 < peak < 230
+    assert whole > peak

@@ -1,0 +1,56 @@
+"""Steps run every kind of model that a config describes, on fixed images, from gradients set to None."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pvt_det.profiling.case import Case, build_cases
+from pvt_det.profiling.models import build_model
+from pvt_det.profiling.step import build_step
+
+CPU = torch.device("cpu")
+CONFIGS = ("retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "semantic_fpn_pvt_tiny", "panoptic_fpn_pvt_small")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_head_gets_gradients_from_random_images(repo_root, name):
+    case = Case(str(repo_root / f"configs/{name}.yaml"), "detector", "training", "fp32", 1, 64, 64)
+    module, forward = build_model(case, CPU)
+    build_step((module, forward), case, CPU)()
+    missing = [key for key, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    assert missing == []
+
+
+def test_gradients_do_not_add_up_over_steps():
+    case = Case("pvt_v2_b0", "pyramid", "training", "fp32", 1, 32, 32)
+    module, forward = build_model(case, CPU)
+    step = build_step((module, forward), case, CPU)
+    step()
+    first = module.patch_embed1.proj.weight.grad.clone()
+    step()
+    torch.testing.assert_close(module.patch_embed1.proj.weight.grad, first)
+    assert first.any()
+
+
+def test_a_run_is_built_with_its_weights(untrained_run, saved_weights):
+    case = Case(str(untrained_run), "detector", "inference", "fp32", 1, 64, 64)
+    module, _ = build_model(case, CPU)
+    saved = saved_weights(untrained_run / "model_final.pth")
+    assert torch.equal(module.state_dict()["head.cls_score.weight"], saved["head.cls_score.weight"])
+    assert not module.training
+
+
+def test_a_trunk_can_be_checkpointed():
+    case = Case("pvt_v2_b0", "classifier", "training", "fp32", 1, 32, 32, checkpointed=True)
+    module, forward = build_model(case, CPU)
+    assert module.checkpoint_stages == {1, 2, 3, 4}
+    assert forward(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
+
+
+def test_cases_combine_everything():
+    sizes = [(1, 32, 64), (2, 32, 64)]
+    cases = build_cases(["a", "b"], sizes, ["pyramid"], ["inference", "training"], ["fp32"])
+    assert len(cases) == len(set(cases)) == 8
+    assert cases[0] == Case("a", "pyramid", "inference", "fp32", 1, 32, 64)
+    assert cases[-1] == Case("b", "pyramid", "training", "fp32", 2, 32, 64)
