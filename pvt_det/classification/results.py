@@ -12,7 +12,7 @@ from pvt_det.checkpoint import write_atomically
 from pvt_det.classification.options import Options
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.models.complexity import count_gmacs, count_parameters
-from pvt_det.reports.published import IMAGENET, RESULTS_NAME
+from pvt_det.reports.published import IMAGENET
 from pvt_det.run_folder import RESULTS_NAME
 from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_folder

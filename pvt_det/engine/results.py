@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.measure import environment
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from pvt_det.checkpoint import write_atomically
 from pvt_det.config.architecture import model_name
-from pvt_det.engine.evaluate import inference_folder
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.models.complexity import count_parameters
 from pvt_det.run_folder import inference_folder, save_results
 from pvt_det.utils.environment import environment
 from pvt_det.utils.files import write_atomically
-
-CONFIG_NAME = "config.yaml"
-METRICS_NAME = "metrics.json"
 
 
 def write_results(
