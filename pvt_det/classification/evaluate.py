@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pvt_det.classification.process import Process
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.data.imagenet.loader import why_broken
 from pvt_det.data.imagenet.transforms import DeviceInput
 from pvt_det.errors import DataError
+from pvt_det.utils.distributed import Process
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def evaluate(
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=loss.device)])
     model.train(was_training)
-    report_broken(sorted(chain.from_iterable(process.gather(broken))), source, max_broken, process.is_main)
+    report_broken(sorted(chain.from_iterable(process.gather(broken))), source, max_broken, process.is_main_process)
     top1, top5, total_loss, images = process.sum(sums).tolist()
     if not images:
         raise DataError("none of the validation images can be read.")

@@ -29,7 +29,6 @@ from pvt_det.classification.options import (
     dump_classes,
     dump_options,
 )
-from pvt_det.classification.process import Process
 from pvt_det.classification.results import write_results
 from pvt_det.classification.trainer import CLASSES_KEY, Parts, Trainer
 from pvt_det.data.imagenet.folders import ImageSource, open_images
@@ -45,6 +44,7 @@ from pvt_det.data.imagenet.transforms import Augmentation, DeviceInput, EvalTran
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.models import create_model
 from pvt_det.solver.classification import build_optimizer, build_schedule
+from pvt_det.utils.distributed import Process
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import file_fault, make_folder
 from pvt_det.utils.precision import autocast
@@ -73,7 +73,7 @@ def train(options: Options, process: Process, resume_command: str) -> float:
     """
     output = Path(options.output)
     make_folder(output)
-    with FolderLock(output) if process.is_main else nullcontext(), StopRequest() as stop:
+    with FolderLock(output) if process.is_main_process else nullcontext(), StopRequest() as stop:
         state = _saved_state(options)
         images, validation = _open_data(options, process)
         trainer = Trainer(options, build_parts(options, process, images, validation), process, stop, resume_command)
@@ -81,7 +81,7 @@ def train(options: Options, process: Process, resume_command: str) -> float:
             _check_classes(state["classes"], images, f"the run in {output}")
             trainer.load(state)
             _log.info("Going on in epoch %d, after update %d", trainer.progress.epoch, trainer.update)
-        elif process.is_main:
+        elif process.is_main_process:
             write_atomically(output / OPTIONS_NAME, dump_options(options))
             write_atomically(output / CLASSES_NAME, dump_classes(images.classes))
         _describe(options, process, images, validation)
@@ -92,7 +92,7 @@ def train(options: Options, process: Process, resume_command: str) -> float:
                 f"out of memory with {_batch(options, process)} images in a process: give --accumulate-steps "
                 f"{2 * options.accumulate_steps} (the same recipe), or --checkpoint-stages 1,2."
             ) from error
-        if process.is_main:
+        if process.is_main_process:
             progress = trainer.progress
             write_results(output, options, trainer.parts.model, validation, progress.best_top1, progress.best_top5)
             write_card(options, images, validation)
@@ -119,7 +119,7 @@ def evaluate_only(options: Options, process: Process) -> Accuracy:
             f"({', '.join(chain.from_iterable(report.new.values()))}). Give weights trained on these classes."
         )
     accuracy = _evaluation(options, process, images)(model.to(process.device), lambda batch: None)
-    if process.is_main:
+    if process.is_main_process:
         write_results(Path(options.output) / EVALUATION_FOLDER, options, model, images, accuracy.top1, accuracy.top5)
     return accuracy
 
@@ -307,7 +307,7 @@ def _check_classes(saved: Sequence[str], images: ImageSource, what: str) -> None
 
 
 def _describe(options: Options, process: Process, images: ImageSource, validation: ImageSource) -> None:
-    if process.is_main:
+    if process.is_main_process:
         if _workers(options) < options.workers:
             _log.info("workers lowered from %d to %d, the cores here.", options.workers, _workers(options))
         _log.info(

@@ -30,12 +30,12 @@ from pvt_det.checkpoint import CheckpointStore, check_finite
 from pvt_det.classification.evaluate import Accuracy, report_broken
 from pvt_det.classification.log import RunLog
 from pvt_det.classification.options import Options
-from pvt_det.classification.process import Process
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.data.imagenet.loader import Batch, TrainSampler, derive_seed
 from pvt_det.data.imagenet.transforms import DeviceInput
 from pvt_det.errors import Interrupted, NumericError
 from pvt_det.solver.state import load_optimizer
+from pvt_det.utils.distributed import Process
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import StopRequest
 from pvt_det.weights import save_safetensors
@@ -144,7 +144,7 @@ class Trainer:
             NumericError: The loss is not finite.
             DataError: Too many images are broken.
         """
-        output = Path(self.options.output) if self.process.is_main else None
+        output = Path(self.options.output) if self.process.is_main_process else None
         self.parts.model.train()
         with RunLog(output, self.options.epochs * self._steps, self.update) as log:
             while self.progress.epoch < self.options.epochs:
@@ -223,7 +223,9 @@ class Trainer:
             )
         if self.process.world_size > 1:
             self.progress.broken = sorted(set(chain.from_iterable(self.process.gather(self.progress.broken))))
-            report_broken(self.progress.broken, self.parts.images, self.options.max_broken, self.process.is_main)
+            report_broken(
+                self.progress.broken, self.parts.images, self.options.max_broken, self.process.is_main_process
+            )
         seconds = time.perf_counter() - self._since
         log.train(
             {
@@ -249,7 +251,7 @@ class Trainer:
         result = self.parts.evaluate(network, self._check_stop_at)
         if result.top1 > self.progress.best_top1:
             self.progress.best_top1, self.progress.best_top5 = result.top1, result.top5
-            if self.process.is_main:
+            if self.process.is_main_process:
                 self._save_best(network, result)
         log.evaluation(
             {
@@ -270,14 +272,14 @@ class Trainer:
         if self.process.any(self._stop.signal_name is not None):
             self.save()
             # A launcher ends the other processes once one has ended: not while the main one still writes.
-            self.process.wait()
+            self.process.barrier()
             raise Interrupted(
                 f"{self._stop.signal_name or 'a signal'} in epoch {self.progress.epoch}, after update {self.update}. "
                 f"Go on with: {self._resume_command}"
             )
 
     def _save_if_due(self) -> None:
-        if self.process.is_main and time.perf_counter() - self._saved_at > 60 * self.options.save_minutes:
+        if self.process.is_main_process and time.perf_counter() - self._saved_at > 60 * self.options.save_minutes:
             self.save()
 
     def save(self) -> None:
@@ -288,7 +290,7 @@ class Trainer:
         """
         self._saved_at = time.perf_counter()
         check_finite(self.parts.model.state_dict())
-        if self.process.is_main:
+        if self.process.is_main_process:
             self._store.save(LAST_NAME, self.state(), self.update)
 
     def state(self) -> dict[str, Any]:

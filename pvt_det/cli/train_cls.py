@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from pvt_det.classification.options import Options, add_flags, load_options
-from pvt_det.classification.process import start_process
 from pvt_det.classification.run import evaluate_only, train
 from pvt_det.errors import ConfigError
 from pvt_det.reports.published import published_classifier
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.distributed import start_process
 
 RECIPES = Path(__file__).parents[2] / "configs/classification"
 _EXAMPLES = """
@@ -71,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
     with start_process(options.device) as process:
         if options.eval_only:
             result = evaluate_only(options, process)
-            if process.is_main:
+            if process.is_main_process:
                 published = published_classifier(options.model)
                 known = f"{published.classification['top1']} %" if published else "none"
                 print(f"{options.model} {options.weights}: {result} (published ImageNet-1k top-1: {known})")
         else:
             best = train(options, process, f"{args.command_line} --resume auto")
-            if process.is_main:
+            if process.is_main_process:
                 print(f"best top-1 {best:.2f} %: {Path(options.output) / 'best.safetensors'}")
     return 0

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
-from pvt_det.utils.torchrun import join_torchrun_group, under_torchrun
+from pvt_det.utils.distributed import join_torchrun_group, under_torchrun
 
 # A process that waits this long for the others takes them for lost.
 _TIMEOUT = timedelta(minutes=30)

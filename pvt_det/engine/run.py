@@ -26,11 +26,11 @@ from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.models.complexity import count_parameters
 from pvt_det.reports.card import write_card
+from pvt_det.utils.distributed import restarts
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import file_fault, make_folder
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
-from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
 _log = logging.getLogger(__name__)

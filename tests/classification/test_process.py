@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 
 from pvt_det.classification import run as classification_run
 from pvt_det.classification.options import Options
-from pvt_det.classification.process import start_process
 from pvt_det.classification.trainer import Trainer
-from pvt_det.errors import ConfigError, DataError, Interrupted
+from pvt_det.errors import DataError, Interrupted
+from pvt_det.utils.distributed import start_process
 from tests.data.imagenet.fakes import class_folders
 
 _BROKEN = "train/bee/002.jpg"
@@ -77,9 +77,3 @@ def test_two_processes_agree(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows if "loss" in row] == [4, 6, 8, 12, 16, 18]
     assert torch.load(tmp_path / "model_last.pth", weights_only=True)["iteration"] == 18
-
-
-def test_a_missing_gpu_is_a_config_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="PyTorch sees no GPU"), start_process("cuda"):
-        pass

@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pvt_det.classification import run as classification_run
 from pvt_det.classification.card import write_card
 from pvt_det.classification.options import Options
-from pvt_det.classification.process import Process
 from pvt_det.classification.trainer import LAST_NAME, Trainer
 from pvt_det.cli.start import start
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericError
 from pvt_det.inference.base import config_file
 from pvt_det.models import create_model
+from pvt_det.utils.distributed import Process
 from pvt_det.weights import load_pretrained, save_safetensors
 from tests.data.imagenet.fakes import class_folders
 
