@@ -21,13 +21,13 @@ from pvt_det.checkpoint import CheckpointStore, write_atomically
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine import evaluate, results
-from pvt_det.engine.console import run_logging
 from pvt_det.engine.trainer import FINAL_NAME, PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, Interrupted
 from pvt_det.models.complexity import count_parameters
 from pvt_det.reports.card import write_card
 from pvt_det.utils.distributed import restarts
 from pvt_det.utils.lock import FolderLock
+from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import file_fault, make_folder
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
