@@ -17,10 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pvt_det.evaluation.detections import Detections
-from pvt_det.evaluation.ground_truth import GroundTruth
-
-# Least limit on detections per image, COCO's own.
-COCO_MAX_DETECTIONS = 100
+from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth
 
 
 @dataclass(frozen=True)

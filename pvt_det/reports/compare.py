@@ -13,8 +13,7 @@ from typing import Any
 import hotcoco
 
 from pvt_det.errors import DataError
-from pvt_det.evaluation.ground_truth import read_ground_truth
-from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS
+from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, read_ground_truth
 from pvt_det.reports.published import RESULTS_NAME, find_published
 
 # The metric of each task that runs are compared by.
