@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 
 from pvt_det.classification import card as classification_card
-from pvt_det.classification.options import OPTIONS_NAME
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.errors import ConfigError
 from pvt_det.reports import card
 from pvt_det.reports.card_page import NOT_STATED, Terms
+from pvt_det.run_folder import OPTIONS_NAME
 from pvt_det.utils.cli import ArgumentParser
 
 _EXAMPLES = """

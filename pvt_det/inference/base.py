@@ -18,7 +18,6 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 
 from pvt_det.checkpoint import CheckpointStore
-from pvt_det.classification.options import OPTIONS_NAME
 from pvt_det.config import load_config, validate_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.images import read_image
@@ -27,6 +26,7 @@ from pvt_det.data.sets import head_key
 from pvt_det.engine.results import CONFIG_NAME
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.modeling.test_time_augmentation import with_views
+from pvt_det.run_folder import OPTIONS_NAME
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
