@@ -1,20 +1,20 @@
 """A run's output folder: the name of every file in it, and how to open a finished run.
 
-config.yaml             the complete config; options.yaml of a classifier
-model_0001999.pth …     checkpoints; checkpoints.json and last_checkpoint keep track of them
-model_best.pth          the checkpoint with the best metric
-model_final.pth         the last checkpoint
-results.json            what was trained, how, on what, and the final metrics
-metrics.json            a JSON object per line: losses, learning rate and metrics along the way
-log.txt                 everything that the run logged
-inference/DATASET/      detections in COCO's results format
-train_batch.jpg         the first training images with their labels
-README.md, report.html  the model card and the report page
+- `config.yaml`: the complete config; a classifier has `options.yaml` and `classes.json`.
+- `model_0001999.pth` …: checkpoints, of which `checkpoints.json` and `last_checkpoint` keep track.
+- `model_best.pth`, `model_final.pth`: the checkpoint with the best metric, and the last one.
+- `results.json`: what was trained, how, on what, and the final metrics.
+- `metrics.json`: a JSON object per line with losses, learning rate and metrics along the way.
+- `log.txt`: everything that the run logged.
+- `inference/DATASET/`: detections in COCO's results format.
+- `train_batch.jpg`: the first training images with their labels.
+- `README.md`, `report.html`: the model card and the report page.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -25,13 +25,12 @@ from typing import Any
 
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError, DataError
-from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS
+from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS
+from pvt_det.utils.deprecation import warn_deprecated
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
 
 CONFIG_NAME = "config.yaml"
-OPTIONS_NAME = "options.yaml"
-CLASSES_NAME = "classes.json"
 BEST_NAME = "model_best.pth"
 FINAL_NAME = "model_final.pth"
 RESULTS_NAME = "results.json"
@@ -40,6 +39,20 @@ LOG_NAME = "log.txt"
 BATCH_PICTURE_NAME = "train_batch.jpg"
 CARD_NAME = "README.md"
 PAGE_NAME = "report.html"
+# Of classifiers.
+OPTIONS_NAME = "options.yaml"
+CLASSES_NAME = "classes.json"
+CLASSIFIER_BEST_NAME = "model_best.safetensors"
+CLASSIFIER_FINAL_NAME = "model_final.safetensors"
+# The training state to resume from, replaced by every save.
+CLASSIFIER_LAST_NAME = "model_last.pth"
+TENSORBOARD_FOLDER = "tensorboard"
+# Results of `--eval-only`, which must not replace those of the training run in the same folder.
+EVALUATION_FOLDER = "evaluation"
+# Names that earlier versions gave.
+_OLD_CLASSIFIER_BEST_NAME = "best.safetensors"
+_OLD_NAMES = {_OLD_CLASSIFIER_BEST_NAME: CLASSIFIER_BEST_NAME, "metrics.jsonl": METRICS_NAME}
+logger = logging.getLogger(__name__)
 
 # The metric of each task that runs are compared by.
 TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top1"}
@@ -207,6 +220,27 @@ def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> 
     if weights and key:
         raise ConfigError(f"weights are named twice, {weights} and MODEL.WEIGHTS {key}: leave one out.")
     return weights or key
+
+
+def best_classifier(folder: Path) -> Path:
+    """The best weights of a classification run. They may be missing.
+
+    Args:
+        folder: The run's output folder. The file name of earlier versions is found too, with a warning.
+    """
+    path, old = folder / CLASSIFIER_BEST_NAME, folder / _OLD_CLASSIFIER_BEST_NAME
+    if not path.exists() and old.exists():
+        warn_deprecated(f"The file name {old}", f"{CLASSIFIER_BEST_NAME}: rename the file")
+        return old
+    return path
+
+
+def rename_old_files(folder: Path) -> None:
+    """Give the files that an earlier version wrote their present names, before a run is resumed."""
+    for old, new in _OLD_NAMES.items():
+        if (folder / old).exists() and not (folder / new).exists():
+            (folder / old).rename(folder / new)
+            logger.info("Renamed %s to %s, as it is called now.", folder / old, new)
 
 
 def _without_nan(value: Any) -> Any:

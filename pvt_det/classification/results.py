@@ -1,19 +1,17 @@
-"""What a classification run leaves for `tools/compare.py`."""
+"""Writes the `results.json` of a classification run, which `pvt-det compare` reads."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from pvt_det.checkpoint import write_atomically
-from pvt_det.classification.options import Options
+from pvt_det.classification.config import TrainConfig
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.models.complexity import count_gmacs, count_parameters
 from pvt_det.reports.published import IMAGENET
-from pvt_det.run_folder import RESULTS_NAME
+from pvt_det.run_folder import save_results
 from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_folder
 
@@ -21,50 +19,48 @@ _IMAGENET_CLASSES, _IMAGENET_IMAGES = 1000, 50_000
 
 
 def write_results(
-    folder: Path, options: Options, model: nn.Module, validation: ImageSource, top1: float, top5: float
+    folder: Path, cfg: TrainConfig, model: nn.Module, validation: ImageSource, top1: float, top5: float
 ) -> Path:
     """Write `results.json`: which model, how trained, on what, where, and its accuracy.
 
     Args:
         folder: Where to; made if missing.
-        options: Of the run.
+        cfg: The config of the run.
         model: The classifier, for its size and its cost at the size of its input.
         validation: The images that it was evaluated on.
         top1: Accuracy in percent.
         top5: The same for the five likeliest classes.
     """
-    side = options.img_size
+    side = cfg.img_size
     image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
     results = {
-        "config_file": options.model,
-        "model": f"{options.model} classifier",
-        "recipe": _recipe(options),
-        "dataset": _dataset_name(options, validation),
+        "config_file": cfg.model,
+        "model": f"{cfg.model} classifier",
+        "recipe": _recipe(cfg),
+        "dataset": _dataset_name(cfg, validation),
         "parameters": count_parameters(model),
         "gmacs": f"{count_gmacs(model, image):.1f} ({side}x{side})",
         "metrics": {"classification": {"top1": top1, "top5": top5}},
         "results_file": "",
         "annotations": "",
-        "seed": options.seed,
+        "seed": cfg.seed,
         "environment": environment(image.device),
     }
     make_folder(folder)
-    path = folder / RESULTS_NAME
-    write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
-    return path
+    return save_results(folder, results)
 
 
-def _recipe(options: Options) -> str:
-    if options.eval_only:
-        return f"weights {options.weights}, {options.img_size} pixels"
+def _recipe(cfg: TrainConfig) -> str:
+    if cfg.eval_only:
+        return f"weights {cfg.weights}, {cfg.img_size} pixels"
     return (
-        f"adamw lr {options.scaled_lr():g}, batch {options.batch_size}, {options.epochs} epochs, "
-        f"{options.img_size} pixels, seed {options.seed}"
+        f"adamw lr {cfg.scaled_lr():g}, batch {cfg.batch_size}, {cfg.epochs} epochs, "
+        f"{cfg.img_size} pixels, seed {cfg.seed}"
     )
 
 
-def _dataset_name(options: Options, validation: ImageSource) -> str:
+def _dataset_name(cfg: TrainConfig, validation: ImageSource) -> str:
     """The name that published numbers are set against for ImageNet-1k's own images, else the folder's."""
     if (len(validation.classes), len(validation)) == (_IMAGENET_CLASSES, _IMAGENET_IMAGES):
         return IMAGENET
-    return f"{Path(options.data).name}_val"
+    return f"{Path(cfg.data).name}_val"

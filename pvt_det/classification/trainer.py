@@ -1,221 +1,304 @@
-"""The classification training loop.
+"""The training loop of classification.
 
-Nothing random hangs on what ran before: every batch is preceded by a seed of its own, made from (seed, epoch, place,
-process). So a checkpoint holds no random states, and a run that resumes from it goes on bit for bit.
+Randomness depends only on (seed, epoch, step, rank): every batch is preceded by a seed of its own. A checkpoint
+therefore holds no random states, and a resumed run gives the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from pvt_det.checkpoint import CheckpointStore, check_finite
-from pvt_det.classification.evaluate import Accuracy, report_broken
-from pvt_det.classification.log import RunLog
-from pvt_det.classification.options import Options
-from pvt_det.classification.process import Process
+from pvt_det.classification import build, files
+from pvt_det.classification.classes import check_same_classes
+from pvt_det.classification.config import TrainConfig
+from pvt_det.classification.evaluator import Accuracy, report_broken
+from pvt_det.classification.metrics import MetricsWriter
+from pvt_det.classification.state import Interval, Progress
 from pvt_det.data.imagenet.folders import ImageSource
-from pvt_det.data.imagenet.loader import Batch, TrainSampler, derive_seed
-from pvt_det.data.imagenet.transforms import DeviceInput
-from pvt_det.errors import Interrupted, NumericError
-from pvt_det.solver.state import load_optimizer
+from pvt_det.data.imagenet.loader import Batch, derive_seed
+from pvt_det.errors import ConfigError, Interrupted, NumericError
+from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
+from pvt_det.utils.distributed import Process
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import StopRequest
-from pvt_det.weights import save_safetensors
 
-# Entry of a weight file's metadata: the class names in order, as JSON.
-CLASSES_KEY = "classes"
-LAST_NAME, BEST_NAME = "model_last.pth", "best.safetensors"
 # Processes agree on stopping every so many updates or evaluation batches.
 _AGREE_EVERY = 10
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Parts:
-    """What a run is made of; `classification_run` builds them from the options.
+class Callback:
+    """Called by the trainer in every process. Override what you need."""
 
-    Attributes:
-        model: The network, bare.
-        ema: Moving average of its weights, or None.
-        optimizer: Over the network's parameters.
-        schedule: Sets the optimizer's learning rates, update by update.
-        scaler: Of losses; disabled but for fp16.
-        autocast: Makes the forward pass's number format.
-        mixup: Mixes a batch of images and labels, or None.
-        prepare: Brings images to the device, normalises and erases.
-        images: Training images.
-        sampler: Their order.
-        loader: Their batches.
-        evaluate: Evaluates a network; gets a function that it calls with the number of each batch.
-    """
+    def after_step(self, trainer: ClassificationTrainer) -> None:
+        """Called after every update."""
 
-    model: nn.Module
-    ema: AveragedModel | None
-    optimizer: torch.optim.Optimizer
-    schedule: CosineLRScheduler
-    scaler: torch.amp.GradScaler
-    autocast: Callable[[], torch.autocast]
-    mixup: Mixup | None
-    prepare: DeviceInput
-    images: ImageSource
-    sampler: TrainSampler
-    loader: DataLoader
-    evaluate: Callable[[nn.Module, Callable[[int], None]], Accuracy]
+    def after_evaluation(self, trainer: ClassificationTrainer, accuracy: Accuracy) -> None:
+        """Called after every evaluation."""
 
 
-@dataclass
-class Progress:
-    """Where a run is.
+class ClassificationTrainer:
+    """Trains a classifier to the end, to an error, or until a signal asks it to stop.
 
-    Attributes:
-        epoch: The current epoch, from 0.
-        step: Updates done in it.
-        best_top1: Best top-1 so far, in percent; -1 before the first evaluation.
-        best_top5: Top-5 of the same weights.
-        broken: Broken images met, by number.
-    """
+    Subclasses may override `build_datasets` and `build_model`. The loop is::
 
-    epoch: int = 0
-    step: int = 0
-    best_top1: float = -1.0
-    best_top5: float = -1.0
-    broken: list[int] = dataclasses.field(default_factory=list)
-
-
-class Trainer:
-    """Trains to the end, to an error, or until asked to stop.
+        while epoch < cfg.epochs:
+            for each update of the epoch:
+                run_step()
+                callback.after_step()
+            evaluate()
+            callback.after_evaluation()
 
     Args:
-        options: Of the run.
-        parts: Model, data and the rest.
-        process: This process.
-        stop: The wish to stop.
-        resume_command: What to type to go on, for messages.
+        cfg: The config. With `cfg.resume`, the last checkpoint of the output folder is loaded.
+        process: This process, as `start_run` gives it.
+        callbacks: Called in this order.
+
+    Attributes:
+        images: The training images.
+        validation: The images to evaluate on.
+        state: Model, optimizer and all else that trains.
+        progress: Where the run is.
+
+    Raises:
+        CheckpointError: The checkpoint to resume from is damaged, or not one of classification.
+        ConfigError: The output folder holds another run, or a value does not fit the data or the processes.
+        DataError: The images cannot be read, or have different classes than the run to resume.
     """
 
-    def __init__(
-        self, options: Options, parts: Parts, process: Process, stop: StopRequest, resume_command: str
-    ) -> None:
-        self.options, self.parts, self.process = options, parts, process
-        self.progress = Progress()
-        self._stop, self._resume_command = stop, resume_command
-        self._store = CheckpointStore(Path(options.output))
-        self._steps = len(parts.loader) // options.accumulate_steps
-        self._loss = nn.CrossEntropyLoss(label_smoothing=0.0 if parts.mixup else options.label_smoothing)
-        # Of the current logging interval: sum of the updates' losses, and number of updates.
-        self._loss_sum, self._loss_count = torch.zeros((), device=process.device), 0
-        # Since the last log line: seconds spent waiting for batches, when it was, and updates.
-        self._waited, self._since, self._timed = 0.0, time.perf_counter(), 0
-        self._saved_at = time.perf_counter()
-        self._wrapped: nn.Module = parts.model
-        if process.world_size > 1:
-            self._wrapped = DistributedDataParallel(
-                parts.model, device_ids=[process.device] if process.device.type == "cuda" else None
-            )
+    def __init__(self, cfg: TrainConfig, process: Process, callbacks: Sequence[Callback] = ()) -> None:
+        self.cfg, self.process, self.callbacks = cfg, process, callbacks
+        self._store = CheckpointStore(Path(cfg.output))
+        # Read first: a folder that holds another run is refused before the images are looked up.
+        saved = files.read_saved_state(cfg)
+        self.images, self.validation = self.build_datasets(cfg, process)
+        model = self.build_model(cfg, len(self.images.classes))
+        self.state = build.build_train_state(cfg, process, self.images, model)
+        self._evaluator = build.build_evaluator(cfg, process, self.validation)
+        self._steps = len(self.state.loader) // cfg.accumulate_steps
+        self._loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.state.mixup else cfg.label_smoothing)
+        self._wrapped = _wrap(model, process)
+        self.progress, self._interval = Progress(), Interval(process.device)
+        self._stop, self._saved_at = StopRequest(), time.perf_counter()
+        self._metrics: MetricsWriter | None = None
+        self._is_resumed = saved is not None
+        if saved is not None:
+            self.load_state_dict(saved)
+
+    @classmethod
+    def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
+        """Build the training and the validation images. Override it to train on images of your own kind."""
+        return build.build_datasets(cfg, process)
+
+    @classmethod
+    def build_model(cls, cfg: TrainConfig, num_classes: int) -> nn.Module:
+        """Build the network: N×3×H×W images to N×num_classes logits. Override it to train another one."""
+        return build.build_model(cfg, num_classes)
 
     @property
     def update(self) -> int:
-        """Updates done in the whole run."""
+        """Number of updates done in the whole run."""
         return self.progress.epoch * self._steps + self.progress.step
 
     def train(self) -> float:
-        """Train and evaluate; returns the best top-1 in percent.
+        """Train and evaluate.
+
+        Returns:
+            The best top-1, in percent.
 
         Raises:
-            Interrupted: A signal asked to stop; the state is saved.
-            NumericError: The loss is not finite.
+            ConfigError: The device is out of memory.
             DataError: Too many images are broken.
+            Interrupted: A signal asked to stop. The state is saved.
+            NumericError: The loss is not finite.
         """
-        output = Path(self.options.output) if self.process.is_main else None
-        self.parts.model.train()
-        with RunLog(output, self.options.epochs * self._steps, self.update) as log:
-            while self.progress.epoch < self.options.epochs:
-                self._train_epoch(log)
-                self._evaluate(log)
-                self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
-                self.save()
+        self._begin()
+        self.state.model.train()
+        try:
+            with self._stop, self._open_metrics():
+                while self.progress.epoch < self.cfg.epochs:
+                    self._train_epoch()
+                    if self._is_evaluation_due():
+                        self.evaluate()
+                    self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+                    self.save()
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(self._out_of_memory()) from error
+        self._write_weights(CLASSIFIER_FINAL_NAME, self.cfg.epochs - 1)
         return self.progress.best_top1
 
-    def _train_epoch(self, log: RunLog) -> None:
-        accumulate, progress = self.options.accumulate_steps, self.progress
-        if progress.step < self._steps:
-            batch_size = self.parts.loader.batch_size
-            assert batch_size is not None
-            self.parts.sampler.set_position(progress.epoch, progress.step * accumulate * batch_size)
-            batches = iter(self.parts.loader)
-            self._waited, self._since, self._timed = 0.0, time.perf_counter(), 0
-            while progress.step < self._steps:
-                self._update(batches)
-                progress.step += 1
-                log.advance()
-                if self.update % self.options.log_every == 0 or progress.step == self._steps:
-                    self._log_interval(log)
-                if self.update % _AGREE_EVERY == 0 or self.process.world_size == 1:
-                    self._check_stop()
-                self._save_if_due()
-
-    def _update(self, batches: Iterator[Batch]) -> None:
-        """One optimizer step over `accumulate_steps` batches."""
-        parts, accumulate = self.parts, self.options.accumulate_steps
-        parts.schedule.step_update(self.update)
+    def run_step(self, batches: Iterator[Batch]) -> None:
+        """Run one optimizer step over `accumulate_steps` batches."""
+        state, accumulate = self.state, self.cfg.accumulate_steps
+        state.schedule.step_update(self.update)
         for part in range(accumulate):
             batch = self._next(batches)
             place = self.progress.step * accumulate + part
-            seed_all(derive_seed(self.options.seed, self.progress.epoch, place, self.process.rank, 1))
-            # Not waited for: a GPU would be done with the update before this one first.
-            images = parts.prepare(batch.images)
-            labels = batch.labels.to(self.process.device, non_blocking=True)
-            if parts.mixup:
-                images, labels = parts.mixup(images, labels)
+            seed_all(derive_seed(self.cfg.seed, self.progress.epoch, place, self.process.rank, 1))
             with self._no_sync() if part + 1 < accumulate else nullcontext():
-                with parts.autocast():
-                    loss = self._loss(self._wrapped(images), labels) / accumulate
-                parts.scaler.scale(loss).backward()
-            self._loss_sum += loss.detach()
-        if self.options.clip_grad:
-            parts.scaler.unscale_(parts.optimizer)
-            nn.utils.clip_grad_norm_(parts.model.parameters(), self.options.clip_grad)
-        parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
-        parts.optimizer.zero_grad(set_to_none=True)
-        if parts.ema:
-            parts.ema.update_parameters(parts.model)
-        self._loss_count += 1
-        self._timed += 1
+                loss = self._batch_loss(batch) / accumulate
+                state.scaler.scale(loss).backward()
+            self._interval.loss_sum += loss.detach()
+        if self.cfg.clip_grad:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), self.cfg.clip_grad)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.ema:
+            state.ema.update_parameters(state.model)
+        self._interval.count_update()
+
+    def evaluate(self) -> None:
+        """Evaluate the model, or its moving average, and keep the weights if they are the best so far."""
+        # Saved before, so that a stop in the evaluation costs no more than the evaluation.
+        self.save()
+        accuracy = self._evaluator(self.state.evaluated_model, self._check_stop_at)
+        if accuracy.top1 > self.progress.best_top1:
+            self.progress.best_top1, self.progress.best_top5 = accuracy.top1, accuracy.top5
+            top1, top5 = f"{accuracy.top1:.3f}", f"{accuracy.top5:.3f}"
+            self._write_weights(CLASSIFIER_BEST_NAME, self.progress.epoch, top1=top1, top5=top5)
+        if self._metrics is not None:
+            self._metrics.write_evaluation(
+                {
+                    "epoch": self.progress.epoch,
+                    "update": self.update,
+                    "top1": accuracy.top1,
+                    "top5": accuracy.top5,
+                    "val_loss": accuracy.loss,
+                    "best_top1": self.progress.best_top1,
+                }
+            )
+        for callback in self.callbacks:
+            callback.after_evaluation(self, accuracy)
+
+    def save(self) -> None:
+        """Write the state to the output folder, in the main process.
+
+        Raises:
+            NumericError: The weights are not finite. What was saved before stays.
+        """
+        self._saved_at = time.perf_counter()
+        check_finite(self.state.model.state_dict())
+        if self.process.is_main_process:
+            self._store.save(CLASSIFIER_LAST_NAME, self.state_dict(), self.update)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: tensors, numbers, strings and containers of them."""
+        return {
+            **self.state.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+            "interval": self._interval.state_dict(),
+            "options": dataclasses.asdict(self.cfg),
+            "classes": list(self.images.classes),
+            "iteration": self.update,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            DataError: The classes differ.
+        """
+        check_same_classes(state["classes"], self.images.classes, f"the run in {self.cfg.output}")
+        self.state.load_state_dict(state)
+        self.progress = Progress(**state["progress"])
+        self._interval.load_state_dict(state["interval"])
+
+    def _begin(self) -> None:
+        """Say what is trained, and write down with which config, in the main process."""
+        if not self.process.is_main_process:
+            return
+        if self._is_resumed:
+            rename_old_files(Path(self.cfg.output))
+            logger.info("Going on in epoch %d, after update %d", self.progress.epoch, self.update)
+        else:
+            files.write_config(self.cfg, self.images.classes)
+        if (workers := build.num_workers(self.cfg)) < self.cfg.workers:
+            logger.info("workers lowered from %d to %d, the cores here.", self.cfg.workers, workers)
+        logger.info(
+            "%s on %d training and %d validation images of %d classes: %d processes on %s, %d images in a batch, %d "
+            "batches in an update, learning rate %.3g.",
+            self.cfg.model,
+            len(self.images),
+            len(self.validation),
+            len(self.images.classes),
+            self.process.world_size,
+            self.process.device.type,
+            build.batch_size_per_process(self.cfg, self.process.world_size),
+            self.cfg.accumulate_steps,
+            self.cfg.scaled_lr(),
+        )
+
+    def _open_metrics(self) -> AbstractContextManager[Any]:
+        if self.process.is_main_process:
+            self._metrics = MetricsWriter(Path(self.cfg.output), self.cfg.epochs * self._steps, self.update)
+        return self._metrics or nullcontext()
+
+    def _train_epoch(self) -> None:
+        state, progress = self.state, self.progress
+        if progress.step == self._steps:  # resumed from a stop in the evaluation
+            return
+        batch_size = state.loader.batch_size
+        assert batch_size is not None
+        state.sampler.set_position(progress.epoch, progress.step * self.cfg.accumulate_steps * batch_size)
+        batches = iter(state.loader)
+        self._interval.start_clock()
+        while progress.step < self._steps:
+            self.run_step(batches)
+            progress.step += 1
+            self._after_step()
+
+    def _after_step(self) -> None:
+        if self._metrics is not None:
+            self._metrics.advance(self.update)
+        if self.update % self.cfg.log_every == 0 or self.progress.step == self._steps:
+            self._log_interval()
+        for callback in self.callbacks:
+            callback.after_step(self)
+        if self.update % _AGREE_EVERY == 0 or self.process.world_size == 1:
+            self._check_stop()
+        if self.process.is_main_process and time.perf_counter() - self._saved_at > 60 * self.cfg.save_minutes:
+            self.save()
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         start = time.perf_counter()
         batch = next(batches)
-        self._waited += time.perf_counter() - start
+        self._interval.waited += time.perf_counter() - start
         if new := sorted(set(batch.broken.tolist()) - set(self.progress.broken)):
             self.progress.broken += new
             if self.process.world_size == 1:
-                report_broken(self.progress.broken, self.parts.images, self.options.max_broken, True)
+                self._report_broken()
         return batch
+
+    def _batch_loss(self, batch: Batch) -> torch.Tensor:
+        state = self.state
+        # Not waited for: a GPU would be done with the update before this one first.
+        images = state.prepare(batch.images)
+        labels = batch.labels.to(self.process.device, non_blocking=True)
+        if state.mixup:
+            images, labels = state.mixup(images, labels)
+        with state.autocast():
+            return self._loss(self._wrapped(images), labels)
 
     def _no_sync(self) -> AbstractContextManager:
         return self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
 
-    def _log_interval(self, log: RunLog) -> None:
-        loss = self.process.sum(self._loss_sum).item() / (self._loss_count * self.process.world_size)
+    def _log_interval(self) -> None:
+        loss = self.process.sum(self._interval.loss_sum).item() / (self._interval.updates * self.process.world_size)
         if not math.isfinite(loss):
             raise NumericError(
                 f"the loss is {loss} in the updates up to {self.update} (epoch {self.progress.epoch}). Lower --lr, set "
@@ -223,44 +306,27 @@ class Trainer:
             )
         if self.process.world_size > 1:
             self.progress.broken = sorted(set(chain.from_iterable(self.process.gather(self.progress.broken))))
-            report_broken(self.progress.broken, self.parts.images, self.options.max_broken, self.process.is_main)
-        seconds = time.perf_counter() - self._since
-        log.train(
-            {
-                "epoch": self.progress.epoch,
-                "update": self.update,
-                "loss": loss,
-                "lr": self.parts.optimizer.param_groups[0]["lr"],
-                "images_per_s": self._timed * self.options.batch_size / seconds,
-                "waiting": self._waited / seconds,
-            }
-        )
-        self._loss_sum.zero_()
-        self._loss_count = 0
-        self._waited, self._since, self._timed = 0.0, time.perf_counter(), 0
+            self._report_broken()
+        updates_per_s, waiting = self._interval.speed()
+        if self._metrics is not None:
+            self._metrics.write_training(
+                {
+                    "epoch": self.progress.epoch,
+                    "update": self.update,
+                    "loss": loss,
+                    "lr": self.state.optimizer.param_groups[0]["lr"],
+                    "images_per_s": updates_per_s * self.cfg.batch_size,
+                    "waiting": waiting,
+                }
+            )
+        self._interval.restart()
 
-    def _evaluate(self, log: RunLog) -> None:
+    def _report_broken(self) -> None:
+        report_broken(self.progress.broken, self.images, self.cfg.max_broken, self.process.is_main_process)
+
+    def _is_evaluation_due(self) -> bool:
         done = self.progress.epoch + 1
-        if done % self.options.eval_every and done < self.options.epochs:
-            return
-        network = self.parts.ema.module if self.parts.ema else self.parts.model
-        # Saved before, so that a stop in the evaluation costs no more than the evaluation.
-        self.save()
-        result = self.parts.evaluate(network, self._check_stop_at)
-        if result.top1 > self.progress.best_top1:
-            self.progress.best_top1, self.progress.best_top5 = result.top1, result.top5
-            if self.process.is_main:
-                self._save_best(network, result)
-        log.evaluation(
-            {
-                "epoch": self.progress.epoch,
-                "update": self.update,
-                "top1": result.top1,
-                "top5": result.top5,
-                "val_loss": result.loss,
-                "best_top1": self.progress.best_top1,
-            }
-        )
+        return done % self.cfg.eval_every == 0 or done >= self.cfg.epochs
 
     def _check_stop_at(self, batch: int) -> None:
         if self.process.world_size == 1:
@@ -270,71 +336,24 @@ class Trainer:
         if self.process.any(self._stop.signal_name is not None):
             self.save()
             # A launcher ends the other processes once one has ended: not while the main one still writes.
-            self.process.wait()
-            raise Interrupted(
-                f"{self._stop.signal_name or 'a signal'} in epoch {self.progress.epoch}, after update {self.update}. "
-                f"Go on with: {self._resume_command}"
-            )
+            self.process.barrier()
+            name = self._stop.signal_name or "a signal"
+            raise Interrupted(f"{name} in epoch {self.progress.epoch}, after update {self.update}.")
 
-    def _save_if_due(self) -> None:
-        if self.process.is_main and time.perf_counter() - self._saved_at > 60 * self.options.save_minutes:
-            self.save()
+    def _write_weights(self, name: str, epoch: int, **about: str) -> None:
+        if self.process.is_main_process:
+            about |= {"epoch": str(epoch)}
+            files.write_weights(name, self.cfg, self.images.classes, self.state.evaluated_model, about)
 
-    def save(self) -> None:
-        """Write the state to the output folder, in the main process.
-
-        Raises:
-            NumericError: The weights are not finite; what was saved before stays.
-        """
-        self._saved_at = time.perf_counter()
-        check_finite(self.parts.model.state_dict())
-        if self.process.is_main:
-            self._store.save(LAST_NAME, self.state(), self.update)
-
-    def state(self) -> dict[str, Any]:
-        """All that a resumed run needs: tensors, numbers, texts and containers of them."""
-        parts = self.parts
-        return {
-            "model": parts.model.state_dict(),
-            "ema": parts.ema.state_dict() if parts.ema else None,
-            "optimizer": parts.optimizer.state_dict(),
-            "scaler": parts.scaler.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
-            "interval": {"loss_sum": self._loss_sum, "count": self._loss_count},
-            "options": dataclasses.asdict(self.options),
-            "classes": list(parts.images.classes),
-            "iteration": self.update,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state` gave."""
-        parts = self.parts
-        parts.model.load_state_dict(state["model"])
-        if parts.ema:
-            parts.ema.load_state_dict(state["ema"])
-        load_optimizer(parts.optimizer, state["optimizer"])
-        parts.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        self._loss_sum.copy_(state["interval"]["loss_sum"])
-        self._loss_count = state["interval"]["count"]
-
-    def _save_best(self, network: nn.Module, result: Accuracy) -> None:
-        tensors: dict[str, Tensor] = network.state_dict()
-        save_safetensors(
-            Path(self.options.output) / BEST_NAME,
-            tensors,
-            metadata_of(self.options, self.parts.images.classes)
-            | {"top1": f"{result.top1:.3f}", "top5": f"{result.top5:.3f}", "epoch": str(self.progress.epoch)},
+    def _out_of_memory(self) -> str:
+        size = build.batch_size_per_process(self.cfg, self.process.world_size)
+        return (
+            f"out of memory with {size} images in a process: give --accumulate-steps {2 * self.cfg.accumulate_steps} "
+            "(the same recipe), or --checkpoint-stages 1,2."
         )
 
 
-def metadata_of(options: Options, classes: Sequence[str]) -> dict[str, str]:
-    """What a weight file says about itself: model, input and class index."""
-    return {
-        "format": "pt",
-        "model": options.model,
-        "img_size": str(options.img_size),
-        "crop_pct": str(options.crop_pct),
-        "interpolation": options.interpolation,
-        CLASSES_KEY: json.dumps(list(classes), ensure_ascii=False),
-    }
+def _wrap(model: nn.Module, process: Process) -> nn.Module:
+    if process.world_size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[process.device] if process.device.type == "cuda" else None)

@@ -19,16 +19,16 @@ from rich.console import Console
 
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
-from pvt_det.engine.console import run_logging
 from pvt_det.engine.launch import launch
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.distributed import restarts
 from pvt_det.utils.lock import FolderLock
+from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
-from pvt_det.utils.torchrun import restarts
 
 logger = logging.getLogger(__name__)
 

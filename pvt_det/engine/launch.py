@@ -20,7 +20,7 @@ from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
-from pvt_det.utils.torchrun import join_torchrun_group, under_torchrun
+from pvt_det.utils.distributed import join_torchrun_group, local_rank, local_world_size, under_torchrun
 
 # A process that waits this long for the others takes them for lost.
 _TIMEOUT = timedelta(minutes=30)
@@ -79,9 +79,9 @@ def launch(
             raise ConfigError(
                 "torchrun starts the processes by itself: leave --num-gpus, --num-machines and --dist-url out."
             )
-        with _group(processes.device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) as backend:
+        with _group(processes.device, local_rank(), local_world_size()) as backend:
             join_torchrun_group(backend, _TIMEOUT)
-            comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+            comm.create_local_process_group(local_world_size())
             return _run(main_func, args)
     _check(processes)
     if processes.count == 1:

@@ -34,11 +34,11 @@ from pvt_det.evaluation.build import build_evaluator
 from pvt_det.models.complexity import count_parameters
 from pvt_det.run_folder import BATCH_PICTURE_NAME, CONFIG_NAME, FINAL_NAME, METRICS_NAME
 from pvt_det.solver.build import build_lr_scheduler
+from pvt_det.utils.distributed import restarts
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.rng import random_state, random_state_kept, set_random_state
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
-from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
 logger = logging.getLogger(__name__)

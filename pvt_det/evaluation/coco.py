@@ -16,8 +16,8 @@ from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
-from pvt_det.evaluation.ground_truth import GroundTruth, load_ground_truth, read_ground_truth
-from pvt_det.evaluation.metrics import COCO_MAX_DETECTIONS, CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
+from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, load_ground_truth, read_ground_truth
+from pvt_det.evaluation.metrics import CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
 from pvt_det.utils.tables import class_table, metric_table
 
 logger = logging.getLogger(__name__)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hotcoco
 import numpy as np
 import numpy.typing as npt
-from detectron2.data.catalog import Metadata
 from pycocotools.coco import COCO
 
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.errors import DataError
 
+if TYPE_CHECKING:  # `compare` reads results of classifiers too, where Detectron2 may be missing
+    from detectron2.data.catalog import Metadata
+
+# Least limit on detections per image, COCO's own.
+COCO_MAX_DETECTIONS = 100
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 
 

@@ -16,11 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pvt_det.evaluation.detections import Detections
-from pvt_det.evaluation.ground_truth import GroundTruth
+from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth
 from pvt_det.structures import rle
-
-# Least limit on detections per image, COCO's own.
-COCO_MAX_DETECTIONS = 100
 
 
 @dataclass(frozen=True)

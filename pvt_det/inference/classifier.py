@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pvt_det.models import create_model
 from pvt_det.models.trunk import Trunk
-from pvt_det.weights import load_pretrained, read_checkpoint, to_ours
+from pvt_det.weights import load_translation, read_translation
 
 
 def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
@@ -19,7 +19,8 @@ def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
         CheckpointError: The weights are missing, damaged, or not of a whole classifier of this variant.
         ConfigError: The name is unknown.
     """
-    head = to_ours(read_checkpoint(source), source).get("head.weight")
+    translation = read_translation(source)
+    head = translation.tensors.get("head.weight")
     model = create_model(name, num_classes=1000 if head is None else len(head), img_size=img_size).eval()
-    load_pretrained(model, source).require_whole()
+    load_translation(model, translation, source).require_whole()
     return model

@@ -6,11 +6,11 @@ paper and its published code differ, the rows follow the code, since published w
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from pvt_det.errors import ConfigError
+from pvt_det.utils.text import did_you_mean
 
 Four = tuple[int, int, int, int]
 
@@ -58,7 +58,6 @@ def get_variant(name: str) -> Variant:
         ConfigError: The name is unknown.
     """
     if name not in VARIANTS:
-        close = difflib.get_close_matches(str(name), VARIANTS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"unknown model {name!r}: {hint}Known are {', '.join(VARIANTS)}.")
+        hint = did_you_mean(str(name), VARIANTS)
+        raise ConfigError(f"unknown model {name!r}.{hint} Known are {', '.join(VARIANTS)}.")
     return VARIANTS[name]

@@ -40,12 +40,44 @@ def load_pretrained(model: nn.Module, source: str | Path, *, allow_partial: Sequ
         CheckpointError: If the file cannot be had, is broken or unsafe, or does not fit.
         NumericError: If it holds NaN or infinity.
     """
-    translation = translate_checkpoint(read_checkpoint(source), str(source))
+    return load_translation(model, read_translation(source), source, allow_partial=allow_partial)
+
+
+def load_translation(
+    model: nn.Module, translation: Translation, source: str | Path, *, allow_partial: Sequence[str] = ()
+) -> LoadReport:
+    """Load weights that have already been read, as `load_pretrained` does.
+
+    Args:
+        model: The model; its tensors are overwritten in place, on their device and in their number format.
+        translation: The weights, as `read_translation` returns them.
+        source: Where they came from, for messages.
+        allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
+
+    Returns:
+        The report, which is also logged.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+        NumericError: If they hold NaN or infinity.
+    """
     current = model.state_dict()
     chosen, report = match(current, translation, source=str(source), grids=_grids(model), allow_partial=allow_partial)
     model.load_state_dict(current | chosen)
     logger.info("%s", report)
     return report
+
+
+def read_translation(source: str | Path) -> Translation:
+    """Read a checkpoint and bring its tensors under this package's names.
+
+    Args:
+        source: As for `load_pretrained`.
+
+    Raises:
+        CheckpointError: If the file cannot be had, is broken or unsafe, or its layout is unknown.
+    """
+    return translate_checkpoint(read_checkpoint(source), str(source))
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +17,41 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pvt_det.classification import run as classification_run
-from pvt_det.classification.card import write_card
-from pvt_det.classification.options import Options
-from pvt_det.classification.process import Process
-from pvt_det.classification.trainer import LAST_NAME, Trainer
+from pvt_det.classification import (
+    Accuracy,
+    Callback,
+    ClassificationTrainer,
+    TrainConfig,
+    evaluate,
+    start_run,
+    train,
+)
 from pvt_det.cli.start import start
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericError
 from pvt_det.inference.base import config_file
 from pvt_det.models import create_model
+from pvt_det.run_folder import CLASSIFIER_LAST_NAME
 from pvt_det.weights import load_pretrained, save_safetensors
 from tests.data.imagenet.fakes import class_folders
 
-CPU = Process(torch.device("cpu"))
+
+class SignalAt(Callback):
+    """Asks the run to stop after an update."""
+
+    def __init__(self, update: int) -> None:
+        self._update = update
+
+    def after_step(self, trainer: ClassificationTrainer) -> None:
+        if trainer.update == self._update:
+            signal.raise_signal(signal.SIGTERM)
 
 
-class StopAfter:
-    """A wish to stop that comes with the n-th question for it."""
+class StoppedInEvaluation(ClassificationTrainer):
+    """Is asked to stop once the evaluation has begun."""
 
-    def __init__(self, asked: int) -> None:
-        self._left = asked
-
-    @property
-    def signal_name(self) -> str | None:
-        self._left -= 1
-        return "SIGTERM" if self._left < 0 else None
+    def evaluate(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        super().evaluate()
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +59,9 @@ def data(tmp_path_factory) -> Path:
     return class_folders(tmp_path_factory.mktemp("cls") / "set", train=9, val=4)
 
 
-def _options(data: Path, output: Path, **changes) -> Options:
+def _config(data: Path, output: Path, **changes) -> TrainConfig:
     """Everything random is on; 27 images, 6 updates of 4 in an epoch."""
-    base = Options(
+    base = TrainConfig(
         model="pvt_v2_b0", data=str(data), output=str(output), img_size=32, epochs=2, batch_size=4, warmup_epochs=0.5,
         lr=1e-3, lr_batch=0, drop_path_rate=0.2, clip_grad=1.0, ema_decay=0.9, workers=0, log_every=1, device="cpu",
         amp="none",
@@ -59,25 +71,37 @@ def _options(data: Path, output: Path, **changes) -> Options:
 
 def _rows(output: Path) -> list[dict]:
     timed = ("images_per_s", "waiting")
-    lines = (output / "metrics.jsonl").read_text().splitlines()
+    lines = (output / "metrics.json").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
-def _trainer(options: Options, stop) -> Trainer:
-    Path(options.output).mkdir(parents=True, exist_ok=True)
-    images, validation = classification_run._open_data(options, CPU)
-    parts = classification_run.build_parts(options, CPU, images, validation)
-    return Trainer(options, parts, CPU, stop, "resume")
+def _train(cfg: TrainConfig) -> None:
+    with start_run(cfg) as process:
+        train(cfg, process)
 
 
-def _stopped_and_resumed(options: Options, asked: int, **changes) -> None:
-    with pytest.raises(Interrupted, match="SIGTERM in epoch"):
-        _trainer(options, StopAfter(asked)).train()
-    classification_run.train(dataclasses.replace(options, resume="auto", **changes), CPU, "resume")
+def _evaluate(cfg: TrainConfig) -> Accuracy:
+    with start_run(cfg) as process:
+        return evaluate(cfg, process)
 
 
-def _end_state(options: Options) -> dict:
-    return torch.load(Path(options.output) / "model_last.pth", weights_only=True)
+def _stop(cfg: TrainConfig, update: int | None) -> None:
+    """Train until after an update, or else until the first evaluation."""
+    kind, callbacks = (StoppedInEvaluation, []) if update is None else (ClassificationTrainer, [SignalAt(update)])
+    with (
+        pytest.raises(Interrupted, match=r"SIGTERM in epoch .*\. Go on with: the same command with --resume$"),
+        start_run(cfg) as process,
+    ):
+        kind(cfg, process, callbacks).train()
+
+
+def _stopped_and_resumed(cfg: TrainConfig, update: int | None, **changes) -> None:
+    _stop(cfg, update)
+    _train(dataclasses.replace(cfg, resume=True, **changes))
+
+
+def _end_state(cfg: TrainConfig) -> dict:
+    return torch.load(Path(cfg.output) / "model_last.pth", weights_only=True)
 
 
 def _equal(left, right) -> bool:
@@ -91,22 +115,22 @@ def _equal(left, right) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole_run(data, tmp_path_factory) -> Options:
-    options = _options(data, tmp_path_factory.mktemp("whole"))
-    classification_run.train(options, CPU, "resume")
-    return options
+def whole_run(data, tmp_path_factory) -> TrainConfig:
+    cfg = _config(data, tmp_path_factory.mktemp("whole"))
+    _train(cfg)
+    return cfg
 
 
 @pytest.mark.parametrize(
-    ("asked", "workers"),
-    [(3, 0), (9, 2), (6, 1)],
+    ("update", "workers"),
+    [(4, 0), (9, 2), (None, 1)],
     ids=["first epoch", "second epoch, other workers", "in the evaluation"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(whole_run, data, tmp_path, asked, workers):
-    options = _options(data, tmp_path)
-    _stopped_and_resumed(options, asked, workers=workers)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(whole_run, data, tmp_path, update, workers):
+    cfg = _config(data, tmp_path)
+    _stopped_and_resumed(cfg, update, workers=workers)
     assert _rows(tmp_path) == _rows(Path(whole_run.output))
-    ours, theirs = _end_state(options), _end_state(whole_run)
+    ours, theirs = _end_state(cfg), _end_state(whole_run)
     assert ours.pop("options") != theirs.pop("options")  # folder and workers
     assert _equal(ours, theirs)
 
@@ -115,8 +139,8 @@ def test_resume_restores_the_fp16_scaler(tmp_path):
     """With accumulation and a log interval that the stop cuts in two."""
     data = class_folders(tmp_path / "set", train=5, val=1)
     common = {"amp": "fp16", "accumulate_steps": 2, "epochs": 1, "log_every": 2, "channels_last": True}
-    whole, cut = (_options(data, tmp_path / name, **common) for name in ("whole", "cut"))
-    classification_run.train(whole, CPU, "resume")
+    whole, cut = (_config(data, tmp_path / name, **common) for name in ("whole", "cut"))
+    _train(whole)
     _stopped_and_resumed(cut, 1)
     assert _rows(tmp_path / "cut") == _rows(tmp_path / "whole")
     ours, theirs = _end_state(cut), _end_state(whole)
@@ -127,12 +151,11 @@ def test_resume_restores_the_fp16_scaler(tmp_path):
 
 
 def test_rows_that_a_killed_run_left_are_taken_back(data, whole_run, tmp_path):
-    options = _options(data, tmp_path)
-    with pytest.raises(Interrupted):
-        _trainer(options, StopAfter(3)).train()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    cfg = _config(data, tmp_path)
+    _stop(cfg, 4)
+    with (tmp_path / "metrics.json").open("a") as file:
         file.write(json.dumps({"epoch": 0, "update": 5, "loss": 9.0}) + '\n{"epoch": 0, "upd')
-    classification_run.train(dataclasses.replace(options, resume="auto"), CPU, "resume")
+    _train(dataclasses.replace(cfg, resume=True))
     assert _rows(tmp_path) == _rows(Path(whole_run.output))
 
 
@@ -140,26 +163,27 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(data, tmp_path):
     plain = {"mixup": 0.0, "cutmix": 0.0, "erase_prob": 0.0, "drop_path_rate": 0.0, "epochs": 1, "batch_size": 6}
     losses = []
     for steps in (1, 3):
-        options = _options(data, tmp_path / str(steps), accumulate_steps=steps, **plain)
-        classification_run.train(options, CPU, "resume")
-        losses.append([row["loss"] for row in _rows(Path(options.output)) if "loss" in row])
+        cfg = _config(data, tmp_path / str(steps), accumulate_steps=steps, **plain)
+        _train(cfg)
+        losses.append([row["loss"] for row in _rows(Path(cfg.output)) if "loss" in row])
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_recomputing_stages_changes_nothing(data, tmp_path, whole_run):
-    options = _options(data, tmp_path, checkpoint_stages="1,3", epochs=2)
-    trainer = _trainer(options, StopAfter(3))
-    assert trainer.parts.model.checkpoint_stages == {1, 3}
-    with pytest.raises(Interrupted):
-        trainer.train()
+    cfg = _config(data, tmp_path, checkpoint_stages="1,3", epochs=2)
+    with start_run(cfg) as process:
+        trainer = ClassificationTrainer(cfg, process, [SignalAt(4)])
+        assert trainer.state.model.checkpoint_stages == {1, 3}
+        with pytest.raises(Interrupted):
+            trainer.train()
     expected = [row["loss"] for row in _rows(Path(whole_run.output))[:4]]
     assert [row["loss"] for row in _rows(tmp_path)] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_moving_average_is_what_is_evaluated_and_kept(whole_run):
     state = _end_state(whole_run)
-    with safetensors.safe_open(Path(whole_run.output) / "best.safetensors", "pt") as file:
+    with safetensors.safe_open(Path(whole_run.output) / "model_best.safetensors", "pt") as file:
         metadata = file.metadata()
         kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     assert json.loads(metadata["classes"]) == ["ant", "bee", "cat"]
@@ -174,7 +198,7 @@ def test_the_moving_average_is_what_is_evaluated_and_kept(whole_run):
 
 
 def test_the_result_loads_into_classifier_and_trunk(whole_run):
-    source = Path(whole_run.output) / "best.safetensors"
+    source = Path(whole_run.output) / "model_best.safetensors"
     classifier = create_model("pvt_v2_b0", 3, img_size=32)
     assert not load_pretrained(classifier, source).new
     trunk = create_model("pvt_v2_b0", 0)
@@ -207,13 +231,14 @@ def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
         assert told in card, told
     assert str(data.parent) not in card
     assert str(folder) not in card
-    loads = card.split("```python\n")[1].split("```")[0].replace('"best', f'"{folder}/best')
+    loads = card.split("```python\n")[1].split("```")[0].replace('"model_best', f'"{folder}/model_best')
     exec(loads, scope := {})
     assert scope["model"].head.out_features == 3
-    source = classification_run.open_images(data, "val")
-    (tmp_path / "results.json").write_text((folder / "results.json").read_text())
+    finished = dataclasses.replace(whole_run, output=str(tmp_path), resume=True)
+    for name in ("model_last.pth", "results.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "README.md").write_text("# My notes\n")
-    write_card(dataclasses.replace(whole_run, output=str(tmp_path)), source, source)
+    _train(finished)
     assert (tmp_path / "README.md").read_text() == "# My notes\n"
 
 
@@ -222,7 +247,7 @@ def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
     start("card", [str(run), "--output", str(output), "--license", "cc0-1.0"], "pvt-det card")
     names = ["README.md", "classes.json", "model.safetensors", "options.yaml"]
     assert sorted(path.name for path in output.iterdir()) == names
-    shared, best = (safetensors.torch.load_file(f) for f in (output / names[2], run / "best.safetensors"))
+    shared, best = (safetensors.torch.load_file(f) for f in (output / names[2], run / "model_best.safetensors"))
     assert shared.keys() == best.keys()
     assert all(torch.equal(shared[name], best[name]) for name in best)
     card = (output / "README.md").read_text()
@@ -231,9 +256,9 @@ def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
     assert "--eval-only --weights model.safetensors\n" in card
     assert str(data.parent) not in card + (output / "options.yaml").read_text()
     # What a user of it types: the classes come from the file.
-    again = _options(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
+    again = _config(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
     top1 = json.loads((run / "results.json").read_text())["metrics"]["classification"]["top1"]
-    assert classification_run.evaluate_only(again, CPU).top1 == pytest.approx(top1)
+    assert _evaluate(again).top1 == pytest.approx(top1)
     with pytest.raises(ConfigError, match="is of a classifier, not of a detector or segmentor: expected a run"):
         config_file(run)
     with pytest.raises(ConfigError, match="is the run's own folder"):
@@ -244,7 +269,7 @@ def test_the_result_feeds_a_detector(repo_root, whole_run):
     detection = pytest.importorskip("detectron2.modeling")
     from pvt_det.config import load_config
 
-    overrides = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", f"{whole_run.output}/best.safetensors"]
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", f"{whole_run.output}/model_best.safetensors"]
     cfg = load_config(repo_root / "configs/retinanet_pvt_v2_b0.yaml", overrides)
     detector = detection.build_model(cfg)
     report = load_pretrained(detector, cfg.MODEL.WEIGHTS)
@@ -255,15 +280,15 @@ def test_the_result_feeds_a_detector(repo_root, whole_run):
 
 def test_a_second_run_in_the_folder_is_refused(whole_run):
     with pytest.raises(ConfigError, match="holds a run already"):
-        classification_run.train(whole_run, CPU, "resume")
+        _train(whole_run)
     with pytest.raises(ConfigError, match=r"epochs was 2 and is 5"):
-        classification_run.train(dataclasses.replace(whole_run, resume="auto", epochs=5), CPU, "resume")
+        _train(dataclasses.replace(whole_run, resume=True, epochs=5))
 
 
 def test_other_classes_are_refused(whole_run, tmp_path):
     other = class_folders(tmp_path / "set", classes=("ant", "bee", "dog"))
     with pytest.raises(DataError, match="trained on the classes ant, bee, cat, the images have ant, bee, dog: give"):
-        classification_run.train(dataclasses.replace(whole_run, resume="auto", data=str(other)), CPU, "resume")
+        _train(dataclasses.replace(whole_run, resume=True, data=str(other)))
 
 
 @pytest.mark.parametrize(
@@ -277,46 +302,48 @@ def test_other_classes_are_refused(whole_run, tmp_path):
 )
 def test_options_that_do_not_fit(data, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        classification_run.train(_options(**{"data": data, "output": tmp_path, **changes}), CPU, "resume")
+        _train(_config(**{"data": data, "output": tmp_path, **changes}))
 
 
-def test_broken_images_are_named_up_to_the_limit(tmp_path, caplog):
+def test_broken_images_are_named_up_to_the_limit(tmp_path, capsys):
     root = class_folders(tmp_path / "set", train=9, val=4)
     for name in ("train/bee/003.jpg", "train/cat/001.jpg", "val/ant/002.jpg"):
         (root / name).write_bytes(b"\xff\xd8 no image")
-    options = _options(root, tmp_path / "out", epochs=1, repeats=1, batch_size=2, max_broken=2)
-    with caplog.at_level("WARNING", "pvt_det"):
-        classification_run.train(options, CPU, "resume")
+    cfg = _config(root, tmp_path / "out", epochs=1, repeats=1, batch_size=2, max_broken=2)
+    _train(cfg)
+    said = capsys.readouterr().out
     for name in ("train/bee/003.jpg", "train/cat/001.jpg", "val/ant/002.jpg"):
-        assert name in caplog.text
+        assert name in said
     with pytest.raises(DataError, match=r"2 images are broken, and max_broken allows 1: .*jpg \(no image"):
-        classification_run.train(dataclasses.replace(options, max_broken=1, output=str(tmp_path / "b")), CPU, "resume")
+        _train(dataclasses.replace(cfg, max_broken=1, output=str(tmp_path / "b")))
     with pytest.raises(DataError, match=r"1 images are broken, and max_broken allows 0: .*val/ant/002.jpg"):
         _evaluate_weights(root, tmp_path, {}, max_broken=0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     with pytest.raises(NumericError, match=r"the loss is nan in the updates up to \d+ .*Lower --lr"):
-        classification_run.train(_options(data, tmp_path, lr=1e20, clip_grad=0.0, warmup_epochs=0.0), CPU, "resume")
+        _train(_config(data, tmp_path, lr=1e20, clip_grad=0.0, warmup_epochs=0.0))
 
 
 def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
-    trainer = _trainer(_options(data, tmp_path), StopAfter(1000))
-    trainer.save()
-    saved = (tmp_path / LAST_NAME).read_bytes()
-    with torch.no_grad():
-        trainer.parts.model.head.bias[0] = float("inf")
-    with pytest.raises(NumericError, match=r"head\.bias holds NaN or infinity"):
+    cfg = _config(data, tmp_path)
+    with start_run(cfg) as process:
+        trainer = ClassificationTrainer(cfg, process)
         trainer.save()
-    assert (tmp_path / LAST_NAME).read_bytes() == saved
+        saved = (tmp_path / CLASSIFIER_LAST_NAME).read_bytes()
+        with torch.no_grad():
+            trainer.state.model.head.bias[0] = float("inf")
+        with pytest.raises(NumericError, match=r"head\.bias holds NaN or infinity"):
+            trainer.save()
+    assert (tmp_path / CLASSIFIER_LAST_NAME).read_bytes() == saved
 
 
 def _evaluate_weights(root: Path, folder: Path, metadata: dict[str, str], **changes):
     torch.manual_seed(3)
     model = create_model("pvt_v2_b0", 3, img_size=32)
     save_safetensors(folder / "w.safetensors", model.state_dict(), metadata)
-    options = _options(root, folder / "none", eval_only=True, weights=str(folder / "w.safetensors"), **changes)
-    return classification_run.evaluate_only(options, CPU)
+    cfg = _config(root, folder / "none", eval_only=True, weights=str(folder / "w.safetensors"), **changes)
+    return _evaluate(cfg)
 
 
 def test_accuracy_on_a_hand_made_set(tmp_path):
@@ -359,3 +386,87 @@ def test_tensorboard_holds_the_curves(whole_run):
     events.Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
     assert losses == pytest.approx([row["loss"] for row in _rows(Path(whole_run.output)) if "loss" in row], rel=1e-6)
+
+
+def test_the_run_is_logged(whole_run):
+    log = (Path(whole_run.output) / "log.txt").read_text()
+    assert "iteration 12/12  epoch 1  loss " in log
+    assert "pvt_v2_b0 on 27 training and 12 validation images of 3 classes" in log
+    assert "model_best.safetensors" in log
+
+
+def test_the_final_weights_are_those_of_the_last_epoch(whole_run):
+    final = safetensors.torch.load_file(Path(whole_run.output) / "model_final.safetensors")
+    averaged = {key.removeprefix("module."): value for key, value in _end_state(whole_run)["ema"].items()}
+    assert all(torch.equal(value, averaged[name]) for name, value in final.items())
+    assert not load_pretrained(
+        create_model("pvt_v2_b0", 3, img_size=32), Path(whole_run.output) / "model_final.safetensors"
+    ).new
+
+
+@pytest.fixture
+def old_run(whole_run, tmp_path) -> Path:
+    """The finished run as earlier versions named its files."""
+    old = shutil.copytree(whole_run.output, tmp_path / "old")
+    (old / "model_final.safetensors").unlink()
+    (old / "model_best.safetensors").rename(old / "best.safetensors")
+    (old / "metrics.json").rename(old / "metrics.jsonl")
+    options = (old / "options.yaml").read_text()
+    (old / "options.yaml").write_text(options.replace("resume: false", "resume: ''"))
+    return old
+
+
+def test_a_folder_of_an_earlier_version_becomes_a_folder_to_share(old_run, tmp_path, whole_run):
+    with pytest.warns(
+        FutureWarning, match=r"best\.safetensors is deprecated .*model_best\.safetensors: rename the file"
+    ):
+        start("card", [str(old_run), "--output", str(tmp_path / "share")], "pvt-det card")
+    shared = safetensors.torch.load_file(tmp_path / "share/model.safetensors")
+    best = safetensors.torch.load_file(Path(whole_run.output) / "model_best.safetensors")
+    assert all(torch.equal(shared[name], best[name]) for name in best)
+
+
+def test_a_folder_of_an_earlier_version_is_resumed(old_run, whole_run):
+    _train(dataclasses.replace(whole_run, output=str(old_run), resume=True))
+    assert _rows(old_run) == _rows(Path(whole_run.output))
+    assert not (old_run / "metrics.jsonl").exists()
+    assert not (old_run / "best.safetensors").exists()
+    best, whole = (
+        safetensors.torch.load_file(Path(run) / "model_best.safetensors") for run in (old_run, whole_run.output)
+    )
+    assert all(torch.equal(best[name], whole[name]) for name in whole)
+
+
+def test_weights_of_an_earlier_version_are_evaluated(old_run, whole_run, data, tmp_path):
+    cfg = _config(data, tmp_path / "out", weights=str(old_run / "best.safetensors"), eval_only=True)
+    top1 = json.loads((Path(whole_run.output) / "results.json").read_text())["metrics"]["classification"]["top1"]
+    assert _evaluate(cfg).top1 == pytest.approx(top1)
+    assert (tmp_path / "out/evaluation/log.txt").is_file()
+
+
+class OneLayer(ClassificationTrainer):
+    @classmethod
+    def build_model(cls, cfg, num_classes):
+        torch.manual_seed(cfg.seed)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * cfg.img_size**2, num_classes))
+
+
+class Notes(Callback):
+    def __init__(self) -> None:
+        self.updates, self.accuracies = [], []
+
+    def after_step(self, trainer):
+        self.updates.append(trainer.update)
+
+    def after_evaluation(self, trainer, accuracy):
+        self.accuracies.append(accuracy.top1)
+
+
+def test_another_network_and_a_callback(data, tmp_path):
+    cfg, notes = _config(data, tmp_path), Notes()
+    with start_run(cfg) as process:
+        best = OneLayer(cfg, process, [notes]).train()
+    assert notes.updates == list(range(1, 13))
+    assert notes.accuracies == [row["top1"] for row in _rows(tmp_path) if "top1" in row]
+    assert best == max(notes.accuracies)
+    assert set(safetensors.torch.load_file(tmp_path / "model_final.safetensors")) == {"1.weight", "1.bias"}

@@ -99,7 +99,7 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
         ("compare a --bootstrap 0", "--bootstrap 0: expected 1 or more"),
         ("compare a --tolerance nan", "--tolerance nan: expected 0 points or more"),
         ("train-cls --data a", "give the variant to train: --model NAME. Known are pvt_tiny, pvt_small"),
-        ("train-cls --model pvt_tiny --eval-only --weights a --resume auto", "--resume is for training: leave it out"),
+        ("train-cls --model pvt_tiny --eval-only --weights a --resume", "--resume is for training: leave it out"),
         ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url is where several processes meet: leave it out"),
         ("train --config-file {leaf} --allow-partial x MODEL.WEIGHTS {none}", "--allow-partial is for MODEL.WEIGHTS"),
         ("train --config-file {leaf} --val-images a", "VAL_IMAGES is a, but neither VAL_JSON nor VAL_LABELS is given"),

@@ -124,7 +124,7 @@ def test_copies_and_pickles_are_equal(variant):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"variant": "pvt_smal"}, "did you mean 'pvt_small'"),
+        ({"variant": "pvt_smal"}, "Did you mean pvt_small"),
         ({"variant": "pvt_tiny", "out_features": ["res2"]}, "stage1"),
         ({"variant": "pvt_tiny", "out_features": []}, "stage1"),
         ({"variant": "pvt_tiny", "out_features": ["stage2", "stage1"]}, "in this order"),

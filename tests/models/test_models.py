@@ -202,7 +202,7 @@ def test_drop_path_rises_over_all_blocks():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"name": "pvt_smal"}, "did you mean 'pvt_small'"),
+        ({"name": "pvt_smal"}, "Did you mean pvt_small"),
         ({"name": "resnet50"}, "pvt_v2_b5"),
         ({"num_classes": -1}, "num_classes"),
         ({"num_classes": 2.5}, "num_classes"),

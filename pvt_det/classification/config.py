@@ -1,15 +1,12 @@
-"""Every option of `tools/train_cls.py`: a YAML key and a flag each, typed and checked.
+"""The config of a classification run: every key with its type, range and default.
 
-The defaults are the published ImageNet recipe as it is common to all variants; `configs/classification/<model>.yaml`
-holds what differs. Flags win over the file given with `--config`, or else the model's own.
+The defaults are the published ImageNet recipe as far as all variants share it. `configs/classification/<model>.yaml`
+holds what differs between them.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +17,13 @@ import yaml
 
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.deprecation import warn_deprecated
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
+from pvt_det.utils.text import did_you_mean
 
-# In a run's output folder.
-OPTIONS_NAME, CLASSES_NAME = "options.yaml", "classes.json"
 _WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_EXPECTED = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_EXPECTED = {"str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def _option(
@@ -39,21 +35,21 @@ def _option(
     choices: Sequence[str] = (),
     resumable: bool = False,
 ) -> Any:
-    """A field: its help, range or choices, and whether a resumed run may change it."""
+    """A key: its default, its help, its range or choices, and whether a resumed run may change it."""
     metadata = {"help": text, "low": low, "high": high, "choices": tuple(choices), "resumable": resumable}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
-class Options:
-    """All options of a classification run; `--help` lists them with their meaning."""
+class TrainConfig:
+    """All keys of a classification run. `--help` lists them with their meaning."""
 
     # --- what
     model: str = _option("", "variant, such as pvt_small or pvt_v2_b2")
     data: str = _option("", "folder with train/ and val/, ILSVRC2012 as downloaded, or tar shards", resumable=True)
     val_labels: str = _option("", "list of ILSVRC2012's validation classes; default: the devkit's", resumable=True)
     output: str = _option("output/cls", "folder for checkpoints and logs", resumable=True)
-    resume: str = _option("", "'auto' goes on from the output folder's last checkpoint, if any", resumable=True)
+    resume: bool = _option(False, "go on from the output folder's last checkpoint, if it has one", resumable=True)
     eval_only: bool = _option(False, "only evaluate --weights on the validation images")
     weights: str = _option("", "what --eval-only evaluates: a file, URL or name such as pvt_small", resumable=True)
     img_size: int = _option(224, "side of the network's input, in pixels", low=32)
@@ -108,7 +104,7 @@ class Options:
     save_minutes: float = _option(15.0, "minutes between checkpoints within an epoch", low=0, resumable=True)
 
     def __post_init__(self) -> None:
-        for name, option in _fields().items():
+        for name, option in config_fields().items():
             _check(name, getattr(self, name), option.metadata)
         if not self.model:
             raise ConfigError(f"give the variant to train: --model NAME. Known are {', '.join(list_models())}.")
@@ -119,8 +115,6 @@ class Options:
             raise ConfigError(
                 f"warmup_epochs = {self.warmup_epochs:g} is not below epochs = {self.epochs}: set --warmup-epochs."
             )
-        if self.resume not in ("", "auto"):
-            raise ConfigError(f"resume = {self.resume!r}: 'auto' is all there is; choose the run with --output.")
         if self.eval_only != bool(self.weights):
             raise ConfigError("--eval-only and --weights SOURCE go together: give both or neither.")
         if self.eval_only and self.resume:
@@ -142,31 +136,28 @@ class Options:
         return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
 
 
-def _fields() -> dict[str, dataclasses.Field]:
-    return {option.name: option for option in dataclasses.fields(Options)}
+def config_fields() -> dict[str, dataclasses.Field]:
+    """The keys of a `TrainConfig` by name, with their default and, in `metadata`, their help and choices."""
+    return {option.name: option for option in dataclasses.fields(TrainConfig)}
 
 
-def load_options(path: Path | None, flags: Mapping[str, str | bool]) -> Options:
-    """Defaults, the YAML file over them, flags over it.
+def load_train_config(path: Path | None, flags: Mapping[str, str | bool] | None = None) -> TrainConfig:
+    """Build a config from the defaults, a YAML file over them, and flags over both.
 
     Args:
-        path: A file of `name: value` lines.
+        path: A file of `name: value` lines, or None for the defaults alone.
         flags: Values from the command line, by name.
 
     Raises:
-        ConfigError: The file is missing or no plain YAML; a name is unknown or a value wrong.
+        ConfigError: The file is missing or not plain YAML, a name is unknown or given twice, or a value is wrong.
     """
-    values = {} if path is None else read_options(path)
-    values.update({name: _coerce(name, value, f"--{name.replace('_', '-')}") for name, value in flags.items()})
-    return Options(**values)
+    values = {} if path is None else _read_yaml(path)
+    for name, value in (flags or {}).items():
+        values[name] = _coerce(name, value, f"--{name.replace('_', '-')}")
+    return TrainConfig(**values)
 
 
-def read_options(path: Path) -> dict[str, Any]:
-    """Read a YAML file of options.
-
-    Raises:
-        ConfigError: It is missing or no plain YAML; a name is unknown or given twice, or a value of the wrong type.
-    """
+def _read_yaml(path: Path) -> dict[str, Any]:
     if fault := file_fault(path):
         raise ConfigError(f"{path}: cannot be read: {fault}.")
     tree = read_plain_yaml(path, ConfigError)
@@ -177,11 +168,16 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _coerce(name: str, value: Any, where: str) -> Any:
-    """Turn a YAML value or a flag's text into the option's type."""
-    options = _fields()
-    if name not in options:
-        raise ConfigError(f"{where}: unknown option. {_meant(str(name), list(options))}")
-    kind = type(options[name].default)
+    """Convert a YAML value or a flag's string to the type of its key."""
+    fields = config_fields()
+    if name not in fields:
+        raise ConfigError(f"{where}: unknown option. {_meant(str(name), list(fields))}")
+    if name == "resume" and value == "":  # in the options.yaml of runs of earlier versions
+        return False
+    if name == "resume" and value == "auto":
+        warn_deprecated(f"{where} = 'auto'", "--resume, or resume: true in a file")
+        return True
+    kind = type(fields[name].default)
     try:
         if kind is bool and isinstance(value, str):
             return _WORDS[value.lower()]
@@ -194,7 +190,7 @@ def _coerce(name: str, value: Any, where: str) -> Any:
             return value
         if kind is float and type(value) is int:
             return float(value)
-    raise ConfigError(f"{where} = {value!r}: expected {_EXPECTED[kind.__name__]}, such as {options[name].default!r}.")
+    raise ConfigError(f"{where} = {value!r}: expected {_EXPECTED[kind.__name__]}, such as {fields[name].default!r}.")
 
 
 def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
@@ -209,30 +205,20 @@ def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def _meant(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}."
+    return did_you_mean(word.replace("-", "_"), known).strip() or f"Known are {', '.join(known)}."
 
 
-def add_flags(parser: ArgumentParser) -> None:
-    """Add a flag for every option; those not given are absent from the result."""
-    for name, option in _fields().items():
-        flag, text = f"--{name.replace('_', '-')}", option.metadata["help"].replace("%", "%%")
-        if isinstance(option.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-            continue
-        choices = option.metadata["choices"]
-        metavar = "{" + ",".join(choices) + "}" if choices else type(option.default).__name__.upper()
-        default = f" (default: {option.default})" if option.default != "" else ""
-        parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=text + default)
+def check_same_run(saved: Mapping[str, Any], now: TrainConfig) -> None:
+    """Check that a run is resumed with the config that it began with.
 
-
-def check_same_run(saved: Mapping[str, Any], now: Options) -> None:
-    """Check that a run resumes under the options that it began with.
+    Args:
+        saved: The config that the run began with, as `dataclasses.asdict` gives it.
+        now: The config to resume with.
 
     Raises:
-        ConfigError: An option differs on which the result hangs.
+        ConfigError: A key differs that changes the result.
     """
-    fixed = {name for name, option in _fields().items() if not option.metadata["resumable"]}
+    fixed = {name for name, option in config_fields().items() if not option.metadata["resumable"]}
     differing = {n: (saved[n], getattr(now, n)) for n in fixed if n in saved and saved[n] != getattr(now, n)}
     if differing:
         listed = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in sorted(differing.items()))
@@ -242,11 +228,6 @@ def check_same_run(saved: Mapping[str, Any], now: Options) -> None:
         )
 
 
-def dump_options(options: Options) -> str:
-    """All options as YAML, which `read_options` reads."""
-    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True)
-
-
-def dump_classes(classes: Sequence[str]) -> str:
-    """The names of the classes as json, a line each."""
-    return json.dumps(list(classes), indent=0, ensure_ascii=False)
+def dump_train_config(cfg: TrainConfig) -> str:
+    """The config as YAML, which `load_train_config` reads."""
+    return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True)

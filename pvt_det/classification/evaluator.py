@@ -1,0 +1,121 @@
+"""Top-1 and top-5 accuracy on the validation images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pvt_det.data.imagenet.folders import ImageSource
+from pvt_det.data.imagenet.loader import why_broken
+from pvt_det.data.imagenet.transforms import DeviceInput
+from pvt_det.errors import DataError
+from pvt_det.utils.distributed import Process
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The outcome of an evaluation.
+
+    Attributes:
+        top1: Percent of the images whose class has the largest logit.
+        top5: Percent whose class is among the five largest.
+        loss: Mean cross-entropy.
+        images: Number of images, without broken ones.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.3f} %, top-5 {self.top5:.3f} %, loss {self.loss:.4f} on {self.images:,} images"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a classifier on the images of all processes.
+
+    Attributes:
+        source: All images, to name broken ones.
+        loader: This process's share of their batches.
+        prepare: Moves a batch to the device and normalizes it.
+        autocast: Makes the context for the number format of the forward pass.
+        process: This process.
+        max_broken: Number of broken images that are tolerated and left out.
+    """
+
+    source: ImageSource
+    loader: DataLoader
+    prepare: DeviceInput
+    autocast: Callable[[], torch.autocast]
+    process: Process
+    max_broken: int
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module, check_stop: Callable[[int], None] = lambda batch: None) -> Accuracy:
+        """Evaluate a model.
+
+        Args:
+            model: Maps N×3×H×W images to logits, one for each class. It keeps its training or evaluation mode.
+            check_stop: Called with the index of every batch, before it. It may raise to end the evaluation.
+
+        Raises:
+            DataError: More than `max_broken` images are broken, or all of them.
+        """
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
+        broken: list[int] = []
+        for index, batch in enumerate(self.loader):
+            check_stop(index)
+            broken += batch.broken.tolist()
+            with self.autocast():
+                logits = model(self.prepare(batch.images))
+            sums += _batch_sums(logits, batch.labels.to(self.process.device))
+        model.train(was_training)
+        broken = sorted(chain.from_iterable(self.process.gather(broken)))
+        report_broken(broken, self.source, self.max_broken, self.process.is_main_process)
+        top1, top5, loss, images = self.process.sum(sums).tolist()
+        if not images:
+            raise DataError("none of the validation images can be read.")
+        return Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, int(images))
+
+
+def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Top-1 hits, top-5 hits, summed loss and number of images; those with a label below 0 are broken."""
+    logits, labels = logits[labels >= 0].float(), labels[labels >= 0]
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=loss.device)])
+
+
+def report_broken(broken: list[int], source: ImageSource, limit: int, is_main_process: bool) -> None:
+    """Name the broken images in a warning, and stop if there are too many.
+
+    Args:
+        broken: Indices of the broken images.
+        source: The images.
+        limit: Number of broken images that are tolerated.
+        is_main_process: Whether this process logs the warning.
+
+    Raises:
+        DataError: More than `limit` images are broken.
+    """
+    named = [f"{source.name(index)} ({why_broken(source, index)})" for index in broken[:10]]
+    if len(broken) > limit:
+        raise DataError(
+            f"{len(broken)} images are broken, and max_broken allows {limit}: {'; '.join(named)}. Mend or remove them, "
+            "or raise --max-broken."
+        )
+    if is_main_process and broken:
+        logger.warning("Left out %d broken images (%d allowed): %s", len(broken), limit, "; ".join(named))

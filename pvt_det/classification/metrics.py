@@ -1,0 +1,81 @@
+"""The metrics of a classification run: the progress display, `metrics.json` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import TracebackType
+
+from rich import get_console
+from torch.utils.tensorboard import SummaryWriter
+
+from pvt_det.run_folder import METRICS_NAME, TENSORBOARD_FOLDER
+from pvt_det.utils.files import write_atomically
+from pvt_det.utils.progress import ProgressDisplay
+
+Row = dict[str, float | int]
+logger = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Writes the metrics of a run, one row after the other. Use it as a context manager, in the main process.
+
+    Args:
+        folder: The run's output folder.
+        total: Updates of the whole run.
+        update: Updates already done. Later rows, which a killed run has left, are dropped.
+    """
+
+    def __init__(self, folder: Path, total: int, update: int) -> None:
+        _drop_rows_after(folder / METRICS_NAME, update)
+        self._file = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=update + 1)
+        self._display = ProgressDisplay(get_console(), total, update)
+
+    def __enter__(self) -> MetricsWriter:
+        self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.stop()
+        self._file.close()
+        self._board.close()
+
+    def advance(self, update: int) -> None:
+        """Move the progress bar to an update."""
+        self._display.update(update)
+
+    def write_training(self, row: Row) -> None:
+        """Write the metrics of the updates since the last such row."""
+        status = (
+            f"epoch {row['epoch']}  loss {row['loss']:.4f}  lr {row['lr']:.3g}  {row['images_per_s']:.0f} images/s  "
+            f"waiting {row['waiting']:.0%}"
+        )
+        self._display.update(int(row["update"]), status)
+        self._write("train", row)
+
+    def write_evaluation(self, row: Row) -> None:
+        """Write the metrics of an evaluation."""
+        logger.info(
+            "epoch %d top-1 %.2f top-5 %.2f loss %.4f (best top-1 %.2f)",
+            *(row[name] for name in ("epoch", "top1", "top5", "val_loss", "best_top1")),
+        )
+        self._write("val", row)
+
+    def _write(self, prefix: str, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name not in ("epoch", "update"):
+                self._board.add_scalar(f"{prefix}/{name}", value, row["update"])
+
+
+def _drop_rows_after(path: Path, update: int) -> None:
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A killed run can leave half a line at the end, which lies after the last checkpoint.
+        rows = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+        write_atomically(path, "".join(rows))

@@ -1,0 +1,145 @@
+"""The processes of a distributed run: joining the group that `torchrun` started, and the collectives a run needs.
+
+This is the only module that reads the environment variables of `torchrun`. It does not need Detectron2.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pvt_det.errors import ConfigError
+
+_NEEDED = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+
+
+def under_torchrun() -> bool:
+    """Whether `torchrun`, or a launcher that sets the same variables, started this process as one of a group."""
+    return os.environ.keys() >= _NEEDED
+
+
+def local_rank() -> int:
+    """Index of this process on its machine, from 0; 0 for a process that runs alone."""
+    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine; 1 for a process that runs alone."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else 1
+
+
+def restarts() -> int:
+    """How many times `torchrun --max-restarts` has restarted this group."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def join_torchrun_group(backend: str, timeout: timedelta) -> None:
+    """Join the process group that `torchrun` describes in the environment.
+
+    Args:
+        backend: "nccl" or "gloo".
+        timeout: How long to wait for the other processes, now and in every collective operation.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout)
+        return
+    # torchrun keeps one store for all its attempts (torch 2.14): without a prefix, a restarted process would find the
+    # addresses of processes that have died, and wait for them.
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"attempt_{restarts()}", dist.TCPStore(address, port, is_master=False, timeout=timeout))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process and its place in the group. Its collectives do nothing in a run of one process.
+
+    Attributes:
+        device: The device that it computes on.
+        rank: Its index in the group, from 0.
+        world_size: Number of processes in the group.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the process that writes files and logs."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum `values` over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in at least one process."""
+        return bool(self.sum(torch.tensor([int(flag)], device=self.device)).item()) if self.world_size > 1 else flag
+
+    def gather(self, value: object) -> list:
+        """Gather `value` from every process, in order of rank. For small objects only."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process has arrived here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run a block in the main process first, then in all others."""
+        if not self.is_main_process:
+            self.barrier()
+        yield
+        if self.is_main_process:
+            self.barrier()
+
+
+@contextmanager
+def start_process(device: str) -> Iterator[Process]:
+    """Join the group that `torchrun` started, if it did, with NCCL on GPUs and gloo on CPUs. Leave it on exit.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cuda" or "cpu".
+
+    Raises:
+        ConfigError: There is no GPU, or not one for each process.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda': PyTorch sees no GPU here. Give --device cpu, or fix the driver.")
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if not under_torchrun():
+        yield Process(torch.device(kind))
+        return
+    if kind == "cuda":
+        _take_gpu(local_rank())
+    join_torchrun_group("nccl" if kind == "cuda" else "gloo", dist.default_pg_timeout)
+    place = torch.device(kind, local_rank()) if kind == "cuda" else torch.device(kind)
+    try:
+        yield Process(place, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _take_gpu(index: int) -> None:
+    gpus = torch.cuda.device_count()
+    if index >= gpus:
+        raise ConfigError(
+            f"Process {index} of this machine has no GPU: PyTorch sees {gpus}. Give torchrun --nproc-per-node {gpus}."
+        )
+    torch.cuda.set_device(index)
