@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pvt_det.cli import completion, eval, train
+from pvt_det import api
+from pvt_det.cli import completion, eval
 from pvt_det.cli import main as command_line
 from pvt_det.cli.start import load, start
 from pvt_det.errors import CheckpointError, ConfigError, DataError
@@ -147,26 +148,22 @@ def run_folder(repo_root, tmp_path):
 
 
 def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
-    seen, pages = [], []
-    monkeypatch.setattr(train, "launch", lambda job, arguments, processes: seen.append(arguments) or 0)
-    monkeypatch.setattr(eval.report, "write_page", lambda *arguments: pages.append(arguments))
+    seen = []
+    monkeypatch.setattr(eval, "launch_from_args", lambda job, cfg, args: seen.append((cfg, job)))
     for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "--output", "o", "TEST.AUG.ENABLED", "True"]):
         assert start("eval", ["--config-file", str(run_folder), "--val-json", "v.json", *extra], "pvt-det eval") == 0
-    (first, options), (second, _) = seen
-    assert options.eval_only
-    assert not options.resume
-    assert options.config_file == str(run_folder / "config.yaml")
+    (first, job), (second, _) = seen
+    assert job.func is api.evaluate
+    assert not job.keywords.get("resume")
+    assert job.keywords["config_file"] == str(run_folder / "config.yaml")
     assert (str(run_folder / "model_best.pth"), "v.json") == (first.MODEL.WEIGHTS, first.DATASETS.VAL_JSON)
     assert (str(run_folder / "model_final.pth"), True) == (second.MODEL.WEIGHTS, second.TEST.AUG.ENABLED)
     # Where the run is, whatever its config tells of where it was.
     assert [str(run_folder), "o"] == [first.OUTPUT_DIR, second.OUTPUT_DIR]
-    assert pages == [(run_folder, run_folder / "report.html", None), (Path("o"), Path("o/report.html"), None)]
+    assert (job.keywords["page"], job.keywords["against"]) == (True, None)
 
 
-def test_eval_without_a_page_has_evaluated_all_the_same(run_folder, monkeypatch, capsys):
-    monkeypatch.setattr(train, "launch", lambda job, arguments, processes: 0)
-    assert start("eval", ["--config-file", str(run_folder)], "pvt-det eval") == 0
-    assert "warning: no page is written: " in capsys.readouterr().err
+def test_eval_reads_the_run_to_compare_with_before_it_evaluates(run_folder):
     with pytest.raises(DataError, match="nothing"):
         start("eval", ["--config-file", str(run_folder), "--against", str(run_folder / "nothing")], "pvt-det eval")
 
