@@ -2,6 +2,7 @@
 # Without make: python3 tools/setup_env.py, then the commands below.
 PYTHON ?= python3
 RUN := .venv/bin/python
+PVT_DET := .venv/bin/pvt-det
 SHAPES := output/shapes
 # COCO's layout: annotations/, train2017/, val2017/; a part of COCO will do.
 COCO ?= datasets/coco
@@ -28,15 +29,15 @@ demo: setup
 # --resume: a run that was interrupted goes on, one that is finished is only evaluated again.
 compare: setup
 	$(RUN) datasets/make_shapes.py
-	$(RUN) tools/train_net.py --resume --config-file configs/shapes/retinanet_pvt_tiny.yaml --output $(SHAPES)/retinanet_pvt_tiny
-	$(RUN) tools/train_net.py --resume --config-file configs/shapes/retinanet_R_18.yaml --output $(SHAPES)/retinanet_R_18
-	$(RUN) tools/compare.py $(SHAPES)/retinanet_R_18 $(SHAPES)/retinanet_pvt_tiny
+	$(PVT_DET) train --resume --config-file configs/shapes/retinanet_pvt_tiny.yaml --output $(SHAPES)/retinanet_pvt_tiny
+	$(PVT_DET) train --resume --config-file configs/shapes/retinanet_R_18.yaml --output $(SHAPES)/retinanet_R_18
+	$(PVT_DET) compare $(SHAPES)/retinanet_R_18 $(SHAPES)/retinanet_pvt_tiny
 
 # Small images and random weights: that everything runs, not how well it detects. `make try-mask_rcnn_pvt_small` tries one.
 try: $(MODELS_TRIED)
 
 $(MODELS_TRIED): try-%: setup
-	$(RUN) tools/train_net.py --resume --config-file configs/$*.yaml --output output/try/$* \
+	$(PVT_DET) train --resume --config-file configs/$*.yaml --output output/try/$* \
 	    --train-json $(COCO)/annotations/instances_train2017.json --train-images $(COCO)/train2017 \
 	    --val-json $(COCO)/annotations/instances_val2017.json --val-images $(COCO)/val2017 \
 	    MODEL.WEIGHTS "" SOLVER.MAX_ITER 20 SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED True DATALOADER.NUM_WORKERS 1 \

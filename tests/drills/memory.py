@@ -116,7 +116,7 @@ def run_training(folder: Path, config_file: str, minutes: float) -> Outcome:
     settings = {"SOLVER.MAX_ITER": _ITERATIONS_WITHOUT_END, "SOLVER.CHECKPOINT_PERIOD": 50, "SEED": 0}
     cfg = tiny_config(config_file, folder, folder / "training", settings)
     register_datasets(cfg)
-    trainer = PVTTrainer(cfg, Console(quiet=True))
+    trainer = PVTTrainer(cfg, console=Console(quiet=True))
     monitor = _ResourceMonitor(minutes)
     hook = _StopWhenOver(monitor)
     trainer.register_hooks([hook])

@@ -81,7 +81,7 @@ def _train(cfg: CfgNode, cut: int | None = None) -> None:
     # A new process has different random states, which the saved ones must replace.
     is_resumed = any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
     seed_all(cfg.SEED + 1000 * is_resumed)
-    trainer = PVTTrainer(cfg, Console(quiet=True))
+    trainer = PVTTrainer(cfg, console=Console(quiet=True))
     if cut is not None:
         trainer.register_hooks([_StopIn(cut)])
     trainer.resume_or_load(resume=True)

@@ -15,7 +15,6 @@ import torch
 
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.data import sets
-from pvt_det.engine import evaluate
 from pvt_det.engine.step import TrainStep
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import DataError, NumericError
@@ -40,7 +39,7 @@ def evaluations(monkeypatch):
             raise value
         return {"bbox": {"AP": value}}
 
-    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    monkeypatch.setattr(PVTTrainer, "test", staticmethod(evaluated))
     return values
 
 
