@@ -240,7 +240,7 @@ def rename_old_files(folder: Path) -> None:
     for old, new in _OLD_NAMES.items():
         if (folder / old).exists() and not (folder / new).exists():
             (folder / old).rename(folder / new)
-            logger.info("Renamed %s to %s, as it is called now.", folder / old, new)
+            logger.info("Renamed %s to %s.", folder / old, new)
 
 
 def _without_nan(value: Any) -> Any:

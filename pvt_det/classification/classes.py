@@ -62,7 +62,7 @@ def classes_of_weights(source: str) -> list[str] | None:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: is no sound .safetensors file ({error}).") from error
+        raise CheckpointError(f"{path}: is damaged ({error}). Copy it again.") from error
     return None if text is None else json.loads(text)
 
 

@@ -49,7 +49,7 @@ class TrainConfig:
     data: str = _option("", "folder with train/ and val/, ILSVRC2012 as downloaded, or tar shards", resumable=True)
     val_labels: str = _option("", "list of ILSVRC2012's validation classes; default: the devkit's", resumable=True)
     output: str = _option("output/cls", "folder for checkpoints and logs", resumable=True)
-    resume: bool = _option(False, "go on from the output folder's last checkpoint, if it has one", resumable=True)
+    resume: bool = _option(False, "resume from the output folder's last checkpoint, if it has one", resumable=True)
     eval_only: bool = _option(False, "only evaluate --weights on the validation images")
     weights: str = _option("", "what --eval-only evaluates: a file, URL or name such as pvt_small", resumable=True)
     img_size: int = _option(224, "side of the network's input, in pixels", low=32)

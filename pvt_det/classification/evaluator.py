@@ -114,7 +114,7 @@ def report_broken(broken: list[int], source: ImageSource, limit: int, is_main_pr
     named = [f"{source.name(index)} ({why_broken(source, index)})" for index in broken[:10]]
     if len(broken) > limit:
         raise DataError(
-            f"{len(broken)} images are broken, and max_broken allows {limit}: {'; '.join(named)}. Mend or remove them, "
+            f"{len(broken)} images are broken, and max_broken allows {limit}: {'; '.join(named)}. Fix or remove them, "
             "or raise --max-broken."
         )
     if is_main_process and broken:

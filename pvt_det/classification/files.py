@@ -31,7 +31,9 @@ def read_saved_state(cfg: TrainConfig) -> dict[str, Any] | None:
     if latest is None:
         return None
     if not cfg.resume:
-        raise ConfigError(f"{cfg.output}: holds a run already. Give --resume to go on, or another --output.")
+        raise ConfigError(
+            f"{cfg.output}: holds a run already. Add --resume to continue it, or choose another --output."
+        )
     saved = read_file(latest)
     if not isinstance(saved, dict) or not {"options", "progress", "interval"} <= saved.keys():
         raise CheckpointError(f"{latest}: is not a checkpoint of a classification run. Give another --output.")

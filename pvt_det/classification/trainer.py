@@ -224,7 +224,7 @@ class ClassificationTrainer:
             return
         if self._is_resumed:
             rename_old_files(Path(self.cfg.output))
-            logger.info("Going on in epoch %d, after update %d", self.progress.epoch, self.update)
+            logger.info("Resuming in epoch %d, after update %d.", self.progress.epoch, self.update)
         else:
             files.write_config(self.cfg, self.images.classes)
         if (workers := build.num_workers(self.cfg)) < self.cfg.workers:

@@ -25,7 +25,7 @@ from pvt_det.data.segmentation.prepare import prepare_ade20k, prepare_stuff
 from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.errors import ConfigError, DataError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 # --- ADE20K ----------------------------------------------------------------------------------------------------------
