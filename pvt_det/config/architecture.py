@@ -38,11 +38,6 @@ def anchor_levels_key(cfg: CfgNode) -> str:
     return "MODEL.RETINANET.IN_FEATURES" if is_retinanet(cfg) else "MODEL.RPN.IN_FEATURES"
 
 
-def best_metric(cfg: CfgNode) -> str:
-    """Return the metric, `task/name`, that the best checkpoint is chosen by."""
-    return cfg.TEST.BEST_METRIC or ("segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP")
-
-
 def model_name(cfg: CfgNode) -> str:
     """Return head and backbone for people, such as "RetinaNet pvt_tiny" or "Mask R-CNN R50"."""
     is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME

@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import nn
 
 from pvt_det.checkpoint import CheckpointStore
-from pvt_det.config.architecture import best_metric, model_name
+from pvt_det.config.architecture import model_name
 from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
 from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
@@ -383,7 +383,10 @@ class PVTTrainer(TrainerBase):
         test = self.cfg.TEST
         period = test.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0
         return EvaluationHook(
-            period, best_metric(self.cfg), test.EARLY_STOP_PATIENCE, stop_on_error=test.ON_ERROR == "stop"
+            period,
+            test.BEST_METRIC or ("segm/AP" if self.cfg.MODEL.MASK_ON else "bbox/AP"),
+            test.EARLY_STOP_PATIENCE,
+            stop_on_error=test.ON_ERROR == "stop",
         )
 
 

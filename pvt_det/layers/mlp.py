@@ -29,7 +29,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Transform tokens `N×L×C`; `size` is not used, and is there for the call to be that of `ConvMlp`."""
+        """Transform tokens `N×L×C`; `size` is ignored, so that both MLPs are called alike."""
         if use_fast_mlp(self, x):
             return fast_mlp(self, x)
         x = self.fc1(x)

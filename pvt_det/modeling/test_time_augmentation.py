@@ -35,7 +35,7 @@ def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation])
         so that they are resized only once, and a model with the same inputs and outputs.
 
     Raises:
-        ConfigError: `TEST.AUG.MIN_SIZES` is empty or not positive, or there is no augmentation for this kind of model.
+        ConfigError: `TEST.AUG.MIN_SIZES` is empty or not positive, or the kind of model is not supported.
     """
     settings = cfg.TEST.AUG
     if not settings.ENABLED:

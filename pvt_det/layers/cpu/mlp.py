@@ -39,7 +39,7 @@ def fast_mlp(mlp: Mlp, x: Tensor) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling a layer is no more than a matrix product: it has no hooks and was not replaced by another."""
+    """Whether calling a layer only computes its matrix product: it is a `Linear` without hooks."""
     return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
