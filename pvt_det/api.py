@@ -34,9 +34,9 @@ def train(
     Args:
         cfg: A complete config, not frozen; is fitted to the machine and to the data.
         config_file: The file that the config came from, for `results.json`.
-        resume: Go on from the last checkpoint of the output folder, if it has one.
-        allow_partial: Patterns of keys that `MODEL.WEIGHTS` may lack or have besides.
-        resume_command: The command that goes on, for the message of an interrupted run.
+        resume: Resume from the last checkpoint of the output folder, if it has one.
+        allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
+        resume_command: The command that resumes the run, for the message of an interrupted one.
 
     Returns:
         The final metrics on the first process, by task and name, in percent; empty without test data.
@@ -68,7 +68,7 @@ def evaluate(
         cfg: A complete config, not frozen; is fitted to the machine and to the data.
         config_file: The file that the config came from, for `results.json`.
         resume: Evaluate the last checkpoint of the output folder, not `MODEL.WEIGHTS`.
-        allow_partial: Patterns of keys that `MODEL.WEIGHTS` may lack or have besides.
+        allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
         page: Write the report page too.
         against: The folder of a run that the page compares with.
 

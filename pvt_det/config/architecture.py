@@ -9,22 +9,22 @@ _PANOPTIC = "PanopticFPN"
 
 
 def is_retinanet(cfg: CfgNode) -> bool:
-    """Tell whether the model is a RetinaNet, this package's or Detectron2's."""
+    """Return whether the model is a RetinaNet, this package's or Detectron2's."""
     return "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
 
 
 def is_segmentor(cfg: CfgNode) -> bool:
-    """Tell whether the model gives every pixel a class and finds no objects."""
+    """Return whether the model gives every pixel a class and finds no objects."""
     return cfg.MODEL.META_ARCHITECTURE == SEGMENTOR
 
 
 def is_panoptic(cfg: CfgNode) -> bool:
-    """Tell whether the model finds objects and gives every pixel a class."""
+    """Return whether the model finds objects and gives every pixel a class."""
     return cfg.MODEL.META_ARCHITECTURE == _PANOPTIC
 
 
 def has_label_maps(cfg: CfgNode) -> bool:
-    """Tell whether the model is trained on label maps, alone or beside boxes and masks."""
+    """Return whether the model is trained on label maps, alone or beside boxes and masks."""
     return is_segmentor(cfg) or is_panoptic(cfg)
 
 

@@ -32,7 +32,7 @@ from pvt_det.utils.signals import termination_reported
 
 logger = logging.getLogger(__name__)
 
-# Options that stand for a key of the config.
+# Options that set a key of the config.
 _SHORTCUTS = {
     "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
     "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; classes come from it"),
@@ -52,13 +52,13 @@ def default_argument_parser(description: str = "", epilog: str = "") -> Argument
 
     Args:
         description: What the script does, for `--help`.
-        epilog: Examples, shown below the options; `%(prog)s` stands for the script's name.
+        epilog: Examples, shown below the options; `%(prog)s` becomes the script's name.
     """
     parser = ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="one of configs/, or your own")
-    parser.add_argument("--resume", action="store_true", help="go on from the output folder's last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the output folder's last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     add_run_options(parser, training=True)
     return parser
@@ -131,7 +131,7 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
         args: The options of `add_run_options`.
 
     Raises:
-        ConfigError: More processes are asked for than can be had.
+        ConfigError: There are fewer GPUs than requested processes.
     """
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     launch(job, *processes, args=(cfg,), device=cfg.MODEL.DEVICE)
@@ -150,7 +150,7 @@ def default_setup(
         cfg: A complete config; is changed in place and frozen.
         resume: Whether the output folder may hold an earlier run.
         eval_only: Leave the training data alone.
-        resume_command: The command that goes on, for the message of an interrupted run.
+        resume_command: The command that resumes the run, for the message of an interrupted one.
 
     Raises:
         ConfigError: The folder is in use or holds another run, or a value does not suit this machine or the data; on
@@ -199,7 +199,7 @@ def _fit_to_machine(cfg: CfgNode) -> None:
 
 
 def select_gpu(device: torch.device) -> None:
-    """Make a GPU that is named by its number the current one, whose memory and random state are asked for.
+    """Make a GPU that is named by its number the current one, whose memory and random state are reported.
 
     Args:
         device: Any device; nothing happens for a CPU, or for a GPU without a number.

@@ -90,7 +90,7 @@ def evaluate_weights(
         cfg: A config set up by `pvt_det.engine.defaults.default_setup`.
         config_file: The file that the config came from, for `results.json`.
         resume: Evaluate the last checkpoint of the output folder, not `MODEL.WEIGHTS`.
-        allow_partial: Patterns of keys that `MODEL.WEIGHTS` may lack or have besides.
+        allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
         test: Evaluates a model, as a trainer's `test` does.
 
     Returns:

@@ -70,7 +70,7 @@ def launch(
         What `main_func` returns where it runs in this process; None where processes were started for it.
 
     Raises:
-        ConfigError: More processes are asked for than can be had.
+        ConfigError: There are fewer GPUs than requested processes.
         SystemExit: Another process failed, and has said why; with its exit code.
     """
     processes = _Processes(num_gpus_per_machine, num_machines, machine_rank, dist_url, device.split(":")[0])

@@ -131,7 +131,7 @@ class PVTTrainer(TrainerBase):
 
         Args:
             resume: Whether to look for a checkpoint in the output folder.
-            allow_partial: Patterns of keys that `MODEL.WEIGHTS` may lack or have besides.
+            allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
 
         Raises:
             CheckpointError: The checkpoint or the weights are missing, damaged or of another model.

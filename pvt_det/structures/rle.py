@@ -43,7 +43,7 @@ def from_polygon(polygon: Sequence[float], height: int, width: int) -> Rle:
 
 
 def compress(rle: Rle) -> Rle:
-    """Return a mask in compressed form; one that is compressed already comes back as it is."""
+    """Return a mask in compressed form; a mask that already is compressed is returned unchanged."""
     return mask_util.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
 
 
@@ -70,7 +70,7 @@ def rle_problem(rle: Rle, height: int, width: int) -> str:
         runs = _runs(rle.get("counts"))
     except (TypeError, ValueError, OverflowError):
         return "RLE whose counts cannot be read"
-    # Each by itself, too: the sum of runs near 2^63 wraps around.
+    # Each run is checked too, since the sum of runs near 2^63 wraps around.
     if ((runs < 0) | (runs > height * width)).any() or int(runs.sum()) != height * width:
         return "RLE whose runs do not cover its image"
     return ""

@@ -23,7 +23,7 @@ def closest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
-    """Suggest what a misspelled name may stand for.
+    """Suggest the names that a misspelled one may mean.
 
     Args:
         word: The name that was not found.

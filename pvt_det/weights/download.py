@@ -91,7 +91,7 @@ def default_opener(remote: Remote) -> Opener:
     """Build an opener that does not follow a redirect from https to plain http, unless the file's hash is known.
 
     Args:
-        remote: The file that is to be fetched.
+        remote: The file to fetch.
     """
 
     class Redirect(urllib.request.HTTPRedirectHandler):
