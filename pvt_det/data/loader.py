@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
 from pvt_det.data.sampler import ResumableBatchSampler, Sample
-from pvt_det.data.segmentation.label_maps import LabelMaps
+from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import ConfigError, DataError

@@ -172,14 +172,11 @@ def find_leakage(train: Inspection, val: Inspection) -> list[Advice]:
         files = [f"{val.images[i]['file_name']} is {train.images[o]['file_name']}" for i, o in ids.items()]
         if ids:
             found.append(Advice(text, len(ids), images=list(ids), names=files))
-    missing = [c.name for c in train.statistics.classes if c.objects and c.name not in _present(val)]
+    seen = {c.name for c in val.statistics.classes if c.objects}
+    missing = [c.name for c in train.statistics.classes if c.objects and c.name not in seen]
     if missing:
         found.append(Advice("classes that evaluation never sees", len(missing), names=missing))
     return found
-
-
-def _present(inspection: Inspection) -> set[str]:
-    return {count.name for count in inspection.statistics.classes if count.objects}
 
 
 def _by_id(items: Iterable[Any]) -> dict[int, dict[str, Any]]:

@@ -20,7 +20,7 @@ from pvt_det.data.augmentation.color import PhotometricDistortion, PhotometricTr
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
 from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
 from pvt_det.data.mapper import PVTDatasetMapper
-from pvt_det.data.segmentation.label_maps import LabelMaps
+from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import ConfigError, DataError
 from tests.scripts import dataset_script
