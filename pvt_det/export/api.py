@@ -26,7 +26,7 @@ from pvt_det.export.check import Parity, compare, medians_ms, run_eager
 from pvt_det.export.files import Function, Kind, open_file, trace, write
 from pvt_det.export.graphs import Graph, build_graph
 from pvt_det.inference.base import class_names
-from pvt_det.inference.classifier import trained_classifier
+from pvt_det.inference.trunks import trained_classifier
 from pvt_det.run_folder import config_file, run_weights
 from pvt_det.weights import load_pretrained
 
