@@ -13,10 +13,68 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from pvt_det.data.segmentation.prepare import prepare_ade20k
+import numpy as np
+from PIL import Image
+
+from pvt_det.data.images import check_size, read_header, read_labels
+from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.cli import ArgumentParser, run_cli
+from pvt_det.utils.paths import make_folder
+
+CLASSES = 150
+SPLITS = ("training", "validation")
+
+
+def prepare_ade20k(root: str | Path, workers: int = 1) -> dict[str, int]:
+    """Convert the label maps of the scene parsing challenge: 1 … 150 become 0 … 149, and 0 ("other") 255.
+
+    Args:
+        root: The folder ADEChallengeData2016 with `images/{training,validation}/*.jpg` and
+            `annotations/{training,validation}/*.png`; `annotations_detectron2/` is made beside them.
+        workers: Processes.
+
+    Returns:
+        Number of label maps written for each split.
+
+    Raises:
+        ConfigError: A folder cannot be written in, or there are no processes.
+        DataError: A folder, image or label map is missing, or a label map is not the challenge's.
+    """
+    if workers < 1:
+        raise ConfigError(f"{workers} processes: expected 1 or more.")
+    root = Path(root)
+    counts = {}
+    for split in SPLITS:
+        labels = _pngs(root / "annotations" / split)
+        target = root / "annotations_detectron2" / split
+        make_folder(target)
+        convert = partial(_convert, images=root / "images" / split, target=target)
+        with ProcessPoolExecutor(workers) as pool:
+            counts[split] = sum(1 for _ in pool.map(convert, labels, chunksize=32))
+    return counts
+
+
+def _convert(path: Path, images: Path, target: Path) -> None:
+    labels = read_labels(path)
+    check_size(path, (labels.shape[1], labels.shape[0]), read_header(images / f"{path.stem}.jpg"))
+    if labels.max() > CLASSES:
+        raise DataError(
+            f"label map {path} holds the value {labels.max()}; the challenge's hold 0 to {CLASSES}. Is it from "
+            "the full ADE20K data set? Expected ADEChallengeData2016"
+        )
+    # In 8 bits 0 - 1 is 255, the value to ignore.
+    Image.fromarray(labels - np.uint8(1)).save(target / path.name)
+
+
+def _pngs(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise DataError(f"{folder} holds no PNG file: expected the layout of ADEChallengeData2016.zip")
+    return paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:

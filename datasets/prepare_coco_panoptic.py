@@ -10,13 +10,67 @@ Example:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pvt_det.data.segmentation.prepare import prepare_stuff
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pvt_det.data.images import read_image
+from pvt_det.data.segmentation.folders import panoptic_folder
+from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.cli import ArgumentParser, run_cli
+from pvt_det.utils.paths import make_folder
+
+IGNORE = 255
+
+
+def prepare_stuff(panoptic_json: str | Path, target: str | Path, workers: int = 1) -> int:
+    """Write the label maps that Panoptic FPN's semantic head learns from: 0 all things, 1 … the stuff classes in order.
+
+    Args:
+        panoptic_json: Annotations in COCO's panoptic format, see `pvt_det.data.segmentation.folders.panoptic_folder`.
+        target: Folder to write to; made where absent.
+        workers: Processes.
+
+    Returns:
+        Number of label maps written.
+
+    Raises:
+        ConfigError: The folder cannot be written in, or there are no processes.
+        DataError: The annotations cannot be read, or a PNG file is missing or broken.
+    """
+    if workers < 1:
+        raise ConfigError(f"{workers} processes: expected 1 or more.")
+    panoptic_json, target = Path(panoptic_json), Path(target)
+    try:
+        content = json.loads(panoptic_json.read_text(encoding="utf-8"))
+        stuff = [category["id"] for category in content["categories"] if not category["isthing"]]
+        annotations = content["annotations"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r})") from error
+    source = panoptic_folder(panoptic_json)
+    make_folder(target)
+    number_of = {id_: number for number, id_ in enumerate(stuff, start=1)}
+    write = partial(_write_stuff, source=source, target=target, number_of=number_of)
+    with ProcessPoolExecutor(workers) as pool:
+        return sum(1 for _ in pool.map(write, annotations, chunksize=32))
+
+
+def _write_stuff(annotation: dict[str, Any], source: Path, target: Path, number_of: dict[int, int]) -> None:
+    colours = read_image(source / annotation["file_name"], "RGB").astype(np.uint32)
+    segments = colours @ np.array([1, 256, 256**2], dtype=np.uint32)
+    ids, places = np.unique(segments, return_inverse=True)
+    labels = {info["id"]: number_of.get(info["category_id"], 0) for info in annotation["segments_info"]}
+    table: npt.NDArray[np.uint8] = np.array([labels.get(int(id_), IGNORE) for id_ in ids], dtype=np.uint8)
+    Image.fromarray(table[places].reshape(segments.shape)).save(target / annotation["file_name"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,13 @@ from PIL import Image
 from pvt_det.api import train
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
-from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.paths import make_place
 from pvt_det.utils.visualizer import save_pictures, sheet
 
-CONFIG = Path(__file__).parents[1] / "configs/shapes/retinanet_pvt_tiny.yaml"
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/shapes/retinanet_pvt_tiny.yaml"
 EXPECTED_AP = 70  # percent
 BROKEN_AP = 50  # below this something is wrong with the machine or the code
 
@@ -52,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_words(argv)
     if args.picture:
         make_place(args.picture)
-    shapes = write_shapes(args.output / "shapes", train=args.train, val=args.val)
-    print(f"Wrote {args.train} training and {args.val} held-out images of shapes to {shapes}", flush=True)
+    shapes = args.output / "shapes"
+    sizes = ["--train", str(args.train), "--val", str(args.val)]
+    if code := subprocess.call([sys.executable, ROOT / "datasets/make_shapes.py", "--root", shapes, *sizes]):
+        return code
 
     files = [("TRAIN", "train"), ("VAL", "val")]
     paths = [(f"{key}_JSON", shapes / f"annotations/instances_{name}.json") for key, name in files]

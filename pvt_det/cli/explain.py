@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pvt_det.data.images import read_image
 from pvt_det.errors import ConfigError
 from pvt_det.inference.attention import attention_of, draw_attention
-from pvt_det.inference.explain import classifier, detector_trunk
+from pvt_det.inference.trunks import classifier, detector_trunk
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_place
 

@@ -1,4 +1,4 @@
-"""Loaders of training and test images, and the data sets that a config names."""
+"""Loaders of training and test images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
@@ -17,19 +18,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
 from pvt_det.data.sampler import ResumableBatchSampler, Sample
-from pvt_det.data.segmentation.label_maps import LabelMaps
-from pvt_det.data.sets import register_datasets
+from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import ConfigError, DataError
-
-__all__ = [
-    "MappedDataset",
-    "build_detection_test_loader",
-    "build_detection_train_loader",
-    "build_detection_validation_loader",
-    "register_datasets",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -223,14 +215,10 @@ def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoade
         dataset,
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_list,
+        collate_fn=trivial_batch_collator,
         # Images in pinned memory go to a GPU several times as fast.
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         worker_init_fn=start_worker,
         # Its own generator: making an iterator otherwise draws from torch's, and changes the training run.
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch

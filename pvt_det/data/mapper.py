@@ -18,7 +18,7 @@ from pvt_det.data.augmentation.mixing import Draw, Mixer
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
 from pvt_det.data.augmentation.transforms import build_detection_augmentations, crops, numpy_random
 from pvt_det.data.images import check_size, read_image
-from pvt_det.data.segmentation.label_maps import LabelMaps
+from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, Mask, Targets, pack_targets
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.structures import rle

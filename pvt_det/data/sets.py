@@ -85,7 +85,7 @@ def _register_given_json(cfg: CfgNode, part: str) -> str:
     name = Path(json_file).stem
     if name in DatasetCatalog and MetadataCatalog.get(name).get("coco_source") != source:
         name = f"{name}_{zlib.crc32(repr(source).encode()):08x}"
-    _register(name, source)
+    register_coco(name, **vars(source))
     return name
 
 
@@ -115,18 +115,7 @@ def _check_named(cfg: CfgNode, name: str) -> None:
         )
     # Detectron2's own loader knows nothing of what the check left out, and stops at it or trains on it.
     DatasetCatalog.pop(name)
-    _register(name, source)
-
-
-def _register(name: str, source: CocoSource) -> None:
-    register_coco(
-        name,
-        source.json_file,
-        source.image_root,
-        on_error=source.on_error,
-        allow_outside=source.allow_outside,
-        unreadable=source.unreadable,
-    )
+    register_coco(name, **vars(source))
 
 
 def _check(cfg: CfgNode, json_file: str, image_root: str) -> tuple[CocoSource, CheckReport]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pvt_det.errors import NumericError
-from pvt_det.export.classifier import ClassifierGraph
+from pvt_det.export.graphs import ClassifierGraph
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 

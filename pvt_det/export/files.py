@@ -18,7 +18,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.export import ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbols
 
 from pvt_det.errors import ConfigError
 from pvt_det.export.suppression import translations
@@ -33,13 +35,34 @@ METADATA_NAME = "pvt_det.json"
 INPUT_NAME = "image"
 
 
+def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
+    """Trace a graph for images of any number and size.
+
+    Args:
+        graph: Takes images `N×3×H×W`, uint8.
+        example: Such images, at least 2, with different sides that no stride divides.
+    """
+    graph.eval()
+    open_sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    # Maps of one row or column must not be told apart from others.
+    with (
+        symbols.patch(  # type: ignore[attr-defined]
+            backed_size_oblivious=True
+        ),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        return torch.export.export(graph, (example,), dynamic_shapes=(open_sizes,), strict=False)
+
+
 def write(
     program: ExportedProgram, path: Path, kind: Kind, outputs: Sequence[str], metadata: Mapping[str, str]
 ) -> None:
     """Write a traced model.
 
     Args:
-        program: As `pvt_det.export.program.trace` gives it, of a graph that was built for this kind.
+        program: As `trace` gives it, of a graph that was built for this kind.
         path: The file.
         kind: "onnx"; "program", for `torch.export.load`; "compiled", for `torch._inductor.aoti_load_package`.
         outputs: Names of the outputs.

@@ -1,20 +1,72 @@
-"""Which graph suits a model."""
+"""The graph that suits a model; those of segmentors and classifiers are here."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
+import torch.nn.functional as F
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor
-from torch import nn
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
-from pvt_det.export.classifier import ClassifierGraph
 from pvt_det.export.files import Kind
+from pvt_det.export.image import Features, Normalize
 from pvt_det.export.rcnn import RCNNGraph
 from pvt_det.export.retinanet import RetinaNetGraph
-from pvt_det.export.segmentor import SegmentorGraph
 from pvt_det.export.suppression import Suppress, suppress, suppress_by_torchvision
 from pvt_det.models.trunk import Trunk
+
+
+class SegmentorGraph(nn.Module):
+    """Semantic FPN without Detectron2's structures: images to a class for every pixel.
+
+    Args:
+        model: A trained segmentor; shares its modules.
+        bgr: Whether the model takes blue first.
+
+    Raises:
+        ConfigError: The head is no Semantic FPN.
+    """
+
+    outputs = ("labels", "scores")
+
+    def __init__(self, model: SemanticSegmentor, *, bgr: bool) -> None:
+        super().__init__()
+        if not isinstance(model.sem_seg_head, SemSegFPNHead):
+            raise ConfigError(f"a segmentor with {type(model.sem_seg_head).__name__} cannot be exported.")
+        self.features = Features(model, bgr=bgr)
+        self.head = model.sem_seg_head
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment images `N×3×H×W`, RGB, uint8: labels `N×H×W` (int64, from 0) and their probabilities `N×H×W`."""
+        logits = self.head.layers(self.features(image))
+        logits = F.interpolate(logits, scale_factor=self.head.common_stride, mode="bilinear", align_corners=False)
+        scores, labels = logits[:, :, : image.shape[2], : image.shape[3]].softmax(dim=1).max(dim=1)
+        return labels, scores
+
+
+class ClassifierGraph(nn.Module):
+    """A classifier with its normalisation: images to the probabilities of classes.
+
+    Args:
+        model: A trained classifier; shares its modules.
+    """
+
+    outputs = ("scores",)
+
+    def __init__(self, model: Trunk) -> None:
+        super().__init__()
+        mean, std = (255 * torch.tensor(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        self.normalize = Normalize(mean, std, bgr=False)
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify images `N×3×H×W`, RGB, uint8: probabilities `N×K`."""
+        return self.model(self.normalize(image)).softmax(dim=1)
+
 
 Graph: TypeAlias = RetinaNetGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
 

@@ -1,12 +1,13 @@
-"""What is written of detections: COCO's results, pictures, videos and crops."""
+"""What is written of detections and segmentations: COCO's results, label maps, pictures and crops."""
 
 from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,22 +16,75 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
+from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
-from pvt_det.utils.visualizer import Picture, draw
+from pvt_det.utils.visualizer import Picture, draw, draw_labels
 
 RESULTS_NAME = "results.json"
 IMAGES_NAME = "images.json"
+LABELS_NAME = "labels"
+Found = TypeVar("Found")
 _QUALITY = 90
 _LEAST_WIDTH = 640  # of pictures, in pixels
 
 
-class PredictionFiles:
-    """The output folder of a prediction.
+class OutputFiles(ABC, Generic[Found]):
+    """The output folder of a prediction; pictures are `pictures/NAME.jpg`.
+
+    Args:
+        folder: Made where absent.
+        class_names: By class number.
+        pictures: Whether to draw the images.
+
+    Attributes:
+        images: How many images and frames there were.
+
+    Raises:
+        ConfigError: The folder cannot be made or written in.
+    """
+
+    def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool) -> None:
+        make_folder(folder)
+        self.folder = folder
+        self.class_names = class_names
+        self.pictures = pictures
+        self.images = 0
+
+    @abstractmethod
+    def only(self, found: Found, classes: Sequence[int]) -> Found:
+        """What is found, without other classes."""
+
+    @abstractmethod
+    def add(self, path: Path, name: PurePath, pixels: Picture, found: Found, **facts: int) -> None:
+        """Take what is found in an image.
+
+        Args:
+            path: The image's or video's file.
+            name: What to call its outputs by.
+            pixels: `H×W×3` uint8 RGB.
+            found: What is in it.
+            facts: More about the image, such as the number of a video's frame.
+        """
+
+    @abstractmethod
+    def draw(self, pixels: Picture, found: Found) -> Picture:
+        """The image with what is found; small images are enlarged, so that names can be read."""
+
+    def save_picture(self, name: PurePath, picture: Picture) -> None:
+        """Save `pictures/NAME.jpg`."""
+        _save(picture, self.folder / "pictures" / f"{name}.jpg")
+
+    def finish(self) -> None:
+        """Write what is written of all images together."""
+
+
+class PredictionFiles(OutputFiles[Instances]):
+    """The output folder of a detector's prediction.
 
     `results.json` has the detections in COCO's results format and `images.json` the images and categories that its
-    ids mean, in COCO's annotation format. Pictures are `pictures/NAME.jpg`, crops `crops/CLASS/NAME_NUMBER.jpg`.
+    ids mean, in COCO's annotation format. Crops are `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
         folder: Made where absent.
@@ -43,18 +97,10 @@ class PredictionFiles:
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
-        make_folder(folder)
-        self.folder = folder
-        self.class_names = class_names
-        self.pictures = pictures
+        super().__init__(folder, class_names, pictures=pictures)
         self.crops = crops
         self._images: list[dict[str, Any]] = []
         self._detections: list[Detections] = []
-
-    @property
-    def images(self) -> int:
-        """How many images and frames there were."""
-        return len(self._images)
 
     @property
     def objects(self) -> int:
@@ -66,29 +112,17 @@ class PredictionFiles:
         return found[torch.isin(found.pred_classes, torch.tensor(classes))]
 
     def add(self, path: Path, name: PurePath, pixels: Picture, found: Instances, **facts: int) -> None:
-        """Take the detections of an image; cut out its objects.
-
-        Args:
-            path: The image's or video's file.
-            name: What to call its outputs by.
-            pixels: `H×W×3` uint8 RGB.
-            found: Its detections.
-            facts: More for `images.json`, such as the number of a video's frame.
-        """
+        """Take the detections of an image; its facts go to `images.json`, its objects are cut out."""
         height, width = found.image_size
-        number = len(self._images) + 1
-        self._images.append({"id": number, "file_name": str(path), "height": height, "width": width, **facts})
-        self._detections.append(pack_detections(found, number))
+        self.images += 1
+        self._images.append({"id": self.images, "file_name": str(path), "height": height, "width": width, **facts})
+        self._detections.append(pack_detections(found, self.images))
         if self.crops:
             self._cut(name, pixels, found)
 
     def draw(self, pixels: Picture, found: Instances) -> Picture:
         """The image with its detections, the best on top; small images are enlarged, so that labels can be read."""
-        return draw(pixels, as_objects(found)[::-1], self.class_names, picture_width(pixels))
-
-    def save_picture(self, name: PurePath, picture: Picture) -> None:
-        """Save `pictures/NAME.jpg`."""
-        save_picture(self.folder, name, picture)
+        return draw(pixels, _as_objects(found)[::-1], self.class_names, _picture_width(pixels))
 
     def finish(self) -> None:
         """Write both json files."""
@@ -110,17 +144,34 @@ class PredictionFiles:
                 _save(pixels[y1:y2, x1:x2], self.folder / "crops" / folder / f"{name}_{number}.jpg")
 
 
-def picture_width(pixels: Picture) -> int:
-    """Pixels of an image's picture: small ones are enlarged, so that names can be read."""
+class LabelFiles(OutputFiles[Labels]):
+    """The output folder of a segmentation.
+
+    `labels/NAME.png` has the number of each pixel's class, 255 where it is none of those asked for: training takes
+    these files as `DATASETS.TRAIN_LABELS`. In pictures a class always has the same colour.
+    """
+
+    def only(self, found: Labels, classes: Sequence[int]) -> Labels:
+        """The label map with 255 for all other classes."""
+        return np.where(np.isin(found, classes), found, np.uint8(NO_CLASS))
+
+    def add(self, path: Path, name: PurePath, pixels: Picture, found: Labels, **facts: int) -> None:
+        """Save the label map of an image or of a video's frame, `labels/NAME.png`."""
+        file = self.folder / LABELS_NAME / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(found).save(file)
+        self.images += 1
+
+    def draw(self, pixels: Picture, found: Labels) -> Picture:
+        """The image with its classes; small images are enlarged, so that names can be read."""
+        return draw_labels(pixels, found, self.class_names, _picture_width(pixels))
+
+
+def _picture_width(pixels: Picture) -> int:
     return max(pixels.shape[1], _LEAST_WIDTH)
 
 
-def save_picture(folder: Path, name: PurePath, picture: Picture) -> None:
-    """Save `pictures/NAME.jpg` in an output folder."""
-    _save(picture, folder / "pictures" / f"{name}.jpg")
-
-
-def as_objects(found: Instances) -> list[dict[str, Any]]:
+def _as_objects(found: Instances) -> list[dict[str, Any]]:
     """Detections as `pvt_det.utils.visualizer.draw` takes them."""
     objects: list[dict[str, Any]] = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "score": score}

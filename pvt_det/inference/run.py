@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath
-from typing import Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,43 +12,10 @@ from rich.progress import Progress, TaskID
 
 from pvt_det.data.images import read_image
 from pvt_det.errors import DataError
-from pvt_det.inference.sources import Source, Video, VideoFile, batched
+from pvt_det.inference.files import Found, OutputFiles
+from pvt_det.inference.sources import Source, Video, VideoFile
 
 Pixels = NDArray[np.uint8]
-Found = TypeVar("Found")
-
-
-class Files(Protocol[Found]):
-    """Where what is found in images goes; `PredictionFiles` and `LabelFiles` tell more.
-
-    Attributes:
-        folder: Of all output.
-        class_names: By class number.
-        pictures: Whether to draw the images.
-    """
-
-    folder: Path
-    class_names: tuple[str, ...]
-    pictures: bool
-
-    @property
-    def images(self) -> int:
-        """How many images and frames there were."""
-
-    def only(self, found: Found, classes: Sequence[int]) -> Found:
-        """What is found, without other classes."""
-
-    def add(self, path: Path, name: PurePath, pixels: Pixels, found: Found, **facts: int) -> None:
-        """Take what is found in an image."""
-
-    def draw(self, pixels: Pixels, found: Found) -> Pixels:
-        """The image with what is found."""
-
-    def save_picture(self, name: PurePath, picture: Pixels) -> None:
-        """Save a picture by a name."""
-
-    def finish(self) -> None:
-        """Write what is written of all images together."""
 
 
 class PredictionRun(Generic[Found]):
@@ -65,7 +32,7 @@ class PredictionRun(Generic[Found]):
     def __init__(
         self,
         find: Callable[[Sequence[Pixels]], list[Found]],
-        files: Files[Found],
+        files: OutputFiles[Found],
         *,
         batch_size: int,
         progress: Progress,
@@ -114,8 +81,8 @@ class PredictionRun(Generic[Found]):
             return
         output = VideoFile(self.files.folder / "videos" / f"{source.name}.mp4", video.rate)
         task = self.progress.add_task(source.path.name, total=video.frames or None)
-        number = 0
-        for frames in batched(video, self.batch_size):
+        number, stream = 0, iter(video)
+        for frames in iter(lambda: list(islice(stream, self.batch_size)), []):
             for frame, found in zip(frames, self._find(frames), strict=True):
                 number += 1
                 self.files.add(source.path, source.name / f"{number:06d}", frame, found, frame=number)

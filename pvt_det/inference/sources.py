@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -152,15 +152,3 @@ class VideoFile:
         """Finish the file."""
         if self._writer is not None:
             self._writer.release()
-
-
-def batched(items: Iterable[NDArray[np.uint8]], size: int) -> Iterator[Sequence[NDArray[np.uint8]]]:
-    """Lists of `size` items, the last one perhaps shorter."""
-    batch: list[NDArray[np.uint8]] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -8,16 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hotcoco import COCO
 
 from pvt_det.data.coco.annotations import CocoData, read_json
 from pvt_det.data.coco.check import examine
 from pvt_det.data.coco.findings import Findings
-from pvt_det.inspection.boxes import suspect_boxes
 from pvt_det.inspection.files import FileFacts, read_facts, same_files, shared_images
-from pvt_det.inspection.formats import COCO_FORMAT, VOC_FORMAT, format_of, to_coco
+from pvt_det.inspection.formats import COCO_FORMAT, LISTS, VOC_FORMAT, format_of, lists, to_coco
 from pvt_det.inspection.statistics import Statistics, describe
-from pvt_det.inspection.voc import LISTS, lists
 
 # What hotcoco's health check says of annotations, in our words; its other codes are found by our own check.
 _QUALITY = {
@@ -27,6 +26,17 @@ _QUALITY = {
 }
 _OTHER_CLASSES = "classes that are not the training data's, in the same order of their ids"
 _FEW = 10
+SHARES = (
+    "boxes whose values are all from 0 to 1, as shares of the image's sides; COCO's are pixels: multiply x and width "
+    "by the image's width, y and height by its height"
+)
+CORNERS = (
+    "boxes that look like corners (x1, y1, x2, y2), since most would leave their images as COCO's x, y, width, height; "
+    "write x2 - x1 and y2 - y1 in place of x2 and y2"
+)
+# Objects in which a set of real pixels may look otherwise by chance.
+_NEARLY_ALL, _MOST = 0.95, 0.5
+_SLACK = 1  # pixels by which annotation tools round
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ def inspect_dataset(
     if partner and data.class_names != partner.data.class_names:
         findings.add(_OTHER_CLASSES, _difference(partner.data.class_names, data.class_names), fatal=True)
     facts = read_facts({image["id"]: image_root / image["file_name"] for image in data.images}, looks=looks)
-    statistics = describe(data)
+    statistics, suspects = describe(data), suspect_boxes(data)
     return Inspection(
         source=source,
         format=kind,
@@ -132,7 +142,13 @@ def inspect_dataset(
         data=data,
         findings=findings,
         statistics=statistics,
-        advice=[*_lists(source, kind), *_boxes(data), *_quality(data), *_balance(statistics), *_files(data, facts)],
+        advice=[
+            *_lists(source, kind),
+            *([_of_objects(*suspects)] if suspects else []),
+            *_quality(data),
+            *_balance(statistics),
+            *_files(data, facts),
+        ],
         images=_by_id(examined.data.images),
         facts=facts,
     )
@@ -156,14 +172,11 @@ def find_leakage(train: Inspection, val: Inspection) -> list[Advice]:
         files = [f"{val.images[i]['file_name']} is {train.images[o]['file_name']}" for i, o in ids.items()]
         if ids:
             found.append(Advice(text, len(ids), images=list(ids), names=files))
-    missing = [c.name for c in train.statistics.classes if c.objects and c.name not in _present(val)]
+    seen = {c.name for c in val.statistics.classes if c.objects}
+    missing = [c.name for c in train.statistics.classes if c.objects and c.name not in seen]
     if missing:
         found.append(Advice("classes that evaluation never sees", len(missing), names=missing))
     return found
-
-
-def _present(inspection: Inspection) -> set[str]:
-    return {count.name for count in inspection.statistics.classes if count.objects}
 
 
 def _by_id(items: Iterable[Any]) -> dict[int, dict[str, Any]]:
@@ -180,9 +193,30 @@ def _lists(source: Path, kind: str) -> list[Advice]:
     return [Advice(text, len(names), names=names)]
 
 
-def _boxes(data: CocoData) -> list[Advice]:
-    found = suspect_boxes(data)
-    return [_of_objects(*found)] if found else []
+def suspect_boxes(data: CocoData) -> tuple[str, list[dict[str, Any]]] | None:
+    """What the boxes probably are in place of x, y, width and height in pixels, and the annotations that say so.
+
+    Args:
+        data: a checked data set.
+
+    Returns:
+        `SHARES` or `CORNERS` with annotations; None where the boxes can be what they should.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in data.images}
+    whole = [a for a in data.annotations if a["bbox"][2] > 0 and a["bbox"][3] > 0]
+    if not whole:
+        return None
+    boxes = np.array([a["bbox"] for a in whole], dtype=np.float64)
+    images = np.array([sizes[a["image_id"]] for a in whole], dtype=np.float64)
+    shares = ((boxes >= 0) & (boxes <= 1)).all(axis=1)
+    if shares.mean() >= _NEARLY_ALL:
+        return SHARES, [whole[number] for number in np.flatnonzero(shares)]
+    start, end = boxes[:, :2], boxes[:, 2:]
+    leaves = (start + end > images + _SLACK).any(axis=1)
+    fits = ((start >= -_SLACK) & (end > start) & (end <= images + _SLACK)).all(axis=1)
+    if leaves.mean() > _MOST and fits.mean() >= _NEARLY_ALL:
+        return CORNERS, [whole[number] for number in np.flatnonzero(fits)]
+    return None
 
 
 def _of_objects(text: str, meant: list[dict[str, Any]]) -> Advice:

@@ -10,10 +10,12 @@ from PIL import Image
 
 from pvt_det.cli import inspect
 from pvt_det.config import load_config
-from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.errors import CheckpointError
 from pvt_det.utils.cli import run_cli
 from tests.command_line import run_command
+from tests.scripts import dataset_script
+
+write_shapes = dataset_script("make_shapes").write_shapes
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,10 +16,12 @@ import torch
 from pvt_det import api
 from pvt_det.cli import train
 from pvt_det.config import load_config
-from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.utils.cli import run_cli
 from pvt_det.weights.reader import read_file
 from tests.command_line import run_command
+from tests.scripts import dataset_script
+
+write_shapes = dataset_script("make_shapes").write_shapes
 
 ROOT = Path(__file__).parents[2]
 TINY = (

@@ -6,8 +6,10 @@ import pytest
 
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
-from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.errors import DataError
+from tests.scripts import dataset_script
+
+write_shapes = dataset_script("make_shapes").write_shapes
 
 NAMES = ["circle", "square", "triangle", "star"]
 

@@ -8,7 +8,9 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from pvt_det.config import load_config
-from pvt_det.data.shapes.generate import write_shapes
+from tests.scripts import dataset_script
+
+write_shapes = dataset_script("make_shapes").write_shapes
 
 SIDE = 64
 _TRAIN, _VAL = 8, 3

@@ -14,7 +14,6 @@ from pvt_det.errors import ConfigError
 from pvt_det.export import files
 from pvt_det.export.check import Parity, compare, run_eager
 from pvt_det.export.graphs import build_graph
-from pvt_det.export.program import trace
 from pvt_det.models import create_model
 from tools import run_onnx as runner
 
@@ -28,7 +27,7 @@ def images(number: int, height: int, width: int) -> np.ndarray:
 def check(model: nn.Module, kinds: tuple[files.Kind, ...], folder: Path) -> None:
     for kind in kinds:
         graph = build_graph(model, kind=kind)
-        program = trace(graph, EXAMPLE)
+        program = files.trace(graph, EXAMPLE)
         path = folder / ("model.onnx" if kind == "onnx" else f"{kind}.pt2")
         files.write(program, path, kind, graph.outputs, {"task": "test"})
         function = files.open_file(path, kind, graph.outputs)
@@ -47,7 +46,7 @@ def test_semantic_fpn(build, tmp_path):
 
 def test_a_classifier_with_a_class_token(tmp_path):
     graph = build_graph(create_model("pvt_tiny", num_classes=5))
-    files.write(trace(graph, EXAMPLE), tmp_path / "c.pt2", "program", graph.outputs, {})
+    files.write(files.trace(graph, EXAMPLE), tmp_path / "c.pt2", "program", graph.outputs, {})
     function = files.open_file(tmp_path / "c.pt2", "program", graph.outputs)
     for batch in (images(1, 40, 64), images(3, 100, 33)):
         expected = run_eager(graph, batch, bgr=False)["scores"]

@@ -12,11 +12,9 @@ from PIL import Image
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings
 from pvt_det.errors import DataError
-from pvt_det.inspection.anchors import suit_anchors
-from pvt_det.inspection.boxes import CORNERS, SHARES, suspect_boxes
 from pvt_det.inspection.formats import format_of, to_coco
-from pvt_det.inspection.inspect import find_leakage, inspect_dataset
-from pvt_det.inspection.recommend import recommend
+from pvt_det.inspection.inspect import CORNERS, SHARES, find_leakage, inspect_dataset, suspect_boxes
+from pvt_det.inspection.recommend import recommend, suit_anchors
 from pvt_det.inspection.statistics import describe
 from pvt_det.inspection.terminal import summary
 

@@ -4,22 +4,67 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from pvt_det.config.architecture import has_label_maps
 from pvt_det.data.coco.findings import Findings
-from pvt_det.data.images import IMAGE_SUFFIXES, check_size, read_header, read_image
-from pvt_det.data.segmentation.label_maps import LabelMaps
+from pvt_det.data.images import IMAGE_SUFFIXES, check_size, read_header, read_image, read_labels
 from pvt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 # What of a COCO-format data set's metadata goes over to the panoptic one made of it.
 _FROM_COCO = ("coco_source", "json_file", "image_root", "thing_classes", "thing_dataset_id_to_contiguous_id")
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Reads and checks the label maps of a data set.
+
+    Attributes:
+        num_classes: K; classes are 0 … K-1.
+        ignore_label: value of pixels that belong to no class, at most 255.
+    """
+
+    num_classes: int
+    ignore_label: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> LabelMaps | None:
+        """The label maps that the model is trained on; None for a detector, which takes none."""
+        if not has_label_maps(cfg):
+            return None
+        return cls(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+    def read(self, path: str | os.PathLike[str], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """Read a label map, `H×W`.
+
+        Args:
+            path: the file.
+            size: width and height that it must have, its image's.
+
+        Raises:
+            DataError: the file is missing, broken, in colour, of another size, or holds other values.
+        """
+        labels = read_labels(path)
+        check_size(path, (labels.shape[1], labels.shape[0]), size)
+        highest = int(np.max(labels, where=labels != self.ignore_label, initial=0))
+        if highest >= self.num_classes:
+            raise DataError(
+                f"label map {path} holds the value {highest}; expected classes 0 to {self.num_classes - 1}, or "
+                f"{self.ignore_label} to ignore. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of classes; ADE20K's "
+                "own files are first converted by datasets/prepare_ade20k.py"
+            )
+        return labels
 
 
 @dataclass(frozen=True)
@@ -126,36 +171,40 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
     return frozenset(unusable)
 
 
-def register_semantic(name: str, source: LabelSource) -> Metadata:
-    """Register a data set for semantic segmentation.
+def register_labels(name: str, source: LabelSource, panoptic_json: str = "") -> Metadata:
+    """Register a data set with label maps, for semantic segmentation or Panoptic FPN.
 
+    With a `source.coco_name` it is Panoptic FPN's: objects of that data set, and label maps in which 0 is all things.
     Registering the same data set again under the same name changes nothing.
-
-    Raises:
-        ConfigError: the name is taken by another data set.
-    """
-    return _register(name, source, {"evaluator_type": "sem_seg", "image_root": source.image_root})
-
-
-def register_panoptic(name: str, source: LabelSource, panoptic_json: str = "") -> Metadata:
-    """Register a data set for Panoptic FPN: objects of `source.coco_name`, and label maps in which 0 is all things.
 
     Args:
         name: name in Detectron2's catalogs.
         source: the data set.
-        panoptic_json: ground truth in COCO's panoptic format, see `panoptic_folder`; needed for evaluation only.
+        panoptic_json: ground truth in COCO's panoptic format, see `panoptic_folder`; needed for evaluation of Panoptic
+            FPN only.
 
     Raises:
         ConfigError: the name is taken by another data set.
         DataError: `panoptic_json` cannot be read, or has other stuff classes.
     """
-    coco = MetadataCatalog.get(source.coco_name)
-    extra = {"evaluator_type": "coco_panoptic_seg", **{key: coco.get(key) for key in _FROM_COCO}}
+    extra: dict[str, Any] = {"evaluator_type": "sem_seg", "image_root": source.image_root}
+    if source.coco_name:
+        coco = MetadataCatalog.get(source.coco_name)
+        extra = {"evaluator_type": "coco_panoptic_seg", **{key: coco.get(key) for key in _FROM_COCO}}
     if panoptic_json:
         extra["panoptic_json"] = panoptic_json
         extra["panoptic_root"] = str(panoptic_folder(panoptic_json))
         extra["stuff_dataset_id_to_contiguous_id"] = _stuff_ids(panoptic_json, source.class_names)
-    return _register(name, source, extra)
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog:
+        if metadata.get("label_source") != source or metadata.get("panoptic_json") != extra.get("panoptic_json"):
+            raise ConfigError(f"a data set {name!r} is registered already, with other files or settings")
+        return metadata
+    DatasetCatalog.register(name, source.records)
+    extra |= {"sem_seg_root": source.label_root, "ignore_label": source.ignore_label, "label_source": source}
+    for key, value in {"stuff_classes": list(source.class_names), **extra}.items():
+        setattr(metadata, key, value)
+    return metadata
 
 
 def panoptic_folder(panoptic_json: str | Path) -> Path:
@@ -170,19 +219,6 @@ def panoptic_folder(panoptic_json: str | Path) -> Path:
         if place.is_dir():
             return place
     raise DataError(f"the PNG files of {panoptic_json} are missing: expected them in {places[0]} or {places[1]}")
-
-
-def _register(name: str, source: LabelSource, extra: dict[str, Any]) -> Metadata:
-    metadata = MetadataCatalog.get(name)
-    if name in DatasetCatalog:
-        if metadata.get("label_source") != source or metadata.get("panoptic_json") != extra.get("panoptic_json"):
-            raise ConfigError(f"a data set {name!r} is registered already, with other files or settings")
-        return metadata
-    DatasetCatalog.register(name, source.records)
-    extra |= {"sem_seg_root": source.label_root, "ignore_label": source.ignore_label, "label_source": source}
-    for key, value in {"stuff_classes": list(source.class_names), **extra}.items():
-        setattr(metadata, key, value)
-    return metadata
 
 
 def _stuff_ids(panoptic_json: str, class_names: tuple[str, ...]) -> dict[int, int]:

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pvt_det.config.architecture import SEGMENTOR, has_label_maps, is_segmentor
-from pvt_det.data.segmentation.folders import LabelSource, check_labels, register_panoptic, register_semantic
+from pvt_det.data.segmentation.folders import LabelSource, check_labels, register_labels
 from pvt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -57,10 +57,7 @@ def register_given_labels(cfg: CfgNode, part: str, coco_name: str) -> str:
     name = f"{coco_name}_panoptic" if coco_name else Path(source.label_root).name
     if name in DatasetCatalog and MetadataCatalog.get(name).get("label_source") != source:
         name = f"{name}_{zlib.crc32(repr((source, panoptic_json)).encode()):08x}"
-    if coco_name:
-        register_panoptic(name, source, panoptic_json)
-    else:
-        register_semantic(name, source)
+    register_labels(name, source, panoptic_json)
     return name
 
 

@@ -16,9 +16,11 @@ from pvt_det.data.augmentation.mixing import Mixer
 from pvt_det.data.loader import build_detection_train_loader
 from pvt_det.data.mapper import PVTDatasetMapper
 from pvt_det.data.sets import register_datasets
-from pvt_det.data.shapes.generate import write_shapes
 from pvt_det.data.targets import Labelled, Targets
 from pvt_det.errors import DataError
+from tests.scripts import dataset_script
+
+write_shapes = dataset_script("make_shapes").write_shapes
 
 BACKGROUND = (1, 2, 3)
 # A class's objects all have its colour; images are black between them.

@@ -18,12 +18,16 @@ from PIL import Image
 from pvt_det.config import load_config
 from pvt_det.data.augmentation.color import PhotometricDistortion, PhotometricTransform
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
-from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader, register_datasets
+from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
 from pvt_det.data.mapper import PVTDatasetMapper
-from pvt_det.data.segmentation.label_maps import LabelMaps
-from pvt_det.data.segmentation.prepare import prepare_ade20k, prepare_stuff
-from pvt_det.data.shapes.generate import write_shapes
+from pvt_det.data.segmentation.folders import LabelMaps
+from pvt_det.data.sets import register_datasets
 from pvt_det.errors import ConfigError, DataError
+from tests.scripts import dataset_script
+
+prepare_ade20k = dataset_script("prepare_ade20k").prepare_ade20k
+prepare_stuff = dataset_script("prepare_coco_panoptic").prepare_stuff
+write_shapes = dataset_script("make_shapes").write_shapes
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

@@ -1,4 +1,4 @@
-"""Trunks to look into, with an image as they see it."""
+"""Trained classifiers, with as many classes as their weights have, and trunks with an image as they see it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,31 @@ from pvt_det.config import load_config
 from pvt_det.data.augmentation.transforms import ResizeShortSide
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
-from pvt_det.inference.classifier import trained_classifier
+from pvt_det.models import create_model
 from pvt_det.models.trunk import Trunk
 from pvt_det.run_folder import config_file, run_weights
-from pvt_det.weights import load_pretrained
+from pvt_det.weights import load_pretrained, load_translation, read_translation
 
 _CLASSIFIER_SIDE = 224
+
+
+def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
+    """Load a trained classifier.
+
+    Args:
+        name: A variant, such as "pvt_small".
+        source: Anything that `MODEL.WEIGHTS` takes.
+        img_size: Side of its images in pixels.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or not of a whole classifier of this variant.
+        ConfigError: The name is unknown.
+    """
+    translation = read_translation(source)
+    head = translation.tensors.get("head.weight")
+    model = create_model(name, num_classes=1000 if head is None else len(head), img_size=img_size).eval()
+    load_translation(model, translation, source).require_whole()
+    return model
 
 
 def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tuple[Trunk, Tensor]:

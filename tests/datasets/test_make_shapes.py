@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pvt_det.data.shapes.generate import CATEGORIES, make_image, write_shapes
 from pvt_det.errors import DataError
+from tests.scripts import dataset_script
+
+make_shapes = dataset_script("make_shapes")
+CATEGORIES, make_image, write_shapes = make_shapes.CATEGORIES, make_shapes.make_image, make_shapes.write_shapes
 
 
 @pytest.fixture(scope="module")

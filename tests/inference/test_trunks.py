@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pvt_det.errors import CheckpointError
-from pvt_det.inference.classifier import trained_classifier
+from pvt_det.inference.trunks import trained_classifier
 from pvt_det.models import create_model
 from pvt_det.weights import loader
 
