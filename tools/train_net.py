@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     command = f"python {shlex.join([*sys.argv, '--resume'])}"
     with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, resume_command=command):
         if args.eval_only:
-            return evaluate_weights(cfg, resume=args.resume, allow_partial=args.allow_partial, test=Trainer.test)
+            options = {"resume": args.resume, "allow_partial": args.allow_partial, "test": Trainer.test}
+            return evaluate_weights(cfg, config_file=args.config_file, **options)
         trainer = Trainer(cfg, config_file=args.config_file)
         trainer.resume_or_load(args.resume, args.allow_partial)
         return trainer.train()

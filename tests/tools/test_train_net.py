@@ -1,0 +1,78 @@
+"""`tools/train_net.py`, the script to copy: it trains, evaluates, and takes parts of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from detectron2.engine import HookBase
+
+from pvt_det.utils.cli import run_cli
+from tests.tiny_runs import CONFIG
+from tools import train_net
+
+
+def run_script(repo_root, *words):
+    command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG, *words]
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
+    return subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_script_trains_and_evaluates_what_it_trained(repo_root, tiny_words, tmp_path):
+    words = tiny_words(tmp_path / "run", val=True, SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
+    done = run_script(repo_root, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    trained = json.loads((tmp_path / "run/results.json").read_text())
+    assert trained["config_file"] == CONFIG
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again")]
+    done = run_script(repo_root, "--eval-only", *words, *weights)
+    assert (done.returncode, done.stderr) == (0, "")
+    again = json.loads((tmp_path / "again/results.json").read_text())
+    assert (again["metrics"], again["iterations"]) == (trained["metrics"], 1)
+    assert again["config_file"] == CONFIG
+
+
+def test_a_mistake_is_one_line(repo_root, tiny_words, tmp_path):
+    done = run_script(repo_root, *tiny_words(tmp_path / "run"), "SOLVER.BASE_LRR", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_hooks_and_evaluators_of_ones_own(monkeypatch, repo_root, tiny_words, tmp_path):
+    seen = []
+
+    class Hook(HookBase):
+        def after_step(self):
+            seen.append(self.trainer.iter)
+
+    class Evaluator:
+        def reset(self):
+            seen.append("reset")
+
+        def process(self, inputs, outputs):
+            seen.append(len(inputs))
+
+        def evaluate(self):
+            return {"bbox": {"AP": 12.5}}
+
+    class Trainer(train_net.Trainer):
+        def build_hooks(self):
+            return [*super().build_hooks(), Hook()]
+
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name, output_folder):
+            return Evaluator()
+
+    monkeypatch.setattr(train_net, "Trainer", Trainer)
+    words = tiny_words(tmp_path, val=True, SOLVER__MAX_ITER=2, SOLVER__STEPS=[])
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", str(repo_root / CONFIG), *words])
+    assert run_cli(train_net.run) == 0
+    assert seen[:3] == [0, 1, "reset"]
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == {"bbox": {"AP": 12.5}}
+
+
+def test_the_script_fits_on_a_page(repo_root):
+    assert len((repo_root / "tools/train_net.py").read_text().splitlines()) <= 70
