@@ -20,8 +20,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from pvt_det.data.coco.check import LEVELS
-from pvt_det.data.coco.findings import ON_ERROR
+from pvt_det.config.choices import CHOICES
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.inspection.config_file import Plan, check_place, write_config
 from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
@@ -46,8 +45,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--val-json", type=Path, metavar="FILE", help="annotations to evaluate on, of any format too")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="their images; without it IMAGES")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, a single file")
-    parser.add_argument("--check-data", choices=LEVELS, default="fast", help="how the images are checked")
-    parser.add_argument("--on-error", choices=ON_ERROR, default="stop", help="what to do about broken data")
+    parser.add_argument(
+        "--check-data", choices=CHOICES["DATASETS.CHECK"], default="fast", help="how the images are checked"
+    )
+    parser.add_argument(
+        "--on-error", choices=CHOICES["DATASETS.ON_ERROR"], default="stop", help="what to do about broken data"
+    )
     parser.add_argument("--strict", dest="on_error", action="store_const", const="strict", help="--on-error strict")
     parser.add_argument("--allow-outside", action="store_true", help="file names may lead out of IMAGES")
     config = parser.add_argument_group("a config for training")

@@ -9,27 +9,10 @@ import torch
 from detectron2.config import CfgNode
 
 from pvt_det.config.architecture import SEGMENTOR, anchor_levels_key, is_panoptic, is_segmentor
+from pvt_det.config.choices import CHOICES, require_choice
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.backbone import check_backbone_arguments
-from pvt_det.utils.text import did_you_mean
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "MODEL.PVT.COMPILE": ("", "default", "reduce-overhead"),
-    "MODEL.RETINANET.LOSS_NORMALIZER": ("ema", "batch"),
-    "MODEL.SEM_SEG_HEAD.LOSS_AVERAGE": ("valid", "all"),
-    "INPUT.RESIZE_BACKEND": ("pil", "cv2"),
-    "INPUT.FORMAT": ("RGB", "BGR"),
-    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "DATASETS.ON_ERROR": ("stop", "skip", "strict"),
-    "DATASETS.CHECK": ("full", "fast", "off"),
-    "SOLVER.OPTIMIZER": ("adamw", "sgd"),
-    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
-    "TEST.PRECISION": ("fp32", "bf16", "fp16"),
-    "TEST.EVALUATOR": ("hotcoco", "pycocotools"),
-    "TEST.ON_ERROR": ("stop", "continue"),
-}
 _AT_LEAST_ONE = (
     "INPUT.MAX_SIZE_TRAIN",
     "INPUT.MAX_SIZE_TEST",
@@ -83,9 +66,8 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
     def refuse(key: str, expected: str) -> ConfigError:
         return ConfigError(f"{where}: {key} = {_get(cfg, key)!r}: {expected}")
 
-    for key, choices in (*_CHOICES.items(), *_registered_names().items()):
-        if _get(cfg, key) not in choices:
-            raise refuse(key, _expected_one_of(_get(cfg, key), choices))
+    for key, choices in (*CHOICES.items(), *_registered_names().items()):
+        require_choice(key, _get(cfg, key), choices, where)
     for key in _AT_LEAST_ONE:
         if _get(cfg, key) < 1:
             raise refuse(key, "expected 1 or more.")
@@ -234,7 +216,3 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 def _as_list(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list | tuple) else (value,)
-
-
-def _expected_one_of(value: Any, choices: tuple[str, ...]) -> str:
-    return f"expected one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"

@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 
 from pvt_det.config.architecture import is_segmentor
+from pvt_det.config.choices import require_choice
 from pvt_det.data.augmentation.mixing import Draw, Mixer
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
 from pvt_det.data.augmentation.transforms import build_detection_augmentations, crops, numpy_random
@@ -110,8 +111,7 @@ class PVTDatasetMapper:
         ):
             if asked:
                 raise ConfigError(f"{key} is True, but this package's data loading has no such input: set it to False")
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; expected RGB or BGR")
+        require_choice("INPUT.FORMAT", cfg.INPUT.FORMAT)
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train=is_train),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from detectron2.structures import Instances
 
 from pvt_det.errors import diverged
 from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.files import open_atomically
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,13 @@ def write_results(path: Path, detections: Iterable[Detections], category_ids: np
         category_ids: id in the annotation file of each contiguous class.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            separator = "["
-            for image in detections:
-                if len(image.scores):
-                    file.write(separator + json.dumps(_as_json(image, category_ids))[1:-1])
-                    separator = ",\n"
-            file.write("]" if separator != "[" else "[]")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with open_atomically(path) as file:
+        separator = "["
+        for image in detections:
+            if len(image.scores):
+                file.write((separator + json.dumps(_as_json(image, category_ids))[1:-1]).encode())
+                separator = ",\n"
+        file.write(b"]" if separator != "[" else b"[]")
 
 
 def _as_json(image: Detections, category_ids: npt.NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms import HFlipTransform
@@ -50,7 +50,7 @@ def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation])
         nms_threshold = cfg.MODEL.RETINANET.NMS_THRESH_TEST
         return cfg, RetinaNetWithTTA(model, mapper, nms_threshold, cfg.TEST.DETECTIONS_PER_IMAGE)
     # PanopticFPN is a GeneralizedRCNN too, but Detectron2's class would drop its semantic branch.
-    if isinstance(model, GeneralizedRCNN) and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
+    if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         # Only views of one size share a batch, because PVT's maps depend on the padding.
         return cfg, RCNNWithTTA(cfg, model, mapper, batch_size=2 if settings.FLIP else 1)
     raise ConfigError(f"TEST.AUG.ENABLED: {cfg.MODEL.META_ARCHITECTURE} has no test-time augmentation; set False.")

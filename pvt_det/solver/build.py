@@ -17,6 +17,8 @@ from pvt_det.errors import ConfigError
 # Takes the parameters and the norm over all their gradients; changes the gradients in place.
 GradientClipper = Callable[[Sequence[nn.Parameter], Tensor], None]
 
+OPTIMIZERS = ("adamw", "sgd")
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD (`SOLVER.OPTIMIZER`) over the parameters that take a gradient.
@@ -46,7 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True
         )
-    raise ConfigError(f'SOLVER.OPTIMIZER = {solver.OPTIMIZER!r}: expected "adamw" or "sgd".')
+    raise ConfigError(f"SOLVER.OPTIMIZER = {solver.OPTIMIZER!r}: expected one of {', '.join(OPTIMIZERS)}.")
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

@@ -205,7 +205,7 @@ def test_resize_backends():
 )
 def test_unknown_values(cfg, key, value):
     cfg.INPUT[key] = value
-    with pytest.raises(ConfigError, match=rf"INPUT\.{key} is '{value}'"):
+    with pytest.raises(ConfigError, match=rf"INPUT\.{key} = '{value}': expected one of"):
         build_detection_augmentations(cfg, is_train=True)
 
 

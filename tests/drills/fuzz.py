@@ -22,8 +22,9 @@ import torch
 from hotcoco import mask as mask_util
 from PIL import Image
 
+from pvt_det.config.choices import CHOICES
 from pvt_det.data.coco.annotations import read_annotations
-from pvt_det.data.coco.findings import ON_ERROR, Findings
+from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import read_header, read_image
 from pvt_det.errors import CheckpointError, DataError
 from pvt_det.evaluation.ground_truth import GroundTruth
@@ -138,7 +139,7 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
     path = folder / "mutated.json"
     path.write_bytes(text)
     verdict = "refused"
-    for on_error in ON_ERROR:
+    for on_error in CHOICES["DATASETS.ON_ERROR"]:
         findings = Findings()
         try:
             data = read_annotations(path, findings)

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch.nn import functional as F
 
+from pvt_det.config.choices import require_choice
 from pvt_det.data.augmentation.color import PhotometricDistortion
-from pvt_det.errors import ConfigError
 
 
 class ResizeTransform(T.ResizeTransform):
@@ -102,11 +102,11 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
     Raises:
         ConfigError: an INPUT key has an unknown value.
     """
-    backend = _one_of("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND, ("pil", "cv2"))
+    backend = require_choice("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND)
     if not is_train:
         return [ResizeShortSide((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, "choice", backend)]
     augmentations: list[T.Augmentation] = []
-    flip = _one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, ("none", "horizontal", "vertical"))
+    flip = require_choice("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP)
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     if cfg.INPUT.CROP.ENABLED:
@@ -124,7 +124,7 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
         augmentations.append(T.ResizeScale(*jitter.SCALE, *jitter.SIZE))
         augmentations.append(T.FixedSizeCrop(tuple(jitter.SIZE), seg_pad_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE))
     else:
-        style = _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
+        style = require_choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
         augmentations.append(ResizeShortSide(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style, backend))
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(PhotometricDistortion(cfg.INPUT.FORMAT))
@@ -160,9 +160,3 @@ def numpy_random(seed: int, position: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
-
-
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(allowed)}")
-    return value

@@ -6,16 +6,15 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pvt_det.config.choices import require_choice
 from pvt_det.data.coco.annotations import CocoData, require_masks
 from pvt_det.data.coco.cache import load_annotations
-from pvt_det.data.coco.findings import ON_ERROR, Findings, Problem
+from pvt_det.data.coco.findings import Findings, Problem
 from pvt_det.data.images import check_size, read_header, read_image
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 
 logger = logging.getLogger(__name__)
-
-LEVELS = ("off", "fast", "full")
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ def examine(
         ConfigError: unknown `level`.
         DataError: the annotations are no COCO file, or the image folder does not exist.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"DATASETS.CHECK is {level!r}; expected one of {', '.join(LEVELS)}")
+    require_choice("DATASETS.CHECK", level)
     data, found = load_annotations(json_file, allow_outside=allow_outside)
     findings.problems |= found.problems
     if masks:
@@ -126,8 +124,7 @@ def check_dataset(
         ConfigError: unknown `level` or `on_error`.
         DataError: the data set cannot be used; the message counts every kind of problem and names its first offenders.
     """
-    if on_error not in ON_ERROR:
-        raise ConfigError(f"DATASETS.ON_ERROR is {on_error!r}; expected one of {', '.join(ON_ERROR)}")
+    require_choice("DATASETS.ON_ERROR", on_error)
     findings = Findings()
     examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
     findings.raise_if_refused(str(json_file), on_error)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 from pvt_det.errors import DataError
 
-ON_ERROR = ("stop", "skip", "strict")
 _SHOWN = 3
 _KEPT = 24
 

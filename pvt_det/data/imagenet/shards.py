@@ -18,6 +18,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pvt_det.errors import DataError
+from pvt_det.utils.files import open_atomically
 
 logger = logging.getLogger(__name__)
 _LABELS = (".cls", ".json")
@@ -104,12 +105,10 @@ def _load_index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
 
 
 def _store(path: Path, index: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open_atomically(path) as file:
             np.savez(file, allow_pickle=False, **index)
-        temporary.replace(path)
     except OSError as error:
         logger.warning("%s: cannot be written (%s), so the shards are looked up at every start", path, error.strerror)
 

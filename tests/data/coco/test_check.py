@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from pvt_det.config.choices import CHOICES
 from pvt_det.data.coco.check import check_dataset
-from pvt_det.data.coco.findings import ON_ERROR, Problem
+from pvt_det.data.coco.findings import Problem
 from pvt_det.data.coco.registration import CocoSource
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.structures.rle import rle_problem
@@ -179,7 +180,7 @@ def test_missing_files_and_folders(folder):
         check_dataset(folder / "set.json", folder, "quick")
 
 
-@pytest.mark.parametrize("on_error", ON_ERROR)
+@pytest.mark.parametrize("on_error", CHOICES["DATASETS.ON_ERROR"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -286,7 +287,7 @@ def test_any_change_is_reported_or_harmless(tmp_path_factory, data):
     spoilt[table][row][key] = data.draw(values)
     file = tmp_path_factory.getbasetemp() / "spoilt.json"
     file.write_text(json.dumps(spoilt))
-    for on_error in ON_ERROR:
+    for on_error in CHOICES["DATASETS.ON_ERROR"]:
         try:
             found = CocoSource(str(file), ".", on_error).load()
         except DataError:
