@@ -12,27 +12,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from benchmarks.detectors import CONFIGS, Setup, run_detectors
 from benchmarks.evaluation import IMAGES, evaluation_table, run_evaluation
 from benchmarks.implementations import RESNET
 from benchmarks.inputs import input_table, run_inputs
 from benchmarks.mapper import RECIPES, mapper_table, run_mapper
-from benchmarks.report import comparison_table, plot_growth
-from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
-from pvt_det.errors import ConfigError
-from pvt_det.models.variants import VARIANTS
-from pvt_det.profiling.case import DTYPES, MODES, build_cases
-from pvt_det.profiling.options import (
+from benchmarks.measure import build_cases
+from benchmarks.options import (
     add_device,
     add_model_options,
     add_run_options,
     add_sizes,
     non_negative_int,
-    positive_int,
 )
-from pvt_det.profiling.report import Result, print_environment, print_table, write_json
+from benchmarks.report import comparison_table, plot_growth
+from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
+from pvt_det.cli.benchmark import Results, positive_int, report
+from pvt_det.errors import ConfigError
+from pvt_det.models.variants import VARIANTS
+from pvt_det.profiling import DTYPES, MODES
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_place
@@ -47,7 +46,6 @@ examples:
   python -m benchmarks evaluation --repeats 1 --json output/evaluation.json
 """
 _TASKS = ("pyramid", "classifier")
-Results = tuple[Sequence[Result], Table]
 
 
 def _add_trunk(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +61,7 @@ def _add_trunk(parser: argparse.ArgumentParser) -> None:
 def _run_trunk(args: argparse.Namespace) -> Results:
     cases = build_cases(args.models, args.sizes, args.tasks, args.modes, args.dtypes)
     rows = list(run_trunk(cases, args.device, args.repeats, compiled=args.compile))
-    return rows, comparison_table(rows)
+    return [row.as_dict() for row in rows], comparison_table(rows)
 
 
 def _add_growth(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +79,7 @@ def _run_growth(args: argparse.Namespace) -> Results:
     if args.plot:
         found = environment(args.device)
         plot_growth(rows, args.plot, f"{found['device']}, {found['threads']} threads, torch {torch.__version__}")
-    return rows, comparison_table(rows)
+    return [row.as_dict() for row in rows], comparison_table(rows)
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +89,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 def _run_input(args: argparse.Namespace) -> Results:
     rows = list(run_inputs(args.data, args.limit, args.repeats))
-    return rows, input_table(rows)
+    return [row.as_dict() for row in rows], input_table(rows)
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +109,7 @@ def _run_detector(args: argparse.Namespace) -> Results:
     cases = build_cases(args.models, args.sizes, ["detector"], args.modes, args.dtypes)
     setup = Setup(args.data, args.limit, args.device, args.workers)
     rows = list(run_detectors(cases, setup, args.repeats, compiled=args.compile))
-    return rows, comparison_table(rows)
+    return [row.as_dict() for row in rows], comparison_table(rows)
 
 
 def _add_mapper(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +119,7 @@ def _add_mapper(parser: argparse.ArgumentParser) -> None:
 
 def _run_mapper(args: argparse.Namespace) -> Results:
     rows = list(run_mapper(args.data, args.recipes, args.limit, args.repeats))
-    return rows, mapper_table(rows)
+    return [row.as_dict() for row in rows], mapper_table(rows)
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +128,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 def _run_evaluation(args: argparse.Namespace) -> Results:
     rows = list(run_evaluation(args.images, args.repeats))
-    return rows, evaluation_table(rows)
+    return [row.as_dict() for row in rows], evaluation_table(rows)
 
 
 def _add_coco(parser: argparse.ArgumentParser) -> None:
@@ -183,16 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         # The suite's own parser knows which of its options was meant.
         args.suite.error(f"unrecognized arguments: {' '.join(unknown)}")
-    for file in filter(None, (args.json, args.plot)):
-        make_place(file)
-    torch.set_num_threads(args.threads)
-    found = environment(args.device)
-    print_environment(found)
-    rows, table = args.run(args)
-    print_table(table)
-    if args.json:
-        write_json(args.json, found, rows)
-    return 0
+    if args.plot:
+        make_place(args.plot)
+    return report(args, args.run)
 
 
 if __name__ == "__main__":

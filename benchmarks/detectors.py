@@ -25,15 +25,14 @@ from torch import nn
 
 import pvt_det.modeling  # noqa: F401  (registers the builders)
 from benchmarks.implementations import COMPILED, OURS
+from benchmarks.measure import measure_peaks, release_memory, time_interleaved
 from benchmarks.photos import DETECTRON2, build_readers, endless_batches, read_records
 from benchmarks.rows import Row, build_row, measures_memory
 from benchmarks.stock import AS_DETECTRON2, build_stock_detector, spread_scores
 from pvt_det.config import load_config
 from pvt_det.engine.step import TrainStep
 from pvt_det.evaluation.detections import pack_detections
-from pvt_det.profiling.case import Case
-from pvt_det.profiling.memory import measure_peaks, peak_memory, release_memory, run_in_own_process
-from pvt_det.profiling.timing import time_interleaved
+from pvt_det.profiling import Case, peak_memory, run_in_own_process
 from pvt_det.utils.precision import inference_autocast
 
 CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
@@ -81,8 +80,7 @@ def run_detectors(
         del steps
         release_memory(setup.device, compiled=compiled)
         measured = names if memory and measures_memory(case, setup.device) else ()
-        threads = torch.get_num_threads()
-        peaks = measure_peaks(measured, partial(_step_peak, case=case, setup=setup, threads=threads))
+        peaks = measure_peaks(measured, partial(run_in_own_process, _step_peak, case, setup))
         for name in names:
             own = replace(case, dtype=_detectron2_dtype(case, setup.device)) if name == DETECTRON2 else case
             yield build_row(own, name, seconds, peaks)
@@ -193,12 +191,7 @@ def _build_detectron2_training(
     return train
 
 
-def _step_peak(implementation: str, case: Case, setup: Setup, threads: int) -> float:
-    return run_in_own_process(_measure_step, implementation, case, setup, threads)
-
-
-def _measure_step(implementation: str, case: Case, setup: Setup, threads: int) -> float:
-    torch.set_num_threads(threads)
+def _step_peak(case: Case, setup: Setup, implementation: str) -> float:
     step = build_step(implementation, case, replace(setup, workers=0))
     # The optimizer allocates its state in the first step.
     step()

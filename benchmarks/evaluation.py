@@ -15,13 +15,13 @@ import torch
 from detectron2.structures import Boxes, Instances
 from rich.table import Table
 
+from benchmarks.measure import median_ratio, time_interleaved
 from pvt_det.data.coco.registration import register_coco
 from pvt_det.evaluation.coco import COCOEvaluator
 from pvt_det.evaluation.detections import Detections
 from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
-from pvt_det.profiling.memory import MIB, peak_memory, resident_memory, run_in_own_process
-from pvt_det.profiling.timing import median_ratio, time_interleaved
+from pvt_det.profiling import peak_memory, resident_memory, run_in_own_process
 
 HOTCOCO = "hotcoco (pvt_det)"
 PYCOCOTOOLS = "pycocotools"
@@ -179,7 +179,7 @@ def _streaming_memory(images: int) -> tuple[float, float]:
         before = resident_memory()
         for found in arriving:
             evaluator.process([{"image_id": found.image_id}], [_as_output(found)])
-        kept = (resident_memory() - before) / MIB
+        kept = resident_memory() - before
         return kept, peak_memory(evaluator.evaluate, torch.device("cpu"))
 
 

@@ -22,9 +22,9 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.measure import median_ratio, time_interleaved
 from pvt_det.data.imagenet.transforms import Augmentation, EvalTransform, TrainTransform, decode_rgb
 from pvt_det.errors import DataError
-from pvt_det.profiling.timing import median_ratio, time_interleaved
 
 _SIDE = 224
 _CPU = torch.device("cpu")

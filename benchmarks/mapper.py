@@ -24,10 +24,10 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.implementations import OURS
+from benchmarks.measure import median_ratio, private_memory, time_interleaved
 from benchmarks.photos import DETECTRON2, Records, build_readers, pack_records, read_records
 from pvt_det.config import get_config
-from pvt_det.profiling.memory import MIB, private_memory, run_in_own_process
-from pvt_det.profiling.timing import median_ratio, time_interleaved
+from pvt_det.profiling import MIB, run_in_own_process
 
 RECIPES = {"paper": ("cv2", (800,)), "jitter": ("pil", (640, 672, 704, 736, 768, 800))}
 PLAIN = "a list"

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.rows import Row
-from pvt_det.profiling.report import format_time
+from pvt_det.cli.benchmark import format_time
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.implementations import OURS
-from pvt_det.profiling.case import Case
-from pvt_det.profiling.timing import median_ratio
+from benchmarks.measure import median_ratio
+from pvt_det.profiling import Case
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from benchmarks.implementations import COMPILED, OURS, RESNET, build_step, list_implementations
+from benchmarks.measure import measure_peaks, release_memory, time_interleaved
 from benchmarks.rows import Row, build_row, measures_memory
-from pvt_det.profiling.case import Case
-from pvt_det.profiling.memory import measure_peaks, release_memory
-from pvt_det.profiling.step import step_peak
-from pvt_det.profiling.timing import time_interleaved
+from pvt_det.profiling import Case, peak_memory, run_in_own_process
 
 GROWTH_MODELS = ("pvt_small", "pvt_v2_b2", "pvt_v2_b2_li", RESNET)
 GROWTH_SIDES = (224, 448, 672, 896, 1120, 1344, 1536)
@@ -52,10 +51,21 @@ def run_growth(
 
 
 def _run_case(case: Case, names: list[str], device: torch.device, repeats: int, *, memory: bool) -> Iterator[Row]:
-    builds = {name: partial(build_step, implementation=name, device=device) for name in names}
-    seconds = time_interleaved({name: build(case) for name, build in builds.items()}, device, repeats)
+    seconds = time_interleaved({name: build_step(case, name, device) for name in names}, device, repeats)
     release_memory(device, compiled=COMPILED in names)
     measured = names if memory else []
-    peaks = measure_peaks(measured, lambda name: step_peak(builds[name], case, device, compiled=name == COMPILED))
+    peaks = measure_peaks(measured, partial(run_in_own_process, _step_peak, case, device))
     for name in names:
         yield build_row(case, name, seconds, peaks)
+
+
+def _step_peak(case: Case, device: torch.device, implementation: str) -> float:
+    """Measure a step without what libraries allocate once in their first call, and without its compilation."""
+    if implementation != COMPILED:
+        build_step(replace(case, batch=1, height=224, width=224), implementation, device)()
+        return peak_memory(build_step(case, implementation, device), device)
+    # Another image size would compile a program for dynamic sizes. The second run records CUDA graphs.
+    step = build_step(case, implementation, device)
+    for _ in range(2):
+        step()
+    return peak_memory(step, device)

@@ -7,30 +7,37 @@ own weights, other models with random ones. The images are random.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
+from pvt_det.config import load_config
+from pvt_det.config.validate import is_device
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
-from pvt_det.profiling.case import Case, build_cases
-from pvt_det.profiling.latency import measure_latency
-from pvt_det.profiling.models import check_model
-from pvt_det.profiling.options import add_model_options, add_run_options, add_sizes, positive_int
-from pvt_det.profiling.plan import plan_batches, with_checkpointing
-from pvt_det.profiling.report import Result, latency_table, plan_table, print_environment, print_table, write_json
+from pvt_det.profiling import DTYPES, MODES, Case, find_config, measure_latency, plan_batch
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_place
+from pvt_det.utils.tables import as_table
 
 _REPEATS, _MEMORY_GIB = 5, 16.0
 _EXAMPLES = f"""
 examples:
   latency and memory of a trained run, in both number formats:
     %(prog)s --models output/mine --sizes 1x800x1333 --dtypes fp32 bf16
-  two trunks in inference, eager and compiled:
-    %(prog)s --models pvt_small pvt_v2_b2 --modes inference --compile
+  two trunks in inference:
+    %(prog)s --models pvt_small pvt_v2_b2 --modes inference
   the largest batch that fits into 16 GiB, with and without activation checkpointing:
     %(prog)s --plan --memory 16 --models configs/retinanet_pvt_small.yaml --sizes 1x800x1333
 
@@ -39,58 +46,84 @@ A training step is the forward and the backward pass. A step's peak memory is me
 counts the whole process, including the state of AdamW.
 exit codes: 0 done, 2 configuration, 4 checkpoint
 """
+# Measurements as values for JSON under their names, and their table.
+Results = tuple[Sequence[dict[str, Any]], Table]
 
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", nargs="+", required=True, metavar="MODEL", help="output folders, config files or variants"
-    )
-    add_sizes(parser, (1, 800, 1216))
-    add_model_options(parser)
-    parser.add_argument("--compile", action="store_true", help="measure trunks with torch.compile as well")
-    parser.add_argument("--repeats", type=positive_int, metavar="N", help=f"steps that are timed ({_REPEATS})")
-    parser.add_argument("--plan", action="store_true", help="find the largest batch that fits into --memory")
-    parser.add_argument("--memory", type=float, metavar="GIB", help=f"for --plan ({_MEMORY_GIB:g})")
-    add_run_options(parser)
+    add = parser.add_argument
+    default, cores = "cuda" if torch.cuda.is_available() else "cpu", len(os.sched_getaffinity(0))
+    add("--models", nargs="+", required=True, metavar="MODEL", help="output folders, config files or variants")
+    sizes = "batch, height and width of the images (1x800x1216)"
+    add("--sizes", nargs="+", type=image_size, default=[(1, 800, 1216)], metavar="BxHxW", help=sizes)
+    add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
+    add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="number formats, bf16 by autocast (fp32)")
+    add("--device", type=device, default=torch.device(default), help=f"such as cpu or cuda:1 ({default})")
+    add("--repeats", type=positive_int, metavar="N", help=f"steps that are timed ({_REPEATS})")
+    add("--plan", action="store_true", help="find the largest batch that fits into --memory")
+    add("--memory", type=float, metavar="GIB", help=f"for --plan ({_MEMORY_GIB:g})")
+    add("--threads", type=positive_int, default=cores, metavar="N", help="of the CPU (all cores)")
+    add("--json", type=Path, metavar="FILE", help="write the results and the environment to a file")
     return parser
+
+
+def device(text: str) -> torch.device:
+    """Parse a device that PyTorch can compute on."""
+    if not is_device(text):
+        raise argparse.ArgumentTypeError(f"{text}: expected cpu or cuda, or one of several GPUs, such as cuda:1")
+    found = torch.device(text)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{text}: PyTorch sees no GPU here")
+    return found
+
+
+def image_size(text: str) -> tuple[int, int, int]:
+    """Parse batch, height and width, such as "1x800x1216"."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if match is None or min(size := (int(match[1]), int(match[2]), int(match[3]))) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxHEIGHTxWIDTH, such as 1x800x1216")
+    return size
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print one table and write it where asked; return the exit code."""
     _check_options(args)
+    return report(args, _plan if args.plan else _measure)
+
+
+def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace], Results]) -> int:
+    """Print the environment and a table of measurements, and write both where `--json` asks; return the exit code.
+
+    Args:
+        args: The options `device`, `threads` and `json`.
+        measure: Returns the measurements, as values for JSON under their names, and their table.
+    """
     if args.json:
         make_place(args.json)
-    for model in args.models:
-        check_model(model)
     torch.set_num_threads(args.threads)
     found = environment(args.device)
-    print_environment(found)
-    rows, table = _plan(args) if args.plan else _measure(args)
-    print_table(table)
+    # The tables have many columns, and a file or a pipe has no width.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(" · ".join(f"{key} {value}" for key, value in found.items()), style="dim", highlight=False)
+    rows, table = measure(args)
+    console.print(table)
     if args.json:
-        write_json(args.json, found, rows)
+        args.json.write_text(json.dumps({"environment": found, "rows": rows}, indent=1))
     return 0
 
 
-def _measure(args: argparse.Namespace) -> tuple[Sequence[Result], Table]:
-    latencies = list(measure_latency(_cases(args), args.device, args.repeats or _REPEATS, compiled=args.compile))
-    return latencies, latency_table(latencies)
-
-
-def _plan(args: argparse.Namespace) -> tuple[Sequence[Result], Table]:
-    memory_mib = 1024 * (args.memory or _MEMORY_GIB)
-    plans = list(plan_batches(with_checkpointing(_cases(args)), memory_mib, args.device))
-    return plans, plan_table(plans, memory_mib)
-
-
-def _cases(args: argparse.Namespace) -> list[Case]:
-    cases = []
-    for model in args.models:
-        task = "pyramid" if model in VARIANTS else "detector"
-        cases += build_cases([model], args.sizes, [task], args.modes, args.dtypes)
-    return cases
+def format_time(seconds: float | None) -> str:
+    """Write a step's time in milliseconds, or that it ran out of memory where there is none."""
+    return "out of memory" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -98,12 +131,56 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError("--memory has no effect without --plan. Add --plan, or leave --memory out.")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise ConfigError(f"--memory {args.memory}: expected more than 0 GiB.")
-    for name in ("repeats", "compile"):
-        if args.plan and getattr(args, name):
-            raise ConfigError(f"--{name} has no effect with --plan, which measures memory alone. Leave it out.")
-    configs = [model for model in args.models if model not in VARIANTS]
-    if args.compile and configs:
-        raise ConfigError(
-            f"--compile is for trunks, not for {configs[0]}. Set MODEL.PVT.COMPILE in the config to compile its trunk "
-            "on a GPU."
-        )
+    if args.plan and args.repeats:
+        raise ConfigError("--repeats has no effect with --plan, which measures memory alone. Leave it out.")
+    for model in args.models:
+        if model not in VARIANTS:
+            load_config(find_config(model))
+
+
+def _cases(args: argparse.Namespace) -> Iterator[Case]:
+    for model, size, mode, dtype in product(args.models, args.sizes, args.modes, args.dtypes):
+        yield Case(model, "pyramid" if model in VARIANTS else "detector", mode, dtype, *size)
+
+
+def _measure(args: argparse.Namespace) -> Results:
+    rows = [measure_latency(case, args.device, args.repeats or _REPEATS) for case in _cases(args)]
+    shown = [
+        {
+            **{key: row[key] for key in ("model", "weights", "mode", "dtype")},
+            "images": f"{row['batch']}x3x{row['height']}x{row['width']}",
+            "median": format_time(row["median_s"]),
+            "min": "" if row["min_s"] is None else format_time(row["min_s"]),
+            "images/s": "" if row["images_per_s"] is None else f"{row['images_per_s']:.2f}",
+            "peak memory": "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f} MiB",
+        }
+        for row in rows
+    ]
+    return rows, _table(shown, "Peak memory: of one step, without the model and the images")
+
+
+def _plan(args: argparse.Namespace) -> Results:
+    memory = args.memory or _MEMORY_GIB
+    cases = [replace(case, checkpointed=again) for case in _cases(args) for again in (False, case.mode == "training")]
+    rows = [plan_batch(case, 1024 * memory, args.device) for case in dict.fromkeys(cases)]
+    shown = [
+        {
+            **{key: row[key] for key in ("model", "mode", "dtype")},
+            "image": f"{row['height']}x{row['width']}",
+            "checkpointing": "all stages" if row["checkpointed"] else "no",
+            "fixed": f"{row['fixed_mib']:.0f} MiB",
+            "each image": f"{row['image_mib']:.0f} MiB",
+            "largest batch": str(row["batch"] or "not even 1"),
+            "takes": f"{row['total_mib']:.0f} MiB" if row["batch"] else "",
+        }
+        for row in rows
+    ]
+    return rows, _table(shown, f"Fits into {memory:.1f} GiB: the whole process with the state of AdamW")
+
+
+def _table(rows: Sequence[dict[str, str]], caption: str) -> Table:
+    table = as_table(rows)
+    table.caption = caption
+    for column in table.columns[-4:]:
+        column.justify = "right"
+    return table

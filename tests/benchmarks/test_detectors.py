@@ -12,7 +12,7 @@ from benchmarks.implementations import COMPILED, OURS
 from benchmarks.photos import DETECTRON2, build_readers, endless_batches, read_records
 from benchmarks.stock import AS_DETECTRON2, build_stock_detector, spread_scores
 from pvt_det.config import load_config
-from pvt_det.profiling.case import Case
+from pvt_det.profiling import Case
 
 SMALL = ("MODEL.DEVICE", "cpu", "MODEL.PVT.DROP_PATH_RATE", "0", "INPUT.MIN_SIZE_TRAIN", "[64]")
 SMALL += ("INPUT.MIN_SIZE_TEST", "64", "INPUT.RESIZE_BACKEND", "pil", "INPUT.RANDOM_FLIP", "none")

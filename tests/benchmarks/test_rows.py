@@ -9,11 +9,10 @@ import torch
 from rich.console import Console
 
 from benchmarks.implementations import OURS, TEXTBOOK
+from benchmarks.measure import build_cases, measure_peaks, time_interleaved
 from benchmarks.report import comparison_table
 from benchmarks.rows import build_row
-from pvt_det.profiling.case import Case
-from pvt_det.profiling.memory import measure_peaks
-from pvt_det.profiling.timing import time_interleaved
+from pvt_det.profiling import Case
 
 
 @pytest.mark.parametrize("fails", [OURS, TEXTBOOK])
@@ -40,3 +39,11 @@ def test_out_of_gpu_memory_gives_a_row_that_says_so(fails):
     with console.capture() as shown:
         console.print(comparison_table([failed, other]))
     assert shown.get().count("out of memory") == 1
+
+
+def test_cases_combine_everything():
+    sizes = [(1, 32, 64), (2, 32, 64)]
+    cases = build_cases(["a", "b"], sizes, ["pyramid"], ["inference", "training"], ["fp32"])
+    assert len(cases) == len(set(cases)) == 8
+    assert cases[0] == Case("a", "pyramid", "inference", "fp32", 1, 32, 64)
+    assert cases[-1] == Case("b", "pyramid", "training", "fp32", 2, 32, 64)

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from pvt_det import profiling
 from pvt_det.cli import benchmark
 from pvt_det.cli.start import start
 from pvt_det.errors import ConfigError
-from pvt_det.profiling import plan, step
 
 SMALL = ["--sizes", "2x32x64", "--repeats", "1", "--threads", "1"]
 
@@ -19,8 +20,7 @@ SMALL = ["--sizes", "2x32x64", "--repeats", "1", "--threads", "1"]
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Measure memory in this process: a new one takes seconds to import everything."""
-    for module in (plan, step):
-        monkeypatch.setattr(module, "run_in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(profiling, "run_in_own_process", lambda function, *arguments: function(*arguments))
 
 
 def call(*words):
@@ -33,7 +33,7 @@ def test_latency_and_memory_of_a_trunk(tmp_path, capsys):
     assert call(*words, "--json", file) == 0
     found = json.loads(file.read_text())
     (row,) = found["rows"]
-    assert [row[key] for key in ("model", "dtype", "execution", "weights")] == ["pvt_v2_b0", "bf16", "eager", "random"]
+    assert [row[key] for key in ("model", "dtype", "weights")] == ["pvt_v2_b0", "bf16", "random"]
     assert 0 < row["min_s"] <= row["median_s"]
     assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
     assert row["peak_mib"] > 0
@@ -53,6 +53,20 @@ def test_a_run_has_its_own_weights_and_a_config_random_ones(untrained_run, repo_
         for model, weights in ((untrained_run, "model_final.pth"), (config, "random"))
         for mode in ("inference", "training")
     ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_out_of_gpu_memory_gives_a_row_that_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(profiling, "build_model", raise_out_of_memory)
+    words = ["--models", "pvt_v2_b0", *SMALL, "--modes", "training", "--json", tmp_path / "found.json"]
+    assert call(*words) == 0
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row[key] for key in ("median_s", "min_s", "images_per_s", "peak_mib")] == [None] * 4
+    assert capsys.readouterr().out.count("out of memory") == 1
+
+
+def raise_out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -78,9 +92,8 @@ def test_the_plan_is_printed_with_and_without_checkpointing(capsys, tmp_path):
         (["--models", "configs"], "configs holds no config.yaml: expected a run's output folder"),
         (["--models", "pvt_tiny", "--memory", "8"], "--memory has no effect without --plan"),
         (["--models", "pvt_tiny", "--plan", "--memory", "0"], "--memory 0.0: expected more than 0 GiB"),
-        (["--models", "pvt_tiny", "--plan", "--compile"], "--compile has no effect with --plan"),
         (["--models", "pvt_tiny", "--plan", "--repeats", "3"], "--repeats has no effect with --plan"),
-        (["--models", "configs/retinanet_pvt_tiny.yaml", "--compile"], "Set MODEL.PVT.COMPILE in the config"),
+        (["--models", "pvt_tiny", "--compile"], "unrecognized arguments: --compile"),
         (["--models", "pvt_tiny", "--device", "gpu"], "argument --device: gpu: expected cpu or cuda"),
         (["--models", "pvt_tiny", "--repeats", "0"], "'0' is not an integer of 1 or more"),
         (["--models", "pvt_tiny", "--sizes", "800x1216"], "'800x1216' is not BATCHxHEIGHTxWIDTH"),

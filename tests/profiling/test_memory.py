@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pvt_det.profiling.memory import peak_memory, process_peak, run_in_own_process
+from pvt_det.profiling import peak_memory, resident_memory, run_in_own_process
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ def allocate(mebibytes: int) -> None:
 
 
 def peak_of(mebibytes: int) -> tuple[float, float]:
-    return peak_memory(lambda: allocate(mebibytes), CPU), process_peak(CPU)
+    return peak_memory(lambda: allocate(mebibytes), CPU), resident_memory(peak=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not reset the peak")

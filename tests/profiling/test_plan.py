@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pvt_det import profiling
 from pvt_det.errors import ConfigError
-from pvt_det.profiling import plan
-from pvt_det.profiling.case import Case
+from pvt_det.profiling import Case
 
 
 def test_plan_of_a_detector(repo_root, monkeypatch):
     # A new process takes seconds to import everything.
-    monkeypatch.setattr(plan, "run_in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(profiling, "run_in_own_process", lambda function, *arguments: function(*arguments))
     case = Case(str(repo_root / "configs/retinanet_pvt_tiny.yaml"), "detector", "training", "fp32", 1, 64, 64)
-    (found,) = plan.plan_batches([case], 1e6, torch.device("cpu"))
-    assert found.fixed_mib > 100
-    assert found.case.batch > 100
-    monkeypatch.setattr(plan, "run_in_own_process", raise_out_of_memory)
+    found = profiling.plan_batch(case, 1e6, torch.device("cpu"))
+    assert found["fixed_mib"] > 100
+    assert found["batch"] > 100
+    monkeypatch.setattr(profiling, "run_in_own_process", raise_out_of_memory)
     with pytest.raises(ConfigError, match=r"too little memory to measure .* three images of 64x64: add --device cpu"):
-        next(plan.plan_batches([case], 1e6, torch.device("cpu")))
+        profiling.plan_batch(case, 1e6, torch.device("cpu"))
 
 
 def raise_out_of_memory(*_):
@@ -29,7 +29,8 @@ def raise_out_of_memory(*_):
 @pytest.mark.parametrize(("memory", "batch"), [(1000, 0), (1249, 0), (1250, 1), (2000, 4)])
 def test_the_batch_is_the_largest_whose_memory_fits(monkeypatch, memory, batch):
     # 1000 MiB and 250 for each image.
-    monkeypatch.setattr(plan, "run_in_own_process", lambda function, case, *_: 1000.0 + 250 * case.batch)
-    (found,) = plan.plan_batches([Case("m", "pyramid", "training", "fp32", 7, 32, 32)], memory, torch.device("cpu"))
-    assert (found.fixed_mib, found.image_mib, found.case.batch) == (1000, 250, batch)
-    assert found.total_mib == 1000 + 250 * batch
+    monkeypatch.setattr(profiling, "run_in_own_process", lambda function, case, *_: 1000.0 + 250 * case.batch)
+    case = Case("m", "pyramid", "training", "fp32", 7, 32, 32)
+    found = profiling.plan_batch(case, memory, torch.device("cpu"))
+    assert (found["fixed_mib"], found["image_mib"], found["batch"]) == (1000, 250, batch)
+    assert found["total_mib"] == 1000 + 250 * batch

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvt_det.profiling.case import Case, build_cases
-from pvt_det.profiling.models import build_model
-from pvt_det.profiling.step import build_step
+from pvt_det.profiling import Case, build_model, build_step
 
 CPU = torch.device("cpu")
 CONFIGS = ("retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "semantic_fpn_pvt_tiny", "panoptic_fpn_pvt_small")
@@ -46,11 +44,3 @@ def test_a_trunk_can_be_checkpointed():
     module, forward = build_model(case, CPU)
     assert module.checkpoint_stages == {1, 2, 3, 4}
     assert forward(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
-
-
-def test_cases_combine_everything():
-    sizes = [(1, 32, 64), (2, 32, 64)]
-    cases = build_cases(["a", "b"], sizes, ["pyramid"], ["inference", "training"], ["fp32"])
-    assert len(cases) == len(set(cases)) == 8
-    assert cases[0] == Case("a", "pyramid", "inference", "fp32", 1, 32, 64)
-    assert cases[-1] == Case("b", "pyramid", "training", "fp32", 2, 32, 64)
