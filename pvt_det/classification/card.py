@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pvt_det.classification.classes import dump_classes, read_classes, weights_metadata
-from pvt_det.classification.config import TrainConfig, dump_train_config, load_train_config
+from pvt_det.classification.config import TrainConfig, load_train_config
+from pvt_det.classification.files import read_classes, write_config, write_weights
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
 from pvt_det.run_folder import (
@@ -21,7 +21,7 @@ from pvt_det.run_folder import (
 )
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
-from pvt_det.weights import read_checkpoint, save_safetensors
+from pvt_det.weights import read_checkpoint
 
 _NAMED = 100  # of more classes, only the number is told; classes.json has their names
 
@@ -61,11 +61,10 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     cfg = load_train_config(run / OPTIONS_NAME)
     make_folder(output)
     tensors = read_checkpoint(weights or str(best_classifier(run)))
-    save_safetensors(output / SHARED_NAME, tensors, weights_metadata(cfg, classes))
+    write_weights(output / SHARED_NAME, cfg, classes, tensors)
     own = ("data", "val_labels", "output", "resume", "weights")
     public = dataclasses.replace(cfg, **{name: getattr(TrainConfig, name) for name in own})
-    write_atomically(output / OPTIONS_NAME, dump_train_config(public))
-    write_atomically(output / CLASSES_NAME, dump_classes(classes))
+    write_config(output, public, classes)
     facts = _facts(about, cfg, classes, {"train": "", "val": ""})
     write_atomically(output / CARD_NAME, card_page(facts, terms, _use(cfg, len(classes), SHARED_NAME)))
 
