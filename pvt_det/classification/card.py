@@ -37,9 +37,7 @@ def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) ->
     folder = Path(cfg.output)
     counts = {"train": f", {len(train):,} images", "val": f", {len(validation):,} images"}
     facts = _facts(load_run(folder), cfg, train.classes, counts)
-    use = _use(cfg, len(train.classes), CLASSIFIER_BEST_NAME)
-    share = "To share it, with a licence: `pvt-det card . --output share --license SPDX`"
-    write_own_card(folder, card_page(facts, Terms(), f"{use}\n\n{share}"))
+    write_own_card(facts, _use(cfg, len(train.classes), CLASSIFIER_BEST_NAME))
 
 
 def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> None:
@@ -72,17 +70,11 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
 def _facts(run: Run, cfg: TrainConfig, classes: Sequence[str], counts: Mapping[str, str]) -> Facts:
     """What the page tells; `counts` has what to say of the number of images of each part."""
     return Facts(
-        model=run.model,
-        recipe=run.recipe,
+        run=run,
         start="",
-        seed=run.seed,
-        parameters=run.parameters,
-        dataset=run.dataset,
         # Where on this machine the data lie is nobody else's business.
         data={part: f"{Path(cfg.data).name}/{part}{count}" for part, count in counts.items()},
         classes=tuple(classes) if len(classes) <= _NAMED else (f"{len(classes):,}, in {CLASSES_NAME}",),
-        metrics=run.metrics,
-        environment=run.environment,
         tags=("pvt",),
     )
 
