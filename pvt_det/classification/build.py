@@ -17,23 +17,20 @@ from torch.utils.data import DataLoader
 
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Evaluator
-from pvt_det.data.imagenet.folders import ImageSource, open_images
+from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.data.imagenet.loader import (
     EvalImages,
     TrainImages,
     TrainSampler,
     build_eval_loader,
     build_train_loader,
-    derive_seed,
 )
 from pvt_det.data.imagenet.transforms import Augmentation, DeviceInput, EvalTransform, TrainTransform
 from pvt_det.errors import ConfigError
-from pvt_det.models import create_model
 from pvt_det.solver.classification import build_optimizer, build_schedule
 from pvt_det.solver.state import load_optimizer
 from pvt_det.utils.distributed import Process
 from pvt_det.utils.precision import autocast
-from pvt_det.utils.rng import seed_all
 
 
 @dataclass
@@ -85,30 +82,6 @@ class TrainState:
             self.ema.load_state_dict(state["ema"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def build_datasets(cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
-    """Open the training and the validation images.
-
-    Raises:
-        ConfigError: `cfg.data` is empty.
-        DataError: The images cannot be read.
-    """
-    if not cfg.data:
-        raise ConfigError("give the folder with the images: --data DIR.")
-    # The main process looks up shards and stores what it found; the others read that.
-    with process.main_first():
-        images = open_images(cfg.data, "train")
-        validation = open_images(cfg.data, "val", images.classes, cfg.val_labels or None)
-    return images, validation
-
-
-def build_model(cfg: TrainConfig, num_classes: int) -> nn.Module:
-    """Build the network on the CPU, with random weights that depend on the seed alone."""
-    seed_all(derive_seed(cfg.seed))
-    model = create_model(cfg.model, num_classes, cfg.drop_path_rate, cfg.img_size)
-    model.checkpoint_stages = cfg.stages()
-    return model
 
 
 def build_train_state(cfg: TrainConfig, process: Process, images: ImageSource, model: nn.Module) -> TrainState:

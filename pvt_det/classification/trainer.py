@@ -25,9 +25,10 @@ from pvt_det.classification import build, files
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Accuracy, report_broken
 from pvt_det.classification.metrics import MetricsWriter
-from pvt_det.data.imagenet.folders import ImageSource
+from pvt_det.data.imagenet.folders import ImageSource, open_images
 from pvt_det.data.imagenet.loader import Batch, derive_seed
 from pvt_det.errors import ConfigError, DataError, Interrupted, NumericError
+from pvt_det.models import create_model
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
 from pvt_det.utils.distributed import Process
 from pvt_det.utils.rng import seed_all
@@ -134,13 +135,30 @@ class ClassificationTrainer:
 
     @classmethod
     def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
-        """Build the training and the validation images. Override it to train on images of your own kind."""
-        return build.build_datasets(cfg, process)
+        """Open the training and the validation images. Override it to train on images of your own kind.
+
+        Raises:
+            ConfigError: `cfg.data` is empty.
+            DataError: The images cannot be read.
+        """
+        if not cfg.data:
+            raise ConfigError("give the folder with the images: --data DIR.")
+        # The main process looks up shards and stores what it found; the others read that.
+        with process.main_first():
+            images = open_images(cfg.data, "train")
+            validation = open_images(cfg.data, "val", images.classes, cfg.val_labels or None)
+        return images, validation
 
     @classmethod
     def build_model(cls, cfg: TrainConfig, num_classes: int) -> nn.Module:
-        """Build the network: N×3×H×W images to N×num_classes logits. Override it to train another one."""
-        return build.build_model(cfg, num_classes)
+        """Build the network: N×3×H×W images to N×num_classes logits. Override it to train another one.
+
+        It is on the CPU, and its random weights depend on the seed alone.
+        """
+        seed_all(derive_seed(cfg.seed))
+        model = create_model(cfg.model, num_classes, cfg.drop_path_rate, cfg.img_size)
+        model.checkpoint_stages = cfg.stages()
+        return model
 
     @property
     def update(self) -> int:
