@@ -19,10 +19,9 @@ import yaml
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.deprecation import warn_deprecated
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
-from pvt_det.utils.text import did_you_mean
+from pvt_det.utils.text import did_you_mean, warn_deprecated
 
 _RECIPES = Path(__file__).parents[2] / "configs/classification"
 _DESCRIPTION = "Train and evaluate a classifier on ImageNet or your own folders of images; also under torchrun."
