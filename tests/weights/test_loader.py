@@ -247,7 +247,7 @@ def test_round_trip_to_the_published_layout_is_exact(classifier: tuple, tmp_path
     assert list(read_checkpoint(tmp_path / "t.pth")) == list(trunk)
 
 
-def test_published_names_refuse_what_it_does_not_know() -> None:
+def test_rename_refuses_what_it_does_not_know() -> None:
     with pytest.raises(CheckpointError, match=r"^x\.pth: its 1 tensors are in no known layout"):
         rename({"a": torch.zeros(1)}, "x.pth", published=True)
     mixed = {"layers.0.1.0.pos_embed": torch.zeros(1, 9, 8), "stranger.weight": torch.zeros(1)}
