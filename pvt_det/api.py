@@ -15,7 +15,7 @@ from pvt_det.engine.evaluate import evaluate_weights
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import PvtDetError
 from pvt_det.reports.card import write_card
-from pvt_det.reports.report import write_report
+from pvt_det.reports.page import write_report
 from pvt_det.run_folder import PAGE_NAME
 
 logger = logging.getLogger(__name__)

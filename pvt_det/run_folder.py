@@ -26,9 +26,9 @@ from typing import Any
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS
-from pvt_det.utils.deprecation import warn_deprecated
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.text import warn_deprecated
 
 CONFIG_NAME = "config.yaml"
 BEST_NAME = "model_best.pth"

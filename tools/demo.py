@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
+from numpy.typing import NDArray
 from PIL import Image
 
 from pvt_det.api import train
@@ -18,7 +24,7 @@ from pvt_det.data.images import read_image
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.paths import make_place
-from pvt_det.utils.visualizer import save_pictures, sheet
+from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, captioned, draw, sheet
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/shapes/retinanet_pvt_tiny.yaml"
@@ -68,12 +74,79 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     dataset = cfg.DATASETS.TEST[0]
     results = args.output / "inference" / dataset / RESULTS_FILE
-    pictures = save_pictures(dataset, results, args.output / "pictures", lambda path: read_image(path, "RGB"))
+    pictures = save_pictures(dataset, results, args.output / "pictures")
     if args.picture:
         halves = [np.asarray(Image.open(path)) for path in pictures[:6]]
         Image.fromarray(sheet(halves, columns=2)).save(args.picture, quality=85)
     print(f"\nPictures, ground truth on the left and detections on the right: {args.output / 'pictures'}")
     return verdict(metrics["bbox"]["AP"], args.val)
+
+
+def save_pictures(
+    dataset_name: str,
+    results_file: str | Path,
+    folder: str | Path,
+    *,
+    count: int = 12,
+    min_score: float = 0.5,
+    width: int = 384,
+) -> list[Path]:
+    """Save pictures of evenly spread images of a data set, ground truth on the left and detections on the right.
+
+    Args:
+        dataset_name: a registered data set.
+        results_file: its detections in COCO's results format.
+        folder: where to write; made where absent.
+        count: at most so many pictures.
+        min_score: detections below this score are not shown.
+        width: of each half, in pixels.
+
+    Returns:
+        The files, PNG, named after their images.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    records = DatasetCatalog.get(dataset_name)
+    chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)]
+    detections: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in chosen}
+    for detection in json.loads(Path(results_file).read_text()):
+        if detection["image_id"] in detections and detection["score"] >= min_score:
+            detections[detection["image_id"]].append(detection)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for record in chosen:
+        path = folder / f"{Path(record['file_name']).stem}.png"
+        image = read_image(record["file_name"], "RGB")
+        Image.fromarray(beside_truth(image, record, detections[record["image_id"]], metadata, width)).save(path)
+        files.append(path)
+    return files
+
+
+def beside_truth(
+    image: NDArray[np.uint8],
+    record: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    metadata: Metadata,
+    width: int = 384,
+) -> NDArray[np.uint8]:
+    """Return one picture: an image with its ground truth, and again with `detections`.
+
+    Args:
+        image: its pixels.
+        record: Detectron2's record of the image, with `annotations`.
+        detections: of this image, in COCO's results format.
+        metadata: of the data set; class names and ids are read.
+        width: of each half, in pixels.
+    """
+    classes = metadata.thing_dataset_id_to_contiguous_id
+    found = [
+        {**d, "category_id": classes[d["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+        for d in sorted(detections, key=lambda d: d["score"])
+    ]
+    truth = record["annotations"]
+    halves = ((caption_of("ground truth", len(truth)), truth[:MOST_SHOWN]), ("detections", found))
+    names = metadata.thing_classes
+    return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
 
 def bf16_is_fast() -> bool:

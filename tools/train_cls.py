@@ -3,7 +3,7 @@
     python tools/train_cls.py --model pvt_small --data imagenet
     torchrun --nproc-per-node 8 tools/train_cls.py --model pvt_small --data imagenet
 
-`pvt-det train-cls` runs the same code without the classes below.
+`pvt-det train-cls` runs the same code without the class below.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 
 from pvt_det.classification import (
     Accuracy,
-    Callback,
     ClassificationTrainer,
     TrainConfig,
     argument_parser,
@@ -31,7 +30,7 @@ from pvt_det.utils.distributed import Process
 
 
 class Trainer(ClassificationTrainer):
-    """Builds what the config says. Return something else from these methods to train on that."""
+    """Builds what the config says. Return something else from the first two methods to train on that."""
 
     @classmethod
     def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
@@ -43,14 +42,12 @@ class Trainer(ClassificationTrainer):
         """Return a network that maps N×3×H×W images to N×num_classes logits."""
         return super().build_model(cfg, num_classes)
 
-
-class LogMemory(Callback):
-    """Logs after every evaluation how much GPU memory the run has needed."""
-
-    def after_evaluation(self, trainer: ClassificationTrainer, accuracy: Accuracy) -> None:
-        """Log the peak of this process."""
-        if trainer.process.device.type == "cuda":
+    def evaluate(self) -> Accuracy:
+        """Evaluate, and log how much GPU memory the run has needed; called after every `eval_every` epochs."""
+        accuracy = super().evaluate()
+        if self.process.device.type == "cuda":
             logging.getLogger("pvt_det").info("peak GPU memory %.1f GiB", torch.cuda.max_memory_allocated() / 2**30)
+        return accuracy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cfg.eval_only:
             evaluate(cfg, process)
             return 0
-        trainer = Trainer(cfg, process, callbacks=[LogMemory()])
+        trainer = Trainer(cfg, process)
         trainer.train()
         write_reports(trainer)
     return 0

@@ -5,56 +5,83 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Evaluator
-from pvt_det.classification.state import TrainState
-from pvt_det.data.imagenet.folders import ImageSource, open_images
+from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.data.imagenet.loader import (
     EvalImages,
     TrainImages,
     TrainSampler,
     build_eval_loader,
     build_train_loader,
-    derive_seed,
 )
 from pvt_det.data.imagenet.transforms import Augmentation, DeviceInput, EvalTransform, TrainTransform
 from pvt_det.errors import ConfigError
-from pvt_det.models import create_model
 from pvt_det.solver.classification import build_optimizer, build_schedule
+from pvt_det.solver.state import load_optimizer
 from pvt_det.utils.distributed import Process
 from pvt_det.utils.precision import autocast
-from pvt_det.utils.rng import seed_all
 
 
-def build_datasets(cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
-    """Open the training and the validation images.
+@dataclass
+class TrainState:
+    """Everything that trains; `build_train_state` builds it from the config.
 
-    Raises:
-        ConfigError: `cfg.data` is empty.
-        DataError: The images cannot be read.
+    Attributes:
+        model: The network, not wrapped for distributed training.
+        ema: Exponential moving average of its weights, or None.
+        optimizer: Over the network's parameters.
+        schedule: Sets the optimizer's learning rates, update by update.
+        scaler: Scales the loss; only enabled for fp16.
+        autocast: Makes the context for the number format of the forward pass.
+        mixup: Mixes a batch of images and labels, or None.
+        prepare: Moves images to the device, normalizes them and erases rectangles.
+        sampler: The order of the training images.
+        loader: Their batches.
     """
-    if not cfg.data:
-        raise ConfigError("give the folder with the images: --data DIR.")
-    # The main process looks up shards and stores what it found; the others read that.
-    with process.main_first():
-        images = open_images(cfg.data, "train")
-        validation = open_images(cfg.data, "val", images.classes, cfg.val_labels or None)
-    return images, validation
 
+    model: nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: CosineLRScheduler
+    scaler: torch.amp.GradScaler
+    autocast: Callable[[], torch.autocast]
+    mixup: Mixup | None
+    prepare: DeviceInput
+    sampler: TrainSampler
+    loader: DataLoader
 
-def build_model(cfg: TrainConfig, num_classes: int) -> nn.Module:
-    """Build the network on the CPU, with random weights that depend on the seed alone."""
-    seed_all(derive_seed(cfg.seed))
-    model = create_model(cfg.model, num_classes, cfg.drop_path_rate, cfg.img_size)
-    model.checkpoint_stages = cfg.stages()
-    return model
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network whose accuracy counts: the moving average if there is one, or else the model."""
+        return self.ema.module if self.ema else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights and the states of optimizer and scaler. The schedule depends on the update alone."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
 
 
 def build_train_state(cfg: TrainConfig, process: Process, images: ImageSource, model: nn.Module) -> TrainState:
@@ -83,7 +110,7 @@ def build_train_state(cfg: TrainConfig, process: Process, images: ImageSource, m
     )
     return TrainState(
         model=model,
-        ema=_build_ema(cfg, model),
+        ema=AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)) if cfg.ema_decay else None,
         optimizer=optimizer,
         schedule=schedule,
         scaler=torch.amp.GradScaler(process.device.type, enabled=cfg.amp == "fp16"),
@@ -161,10 +188,6 @@ def _place_model(cfg: TrainConfig, process: Process, model: nn.Module) -> None:
         model.to(memory_format=torch.channels_last)
     if cfg.compile:
         model.compile()
-
-
-def _build_ema(cfg: TrainConfig, model: nn.Module) -> AveragedModel | None:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)) if cfg.ema_decay else None
 
 
 def _build_mixup(cfg: TrainConfig, num_classes: int) -> Mixup | None:

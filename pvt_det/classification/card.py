@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pvt_det.classification.classes import dump_classes, read_classes, weights_metadata
-from pvt_det.classification.config import TrainConfig, dump_train_config, load_train_config
+from pvt_det.classification.config import TrainConfig, load_train_config
+from pvt_det.classification.files import read_classes, write_config, write_weights
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
 from pvt_det.run_folder import (
@@ -21,7 +21,7 @@ from pvt_det.run_folder import (
 )
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
-from pvt_det.weights import read_checkpoint, save_safetensors
+from pvt_det.weights import read_checkpoint
 
 _NAMED = 100  # of more classes, only the number is told; classes.json has their names
 
@@ -37,9 +37,7 @@ def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) ->
     folder = Path(cfg.output)
     counts = {"train": f", {len(train):,} images", "val": f", {len(validation):,} images"}
     facts = _facts(load_run(folder), cfg, train.classes, counts)
-    use = _use(cfg, len(train.classes), CLASSIFIER_BEST_NAME)
-    share = "To share it, with a licence: `pvt-det card . --output share --license SPDX`"
-    write_own_card(folder, card_page(facts, Terms(), f"{use}\n\n{share}"))
+    write_own_card(facts, _use(cfg, len(train.classes), CLASSIFIER_BEST_NAME))
 
 
 def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> None:
@@ -61,11 +59,10 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     cfg = load_train_config(run / OPTIONS_NAME)
     make_folder(output)
     tensors = read_checkpoint(weights or str(best_classifier(run)))
-    save_safetensors(output / SHARED_NAME, tensors, weights_metadata(cfg, classes))
+    write_weights(output / SHARED_NAME, cfg, classes, tensors)
     own = ("data", "val_labels", "output", "resume", "weights")
     public = dataclasses.replace(cfg, **{name: getattr(TrainConfig, name) for name in own})
-    write_atomically(output / OPTIONS_NAME, dump_train_config(public))
-    write_atomically(output / CLASSES_NAME, dump_classes(classes))
+    write_config(output, public, classes)
     facts = _facts(about, cfg, classes, {"train": "", "val": ""})
     write_atomically(output / CARD_NAME, card_page(facts, terms, _use(cfg, len(classes), SHARED_NAME)))
 
@@ -73,17 +70,11 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
 def _facts(run: Run, cfg: TrainConfig, classes: Sequence[str], counts: Mapping[str, str]) -> Facts:
     """What the page tells; `counts` has what to say of the number of images of each part."""
     return Facts(
-        model=run.model,
-        recipe=run.recipe,
+        run=run,
         start="",
-        seed=run.seed,
-        parameters=run.parameters,
-        dataset=run.dataset,
         # Where on this machine the data lie is nobody else's business.
         data={part: f"{Path(cfg.data).name}/{part}{count}" for part, count in counts.items()},
         classes=tuple(classes) if len(classes) <= _NAMED else (f"{len(classes):,}, in {CLASSES_NAME}",),
-        metrics=run.metrics,
-        environment=run.environment,
         tags=("pvt",),
     )
 

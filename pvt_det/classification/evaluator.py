@@ -62,12 +62,12 @@ class Evaluator:
     max_broken: int
 
     @torch.inference_mode()
-    def __call__(self, model: nn.Module, check_stop: Callable[[int], None] = lambda batch: None) -> Accuracy:
+    def __call__(self, model: nn.Module, check_stop: Callable[[], None] | None = None) -> Accuracy:
         """Evaluate a model.
 
         Args:
             model: Maps N×3×H×W images to logits, one for each class. It keeps its training or evaluation mode.
-            check_stop: Called with the index of every batch, before it. It may raise to end the evaluation.
+            check_stop: Called before every batch. It may raise to end the evaluation.
 
         Raises:
             DataError: More than `max_broken` images are broken, or all of them.
@@ -76,8 +76,9 @@ class Evaluator:
         model.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
         broken: list[int] = []
-        for index, batch in enumerate(self.loader):
-            check_stop(index)
+        for batch in self.loader:
+            if check_stop:
+                check_stop()
             broken += batch.broken.tolist()
             with self.autocast():
                 logits = model(self.prepare(batch.images))

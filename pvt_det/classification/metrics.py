@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from types import TracebackType
 
 from rich import get_console
 from torch.utils.tensorboard import SummaryWriter
@@ -37,9 +36,7 @@ class MetricsWriter:
         self._display.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._display.stop()
         self._file.close()
         self._board.close()

@@ -9,27 +9,31 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import get_console
+from torch import nn
 
 from pvt_det.classification.build import build_evaluator
 from pvt_det.classification.card import write_card
-from pvt_det.classification.classes import classes_of_weights
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Accuracy
-from pvt_det.classification.results import write_results
+from pvt_det.classification.files import classes_of_weights
 from pvt_det.classification.trainer import ClassificationTrainer
-from pvt_det.data.imagenet.folders import open_images
+from pvt_det.data.imagenet.folders import ImageSource, open_images
 from pvt_det.errors import CheckpointError, Interrupted
 from pvt_det.models import create_model
-from pvt_det.reports.published import published_classifier
-from pvt_det.run_folder import CLASSIFIER_BEST_NAME, EVALUATION_FOLDER
+from pvt_det.models.complexity import count_gmacs, count_parameters
+from pvt_det.reports.published import IMAGENET, published_classifier
+from pvt_det.run_folder import CLASSIFIER_BEST_NAME, EVALUATION_FOLDER, save_results
 from pvt_det.utils.distributed import Process, start_process
+from pvt_det.utils.environment import environment
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.signals import termination_reported
 from pvt_det.weights import load_pretrained
 
+_IMAGENET_CLASSES, _IMAGENET_IMAGES = 1000, 50_000
 logger = logging.getLogger(__name__)
 
 
@@ -83,7 +87,7 @@ def write_reports(trainer: ClassificationTrainer) -> None:
     if not trainer.process.is_main_process:
         return
     cfg, best = trainer.cfg, trainer.progress
-    write_results(Path(cfg.output), cfg, trainer.state.model, trainer.validation, best.best_top1, best.best_top5)
+    _write_results(cfg, trainer.state.model, trainer.validation, best.best_top1, best.best_top5)
     write_card(cfg, trainer.images, trainer.validation)
     logger.info("best top-1 %.2f %%: %s", best.best_top1, Path(cfg.output) / CLASSIFIER_BEST_NAME)
 
@@ -111,7 +115,7 @@ def evaluate(cfg: TrainConfig, process: Process) -> Accuracy:
         )
     accuracy = build_evaluator(cfg, process, images)(model.to(process.device))
     if process.is_main_process:
-        write_results(_output_folder(cfg), cfg, model, images, accuracy.top1, accuracy.top5)
+        _write_results(cfg, model, images, accuracy.top1, accuracy.top5)
         logger.info("%s %s: %s (%s)", cfg.model, cfg.weights, accuracy, _published_top1(cfg.model))
     return accuracy
 
@@ -128,3 +132,39 @@ def _lock(cfg: TrainConfig, process: Process) -> AbstractContextManager[Any]:
 def _published_top1(model: str) -> str:
     published = published_classifier(model)
     return f"published ImageNet-1k top-1: {published.classification['top1']} %" if published else "none published"
+
+
+def _write_results(cfg: TrainConfig, model: nn.Module, validation: ImageSource, top1: float, top5: float) -> None:
+    """Write `results.json`: which model, how trained, on what, where, and its accuracy in percent."""
+    side = cfg.img_size
+    image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    results = {
+        "config_file": cfg.model,
+        "model": f"{cfg.model} classifier",
+        "recipe": _recipe(cfg),
+        "dataset": _dataset_name(cfg, validation),
+        "parameters": count_parameters(model),
+        "gmacs": f"{count_gmacs(model, image):.1f} ({side}x{side})",
+        "metrics": {"classification": {"top1": top1, "top5": top5}},
+        "results_file": "",
+        "annotations": "",
+        "seed": cfg.seed,
+        "environment": environment(image.device),
+    }
+    save_results(_output_folder(cfg), results)
+
+
+def _recipe(cfg: TrainConfig) -> str:
+    if cfg.eval_only:
+        return f"weights {cfg.weights}, {cfg.img_size} pixels"
+    return (
+        f"adamw lr {cfg.scaled_lr():g}, batch {cfg.batch_size}, {cfg.epochs} epochs, "
+        f"{cfg.img_size} pixels, seed {cfg.seed}"
+    )
+
+
+def _dataset_name(cfg: TrainConfig, validation: ImageSource) -> str:
+    """The name that published numbers are set against for ImageNet-1k's own images, else the folder's."""
+    if (len(validation.classes), len(validation)) == (_IMAGENET_CLASSES, _IMAGENET_IMAGES):
+        return IMAGENET
+    return f"{Path(cfg.data).name}_val"

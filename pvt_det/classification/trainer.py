@@ -6,12 +6,12 @@ therefore holds no random states, and a resumed run gives the same bits as one t
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,50 +22,85 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pvt_det.checkpoint import CheckpointStore, check_finite
 from pvt_det.classification import build, files
-from pvt_det.classification.classes import check_same_classes
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Accuracy, report_broken
 from pvt_det.classification.metrics import MetricsWriter
-from pvt_det.classification.state import Interval, Progress
-from pvt_det.data.imagenet.folders import ImageSource
+from pvt_det.data.imagenet.folders import ImageSource, open_images
 from pvt_det.data.imagenet.loader import Batch, derive_seed
-from pvt_det.errors import ConfigError, Interrupted, NumericError
+from pvt_det.errors import ConfigError, DataError, Interrupted, NumericError
+from pvt_det.models import create_model
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
 from pvt_det.utils.distributed import Process
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import StopRequest
+from pvt_det.utils.text import listed
 
-# Processes agree on stopping every so many updates or evaluation batches.
+# Processes agree on stopping every so many updates.
 _AGREE_EVERY = 10
 logger = logging.getLogger(__name__)
 
 
-class Callback:
-    """Called by the trainer in every process. Override what you need."""
+@dataclass
+class Progress:
+    """Where a run is.
 
-    def after_step(self, trainer: ClassificationTrainer) -> None:
-        """Called after every update."""
+    Attributes:
+        epoch: The current epoch, from 0.
+        step: Updates done in it.
+        best_top1: Best top-1 so far, in percent; -1 before the first evaluation.
+        best_top5: Top-5 of the same weights.
+        broken: Indices of the broken images met so far.
+    """
 
-    def after_evaluation(self, trainer: ClassificationTrainer, accuracy: Accuracy) -> None:
-        """Called after every evaluation."""
+    epoch: int = 0
+    step: int = 0
+    best_top1: float = -1.0
+    best_top5: float = -1.0
+    broken: list[int] = field(default_factory=list)
+
+
+class Interval:
+    """Loss and speed since the last row of metrics.
+
+    Args:
+        device: Where the loss is summed.
+        loss_sum: The sum so far.
+        updates: Number of updates in it.
+
+    Attributes:
+        loss_sum: Sum of the updates' losses, on the device, so that adding to it does not synchronize.
+        updates: Number of updates in it.
+        waited: Seconds spent waiting for batches since the clock was started.
+    """
+
+    def __init__(self, device: torch.device, loss_sum: float = 0.0, updates: int = 0) -> None:
+        self.loss_sum, self.updates = torch.tensor(loss_sum, device=device), updates
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Start to measure time, which does not include what was before."""
+        self.waited, self._started, self._untimed = 0.0, time.perf_counter(), self.updates
+
+    def speed(self) -> tuple[float, float]:
+        """Updates per second, and the share of the time spent waiting for batches, from 0 to 1."""
+        seconds = time.perf_counter() - self._started
+        return (self.updates - self._untimed) / seconds, self.waited / seconds
 
 
 class ClassificationTrainer:
     """Trains a classifier to the end, to an error, or until a signal asks it to stop.
 
-    Subclasses may override `build_datasets` and `build_model`. The loop is::
+    Subclasses may override any public method. The loop is::
 
         while epoch < cfg.epochs:
             for each update of the epoch:
                 run_step()
-                callback.after_step()
+                after_step()
             evaluate()
-            callback.after_evaluation()
 
     Args:
         cfg: The config. With `cfg.resume`, the last checkpoint of the output folder is loaded.
         process: This process, as `start_run` gives it.
-        callbacks: Called in this order.
 
     Attributes:
         images: The training images.
@@ -79,8 +114,8 @@ class ClassificationTrainer:
         DataError: The images cannot be read, or have different classes than the run to resume.
     """
 
-    def __init__(self, cfg: TrainConfig, process: Process, callbacks: Sequence[Callback] = ()) -> None:
-        self.cfg, self.process, self.callbacks = cfg, process, callbacks
+    def __init__(self, cfg: TrainConfig, process: Process) -> None:
+        self.cfg, self.process = cfg, process
         self._store = CheckpointStore(Path(cfg.output))
         # Read first: a folder that holds another run is refused before the images are looked up.
         saved = files.read_saved_state(cfg)
@@ -100,13 +135,30 @@ class ClassificationTrainer:
 
     @classmethod
     def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
-        """Build the training and the validation images. Override it to train on images of your own kind."""
-        return build.build_datasets(cfg, process)
+        """Open the training and the validation images. Override it to train on images of your own kind.
+
+        Raises:
+            ConfigError: `cfg.data` is empty.
+            DataError: The images cannot be read.
+        """
+        if not cfg.data:
+            raise ConfigError("give the folder with the images: --data DIR.")
+        # The main process looks up shards and stores what it found; the others read that.
+        with process.main_first():
+            images = open_images(cfg.data, "train")
+            validation = open_images(cfg.data, "val", images.classes, cfg.val_labels or None)
+        return images, validation
 
     @classmethod
     def build_model(cls, cfg: TrainConfig, num_classes: int) -> nn.Module:
-        """Build the network: N×3×H×W images to N×num_classes logits. Override it to train another one."""
-        return build.build_model(cfg, num_classes)
+        """Build the network: N×3×H×W images to N×num_classes logits. Override it to train another one.
+
+        It is on the CPU, and its random weights depend on the seed alone.
+        """
+        seed_all(derive_seed(cfg.seed))
+        model = create_model(cfg.model, num_classes, cfg.drop_path_rate, cfg.img_size)
+        model.checkpoint_stages = cfg.stages()
+        return model
 
     @property
     def update(self) -> int:
@@ -160,13 +212,25 @@ class ClassificationTrainer:
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema:
             state.ema.update_parameters(state.model)
-        self._interval.count_update()
+        self._interval.updates += 1
 
-    def evaluate(self) -> None:
+    def after_step(self) -> None:
+        """Log, save and stop where it is time, after every update and in every process."""
+        if self._metrics is not None:
+            self._metrics.advance(self.update)
+        if self.update % self.cfg.log_every == 0 or self.progress.step == self._steps:
+            self._log_interval()
+        if self.update % _AGREE_EVERY == 0 or self.process.world_size == 1:
+            self._check_stop()
+        if self.process.is_main_process and time.perf_counter() - self._saved_at > 60 * self.cfg.save_minutes:
+            self.save()
+
+    def evaluate(self) -> Accuracy:
         """Evaluate the model, or its moving average, and keep the weights if they are the best so far."""
         # Saved before, so that a stop in the evaluation costs no more than the evaluation.
         self.save()
-        accuracy = self._evaluator(self.state.evaluated_model, self._check_stop_at)
+        check_stop = self._check_stop if self.process.world_size == 1 else None
+        accuracy = self._evaluator(self.state.evaluated_model, check_stop)
         if accuracy.top1 > self.progress.best_top1:
             self.progress.best_top1, self.progress.best_top5 = accuracy.top1, accuracy.top5
             top1, top5 = f"{accuracy.top1:.3f}", f"{accuracy.top5:.3f}"
@@ -182,8 +246,7 @@ class ClassificationTrainer:
                     "best_top1": self.progress.best_top1,
                 }
             )
-        for callback in self.callbacks:
-            callback.after_evaluation(self, accuracy)
+        return accuracy
 
     def save(self) -> None:
         """Write the state to the output folder, in the main process.
@@ -200,9 +263,9 @@ class ClassificationTrainer:
         """All that a resumed run needs: tensors, numbers, strings and containers of them."""
         return {
             **self.state.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
-            "interval": self._interval.state_dict(),
-            "options": dataclasses.asdict(self.cfg),
+            "progress": asdict(self.progress),
+            "interval": {"loss_sum": self._interval.loss_sum, "count": self._interval.updates},
+            "options": asdict(self.cfg),
             "classes": list(self.images.classes),
             "iteration": self.update,
         }
@@ -213,10 +276,15 @@ class ClassificationTrainer:
         Raises:
             DataError: The classes differ.
         """
-        check_same_classes(state["classes"], self.images.classes, f"the run in {self.cfg.output}")
+        saved, found = state["classes"], list(self.images.classes)
+        if saved != found:
+            raise DataError(
+                f"the run in {self.cfg.output} was trained on the classes {listed(saved)}, the images have "
+                f"{listed(found)}: give the same --data."
+            )
         self.state.load_state_dict(state)
         self.progress = Progress(**state["progress"])
-        self._interval.load_state_dict(state["interval"])
+        self._interval = Interval(self.process.device, state["interval"]["loss_sum"].item(), state["interval"]["count"])
 
     def _begin(self) -> None:
         """Say what is trained, and write down with which config, in the main process."""
@@ -226,7 +294,7 @@ class ClassificationTrainer:
             rename_old_files(Path(self.cfg.output))
             logger.info("Resuming in epoch %d, after update %d.", self.progress.epoch, self.update)
         else:
-            files.write_config(self.cfg, self.images.classes)
+            files.write_config(Path(self.cfg.output), self.cfg, self.images.classes)
         if (workers := build.num_workers(self.cfg)) < self.cfg.workers:
             logger.info("workers lowered from %d to %d, the cores here.", self.cfg.workers, workers)
         logger.info(
@@ -260,19 +328,7 @@ class ClassificationTrainer:
         while progress.step < self._steps:
             self.run_step(batches)
             progress.step += 1
-            self._after_step()
-
-    def _after_step(self) -> None:
-        if self._metrics is not None:
-            self._metrics.advance(self.update)
-        if self.update % self.cfg.log_every == 0 or self.progress.step == self._steps:
-            self._log_interval()
-        for callback in self.callbacks:
-            callback.after_step(self)
-        if self.update % _AGREE_EVERY == 0 or self.process.world_size == 1:
-            self._check_stop()
-        if self.process.is_main_process and time.perf_counter() - self._saved_at > 60 * self.cfg.save_minutes:
-            self.save()
+            self.after_step()
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         start = time.perf_counter()
@@ -319,7 +375,7 @@ class ClassificationTrainer:
                     "waiting": waiting,
                 }
             )
-        self._interval.restart()
+        self._interval = Interval(self.process.device)
 
     def _report_broken(self) -> None:
         report_broken(self.progress.broken, self.images, self.cfg.max_broken, self.process.is_main_process)
@@ -327,10 +383,6 @@ class ClassificationTrainer:
     def _is_evaluation_due(self) -> bool:
         done = self.progress.epoch + 1
         return done % self.cfg.eval_every == 0 or done >= self.cfg.epochs
-
-    def _check_stop_at(self, batch: int) -> None:
-        if self.process.world_size == 1:
-            self._check_stop()
 
     def _check_stop(self) -> None:
         if self.process.any(self._stop.signal_name is not None):
@@ -342,8 +394,8 @@ class ClassificationTrainer:
 
     def _write_weights(self, name: str, epoch: int, **about: str) -> None:
         if self.process.is_main_process:
-            about |= {"epoch": str(epoch)}
-            files.write_weights(name, self.cfg, self.images.classes, self.state.evaluated_model, about)
+            path, tensors = Path(self.cfg.output) / name, self.state.evaluated_model.state_dict()
+            files.write_weights(path, self.cfg, self.images.classes, tensors, epoch=str(epoch), **about)
 
     def _out_of_memory(self) -> str:
         size = build.batch_size_per_process(self.cfg, self.process.world_size)

@@ -17,8 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pvt_det.errors import ConfigError
-from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, comparison_rows, comparison_warnings
-from pvt_det.reports.cost import describe_gmacs
+from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, comparison_rows, comparison_warnings, describe_gmacs
 from pvt_det.run_folder import CONFIG_NAME, Run, load_run
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_place

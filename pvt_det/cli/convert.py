@@ -10,7 +10,7 @@ from torch import Tensor
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_place
-from pvt_det.weights import load_pretrained, read_checkpoint, save_checkpoint, save_safetensors, to_ours, to_published
+from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_checkpoint, save_safetensors
 
 _EXAMPLES = """
 examples:
@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.config_file:
         tensors = for_config(args.source, args.config_file)
     else:
-        rename = to_published if args.to == "published" else to_ours
-        tensors = rename(read_checkpoint(args.source), args.source)
+        tensors = rename(read_checkpoint(args.source), args.source, published=args.to == "published")
     if suffix == ".safetensors":
         save_safetensors(
             args.output, tensors, {"format": "pt", "source": args.source, "config": args.config_file or ""}

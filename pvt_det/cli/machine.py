@@ -54,7 +54,11 @@ def examine(output: Path = Path()) -> Iterator[Finding]:
     Args:
         output: A folder on the disk that runs will be written to.
     """
-    yield Finding("system", "ok", f"{platform.platform()}, Python {platform.python_version()}, {_cores()} cores")
+    yield Finding(
+        "system",
+        "ok",
+        f"{platform.platform()}, Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores",
+    )
     yield from packages()
     yield detectron2()
     yield gpu()
@@ -103,12 +107,8 @@ def gpu() -> Finding:
         shown = ", ".join(f"{card.name} with {card.total_memory / _GIB:.0f} GiB" for card in cards)
         return Finding("GPU", "ok", f"{shown}; CUDA {torch.version.cuda}")
     if shutil.which("nvidia-smi") is None:
-        return Finding(
-            "GPU",
-            "note",
-            "none: training runs on the CPU, hours where a GPU takes minutes",
-            "use a machine with an NVIDIA GPU",
-        )
+        found = "none: training runs on the CPU, hours where a GPU takes minutes"
+        return Finding("GPU", "note", found, "use a machine with an NVIDIA GPU")
     if torch.version.cuda is None:
         remedy = "python -m pip install --force-reinstall torch torchvision"
         return Finding("GPU", "problem", f"torch {torch.__version__} is built without CUDA", remedy)
@@ -143,12 +143,11 @@ def disk(name: str, folder: Path, remedy: str) -> Finding:
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    writable = there.is_dir() and os.access(there, os.W_OK)
     found = f"{_size(free)} free for {folder.absolute()}"
-    if not writable:
-        return Finding(
-            name, "problem", f"{there} cannot be written to" if there.is_dir() else f"{there} is a file", remedy
-        )
+    if not there.is_dir():
+        return Finding(name, "problem", f"{there} is a file", remedy)
+    if not os.access(there, os.W_OK):
+        return Finding(name, "problem", f"{there} cannot be written to", remedy)
     return Finding(name, "ok", found) if free >= _DISK else Finding(name, "note", found, remedy)
 
 
@@ -189,10 +188,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _size(count: int) -> str:

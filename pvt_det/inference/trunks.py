@@ -17,7 +17,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.models import create_model
 from pvt_det.models.trunk import Trunk
 from pvt_det.run_folder import config_file, run_weights
-from pvt_det.weights import load_pretrained, load_translation, read_translation
+from pvt_det.weights import load_pretrained, read_translation
 
 _CLASSIFIER_SIDE = 224
 
@@ -37,7 +37,7 @@ def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
     translation = read_translation(source)
     head = translation.tensors.get("head.weight")
     model = create_model(name, num_classes=1000 if head is None else len(head), img_size=img_size).eval()
-    load_translation(model, translation, source).require_whole()
+    load_pretrained(model, translation).require_whole()
     return model
 
 

@@ -51,7 +51,7 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     path = config_file(run)
     cfg, about = load_config(path), load_run(run)
     make_folder(output)
-    card = model_card(about, cfg, terms, _use(cfg, CONFIG_NAME, SHARED_NAME))
+    card = card_page(_facts(about, cfg), terms, _use(cfg, CONFIG_NAME, SHARED_NAME))
     save_safetensors(output / SHARED_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())
     write_atomically(output / CARD_NAME, card)
@@ -64,9 +64,7 @@ def write_card(run: Path, cfg: CfgNode) -> None:
         run: a run's output folder, with its `results.json`.
         cfg: its config.
     """
-    share = "To share it, with a licence: `pvt-det card . --output share --license SPDX`"
-    use = f"In this folder:\n\n{_use(cfg, '.', '')}\n\n{share}"
-    write_own_card(run, model_card(load_run(run), cfg, Terms(), use))
+    write_own_card(_facts(load_run(run), cfg), f"In this folder:\n\n{_use(cfg, '.', '')}")
 
 
 def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> None:
@@ -82,30 +80,14 @@ def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> N
     hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload by pvt_det {__version__}")
 
 
-def model_card(run: Run, cfg: CfgNode, terms: Terms, use: str) -> str:
-    """A page in Markdown about a trained model, with the header that the Hugging Face hub reads.
-
-    Args:
-        run: as it was finished.
-        cfg: its config.
-        terms: licences and authors.
-        use: how to use it, in Markdown.
-    """
-    classes = cfg.DATASETS.LABEL_NAMES if is_segmentor(cfg) else cfg.DATASETS.CLASS_NAMES
-    facts = Facts(
-        model=run.model,
-        recipe=run.recipe,
+def _facts(run: Run, cfg: CfgNode) -> Facts:
+    return Facts(
+        run=run,
         start=Path(cfg.MODEL.WEIGHTS).name,
-        seed=run.seed,
-        parameters=run.parameters,
-        dataset=run.dataset,
         data={part: _data(cfg, part) for part in ("TRAIN", "VAL")},
-        classes=tuple(classes),
-        metrics=run.metrics,
-        environment=run.environment,
+        classes=cfg.DATASETS.LABEL_NAMES if is_segmentor(cfg) else cfg.DATASETS.CLASS_NAMES,
         tags=("pvt", "detectron2"),
     )
-    return card_page(facts, terms, use)
 
 
 def _use(cfg: CfgNode, config: str, weights: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from pvt_det import __version__
 from pvt_det.errors import ConfigError
-from pvt_det.run_folder import CARD_NAME
+from pvt_det.run_folder import CARD_NAME, Run
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.tables import as_markdown
 
@@ -20,20 +20,15 @@ SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
 _LIBRARY = "pvt_det"
 _OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"
 NOT_STATED = "not stated"
-_PIPELINES = {
-    "bbox": "object-detection",
-    "segm": "image-segmentation",
-    "sem_seg": "image-segmentation",
-    "panoptic_seg": "image-segmentation",
-    "classification": "image-classification",
+# The hub's name and the title of each task.
+_TASKS = {
+    "bbox": ("object-detection", "boxes"),
+    "segm": ("image-segmentation", "masks"),
+    "sem_seg": ("image-segmentation", "segmentation"),
+    "panoptic_seg": ("image-segmentation", "panoptic segmentation"),
+    "classification": ("image-classification", "classification"),
 }
-_TITLES = {
-    "bbox": "boxes",
-    "segm": "masks",
-    "sem_seg": "segmentation",
-    "panoptic_seg": "panoptic segmentation",
-    "classification": "classification",
-}
+_SHARE = "To share it, with a licence: `pvt-det card . --output share --license SPDX`"
 logger = logging.getLogger(__name__)
 
 
@@ -57,39 +52,32 @@ class Facts:
     """What a page tells of a trained model.
 
     Attributes:
-        model: head and backbone.
-        recipe: how it was trained.
-        start: file of the weights that it started from, or "".
-        seed: of the run, where it is known.
-        parameters: their number.
-        dataset: name of the evaluated data set.
-        data: what each part of the data was.
-        classes: names; empty where the data set is all that tells them.
-        metrics: percent by task and metric, None where there is no ground truth.
-        environment: versions and hardware, by name.
-        tags: for the hub's search.
+        run: The run as it was finished.
+        start: File of the weights that it started from, or "".
+        data: What each part of the data was.
+        classes: Names; empty where the data set is all that tells them.
+        tags: For the hub's search.
     """
 
-    model: str
-    recipe: str
+    run: Run
     start: str
-    seed: int | None
-    parameters: int
-    dataset: str
     data: Mapping[str, str]
-    classes: tuple[str, ...]
-    metrics: Mapping[str, Mapping[str, float | None]]
-    environment: Mapping[str, Any]
-    tags: tuple[str, ...]
+    classes: Sequence[str]
+    tags: Sequence[str]
 
 
-def write_own_card(folder: Path, card: str) -> None:
-    """Write `README.md` into a run's folder; one that somebody else wrote stays as it is."""
-    path = folder / CARD_NAME
+def write_own_card(facts: Facts, use: str) -> None:
+    """Write `README.md` into a run's folder; one that somebody else wrote stays as it is.
+
+    Args:
+        facts: What is known of the model.
+        use: How to use it in that folder, in Markdown.
+    """
+    path = facts.run.folder / CARD_NAME
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_OWN_START):
         logger.info("%s is not of this package and stays: no page about the model is written.", path)
         return
-    write_atomically(path, card)
+    write_atomically(path, card_page(facts, Terms(), f"{use}\n\n{_SHARE}"))
 
 
 def require_other(run: Path, output: Path) -> None:
@@ -110,20 +98,20 @@ def card_page(facts: Facts, terms: Terms, use: str) -> str:
         terms: licences and authors.
         use: how to use it, in Markdown.
     """
-    data = [f"- {part}: {what}" for part, what in facts.data.items()]
+    run, data = facts.run, [f"- {part}: {what}" for part, what in facts.data.items()]
     sections = {
         "Use": use,
-        "Results": _metrics(facts),
+        "Results": _metrics(run),
         "Data": "\n".join([*data, f"- classes: {', '.join(facts.classes) or 'those of the data set'}"]),
         "Training": "\n".join(
             [
-                f"- recipe: {facts.recipe}",
+                f"- recipe: {run.recipe}",
                 f"- started from: {facts.start or 'random weights'}",
-                f"- seed: {'unknown' if facts.seed is None else facts.seed}",
-                f"- parameters: {facts.parameters:,}",
+                f"- seed: {'unknown' if run.seed is None else run.seed}",
+                f"- parameters: {run.parameters:,}",
             ]
         ),
-        "Environment": _environment(facts.environment),
+        "Environment": _environment(run.environment),
         "Licence": "\n".join(
             [
                 f"- of these weights: {terms.licence}",
@@ -134,18 +122,18 @@ def card_page(facts: Facts, terms: Terms, use: str) -> str:
         ),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{_header(facts, terms)}\n# {facts.model}\n\nTrained with pvt_det {__version__}.\n\n{body}\n"
+    return f"{_header(facts, terms)}\n# {run.model}\n\nTrained with pvt_det {__version__}.\n\n{body}\n"
 
 
 def _header(facts: Facts, terms: Terms) -> str:
+    run = facts.run
     measured = [
         {"type": f"{task}/{name}", "value": round(value, 2)}
-        for task, values in facts.metrics.items()
+        for task, values in run.metrics.items()
         for name, value in values.items()
-        if task in _PIPELINES and value is not None and "-" not in name
+        if task in _TASKS and value is not None and "-" not in name
     ]
-    task = next((kind for kind in reversed(_PIPELINES) if kind in facts.metrics), "bbox")
-    pipeline = _PIPELINES[task]
+    pipeline = _TASKS[next((task for task in reversed(_TASKS) if task in run.metrics), "bbox")][0]
     header: dict[str, Any] = {
         "library_name": _LIBRARY,
         "pipeline_tag": pipeline,
@@ -153,22 +141,22 @@ def _header(facts: Facts, terms: Terms) -> str:
         "license": "other" if terms.licence == NOT_STATED else terms.licence,
     }
     if measured:
-        dataset = {"name": facts.dataset, "type": facts.dataset}
+        dataset = {"name": run.dataset, "type": run.dataset}
         results = [{"task": {"type": pipeline}, "dataset": dataset, "metrics": measured}]
-        header["model-index"] = [{"name": facts.model, "results": results}]
+        header["model-index"] = [{"name": run.model, "results": results}]
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _metrics(facts: Facts) -> str:
+def _metrics(run: Run) -> str:
     tables = []
-    for task, title in _TITLES.items():
-        whole = {name: value for name, value in facts.metrics.get(task, {}).items() if "-" not in name}
+    for task, (_, title) in _TASKS.items():
+        whole = {name: value for name, value in run.metrics.get(task, {}).items() if "-" not in name}
         if whole:
             row = {name: "-" if value is None else f"{value:.1f}" for name, value in whole.items()}
             tables.append(as_markdown([{"percent": title, **row}]))
     if not tables:
         return "Not evaluated."
-    return f"On {facts.dataset}:\n\n" + "\n\n".join(tables)
+    return f"On {run.dataset}:\n\n" + "\n\n".join(tables)
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hotcoco
 import numpy as np
+from detectron2.data import DatasetCatalog
 
-from pvt_det.reports import figures as figures
+from pvt_det.config import load_config
+from pvt_det.data.sets import register_datasets
+from pvt_det.errors import DataError, PvtDetError
+from pvt_det.reports import figures
 from pvt_det.reports.compare import comparison_warnings, difference, evaluator_of, same_data
-from pvt_det.reports.pictures import ImageFile, worst_images
-from pvt_det.run_folder import Run
+from pvt_det.reports.pictures import worst_images
+from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME, Run, load_run
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
-from pvt_det.utils.visualizer import ReadImage
+from pvt_det.utils.paths import make_place
 
 _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
@@ -27,36 +31,39 @@ _LOSSES = "loss"
 _SHOWN_CLASSES = 30
 
 
-@dataclass(frozen=True)
-class Background:
-    """What a page tells besides the results.
-
-    Attributes:
-        config: the run's complete config, as text.
-        history: the lines of `metrics.json`.
-        images: where the evaluated images lie, by id.
-        read: reads one of them.
-        without_images: why there are none.
-    """
-
-    config: str
-    history: Sequence[Mapping[str, Any]]
-    images: Mapping[int, ImageFile]
-    read: ReadImage
-    without_images: str = ""
-
-
-def report_page(run: Run, background: Background, base: Run | None = None) -> str:
-    """The page, as one HTML document that needs no other file.
+def write_report(run: Path, output: Path, base: Path | None = None) -> None:
+    """Write a page about a run.
 
     Args:
-        run: what it is about.
-        background: what else is known.
-        base: a run to compare it with.
+        run: its output folder.
+        output: the page.
+        base: the folder of a run to compare it with.
 
     Raises:
-        DataError: the run's detections or annotations cannot be read.
+        ConfigError: the page cannot be written there.
+        DataError: a file of the run is missing or broken, or it was evaluated on several data sets.
     """
+    make_place(output)
+    about, other = load_run(run), None if base is None else load_run(base)
+    for each in (about, other) if other else (about,):
+        _require_one_data_set(each)
+    write_atomically(output, _page(about, other))
+
+
+def _require_one_data_set(run: Run) -> None:
+    several = [
+        name for name, values in run.metrics.items() if any(isinstance(value, dict) for value in values.values())
+    ]
+    if several:
+        raise DataError(
+            f"{run.folder} was evaluated on several data sets ({', '.join(several)}), and a page tells of one: "
+            "evaluate on one of them, by DATASETS.TEST."
+        )
+
+
+def _page(run: Run, base: Run | None) -> str:
+    """The page as one HTML document that needs no other file, with a comparison where there is a base run."""
+    config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
     evaluators = {
         task: evaluator_of(run, task) for task in _DETECTION if task in run.metrics and run.results_file.is_file()
     }
@@ -68,11 +75,12 @@ def report_page(run: Run, background: Background, base: Run | None = None) -> st
     for task, evaluator in evaluators.items():
         sections += _detection_sections(_DETECTION[task], evaluator)
     if "bbox" in evaluators:
-        sections.append(("Worst images", _worst(run, background)))
-    if background.history:
-        sections.append(("Training", _training(background.history)))
+        sections.append(("Worst images", _worst(run, config)))
+    if history:
+        sections.append(("Training", _training(history)))
     sections.append(("Environment", _environment(run.environment)))
-    sections.append(("Configuration", details("All keys", code(background.config))))
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    sections.append(("Configuration", details("All keys", code(text))))
     lead = f"{run.recipe}; {run.parameters / 1e6:.1f} M parameters; evaluated on {run.dataset or 'nothing'}."
     return page(f"{run.model} ({run.folder.resolve().name})", sections, lead=lead)
 
@@ -152,15 +160,34 @@ def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval])
     return join(*parts)
 
 
-def _worst(run: Run, background: Background) -> Html:
-    if background.without_images:
-        return notice(f"No pictures: {background.without_images}", "warning")
-    shown = worst_images(run, background.images, background.read)
+def _worst(run: Run, config: Path) -> Html:
+    images, fault = _images(run, config)
+    if fault:
+        return notice(f"No pictures: {fault}", "warning")
+    shown = worst_images(run, images)
     lead = (
         f"The images with the most missed objects and false detections: first the ground truth, then the detections of "
         f"score {figures.SHOWN_SCORE} and above. Look for wrong annotations here first."
     )
     return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score.")
+
+
+def _images(run: Run, config: Path) -> tuple[dict[int, dict[str, Any]], str]:
+    """Detectron2's records of the evaluated images by id, or why they cannot be had: a page needs no pictures."""
+    if not run.results_file.is_file():
+        return {}, "the run has no detections"
+    if not config.is_file():
+        return {}, f"{config} is missing"
+    try:
+        cfg = load_config(config)
+        register_datasets(cfg, training=False)
+        if run.dataset not in cfg.DATASETS.TEST:
+            return {}, f"{config} names no data set {run.dataset}"
+        records = DatasetCatalog.get(run.dataset)
+    except (PvtDetError, OSError) as error:
+        return {}, str(error)
+    missing = next((record["file_name"] for record in records if not Path(record["file_name"]).is_file()), None)
+    return ({}, f"{missing} is missing") if missing else ({record["image_id"]: record for record in records}, "")
 
 
 def _training(history: Sequence[Mapping[str, Any]]) -> Html:
@@ -220,7 +247,7 @@ class _Signed(float):
         return f"{float(self):+.1f}"
 
 
-def read_history(file: Path) -> list[dict[str, Any]]:
+def _read_history(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a `metrics.json`; none where there is no such file."""
     if not file.is_file():
         return []

@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hotcoco
 from detectron2.structures import BoxMode
 
+from pvt_det.data.images import read_image
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
 from pvt_det.reports.figures import SHOWN_SCORE
 from pvt_det.run_folder import Run
 from pvt_det.utils.html import Html, join, pair
-from pvt_det.utils.visualizer import MOST_SHOWN, ReadImage, caption_of, draw
+from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, draw
 
 _WORST = 12
 _WIDTH = 560  # pixels of each half
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image of the evaluated data.
-
-    Attributes:
-        file: where it lies.
-        objects: its ground truth, as Detectron2's records have it.
-    """
-
-    file: Path
-    objects: Sequence[Mapping[str, Any]]
-
-
-def worst_images(run: Run, images: Mapping[int, ImageFile], read: ReadImage) -> Html:
+def worst_images(run: Run, images: Mapping[int, Mapping[str, Any]]) -> Html:
     """The images with the most errors, ground truth beside detections; "" where none has one.
 
     Args:
         run: a run of a detector.
-        images: by id.
-        read: reads an image.
+        images: Detectron2's records of the evaluated images, by id.
 
     Raises:
         DataError: annotations, detections or an image cannot be read.
@@ -63,10 +49,10 @@ def worst_images(run: Run, images: Mapping[int, ImageFile], read: ReadImage) -> 
             for detection in found
             if detection["image_id"] == image
         ]
-        objects = [dict(each) for each in images[image].objects[:MOST_SHOWN]]
-        caption = caption_of(f"{images[image].file.name}: {missed} missed, {wrong} false", len(images[image].objects))
-        pixels = read(images[image].file)
-        left, right = (draw(pixels, each, names, _WIDTH) for each in (objects, own))
+        file, objects = Path(images[image]["file_name"]), images[image]["annotations"]
+        caption = caption_of(f"{file.name}: {missed} missed, {wrong} false", len(objects))
+        pixels = read_image(file, "RGB")
+        left, right = (draw(pixels, each, names, _WIDTH) for each in (objects[:MOST_SHOWN], own))
         pictures.append(pair(left, right, caption, quality=80))
     return join(*pictures)
 
@@ -79,13 +65,10 @@ def _count_errors(truth: GroundTruth, found: Sequence[Mapping[str, Any]]) -> dic
         return {
             image: {"fn": len(api.get_ann_ids(img_ids=[image], iscrowd=False)), "fp": 0} for image in api.get_img_ids()
         }
-    evaluator = hotcoco.COCOeval(api, api.load_res([_box_only(detection) for detection in found]), "bbox")
+    boxes = [{name: each[name] for name in ("image_id", "category_id", "bbox", "score")} for each in found]
+    evaluator = hotcoco.COCOeval(api, api.load_res(boxes), "bbox")
     evaluator.evaluate()
     return evaluator.image_diagnostics(score_thr=SHOWN_SCORE)["img_summary"]
-
-
-def _box_only(detection: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: detection[name] for name in ("image_id", "category_id", "bbox", "score")}
 
 
 def _read_results(file: Path) -> list[dict[str, Any]]:

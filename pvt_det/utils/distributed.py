@@ -127,19 +127,15 @@ def start_process(device: str) -> Iterator[Process]:
         yield Process(torch.device(kind))
         return
     if kind == "cuda":
-        _take_gpu(local_rank())
+        if local_rank() >= (gpus := torch.cuda.device_count()):
+            raise ConfigError(
+                f"Process {local_rank()} of this machine has no GPU: PyTorch sees {gpus}. Give torchrun "
+                f"--nproc-per-node {gpus}."
+            )
+        torch.cuda.set_device(local_rank())
     join_torchrun_group("nccl" if kind == "cuda" else "gloo", dist.default_pg_timeout)
     place = torch.device(kind, local_rank()) if kind == "cuda" else torch.device(kind)
     try:
         yield Process(place, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-
-
-def _take_gpu(index: int) -> None:
-    gpus = torch.cuda.device_count()
-    if index >= gpus:
-        raise ConfigError(
-            f"Process {index} of this machine has no GPU: PyTorch sees {gpus}. Give torchrun --nproc-per-node {gpus}."
-        )
-    torch.cuda.set_device(index)

@@ -6,7 +6,6 @@ import fcntl
 import logging
 import os
 from pathlib import Path
-from types import TracebackType
 
 from pvt_det.errors import ConfigError
 
@@ -57,9 +56,7 @@ class FolderLock:
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:

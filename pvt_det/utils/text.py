@@ -1,9 +1,10 @@
-"""Helpers for user-facing messages: which characters are safe to print, how to join names, and spelling suggestions."""
+"""Helpers for user-facing messages: which characters are safe to print, how to join names, spelling, old names."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 
 # Control characters, line and paragraph separators and changes of the writing direction, which confuse terminals and
@@ -35,3 +36,15 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
     """
     names = closest(word, known, most)
     return f" Did you mean {' or '.join(names)}?" if names else ""
+
+
+def warn_deprecated(old: str, new: str) -> None:
+    """Warn about an old name.
+
+    The category is `FutureWarning` because Python shows it to users by default, unlike `DeprecationWarning`.
+
+    Args:
+        old: What the user wrote, such as "--config".
+        new: What to write in its place, such as "--config-file".
+    """
+    warnings.warn(f"{old} is deprecated and will stop working in the next version. Use {new}.", FutureWarning, 3)

@@ -1,16 +1,12 @@
-"""Pictures of detections beside the ground truth."""
+"""Pictures of objects and of classes' areas."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
@@ -21,8 +17,6 @@ from PIL import Image, ImageDraw
 # RGB, H×W×3.
 Picture = NDArray[np.uint8]
 Objects = Sequence[dict[str, Any]]
-# Gives an image file's pixels, upright, as training and evaluation see them: `pvt_det.data.images.read_image` does.
-ReadImage: TypeAlias = Callable[[str | os.PathLike[str]], Picture]
 
 # Of the objects of a labelled image; each takes milliseconds, and thousands hide one another.
 MOST_SHOWN = 300
@@ -33,71 +27,6 @@ _OPACITY = 0.5  # of the classes' areas
 _NO_CLASS = 255  # in label maps
 # Pixels of a label map's picture: matplotlib takes 85 bytes for each, 1 GB.
 _MOST_LABELLED = 12_000_000
-
-
-def save_pictures(
-    dataset_name: str,
-    results_file: str | Path,
-    folder: str | Path,
-    read: ReadImage,
-    *,
-    count: int = 12,
-    min_score: float = 0.5,
-    width: int = 384,
-) -> list[Path]:
-    """Save pictures of evenly spread images of a data set, ground truth on the left and detections on the right.
-
-    Args:
-        dataset_name: a registered data set.
-        results_file: its detections in COCO's results format.
-        folder: where to write; made where absent.
-        read: reads an image.
-        count: at most so many pictures.
-        min_score: detections below this score are not shown.
-        width: of each half, in pixels.
-
-    Returns:
-        The files, PNG, named after their images.
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    records = DatasetCatalog.get(dataset_name)
-    chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)]
-    detections: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in chosen}
-    for detection in json.loads(Path(results_file).read_text()):
-        if detection["image_id"] in detections and detection["score"] >= min_score:
-            detections[detection["image_id"]].append(detection)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for record in chosen:
-        path = folder / f"{Path(record['file_name']).stem}.png"
-        image = read(record["file_name"])
-        Image.fromarray(beside_truth(image, record, detections[record["image_id"]], metadata, width)).save(path)
-        files.append(path)
-    return files
-
-
-def beside_truth(
-    image: Picture, record: dict[str, Any], detections: Objects, metadata: Metadata, width: int = 384
-) -> Picture:
-    """Return one picture: an image with its ground truth, and again with `detections`.
-
-    Args:
-        image: its pixels.
-        record: Detectron2's record of the image, with `annotations`.
-        detections: of this image, in COCO's results format.
-        metadata: of the data set; class names and ids are read.
-        width: of each half, in pixels.
-    """
-    classes = metadata.thing_dataset_id_to_contiguous_id
-    found = [
-        {**d, "category_id": classes[d["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
-        for d in sorted(detections, key=lambda d: d["score"])
-    ]
-    truth = record["annotations"]
-    halves = ((caption_of("ground truth", len(truth)), truth[:MOST_SHOWN]), ("detections", found))
-    names = metadata.thing_classes
-    return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
 
 def sheet(pictures: Sequence[Picture], columns: int) -> Picture:

@@ -7,7 +7,6 @@ ones (Detectron2's, for ResNet and for everything outside the trunk). To support
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -18,7 +17,7 @@ class Rule:
     Attributes:
         sources: Regular expressions, each matching one whole key. More than one: their tensors are joined by `op`.
         targets: Names, in which `{group}` stands for a named group and `{group+1}`, `{group*2}` for a sum, a product.
-        op: Key of `ops.OPS`.
+        op: Key of `translate.OPS`.
     """
 
     sources: tuple[str, ...]
@@ -26,19 +25,9 @@ class Rule:
     op: str = "same"
 
 
-def _rule(source: str | tuple[str, ...], target: str | tuple[str, ...], op: str = "same") -> Rule:
-    sources = (source,) if isinstance(source, str) else source
-    targets = (target,) if isinstance(target, str) else target
-    return Rule(tuple(_spell_out(s) for s in sources), targets, op)
-
-
 def _spell_out(pattern: str) -> str:
     """The tables below write `<s>` for a number that is called s, and `P` at the end for weight or bias, called p."""
     return re.sub(r"(?<!\?P)<(\w)>", r"(?P<\1>\\d+)", re.sub(r"P$", "(?P<p>weight|bias)", pattern))
-
-
-def _rules(table: Iterable[tuple]) -> tuple[Rule, ...]:
-    return tuple(_rule(*row) for row in table)
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,16 @@ class Dialect:
     note: str = ""
 
 
-_AS_IS = _rules([(r"(?P<k>.+)", "{k}")])
+def _dialect(name: str, marker: str, *rows: tuple, prefix: str = "", note: str = "") -> Dialect:
+    """Build a dialect from rows of a rule's source or sources, its target or targets and, where it has one, its op."""
+    rules = []
+    for source, target, *op in rows:
+        sources, targets = ((names,) if isinstance(names, str) else names for names in (source, target))
+        rules.append(Rule(tuple(map(_spell_out, sources)), targets, *op))
+    return Dialect(name, marker, tuple(rules), prefix, note)
+
+
+_AS_IS = (r"(?P<k>.+)", "{k}")
 
 
 def _mmdet_blocks(first: int, fc2: int) -> list[tuple]:
@@ -81,9 +79,30 @@ def _mmdet_blocks(first: int, fc2: int) -> list[tuple]:
     ]
 
 
-_HF1 = r"encoder\.block\.<s>\.<b>\."
-_HF2 = r"encoder\.layers\.<s>\.blocks\.<b>\."
 _BLOCK = "block{s+1}.{b}."
+
+
+def _hf_block(block: str, within: str, reduction: str, projection: str) -> list[tuple]:
+    """Rules for the blocks of transformers' PVT.
+
+    Args:
+        block: What a block's keys begin with.
+        within: What stands between `attention.` and the names of its layers.
+        reduction: Name of the layer that shortens the sequence.
+        projection: Name of the attention's last layer.
+    """
+    attention = rf"{block}attention\.{within}"
+    return [
+        (block + r"layer_norm_<n>\.P", _BLOCK + "norm{n}.{p}"),
+        (attention + r"query\.P", _BLOCK + "attn.q.{p}"),
+        ((attention + r"key\.P", attention + r"value\.P"), _BLOCK + "attn.kv.{p}", "concat"),
+        (rf"{attention}{reduction}\.P", _BLOCK + "attn.sr.{p}"),
+        (attention + r"layer_norm\.P", _BLOCK + "attn.norm.{p}"),
+        (rf"{block}attention\.{projection}\.P", _BLOCK + "attn.proj.{p}"),
+        (block + r"mlp\.dense<n>\.P", _BLOCK + "mlp.fc{n}.{p}"),
+    ]
+
+
 _RESNET_BN = "(?P<p>weight|bias|running_mean|running_var|num_batches_tracked)"
 _RESNET_BLOCK = "res{s+1}.{b}."
 
@@ -91,168 +110,130 @@ _EPS_NOTE = "for exactly MMDetection's outputs, set MODEL.PVT.EMBED_NORM_EPS to 
 
 # Layouts of a trunk or classifier.
 TRUNKS = (
-    Dialect("published PVT", r"patch_embed1\.proj\.weight", _AS_IS, prefix="backbone."),
-    Dialect("MMDetection PVT", r"layers\.0\.1\.0\.pos_embed", _rules(_mmdet_blocks(1, 3)), "backbone.", _EPS_NOTE),
-    Dialect(
-        "MMDetection PVT v2", r"layers\.0\.1\.0\.norm1\.weight", _rules(_mmdet_blocks(0, 4)), "backbone.", _EPS_NOTE
+    _dialect("published PVT", r"patch_embed1\.proj\.weight", _AS_IS, prefix="backbone."),
+    _dialect(
+        "MMDetection PVT",
+        r"layers\.0\.1\.0\.pos_embed",
+        *_mmdet_blocks(1, 3),
+        prefix="backbone.",
+        note=_EPS_NOTE,
     ),
-    Dialect(
+    _dialect(
+        "MMDetection PVT v2",
+        r"layers\.0\.1\.0\.norm1\.weight",
+        *_mmdet_blocks(0, 4),
+        prefix="backbone.",
+        note=_EPS_NOTE,
+    ),
+    _dialect(
         "OpenMixup PVT",
         r"patch_embed1\.projection\.weight",
-        _rules(
-            [
-                (r"patch_embed<s>\.projection\.P", "patch_embed{s}.proj.{p}"),
-                (r"patch_embed<s>\.norm\.P", "patch_embed{s}.norm.{p}"),
-                (r"blocks<s>\.<b>\.(ln|norm)<n>\.P", "block{s}.{b}.norm{n}.{p}"),
-                (r"blocks<s>\.<b>\.ffn\.(?P<k>fc1|fc2)\.P", "block{s}.{b}.mlp.{k}.{p}"),
-                (r"blocks<s>\.<b>\.(?P<k>attn\.\w+)\.P", "block{s}.{b}.{k}.{p}"),
-                (r"norm3\.P", "norm.{p}"),
-                (r"head\.layers\.head\.P", "head.{p}"),
-                (r"(?P<k>pos_embed\d|cls_token)", "{k}"),
-            ]
-        ),
+        (r"patch_embed<s>\.projection\.P", "patch_embed{s}.proj.{p}"),
+        (r"patch_embed<s>\.norm\.P", "patch_embed{s}.norm.{p}"),
+        (r"blocks<s>\.<b>\.(ln|norm)<n>\.P", "block{s}.{b}.norm{n}.{p}"),
+        (r"blocks<s>\.<b>\.ffn\.(?P<k>fc1|fc2)\.P", "block{s}.{b}.mlp.{k}.{p}"),
+        (r"blocks<s>\.<b>\.(?P<k>attn\.\w+)\.P", "block{s}.{b}.{k}.{p}"),
+        (r"norm3\.P", "norm.{p}"),
+        (r"head\.layers\.head\.P", "head.{p}"),
+        (r"(?P<k>pos_embed\d|cls_token)", "{k}"),
         prefix="backbone.",
     ),
-    Dialect(
+    _dialect(
         "timm PVT v2",
         r"stages\.0\.blocks\.0\.attn\.q\.weight",
-        _rules(
-            [
-                (r"patch_embed\.(?P<k>proj|norm)\.P", "patch_embed1.{k}.{p}"),
-                (r"stages\.<s>\.downsample\.(?P<k>proj|norm)\.P", "patch_embed{s+1}.{k}.{p}"),
-                (r"stages\.<s>\.norm\.P", "norm{s+1}.{p}"),
-                (r"stages\.<s>\.blocks\.<b>\.mlp\.dwconv\.P", _BLOCK + "mlp.dwconv.dwconv.{p}"),
-                (r"stages\.<s>\.blocks\.<b>\.(?P<k>[\w.]+)\.P", _BLOCK + "{k}.{p}"),
-                (r"head\.P", "head.{p}"),
-            ]
-        ),
+        (r"patch_embed\.(?P<k>proj|norm)\.P", "patch_embed1.{k}.{p}"),
+        (r"stages\.<s>\.downsample\.(?P<k>proj|norm)\.P", "patch_embed{s+1}.{k}.{p}"),
+        (r"stages\.<s>\.norm\.P", "norm{s+1}.{p}"),
+        (r"stages\.<s>\.blocks\.<b>\.mlp\.dwconv\.P", _BLOCK + "mlp.dwconv.dwconv.{p}"),
+        (r"stages\.<s>\.blocks\.<b>\.(?P<k>[\w.]+)\.P", _BLOCK + "{k}.{p}"),
+        (r"head\.P", "head.{p}"),
     ),
-    Dialect(
+    _dialect(
         "transformers PVT",
         r"encoder\.patch_embeddings\.0\.projection\.weight",
-        _rules(
-            [
-                (r"encoder\.patch_embeddings\.<s>\.projection\.P", "patch_embed{s+1}.proj.{p}"),
-                (r"encoder\.patch_embeddings\.<s>\.layer_norm\.P", "patch_embed{s+1}.norm.{p}"),
-                (r"encoder\.patch_embeddings\.<s>\.position_embeddings", "pos_embed{s+1}"),
-                (r"encoder\.patch_embeddings\.3\.cls_token", "cls_token"),
-                (_HF1 + r"layer_norm_<n>\.P", _BLOCK + "norm{n}.{p}"),
-                (_HF1 + r"attention\.self\.query\.P", _BLOCK + "attn.q.{p}"),
-                (
-                    (_HF1 + r"attention\.self\.key\.P", _HF1 + r"attention\.self\.value\.P"),
-                    _BLOCK + "attn.kv.{p}",
-                    "concat",
-                ),
-                (_HF1 + r"attention\.self\.sequence_reduction\.P", _BLOCK + "attn.sr.{p}"),
-                (_HF1 + r"attention\.self\.layer_norm\.P", _BLOCK + "attn.norm.{p}"),
-                (_HF1 + r"attention\.output\.dense\.P", _BLOCK + "attn.proj.{p}"),
-                (_HF1 + r"mlp\.dense<n>\.P", _BLOCK + "mlp.fc{n}.{p}"),
-                (r"encoder\.layer_norm\.P", "norm.{p}"),
-                (r"classifier\.P", "head.{p}"),
-            ]
-        ),
+        (r"encoder\.patch_embeddings\.<s>\.projection\.P", "patch_embed{s+1}.proj.{p}"),
+        (r"encoder\.patch_embeddings\.<s>\.layer_norm\.P", "patch_embed{s+1}.norm.{p}"),
+        (r"encoder\.patch_embeddings\.<s>\.position_embeddings", "pos_embed{s+1}"),
+        (r"encoder\.patch_embeddings\.3\.cls_token", "cls_token"),
+        *_hf_block(r"encoder\.block\.<s>\.<b>\.", r"self\.", "sequence_reduction", r"output\.dense"),
+        (r"encoder\.layer_norm\.P", "norm.{p}"),
+        (r"classifier\.P", "head.{p}"),
         prefix="pvt.",
     ),
-    Dialect(
+    _dialect(
         "transformers PVT v2",
         r"encoder\.layers\.0\.patch_embedding\.proj\.weight",
-        _rules(
-            [
-                (r"encoder\.layers\.<s>\.patch_embedding\.proj\.P", "patch_embed{s+1}.proj.{p}"),
-                (r"encoder\.layers\.<s>\.patch_embedding\.layer_norm\.P", "patch_embed{s+1}.norm.{p}"),
-                (r"encoder\.layers\.<s>\.layer_norm\.P", "norm{s+1}.{p}"),
-                (_HF2 + r"layer_norm_<n>\.P", _BLOCK + "norm{n}.{p}"),
-                (_HF2 + r"attention\.query\.P", _BLOCK + "attn.q.{p}"),
-                ((_HF2 + r"attention\.key\.P", _HF2 + r"attention\.value\.P"), _BLOCK + "attn.kv.{p}", "concat"),
-                (_HF2 + r"attention\.spatial_reduction\.P", _BLOCK + "attn.sr.{p}"),
-                (_HF2 + r"attention\.layer_norm\.P", _BLOCK + "attn.norm.{p}"),
-                (_HF2 + r"attention\.proj\.P", _BLOCK + "attn.proj.{p}"),
-                (_HF2 + r"mlp\.dense<n>\.P", _BLOCK + "mlp.fc{n}.{p}"),
-                (_HF2 + r"mlp\.dwconv\.dwconv\.P", _BLOCK + "mlp.dwconv.dwconv.{p}"),
-                (r"classifier\.P", "head.{p}"),
-            ]
-        ),
+        (r"encoder\.layers\.<s>\.patch_embedding\.proj\.P", "patch_embed{s+1}.proj.{p}"),
+        (r"encoder\.layers\.<s>\.patch_embedding\.layer_norm\.P", "patch_embed{s+1}.norm.{p}"),
+        (r"encoder\.layers\.<s>\.layer_norm\.P", "norm{s+1}.{p}"),
+        *_hf_block(r"encoder\.layers\.<s>\.blocks\.<b>\.", "", "spatial_reduction", "proj"),
+        (r"encoder\.layers\.<s>\.blocks\.<b>\.mlp\.dwconv\.dwconv\.P", _BLOCK + "mlp.dwconv.dwconv.{p}"),
+        (r"classifier\.P", "head.{p}"),
         prefix="pvt_v2.",
     ),
-    Dialect(
+    _dialect(
         "torchvision ResNet",
         r"layer1\.0\.conv1\.weight",
-        _rules(
-            [
-                (r"conv1\.weight", "stem.conv1.weight"),
-                (rf"bn1\.{_RESNET_BN}", "stem.conv1.norm.{p}"),
-                (r"layer<s>\.<b>\.conv<n>\.weight", _RESNET_BLOCK + "conv{n}.weight"),
-                (rf"layer<s>\.<b>\.bn<n>\.{_RESNET_BN}", _RESNET_BLOCK + "conv{n}.norm.{p}"),
-                (r"layer<s>\.<b>\.downsample\.0\.weight", _RESNET_BLOCK + "shortcut.weight"),
-                (rf"layer<s>\.<b>\.downsample\.1\.{_RESNET_BN}", _RESNET_BLOCK + "shortcut.norm.{p}"),
-                (r"fc\.P", "stem.fc.{p}"),
-            ]
-        ),
+        (r"conv1\.weight", "stem.conv1.weight"),
+        (rf"bn1\.{_RESNET_BN}", "stem.conv1.norm.{p}"),
+        (r"layer<s>\.<b>\.conv<n>\.weight", _RESNET_BLOCK + "conv{n}.weight"),
+        (rf"layer<s>\.<b>\.bn<n>\.{_RESNET_BN}", _RESNET_BLOCK + "conv{n}.norm.{p}"),
+        (r"layer<s>\.<b>\.downsample\.0\.weight", _RESNET_BLOCK + "shortcut.weight"),
+        (rf"layer<s>\.<b>\.downsample\.1\.{_RESNET_BN}", _RESNET_BLOCK + "shortcut.norm.{p}"),
+        (r"fc\.P", "stem.fc.{p}"),
         prefix="backbone.",
     ),
-    Dialect(
+    _dialect(
         "Caffe2 ResNet",
         r"res2_0_branch2a_w",
-        _rules(
-            [
-                (r"conv1_w", "stem.conv1.weight"),
-                (r"res_conv1_bn_s", "stem.conv1.norm.weight"),
-                (r"res_conv1_bn_b", "stem.conv1.norm.bias"),
-                *(
-                    (rf"res<s>_<b>_{source}{tail}", f"res{{s}}.{{b}}.{target}.{name}")
-                    for source, target in (
-                        ("branch1", "shortcut"),
-                        ("branch2a", "conv1"),
-                        ("branch2b", "conv2"),
-                        ("branch2c", "conv3"),
-                    )
-                    for tail, name in (("_w", "weight"), ("_bn_s", "norm.weight"), ("_bn_b", "norm.bias"))
-                ),
-                (r"(pred|fc1000)_w", "stem.fc.weight"),
-                (r"(pred|fc1000)_b", "stem.fc.bias"),
-            ]
+        (r"conv1_w", "stem.conv1.weight"),
+        (r"res_conv1_bn_s", "stem.conv1.norm.weight"),
+        (r"res_conv1_bn_b", "stem.conv1.norm.bias"),
+        *(
+            (rf"res<s>_<b>_{source}{tail}", f"res{{s}}.{{b}}.{target}.{name}")
+            for source, target in (
+                ("branch1", "shortcut"),
+                ("branch2a", "conv1"),
+                ("branch2b", "conv2"),
+                ("branch2c", "conv3"),
+            )
+            for tail, name in (("_w", "weight"), ("_bn_s", "norm.weight"), ("_bn_b", "norm.bias"))
         ),
+        (r"(pred|fc1000)_w", "stem.fc.weight"),
+        (r"(pred|fc1000)_b", "stem.fc.bias"),
     ),
-    Dialect("Detectron2 ResNet", r"stem\.conv1\.weight", _AS_IS),
+    _dialect("Detectron2 ResNet", r"stem\.conv1\.weight", _AS_IS),
 )
 
 # Layouts of a whole detector; the keys that begin with `prefix` are its trunk's, in a layout of `TRUNKS`.
 DETECTORS = (
-    Dialect("Detectron2 detector", r"backbone\.bottom_up\..+", _AS_IS, prefix="backbone.bottom_up."),
-    Dialect(
+    _dialect("Detectron2 detector", r"backbone\.bottom_up\..+", _AS_IS, prefix="backbone.bottom_up."),
+    _dialect(
         "MMDetection RetinaNet",
         r"bbox_head\.retina_cls\.weight",
-        _rules(
-            [
-                (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+3}.{p}"),
-                (r"neck\.fpn_convs\.(?P<i>[0-2])\.conv\.P", "backbone.fpn_output{i+3}.{p}"),
-                (r"neck\.fpn_convs\.(?P<i>[34])\.conv\.P", "backbone.top_block.p{i+3}.{p}"),
-                (r"bbox_head\.cls_convs\.<i>\.conv\.P", "head.cls_subnet.{i*2}.{p}"),
-                (r"bbox_head\.reg_convs\.<i>\.conv\.P", "head.bbox_subnet.{i*2}.{p}"),
-                (r"bbox_head\.retina_cls\.P", "head.cls_score.{p}", "ratio_major_to_size_major"),
-                (r"bbox_head\.retina_reg\.P", "head.bbox_pred.{p}", "ratio_major_to_size_major"),
-            ]
-        ),
+        (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+3}.{p}"),
+        (r"neck\.fpn_convs\.(?P<i>[0-2])\.conv\.P", "backbone.fpn_output{i+3}.{p}"),
+        (r"neck\.fpn_convs\.(?P<i>[34])\.conv\.P", "backbone.top_block.p{i+3}.{p}"),
+        (r"bbox_head\.cls_convs\.<i>\.conv\.P", "head.cls_subnet.{i*2}.{p}"),
+        (r"bbox_head\.reg_convs\.<i>\.conv\.P", "head.bbox_subnet.{i*2}.{p}"),
+        (r"bbox_head\.retina_cls\.P", "head.cls_score.{p}", "ratio_major_to_size_major"),
+        (r"bbox_head\.retina_reg\.P", "head.bbox_pred.{p}", "ratio_major_to_size_major"),
         prefix="backbone.",
     ),
-    Dialect(
+    _dialect(
         "MMDetection Mask R-CNN",
         r"roi_head\.mask_head\.conv_logits\.weight",
-        _rules(
-            [
-                (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+2}.{p}"),
-                (r"neck\.fpn_convs\.<i>\.conv\.P", "backbone.fpn_output{i+2}.{p}"),
-                (r"rpn_head\.rpn_conv\.P", "proposal_generator.rpn_head.conv.{p}"),
-                (r"rpn_head\.rpn_cls\.P", "proposal_generator.rpn_head.objectness_logits.{p}"),
-                (r"rpn_head\.rpn_reg\.P", "proposal_generator.rpn_head.anchor_deltas.{p}"),
-                (r"roi_head\.bbox_head\.shared_fcs\.<i>\.P", "roi_heads.box_head.fc{i+1}.{p}"),
-                (r"roi_head\.bbox_head\.fc_cls\.P", "roi_heads.box_predictor.cls_score.{p}"),
-                (r"roi_head\.bbox_head\.fc_reg\.P", "roi_heads.box_predictor.bbox_pred.{p}"),
-                (r"roi_head\.mask_head\.convs\.<i>\.conv\.P", "roi_heads.mask_head.mask_fcn{i+1}.{p}"),
-                (r"roi_head\.mask_head\.upsample\.P", "roi_heads.mask_head.deconv.{p}"),
-                (r"roi_head\.mask_head\.conv_logits\.P", "roi_heads.mask_head.predictor.{p}"),
-            ]
-        ),
+        (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+2}.{p}"),
+        (r"neck\.fpn_convs\.<i>\.conv\.P", "backbone.fpn_output{i+2}.{p}"),
+        (r"rpn_head\.rpn_conv\.P", "proposal_generator.rpn_head.conv.{p}"),
+        (r"rpn_head\.rpn_cls\.P", "proposal_generator.rpn_head.objectness_logits.{p}"),
+        (r"rpn_head\.rpn_reg\.P", "proposal_generator.rpn_head.anchor_deltas.{p}"),
+        (r"roi_head\.bbox_head\.shared_fcs\.<i>\.P", "roi_heads.box_head.fc{i+1}.{p}"),
+        (r"roi_head\.bbox_head\.fc_cls\.P", "roi_heads.box_predictor.cls_score.{p}"),
+        (r"roi_head\.bbox_head\.fc_reg\.P", "roi_heads.box_predictor.bbox_pred.{p}"),
+        (r"roi_head\.mask_head\.convs\.<i>\.conv\.P", "roi_heads.mask_head.mask_fcn{i+1}.{p}"),
+        (r"roi_head\.mask_head\.upsample\.P", "roi_heads.mask_head.deconv.{p}"),
+        (r"roi_head\.mask_head\.conv_logits\.P", "roi_heads.mask_head.predictor.{p}"),
         prefix="backbone.",
     ),
 )

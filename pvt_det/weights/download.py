@@ -11,7 +11,8 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,25 +163,16 @@ def _tag(part: Path) -> Path:
     return part.with_name(part.name + ".etag")
 
 
-def _progress(name: str, start: int, total: int | None) -> Any:
-    """Context that gives a function to report bytes to: a bar on a terminal, nothing elsewhere."""
+@contextmanager
+def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Give a function to report bytes to, which moves a bar on a terminal and does nothing elsewhere."""
     if not sys.stderr.isatty():
-        return nullcontext(lambda count: None)
-    return _Bar(name, start, total)
-
-
-class _Bar:
-    def __init__(self, name: str, start: int, total: int | None) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn())
-        self._task = self._progress.add_task(name, total=total, completed=start)
-
-    def __enter__(self) -> Any:
-        self._progress.start()
-        return lambda count: self._progress.advance(self._task, count)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        yield lambda count: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task(name, total=total, completed=start)
+        yield lambda count: progress.advance(task, count)
 
 
 def _verify(path: Path, remote: Remote) -> None:

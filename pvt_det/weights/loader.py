@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pvt_det.errors import CheckpointError
-from pvt_det.weights.matching import match
-from pvt_det.weights.positions import Grid
+from pvt_det.weights.matching import Grid, LoadReport, match
 from pvt_det.weights.reader import read_tensors
-from pvt_det.weights.report import LoadReport
 from pvt_det.weights.source import locate
 from pvt_det.weights.translate import Translation, translate
 
 logger = logging.getLogger(__name__)
 
 
-def load_pretrained(model: nn.Module, source: str | Path, *, allow_partial: Sequence[str] = ()) -> LoadReport:
+def load_pretrained(
+    model: nn.Module, source: str | Path | Translation, *, allow_partial: Sequence[str] = ()
+) -> LoadReport:
     """Load weights into a classifier, a trunk, a backbone or a whole detector.
 
     A classifier's or trunk's file goes to the trunk of a detector; of a detector's file, a trunk takes its part. Every
@@ -30,7 +29,7 @@ def load_pretrained(model: nn.Module, source: str | Path, *, allow_partial: Sequ
     Args:
         model: The model; its tensors are overwritten in place, on their device and in their number format.
         source: What `locate` takes: a catalog name (`pvt://pvt_small`), a path, a URL, `hf://…`, `torchvision://…`
-            or `detectron2://…`.
+            or `detectron2://…`; or weights that `read_translation` has read already.
         allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
 
     Returns:
@@ -40,29 +39,9 @@ def load_pretrained(model: nn.Module, source: str | Path, *, allow_partial: Sequ
         CheckpointError: If the file cannot be had, is broken or unsafe, or does not fit.
         NumericError: If it holds NaN or infinity.
     """
-    return load_translation(model, read_translation(source), source, allow_partial=allow_partial)
-
-
-def load_translation(
-    model: nn.Module, translation: Translation, source: str | Path, *, allow_partial: Sequence[str] = ()
-) -> LoadReport:
-    """Load weights that have already been read, as `load_pretrained` does.
-
-    Args:
-        model: The model; its tensors are overwritten in place, on their device and in their number format.
-        translation: The weights, as `read_translation` returns them.
-        source: Where they came from, for messages.
-        allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
-
-    Returns:
-        The report, which is also logged.
-
-    Raises:
-        CheckpointError: If the weights do not fit.
-        NumericError: If they hold NaN or infinity.
-    """
+    translation = source if isinstance(source, Translation) else read_translation(source)
     current = model.state_dict()
-    chosen, report = match(current, translation, source=str(source), grids=_grids(model), allow_partial=allow_partial)
+    chosen, report = match(current, translation, grids=_grids(model), allow_partial=allow_partial)
     model.load_state_dict(current | chosen)
     logger.info("%s", report)
     return report
@@ -77,7 +56,7 @@ def read_translation(source: str | Path) -> Translation:
     Raises:
         CheckpointError: If the file cannot be had, is broken or unsafe, or its layout is unknown.
     """
-    return translate_checkpoint(read_checkpoint(source), str(source))
+    return translate(read_checkpoint(source), str(source))
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
@@ -90,25 +69,6 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
         CheckpointError: If the file cannot be had, is broken, holds no tensors, or would run code.
     """
     return read_tensors(locate(source))
-
-
-def translate_checkpoint(tensors: Mapping[str, Tensor], source: str) -> Translation:
-    """Bring a checkpoint's tensors under this package's names.
-
-    Args:
-        tensors: As `read_checkpoint` returns them.
-        source: For messages.
-
-    Raises:
-        CheckpointError: If the layout is unknown.
-    """
-    translation = translate(tensors)
-    if translation is None:
-        raise CheckpointError(
-            f"{source}: its {len(tensors)} tensors are in no known layout of PVT or ResNet weights (first keys: "
-            f"{', '.join(list(tensors)[:5])}); check that it is the right file"
-        )
-    return translation
 
 
 def _grids(model: nn.Module) -> Sequence[Grid]:

@@ -1,17 +1,20 @@
-"""Decide, tensor by tensor, what a file gives to a model: strict, with named exceptions."""
+"""Decide and report, tensor by tensor, what a file gives to a model: strict, with named exceptions."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import isqrt
 
+import torch
 from torch import Tensor
 
 from pvt_det.errors import CheckpointError, NumericError
-from pvt_det.weights.identify import identify
-from pvt_det.weights.positions import Grid, fit_position, position_stage
-from pvt_det.weights.report import ALLOWED, Faults, LoadReport
+from pvt_det.layers.position import resize_position
+from pvt_det.models.variants import VARIANTS
 from pvt_det.weights.translate import TRUNK_PREFIX, Translation
 
 # What a file may hold and the model not need: name → pattern of keys. The first are a classifier's, for dense
@@ -33,13 +36,64 @@ _CLASS_LAYERS = {
     "mask predictor": r"roi_heads\.mask_head\.predictor\.(weight|bias)",
     "semantic predictor": r"sem_seg_head\.predictor\.(weight|bias)",
 }
+_RESNETS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+_POSITION = re.compile(r"(?:.*\.)?pos_embed([1-4])")
+# The reason given for what the user's patterns name.
+_ALLOWED = "allowed partial"
+Grid = tuple[int, int]
+
+
+@dataclass
+class LoadReport:
+    """The outcome of loading; printed, it is the coverage line.
+
+    Attributes:
+        source: Where the weights came from.
+        dialect: The layout that they were in.
+        total: Number of tensors of the file, under this package's names.
+        loaded: Names of the model's tensors that were set.
+        dropped: Reason → names in the file that the model has no use for.
+        new: Reason → names in the model that keep their initial values and have yet to be trained.
+        defaults: Reason → names in the model that are not weights and stay at their defaults.
+        notes: Anything else to know, such as resized position embeddings.
+    """
+
+    source: str
+    dialect: str
+    total: int
+    loaded: list[str] = field(default_factory=list)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    new: dict[str, list[str]] = field(default_factory=dict)
+    defaults: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def require_whole(self) -> None:
+        """Check that no weight of the model was left at its initial value, for a model that is not going to be trained.
+
+        What `allow_partial` named counts as wanted so.
+
+        Raises:
+            CheckpointError: If some were.
+        """
+        if lacking := [reason for reason in self.new if reason != _ALLOWED]:
+            count = sum(len(self.new[reason]) for reason in lacking)
+            raise CheckpointError(
+                f"{self.source} ({self.dialect}) leaves {count} tensors of the model untrained: {', '.join(lacking)}; "
+                "give weights of a whole model with the same classes"
+            )
+
+    def __str__(self) -> str:
+        parts = [f"{self.total} tensors: {len(self.loaded)} loaded"]
+        for what, groups in (("dropped", self.dropped), ("new", self.new), ("at defaults", self.defaults)):
+            if groups:
+                parts.append(f"{sum(map(len, groups.values()))} {what}: {', '.join(groups)}")
+        return "; ".join([f"{self.source} ({self.dialect}): " + ", ".join(parts), *self.notes])
 
 
 def match(
     model: Mapping[str, Tensor],
     translation: Translation,
     *,
-    source: str,
     grids: Sequence[Grid] = (),
     allow_partial: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], LoadReport]:
@@ -48,7 +102,6 @@ def match(
     Args:
         model: The model's state dict.
         translation: The file's tensors under this package's names.
-        source: Name of the file, for messages.
         grids: Height and width in tokens of the model's four position embeddings; square if empty.
         allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
 
@@ -60,7 +113,7 @@ def match(
             or kind of number differs, and neither a named exception nor `allow_partial` covers it.
         NumericError: If a tensor holds NaN or infinity.
     """
-    report = LoadReport(source, translation.dialect, len(translation.tensors) + len(translation.unknown))
+    report = LoadReport(translation.source, translation.dialect, len(translation.tensors) + len(translation.unknown))
     report.notes += [translation.note] if translation.note else []
     matcher = _Matcher(model, report, grids, allow_partial)
     found = matcher.align(translation)
@@ -68,10 +121,10 @@ def match(
     matcher.account_for_missing(found)
     matcher.account_for_unexpected(found, translation.unknown)
     if matcher.faults:
-        raise CheckpointError(_explain(translation, model, report, matcher.faults))
+        raise CheckpointError(_explain(translation, model, matcher.faults))
     # As the model's numbers: what is finite in a file of float64 need not be so in float32.
     if broken := [name for name, value in chosen.items() if not value.to(model[name].dtype).isfinite().all()]:
-        raise NumericError(f"{source}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:10])}")
+        raise NumericError(f"{report.source}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:10])}")
     report.loaded = list(chosen)
     return chosen, report
 
@@ -81,7 +134,8 @@ class _Matcher:
         self, model: Mapping[str, Tensor], report: LoadReport, grids: Sequence[Grid], allow_partial: Sequence[str]
     ) -> None:
         self.model, self.report, self.grids, self.allow_partial = model, report, grids, allow_partial
-        self.faults = Faults()
+        # Tensors that keep the file from fitting the model, by what is wrong with them.
+        self.faults: dict[str, list[str]] = defaultdict(list)
         self.prefix = TRUNK_PREFIX if any(name.startswith(TRUNK_PREFIX) for name in model) else ""
         self.from_trunk = False
 
@@ -109,11 +163,11 @@ class _Matcher:
             elif not fits and (label := _other_classes(name, value, wanted)):
                 self._put(self.report.new, f"{label} ({len(wanted)} outputs, {len(value)} in the file)", name)
             elif self._is_allowed(name):
-                self._put(self.report.new, ALLOWED, name)
+                self._put(self.report.new, _ALLOWED, name)
             elif fits:
-                self.faults.types.append(f"{name} is {_type(value)}, the model's {_type(wanted)}")
+                self.faults["without fractions"].append(f"{name} is {_type(value)}, the model's {_type(wanted)}")
             else:
-                self.faults.shapes.append(f"{name} is {_shape(value)}, the model's {_shape(wanted)}")
+                self.faults["of another shape"].append(f"{name} is {_shape(value)}, the model's {_shape(wanted)}")
         return chosen
 
     def account_for_missing(self, found: Mapping[str, Tensor]) -> None:
@@ -125,9 +179,9 @@ class _Matcher:
             elif self.from_trunk and not name.startswith(self.prefix):
                 self._put(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
             elif self._is_allowed(name):
-                self._put(self.report.new, ALLOWED, name)
+                self._put(self.report.new, _ALLOWED, name)
             else:
-                self.faults.missing.append(name)
+                self.faults["missing"].append(name)
 
     def account_for_unexpected(self, found: Mapping[str, Tensor], unknown: Mapping[str, Tensor]) -> None:
         """Sort what the file has and the model has not into exceptions and faults."""
@@ -138,16 +192,17 @@ class _Matcher:
             if label and name in found:
                 self._put(self.report.dropped, label, name)
             elif self._is_allowed(name):
-                self._put(self.report.dropped, ALLOWED, name)
+                self._put(self.report.dropped, _ALLOWED, name)
             else:
-                self.faults.unexpected.append(name)
+                self.faults["unexpected"].append(name)
 
     def _fit_position(self, name: str, value: Tensor) -> Tensor:
-        stage, wanted = position_stage(name), self.model[name]
-        if stage is None or value.shape == wanted.shape:
+        found, wanted = _POSITION.fullmatch(name), self.model[name]
+        if found is None or value.shape == wanted.shape:
             return value
+        stage = int(found[1])
         grid = self.grids[stage - 1] if self.grids else None
-        fitted = fit_position(value, wanted, stage, grid, needs_slot=self.prefix + "cls_token" in self.model)
+        fitted = _fit_position(value, wanted, stage, grid, needs_slot=self.prefix + "cls_token" in self.model)
         if fitted is None:
             return value
         change = f"{value.shape[1]} to {fitted.shape[1]} positions"
@@ -185,10 +240,71 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _explain(translation: Translation, model: Mapping[str, Tensor], report: LoadReport, faults: Faults) -> str:
-    here, there = identify(translation.tensors), identify(model)
+def _explain(translation: Translation, model: Mapping[str, Tensor], faults: Mapping[str, Sequence[str]]) -> str:
+    here, there = _identify(translation.tensors), _identify(model)
     hint = f"this file is a {here}, the model is {there}; " if here and there and here != there else ""
+    kinds = ("missing", "unexpected", "of another shape", "without fractions")
+    told = "; ".join(
+        f"{len(faults[kind])} {kind}: {', '.join(faults[kind][:10])}{', …' if len(faults[kind]) > 10 else ''}"
+        for kind in kinds
+        if kind in faults
+    )
+    total = len(translation.tensors) + len(translation.unknown)
     return (
-        f"{report.source} ({translation.dialect}, {report.total} tensors) does not fit the model: {hint}{faults}. "
+        f"{translation.source} ({translation.dialect}, {total} tensors) does not fit the model: {hint}{told}. "
         "Choose the model and file that belong together, or name what may differ with --allow-partial PATTERN"
     )
+
+
+def _identify(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the variant that tensors under this package's names belong to; None if it is none that is known."""
+    local = {name.removeprefix(TRUNK_PREFIX): tensor for name, tensor in tensors.items()}
+    if "stem.conv1.weight" in local:
+        name = _RESNETS.get(_depths(local, r"res([2-5])\.(\d+)\.conv1\.weight"))
+        return "resnet34" if name == "resnet50" and "res2.0.conv3.weight" not in local else name
+    depths = _depths(local, r"block([1-4])\.(\d+)\.norm1\.weight")
+    projections = (local.get(f"patch_embed{stage}.proj.weight") for stage in range(1, 5))
+    dims = tuple(size for weight in projections if weight is not None for size in weight.shape[:1])
+    family = "v1" if "pos_embed1" in local else "v2"
+    reduction = local.get("block1.0.attn.sr.weight")
+    linear = family == "v2" and reduction is not None and tuple(reduction.shape[2:]) == (1, 1)
+    for name, row in VARIANTS.items():
+        if (row.family, row.depths, row.embed_dims, row.linear) == (family, depths, dims, linear):
+            return name
+    return None
+
+
+def _depths(names: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
+    count = Counter(found[1] for name in names if (found := re.fullmatch(pattern, name)))
+    return tuple(count[stage] for stage in sorted(count))
+
+
+def _fit_position(table: Tensor, wanted: Tensor, stage: int, grid: Grid | None, needs_slot: bool) -> Tensor | None:
+    """Resize a file's position embeddings to a model's, bilinearly; the class token's slot stays as it is.
+
+    Args:
+        table: The file's, `1×L×C`, made for a square image. In stage 4 the class token's slot comes first, or is left
+            out, as MMDetection does.
+        wanted: The model's, `1×L'×C`. In stage 4 the slot comes first.
+        stage: 1 … 4.
+        grid: Height and width in tokens of the model's; square if None.
+        needs_slot: Whether the model has a class token, so that the slot may not be made up.
+
+    Returns:
+        `1×L'×C`, or None where the file's embeddings cannot be made to fit.
+    """
+    if table.dim() != 3 or table.shape[::2] != wanted.shape[::2]:
+        return None
+    slots = 1 if stage == 4 else 0
+    slot, tokens = table[:, :slots], table[:, slots:]
+    if slots and _side(tokens) is None and not needs_slot:
+        slot, tokens = table.new_zeros(table[:, :1].shape), table
+    old, new = _side(tokens), grid or _side(wanted[:, slots:])
+    if old is None or new is None:
+        return None
+    return torch.cat([slot, resize_position(tokens, old, new)], dim=1)
+
+
+def _side(tokens: Tensor) -> Grid | None:
+    side = isqrt(tokens.shape[1])
+    return (side, side) if side > 0 and side * side == tokens.shape[1] else None

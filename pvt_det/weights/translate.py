@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from pvt_det.errors import CheckpointError
+from pvt_det.utils.text import listed
 from pvt_det.weights.dialects import DETECTORS, TRUNKS, Rule
-from pvt_det.weights.ops import OPS
 
 # What the keys of a detector's trunk begin with.
 TRUNK_PREFIX = "backbone.bottom_up."
 # Left by nn.DataParallel, DistributedDataParallel and torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
+# RetinaNet has three aspect ratios and three sizes at every place, in the papers and in both code bases.
+_RATIOS, _SIZES = 3, 3
 
 
 @dataclass
@@ -22,6 +26,7 @@ class Translation:
     """Tensors under the names of this package.
 
     Attributes:
+        source: Where they are from, for messages.
         dialect: Name of the layout they came in.
         tensors: Translated tensors by name.
         unknown: Keys of the source that no rule fits.
@@ -29,6 +34,7 @@ class Translation:
         note: The dialect's.
     """
 
+    source: str
     dialect: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     unknown: dict[str, Tensor] = field(default_factory=dict)
@@ -36,30 +42,64 @@ class Translation:
     note: str = ""
 
 
-def translate(tensors: Mapping[str, Tensor]) -> Translation | None:
-    """Recognise the layout of `tensors` from their keys and rename them; None where the layout is unknown."""
-    tensors = _unwrap(dict(tensors))
-    detector = next((d for d in DETECTORS if _has(d.marker, tensors)), None)
-    if detector is None:
-        return _translate_trunk(tensors)
-    inside = {k.removeprefix(detector.prefix): v for k, v in tensors.items() if k.startswith(detector.prefix)}
-    trunk = _translate_trunk(inside)
+def translate(tensors: Mapping[str, Tensor], source: str) -> Translation:
+    """Recognise the layout of a checkpoint's tensors from their keys, and rename them.
+
+    Args:
+        tensors: By name, as `read_checkpoint` returns them.
+        source: Where they are from, for messages.
+
+    Raises:
+        CheckpointError: If the layout is unknown.
+    """
+    unwrapped = _unwrap(dict(tensors))
+    detector = next((d for d in DETECTORS if _has(d.marker, unwrapped)), None)
+    prefix = detector.prefix if detector else ""
+    inside = {k.removeprefix(prefix): v for k, v in unwrapped.items() if k.startswith(prefix)}
+    trunk = _translate_trunk(inside, source)
     if trunk is None:
-        return None
-    outside = {k: v for k, v in tensors.items() if not k.startswith(detector.prefix)}
+        raise CheckpointError(
+            f"{source}: its {len(tensors)} tensors are in no known layout of PVT or ResNet weights (first keys: "
+            f"{', '.join(list(tensors)[:5])}); check that it is the right file"
+        )
+    if detector is None:
+        return trunk
     # Detectron2's FPN keys begin with `backbone.` too, but not with the trunk's prefix.
-    done, unknown = _apply(detector.rules, outside)
+    done, unknown = _apply(detector.rules, {k: v for k, v in unwrapped.items() if not k.startswith(prefix)})
     done |= {TRUNK_PREFIX + k: v for k, v in trunk.tensors.items()}
-    unknown |= {detector.prefix + k: v for k, v in trunk.unknown.items()}
-    return Translation(f"{detector.name}, {trunk.dialect}", done, unknown, True, trunk.note)
+    unknown |= {prefix + k: v for k, v in trunk.unknown.items()}
+    return Translation(source, f"{detector.name}, {trunk.dialect}", done, unknown, True, trunk.note)
 
 
-def _translate_trunk(tensors: dict[str, Tensor]) -> Translation | None:
+def rename(tensors: Mapping[str, Tensor], source: str, *, published: bool = False) -> dict[str, Tensor]:
+    """Rename the tensors of a classifier, trunk or detector in any known layout, all of them.
+
+    Args:
+        tensors: By name, as `read_checkpoint` gives them.
+        source: Where they are from, for messages.
+        published: Whether to give a trunk's published names, and of a detector its trunk alone; otherwise this
+            package's names.
+
+    Raises:
+        CheckpointError: If the layout is unknown, or it has names that none of its rules knows.
+    """
+    translation = translate(tensors, source)
+    if translation.unknown:
+        raise CheckpointError(
+            f"{source}: {listed(list(translation.unknown), 10)}: not in weights of the layout {translation.dialect}; "
+            "check that it is the right file, of one model alone"
+        )
+    ours = translation.tensors
+    trunk = {name.removeprefix(TRUNK_PREFIX): t for name, t in ours.items() if name.startswith(TRUNK_PREFIX)}
+    return trunk if published and trunk else ours
+
+
+def _translate_trunk(tensors: dict[str, Tensor], source: str) -> Translation | None:
     for dialect in TRUNKS:
         stripped = {k.removeprefix(dialect.prefix): v for k, v in tensors.items()}
         if _has(dialect.marker, stripped):
             done, unknown = _apply(dialect.rules, stripped)
-            return Translation(dialect.name, done, unknown, note=dialect.note)
+            return Translation(source, dialect.name, done, unknown, note=dialect.note)
     return None
 
 
@@ -113,3 +153,34 @@ def _fill(template: str, match: re.Match[str]) -> str:
         return str(int(text) * n if field["sign"] == "*" else int(text) + (n if field["sign"] == "+" else -n))
 
     return re.sub(r"\{(?P<group>\w+?)(?:(?P<sign>[-+*])(?P<n>\d+))?\}", value, template)
+
+
+def _concat(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Stack along the output channels: key and value become `kv`."""
+    return [torch.cat(list(parts))]
+
+
+def _split_q_kv(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Take `nn.MultiheadAttention`'s fused projection `3C×…` apart into query `C×…` and key-and-value `2C×…`."""
+    channels = parts[0].shape[0] // 3
+    return [parts[0][:channels], parts[0][channels:]]
+
+
+def _conv_to_linear(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Drop the two spatial axes of a 1×1 convolution's weight; a bias stays as it is."""
+    return [part.flatten(1) if part.dim() == 4 and part.shape[2:] == (1, 1) else part for part in parts]
+
+
+def _ratio_major_to_size_major(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Reorder output channels from (ratio, size, …) as MMDetection has them to (size, ratio, …) of Detectron2."""
+    return [part.unflatten(0, (_RATIOS, _SIZES, -1)).transpose(0, 1).flatten(0, 2) for part in parts]
+
+
+# The parts come in the order of a rule's sources, the results in the order of its targets.
+OPS: dict[str, Callable[[Sequence[Tensor]], list[Tensor]]] = {
+    "same": list,
+    "concat": _concat,
+    "split_q_kv": _split_q_kv,
+    "conv_to_linear": _conv_to_linear,
+    "ratio_major_to_size_major": _ratio_major_to_size_major,
+}

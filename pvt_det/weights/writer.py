@@ -13,10 +13,7 @@ from torch import Tensor
 
 from pvt_det.errors import CheckpointError
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.text import listed
-from pvt_det.weights.loader import translate_checkpoint
 from pvt_det.weights.reader import DIGEST_KEY, safetensors_digest
-from pvt_det.weights.translate import TRUNK_PREFIX
 
 
 def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -49,40 +46,6 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(_detached(content), buffer)
     _write(Path(path), buffer.getvalue())
-
-
-def to_ours(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename the tensors of a classifier, trunk or detector in any known layout to this package's names.
-
-    Args:
-        tensors: By name, as `read_checkpoint` gives them.
-        source: Where they are from, for messages.
-
-    Raises:
-        CheckpointError: If the layout is unknown, or it has names that none of its rules knows.
-    """
-    translation = translate_checkpoint(tensors, source)
-    if translation.unknown:
-        raise CheckpointError(
-            f"{source}: {listed(list(translation.unknown), 10)}: not in weights of the layout {translation.dialect}; "
-            "check that it is the right file, of one model alone"
-        )
-    return translation.tensors
-
-
-def to_published(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename a classifier's, trunk's or detector's tensors to the published names; of a detector, the trunk's only.
-
-    Args:
-        tensors: By name, as `read_checkpoint` gives them.
-        source: Where they are from, for messages.
-
-    Raises:
-        CheckpointError: If the layout is unknown, or it has names that none of its rules knows.
-    """
-    ours = to_ours(tensors, source)
-    trunk = {name.removeprefix(TRUNK_PREFIX): t for name, t in ours.items() if name.startswith(TRUNK_PREFIX)}
-    return trunk or ours
 
 
 def _detached(content: Mapping[str, Any]) -> dict[str, Any]:

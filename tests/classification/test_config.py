@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from pvt_det.classification.arguments import argument_parser, setup
-from pvt_det.classification.config import TrainConfig, check_same_run, dump_train_config, load_train_config
+from pvt_det.classification import TrainConfig, argument_parser, load_train_config, setup
+from pvt_det.classification.config import check_same_run, dump_train_config
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
 

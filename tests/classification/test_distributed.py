@@ -12,17 +12,18 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from pvt_det.classification import Callback, ClassificationTrainer, TrainConfig, start_run, train
+from pvt_det.classification import ClassificationTrainer, TrainConfig, start_run, train
 from pvt_det.errors import DataError, Interrupted
 from tests.data.imagenet.fakes import class_folders
 
 _BROKEN = "train/bee/002.jpg"
 
 
-class _SignalAtOnce(Callback):
-    def after_step(self, trainer: ClassificationTrainer) -> None:
-        if trainer.update == 1 and trainer.process.rank == 1:
+class _StoppedAtOnce(ClassificationTrainer):
+    def after_step(self) -> None:
+        if self.update == 1 and self.process.rank == 1:
             signal.raise_signal(signal.SIGTERM)
+        super().after_step()
 
 
 def _config(folder: Path, **changes) -> TrainConfig:
@@ -39,7 +40,7 @@ def _interrupted(cfg: TrainConfig, rank: int) -> ClassificationTrainer:
     with start_run(cfg) as process:
         assert (process.rank, process.world_size) == (rank, 2)
         assert process.sum(torch.tensor([rank + 1.0])).item() == 3
-        trainer = ClassificationTrainer(cfg, process, [_SignalAtOnce()])
+        trainer = _StoppedAtOnce(cfg, process)
         with pytest.raises(Interrupted, match="after update 10"):
             trainer.train()
     return trainer

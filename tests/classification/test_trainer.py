@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pvt_det.classification import (
     Accuracy,
-    Callback,
     ClassificationTrainer,
     TrainConfig,
     evaluate,
@@ -31,27 +30,30 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted,
 from pvt_det.inference.base import config_file
 from pvt_det.models import create_model
 from pvt_det.run_folder import CLASSIFIER_LAST_NAME
+from pvt_det.utils.distributed import Process
 from pvt_det.weights import load_pretrained, save_safetensors
 from tests.data.imagenet.fakes import class_folders
 
 
-class SignalAt(Callback):
-    """Asks the run to stop after an update."""
+class StoppedAfter(ClassificationTrainer):
+    """Is asked to stop after an update."""
 
-    def __init__(self, update: int) -> None:
-        self._update = update
+    def __init__(self, cfg: TrainConfig, process: Process, last_update: int) -> None:
+        super().__init__(cfg, process)
+        self._last_update = last_update
 
-    def after_step(self, trainer: ClassificationTrainer) -> None:
-        if trainer.update == self._update:
+    def after_step(self) -> None:
+        if self.update == self._last_update:
             signal.raise_signal(signal.SIGTERM)
+        super().after_step()
 
 
 class StoppedInEvaluation(ClassificationTrainer):
     """Is asked to stop once the evaluation has begun."""
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> Accuracy:
         signal.raise_signal(signal.SIGTERM)
-        super().evaluate()
+        return super().evaluate()
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +89,11 @@ def _evaluate(cfg: TrainConfig) -> Accuracy:
 
 def _stop(cfg: TrainConfig, update: int | None) -> None:
     """Train until after an update, or else until the first evaluation."""
-    kind, callbacks = (StoppedInEvaluation, []) if update is None else (ClassificationTrainer, [SignalAt(update)])
     with (
         pytest.raises(Interrupted, match=r"SIGTERM in epoch .*\. Go on with: the same command with --resume$"),
         start_run(cfg) as process,
     ):
-        kind(cfg, process, callbacks).train()
+        (StoppedInEvaluation(cfg, process) if update is None else StoppedAfter(cfg, process, update)).train()
 
 
 def _stopped_and_resumed(cfg: TrainConfig, update: int | None, **changes) -> None:
@@ -173,7 +174,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(data, tmp_path):
 def test_recomputing_stages_changes_nothing(data, tmp_path, whole_run):
     cfg = _config(data, tmp_path, checkpoint_stages="1,3", epochs=2)
     with start_run(cfg) as process:
-        trainer = ClassificationTrainer(cfg, process, [SignalAt(4)])
+        trainer = StoppedAfter(cfg, process, 4)
         assert trainer.state.model.checkpoint_stages == {1, 3}
         with pytest.raises(Interrupted):
             trainer.train()
@@ -450,23 +451,26 @@ class OneLayer(ClassificationTrainer):
         torch.manual_seed(cfg.seed)
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * cfg.img_size**2, num_classes))
 
-
-class Notes(Callback):
-    def __init__(self) -> None:
+    def __init__(self, cfg, process):
+        super().__init__(cfg, process)
         self.updates, self.accuracies = [], []
 
-    def after_step(self, trainer):
-        self.updates.append(trainer.update)
+    def after_step(self):
+        super().after_step()
+        self.updates.append(self.update)
 
-    def after_evaluation(self, trainer, accuracy):
+    def evaluate(self):
+        accuracy = super().evaluate()
         self.accuracies.append(accuracy.top1)
+        return accuracy
 
 
-def test_another_network_and_a_callback(data, tmp_path):
-    cfg, notes = _config(data, tmp_path), Notes()
+def test_a_subclass_with_another_network_and_loop(data, tmp_path):
+    cfg = _config(data, tmp_path)
     with start_run(cfg) as process:
-        best = OneLayer(cfg, process, [notes]).train()
-    assert notes.updates == list(range(1, 13))
-    assert notes.accuracies == [row["top1"] for row in _rows(tmp_path) if "top1" in row]
-    assert best == max(notes.accuracies)
+        trainer = OneLayer(cfg, process)
+        best = trainer.train()
+    assert trainer.updates == list(range(1, 13))
+    assert trainer.accuracies == [row["top1"] for row in _rows(tmp_path) if "top1" in row]
+    assert best == max(trainer.accuracies)
     assert set(safetensors.torch.load_file(tmp_path / "model_final.safetensors")) == {"1.weight", "1.bias"}

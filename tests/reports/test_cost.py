@@ -8,7 +8,7 @@ import torch
 from pvt_det.config import load_config
 from pvt_det.models import create_model
 from pvt_det.models.complexity import count_gmacs
-from pvt_det.reports.cost import describe_gmacs
+from pvt_det.reports.compare import describe_gmacs
 
 
 @pytest.fixture

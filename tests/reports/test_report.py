@@ -16,7 +16,7 @@ from PIL import Image
 
 from pvt_det.config import get_config
 from pvt_det.errors import DataError
-from pvt_det.reports.report import write_report
+from pvt_det.reports.page import write_report
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 SIZES = [40, 40, 40, 12]  # sides of each image's object in pixels

@@ -1,16 +1,76 @@
-"""The demo from end to end, far too short to learn anything, and its verdict."""
+"""The demo from end to end, far too short to learn anything, its pictures, and its verdict."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from pvt_det.config import load_config
 from tools import demo
+
+NAME = "pictures_test"
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[list[dict]]:
+    """Three black images of 64×48 with one box each, registered."""
+    result = []
+    for number in (5, 6, 7):
+        file = tmp_path / f"image{number}.png"
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(file)
+        box = {"bbox": [10, 10, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+        result.append({"file_name": str(file), "image_id": number, "height": 48, "width": 64, "annotations": [box]})
+    DatasetCatalog.register(NAME, lambda: result)
+    MetadataCatalog.get(NAME).set(thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id={3: 0, 9: 1})
+    yield result
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def read(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def halves(picture: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both halves without their captions."""
+    return picture[18:, :width], picture[18:, width + 4 :]
+
+
+def test_boxes_stand_where_they_are(records: list[dict]) -> None:
+    detection = {"image_id": 5, "category_id": 9, "bbox": [40, 10, 15, 20], "score": 0.9}
+    truth, found = halves(
+        demo.beside_truth(read(records[0]["file_name"]), records[0], [detection], MetadataCatalog.get(NAME), width=640),
+        640,
+    )
+    assert truth.shape == found.shape == (480, 640, 3)
+    for half, left, right in ((truth, 100, 300), (found, 400, 550)):
+        assert half[200, [left, right]].max(axis=1).min() > 40  # the box's sides
+        assert half[105:295, : left - 10].max() == 0
+        assert half[105:295, right + 10 :].max() == 0
+
+
+def test_nothing_found_leaves_the_image_as_it_is(records: list[dict]) -> None:
+    image, metadata = read(records[0]["file_name"]), MetadataCatalog.get(NAME)
+    _, found = halves(demo.beside_truth(image, records[0], [], metadata, width=64), 64)
+    assert found.max() == 0
+
+
+def test_low_scores_are_left_out_and_files_are_named_after_images(records: list[dict], tmp_path: Path) -> None:
+    box = {"category_id": 3, "bbox": [10, 10, 20, 20]}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{"image_id": 5, "score": 0.49, **box}, {"image_id": 7, "score": 0.51, **box}]))
+    files = demo.save_pictures(NAME, results, tmp_path / "pictures", count=2, width=64)
+    assert [file.name for file in files] == ["image5.png", "image7.png"]
+    shown = [halves(np.asarray(Image.open(file)), 64)[1].max() for file in files]
+    assert shown[0] == 0
+    assert shown[1] > 0
 
 
 def test_a_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

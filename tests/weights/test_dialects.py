@@ -11,11 +11,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from pvt_det.errors import CheckpointError
 from pvt_det.models import create_model
 from pvt_det.models.variants import VARIANTS
 from pvt_det.weights.dialects import DETECTORS, TRUNKS
-from pvt_det.weights.ops import OPS
-from pvt_det.weights.translate import translate
+from pvt_det.weights.translate import OPS, translate
 
 CLASSES = 7
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def scramble(model: nn.Module) -> nn.Module:
 
 
 def ours(name: str, tensors: Mapping[str, Tensor], dialect: str, img_size: int = 224) -> nn.Module:
-    translation = translate(tensors)
+    translation = translate(tensors, "x.pth")
     assert translation.dialect == dialect
     assert not translation.unknown
     model = create_model(name, num_classes=CLASSES, img_size=img_size)
@@ -49,7 +49,7 @@ def close(a: Tensor, b: Tensor) -> None:
 def test_timm_names_and_shapes_of_every_variant(name: str) -> None:
     with torch.device("meta"):
         theirs, model = timm.create_model(name), create_model(name)
-    translation = translate(theirs.state_dict())
+    translation = translate(theirs.state_dict(), "x.pth")
     assert {k: v.shape for k, v in translation.tensors.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -91,7 +91,7 @@ def test_transformers_v2(name: str, linear: bool) -> None:
 
 def test_a_trunk_of_transformers_without_its_prefix() -> None:
     theirs = transformers.PvtV2Model(transformers.PvtV2Config())
-    translation = translate(theirs.state_dict())
+    translation = translate(theirs.state_dict(), "x.pth")
     assert translation.tensors.keys() == create_model("pvt_v2_b0", num_classes=0).state_dict().keys()
 
 
@@ -125,7 +125,7 @@ def test_openmixup() -> None:
     there = renamed(state, OPENMIXUP)
     assert "backbone.blocks3.1.ln2.weight" in there
     assert "head.layers.head.bias" in there
-    translation = translate(there)
+    translation = translate(there, "x.pth")
     assert translation.dialect == "OpenMixup PVT"
     assert equal(translation.tensors, state)
 
@@ -133,7 +133,7 @@ def test_openmixup() -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "_orig_mod.", "module._orig_mod.", "module.backbone."])
 def test_published_with_prefixes(prefix: str) -> None:
     state = scramble(create_model("pvt_v2_b0", num_classes=0)).state_dict()
-    translation = translate({prefix + k: v for k, v in state.items()})
+    translation = translate({prefix + k: v for k, v in state.items()}, "x.pth")
     assert translation.dialect == "published PVT"
     assert equal(translation.tensors, state)
 
@@ -146,7 +146,7 @@ def test_published_detector_has_the_published_trunk_under_mmdetections_heads() -
         "bbox_head.cls_convs.2.conv.weight": torch.randn(256, 256, 3, 3),
         "bbox_head.retina_cls.weight": torch.randn(720, 256, 3, 3),
     }
-    translation = translate({f"backbone.{k}": v for k, v in state.items()} | heads)
+    translation = translate({f"backbone.{k}": v for k, v in state.items()} | heads, "x.pth")
     assert translation.dialect == "MMDetection RetinaNet, published PVT"
     assert translation.is_detector
     assert not translation.unknown
@@ -173,7 +173,7 @@ def test_caffe2_resnet_as_detectron2_reads_it() -> None:
     ]
     norms = ["res_conv1_bn", *(f"{c}_bn" for c in convs[1:])]
     keys = [f"{c}_w" for c in convs] + [f"{n}_{p}" for n in norms for p in "sb"]
-    translation = translate({k: torch.tensor(i) for i, k in enumerate(keys)})
+    translation = translate({k: torch.tensor(i) for i, k in enumerate(keys)}, "x.pth")
     assert translation.dialect == "Caffe2 ResNet"
     assert not translation.unknown
     assert {k: int(v) for k, v in translation.tensors.items()} == {
@@ -200,7 +200,7 @@ def test_torchvision_resnet(depth: int) -> None:
     if depth == 18:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     model = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
-    translation = translate(theirs.state_dict())
+    translation = translate(theirs.state_dict(), "x.pth")
     assert translation.dialect == "torchvision ResNet"
     keys = model.state_dict().keys()
     assert {k for k in translation.tensors.keys() - keys if "num_batches" not in k} == {
@@ -218,22 +218,22 @@ def test_half_of_a_joined_pair_is_not_used() -> None:
     theirs = transformers.PvtV2ForImageClassification(transformers.PvtV2Config()).state_dict()
     lost = "pvt_v2.encoder.layers.1.blocks.0.attention.key.weight"
     del theirs[lost]
-    translation = translate(theirs)
+    translation = translate(theirs, "x.pth")
     assert list(translation.unknown) == ["encoder.layers.1.blocks.0.attention.value.weight"]
     assert "block2.0.attn.kv.weight" not in translation.tensors
 
 
 def test_what_has_a_shape_of_no_layer_is_not_used() -> None:
     odd = {"layers.0.1.0.attn.attn.in_proj_weight": torch.tensor(1.0), "layers.0.1.0.norm1.weight": torch.ones(3)}
-    translation = translate(odd)
+    translation = translate(odd, "x.pth")
     assert list(translation.unknown) == ["layers.0.1.0.attn.attn.in_proj_weight"]
     assert list(translation.tensors) == ["block1.0.norm1.weight"]
 
 
 def test_unknown_layout() -> None:
-    assert translate({"layer.0.weight": torch.zeros(1)}) is None
-    assert translate({"backbone.bottom_up.net.weight": torch.zeros(1)}) is None
-    assert translate({}) is None
+    for names in (["layer.0.weight"], ["backbone.bottom_up.net.weight"], []):
+        with pytest.raises(CheckpointError, match=rf"^x\.pth: its {len(names)} tensors are in no known layout"):
+            translate(dict.fromkeys(names, torch.zeros(1)), "x.pth")
 
 
 @pytest.mark.parametrize("dialect", [*TRUNKS, *DETECTORS], ids=lambda d: d.name)

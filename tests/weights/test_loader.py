@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pvt_det.errors import CheckpointError, NumericError
 from pvt_det.layers.position import resize_position
 from pvt_det.models import create_model
-from pvt_det.weights import load_pretrained, read_checkpoint, save_checkpoint, to_published
+from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_checkpoint
 
 
 class Fpn(nn.Module):
@@ -240,16 +240,16 @@ def test_round_trip_to_the_published_layout_is_exact(classifier: tuple, tmp_path
     path, state = classifier
     detector = Fpn(tiny(num_classes=0))
     load_pretrained(detector, path)
-    trunk = to_published(detector.state_dict(), "a detector")
+    trunk = rename(detector.state_dict(), "a detector", published=True)
     assert trunk.keys() == tiny(num_classes=0).state_dict().keys()
     assert all(torch.equal(v, state[k]) for k, v in trunk.items())
     save_checkpoint(tmp_path / "t.pth", trunk)
     assert list(read_checkpoint(tmp_path / "t.pth")) == list(trunk)
 
 
-def test_to_published_refuses_what_it_does_not_know() -> None:
+def test_rename_refuses_what_it_does_not_know() -> None:
     with pytest.raises(CheckpointError, match=r"^x\.pth: its 1 tensors are in no known layout"):
-        to_published({"a": torch.zeros(1)}, "x.pth")
+        rename({"a": torch.zeros(1)}, "x.pth", published=True)
     mixed = {"layers.0.1.0.pos_embed": torch.zeros(1, 9, 8), "stranger.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"^x\.pth: stranger\.weight: not in weights of the layout MMDet"):
-        to_published(mixed, "x.pth")
+        rename(mixed, "x.pth", published=True)
