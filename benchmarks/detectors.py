@@ -75,7 +75,7 @@ def run_detectors(
     for case in cases:
         steps = {name: build_step(name, case, setup) for name in names}
         if compiled and case.mode == "inference":
-            _record_graphs(steps[COMPILED], case, setup)
+            record_graphs(steps[COMPILED], case, setup)
         seconds = time_interleaved(steps, setup.device, repeats)
         del steps
         release_memory(setup.device, compiled=compiled)
@@ -86,7 +86,7 @@ def run_detectors(
             yield build_row(own, name, seconds, peaks)
 
 
-def _record_graphs(step: Callable[[], object], case: Case, setup: Setup) -> None:
+def record_graphs(step: Callable[[], object], case: Case, setup: Setup) -> None:
     """Run a compiled detector on all photos, so that no CUDA graph is recorded while it is timed.
 
     The first batch of each image size warms up and the second is recorded. All photos come twice, so that the timing

@@ -60,7 +60,7 @@ def test_graphs_are_recorded_on_photos_that_all_come_twice(monkeypatch, tmp_path
     seen = []
     case = Case("m", "detector", "inference", "bf16", batch, 48, 64)
     setup = detectors.Setup(tmp_path, 9, torch.device("cuda"))
-    detectors._record_graphs(lambda: seen.append(next(batches)), case, setup)
+    detectors.record_graphs(lambda: seen.append(next(batches)), case, setup)
     half = len(seen) // 2
     assert seen[:half] == seen[half:]
     assert next(batches) == seen[0]
