@@ -133,12 +133,13 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"--memory {args.memory}: expected more than 0 GiB.")
     if args.plan and args.repeats:
         raise ConfigError("--repeats has no effect with --plan, which measures memory alone. Leave it out.")
-    for model in args.models:
-        if model not in VARIANTS:
-            load_config(find_config(model))
 
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
+    # All of them before the first is measured, which takes long.
+    for model in args.models:
+        if model not in VARIANTS:
+            load_config(find_config(model))
     for model, size, mode, dtype in product(args.models, args.sizes, args.modes, args.dtypes):
         yield Case(model, "pyramid" if model in VARIANTS else "detector", mode, dtype, *size)
 

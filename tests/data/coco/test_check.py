@@ -176,7 +176,7 @@ def test_missing_files_and_folders(folder):
     check(folder, sound())
     with pytest.raises(DataError, match=r"image folder .*absent does not exist"):
         check_dataset(folder / "set.json", folder / "absent")
-    with pytest.raises(ConfigError, match="off, fast, full"):
+    with pytest.raises(ConfigError, match="full, fast, off"):
         check_dataset(folder / "set.json", folder, "quick")
 
 
