@@ -1,24 +1,25 @@
-# Every target sets up what it needs in .venv first; the second time that takes no time.
+# Every target first sets up .venv, which takes no time if it is up to date.
 # Without make: python3 tools/setup_env.py, then the commands below.
 PYTHON ?= python3
 RUN := .venv/bin/python
 PVT_DET := .venv/bin/pvt-det
 SHAPES := output/shapes
-# COCO's layout: annotations/, train2017/, val2017/; a part of COCO will do.
+# A folder in COCO's layout: annotations/, train2017/, val2017/. A part of COCO is enough.
 COCO ?= datasets/coco
 PUBLISHED := $(foreach task,retinanet mask_rcnn,$(addprefix $(task)_pvt_,tiny small medium large))
 MODELS_TRIED := $(addprefix try-,$(PUBLISHED))
 
-.PHONY: help setup demo compare try $(MODELS_TRIED) test lint package clean
+.PHONY: help setup demo compare try $(MODELS_TRIED) test lint docs package clean
 
 help:
-	@echo "make demo     train a detector on generated shapes and show what it finds (10 minutes on 2 cores)"
+	@echo "make demo     train a detector on photographs of blood cells and show what it finds (about 10 minutes on 2 cores)"
 	@echo "make test     run the tests"
-	@echo "make compare  PVT-Tiny against ResNet-18 on the same shapes, schedule and seed"
-	@echo "make try      20 iterations and an evaluation of all eight published PVT detectors on the COCO images in COCO=$(COCO)"
-	@echo "make lint     style, types and import direction"
+	@echo "make compare  train PVT-Tiny and ResNet-18 on the same generated shapes and compare them"
+	@echo "make try      run all eight published PVT v1 detectors for 20 iterations on the COCO images in COCO=$(COCO)"
+	@echo "make lint     check style, types and import direction"
+	@echo "make docs     build the documentation site into site/"
 	@echo "make package  build the wheel into dist/"
-	@echo "make clean    remove .venv, caches and build folders; output/ and datasets/ stay"
+	@echo "make clean    remove .venv, caches and build folders; keep output/ and datasets/"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
@@ -26,14 +27,14 @@ setup:
 demo: setup
 	$(RUN) tools/demo.py
 
-# --resume: a run that was interrupted goes on, one that is finished is only evaluated again.
+# --resume continues an interrupted run. A finished run is only evaluated again.
 compare: setup
 	$(RUN) datasets/make_shapes.py
 	$(PVT_DET) train --resume --config-file configs/shapes/retinanet_pvt_tiny.yaml --output $(SHAPES)/retinanet_pvt_tiny
 	$(PVT_DET) train --resume --config-file configs/shapes/retinanet_R_18.yaml --output $(SHAPES)/retinanet_R_18
 	$(PVT_DET) compare $(SHAPES)/retinanet_R_18 $(SHAPES)/retinanet_pvt_tiny
 
-# Small images and random weights: that everything runs, not how well it detects. `make try-mask_rcnn_pvt_small` tries one.
+# Small images and random weights: this checks that everything runs. `make try-mask_rcnn_pvt_small` tries one model.
 try: $(MODELS_TRIED)
 
 $(MODELS_TRIED): try-%: setup
@@ -52,9 +53,12 @@ lint: setup
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
 package: setup
 	rm -rf build dist
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -55,7 +55,12 @@ setup(
         "dev": [
             "hypothesis>=6.100",
             "import-linter>=2.5",
+            "ipykernel>=6",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
             "mypy>=1.15",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "onnxscript>=0.5",

@@ -1,0 +1,204 @@
+"""Generate the reference pages and the tutorial page of the documentation site, as a MkDocs hook.
+
+The pages come from their sources each time the site is built: the configuration reference from the comments in
+`pvt_det/config/keys.py`, the command-line reference from the parsers, the tutorial from its notebook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.config import CfgNode
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from pvt_det.cli.main import COMMANDS
+from pvt_det.cli.start import load
+from pvt_det.config import get_config, keys
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages. MkDocs calls this once it has listed the pages of `docs/`.
+
+    Args:
+        files: The files of the site.
+        config: The configuration of the site.
+
+    Returns:
+        `files` with the generated pages.
+    """
+    pages = {"reference/config.md": config_page, "reference/cli.md": cli_page, "tutorial.md": tutorial_page}
+    for path, build in pages.items():
+        files.append(File.generated(config, path, content=build()))
+    return files
+
+
+class Key(NamedTuple):
+    """A config key.
+
+    Attributes:
+        name: The full name, such as `MODEL.PVT.VARIANT`.
+        meaning: What the key does. Keys that share a comment share it.
+        section: The heading above the key.
+    """
+
+    name: str
+    meaning: str
+    section: str
+
+
+def documented_keys() -> list[Key]:
+    """Return the keys that `add_pvt_config` sets, each with the comment above it, in the order of the source."""
+    found: list[Key] = []
+    section, comment, ended = "", [], False
+    for line in Path(keys.__file__).read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if heading := re.match(r"# --- (.+?) -*$", text):
+            section, comment = heading[1], []
+        elif text.startswith("# "):
+            comment = [text[2:]] if ended else [*comment, text[2:]]
+            ended = False
+        elif section and (assigned := re.match(r"cfg\.([A-Z0-9_.]+) = (.+)", text)):
+            meaning = " ".join(comment)
+            found += [Key(name, meaning, section) for name in _names(assigned[1], assigned[2])]
+            ended = True
+    return found
+
+
+def _names(name: str, value: str) -> list[str]:
+    """Return the name of a key, or the names of all keys of a node that is written as a dict."""
+    if not value.startswith("CfgNode("):
+        return [name]
+    call = ast.parse(value, mode="eval").body
+    assert isinstance(call, ast.Call)
+    return [f"{name}.{key}" for node in call.args for key in ast.literal_eval(node)]
+
+
+def config_page() -> str:
+    """Return the configuration reference as Markdown."""
+    cfg = get_config()
+    cfg.MODEL.DEVICE = "cpu"
+    lines = [
+        "# Configuration reference",
+        "These keys are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/modules/config.html"
+        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. A key that does not exist, "
+        "or a value of the wrong type, is an error that names the key.",
+    ]
+    section = ""
+    for key, names in _grouped(documented_keys()):
+        if key.section != section:
+            section = key.section
+            title, _, note = section.partition(":")
+            lines += ["", f"## {title[0].upper()}{title[1:]}", *([note.strip()] if note else []), ""]
+            lines += ["| key | default | meaning |", "|---|---|---|"]
+        defaults = "<br>".join(_code(_shown(_value(cfg, name))) for name in names)
+        lines.append(f"| {'<br>'.join(map(_code, names))} | {defaults} | {_cell(key.meaning)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _grouped(found: list[Key]) -> Iterator[tuple[Key, list[str]]]:
+    """Yield each comment once, with the names of all keys that it describes."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key in found:
+        groups.setdefault((key.section, key.meaning), []).append(key.name)
+    for (section, meaning), names in groups.items():
+        yield Key(names[0], meaning, section), names
+
+
+def _value(cfg: CfgNode, name: str) -> object:
+    """Return the default of a key."""
+    for part in name.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is written in YAML or on the command line."""
+    return json.dumps(value) if isinstance(value, str) else str(value)
+
+
+def cli_page() -> str:
+    """Return the command-line reference as Markdown."""
+    lines = [
+        "# Command-line reference",
+        "`pvt-det COMMAND --help` prints the same text. Every command ends with one of these exit codes:",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        "| 0 | done |",
+        "| 2 | configuration: a key, value or option, or a folder that cannot be written |",
+        "| 3 | data: an annotation file, an image or a data set |",
+        "| 4 | checkpoint: a weight file |",
+        "| 5 | numeric: NaN or infinity |",
+        "| 75 | interrupted and saved: resume with the same command and `--resume` |",
+        "| 130 | stopped at once by Ctrl-C |",
+        "| 1 and others | a bug; please report it with its traceback |",
+    ]
+    for name in COMMANDS:
+        parser = load(name).build_parser()
+        parser.prog = f"pvt-det {name}"
+        lines += ["", f"## pvt-det {name}", *_command(parser)]
+    return "\n".join(lines) + "\n"
+
+
+def _command(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the lines of one command: its description, arguments, examples."""
+    yield from ["", *_prose(parser.description or "", parser.prog), "", "| argument | meaning |", "|---|---|"]
+    for action in parser._actions:
+        if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS:
+            meaning = (action.help or "") % {**vars(action), "prog": parser.prog}
+            yield f"| {_code(_usage(action))} | {_cell(html.escape(meaning, quote=False))} |"
+    yield from ["", *_prose(parser.epilog or "", parser.prog)]
+
+
+def _usage(action: argparse.Action) -> str:
+    """Return how an argument is written: its flags and the placeholder of its value."""
+    placeholder = str(action.metavar or action.dest.upper())
+    if action.choices is not None:
+        placeholder = "{" + ",".join(map(str, action.choices)) + "}"
+    if not action.option_strings:
+        return placeholder
+    flags = ", ".join(action.option_strings)
+    return (
+        flags if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction) else f"{flags} {placeholder}"
+    )
+
+
+def _prose(text: str, prog: str) -> list[str]:
+    """Return a parser's description or epilog: paragraphs as text, examples and tables as code."""
+    lines: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", (text % {"prog": prog}).strip("\n")):
+        if not paragraph.strip():
+            continue
+        code = any(line.startswith("  ") for line in paragraph.splitlines())
+        lines += ["", *(["```", paragraph.strip("\n"), "```"] if code else [html.escape(paragraph, quote=False)])]
+    return lines
+
+
+def _code(text: str) -> str:
+    """Return text as code in a cell of a table."""
+    return f"`{_cell(text)}`" if text else ""
+
+
+def _cell(text: str) -> str:
+    """Return text with the separator of table cells escaped."""
+    return text.replace("|", "\\|")
+
+
+def tutorial_page() -> str:
+    """Return the tutorial notebook as Markdown: its text and its code, without output."""
+    notebook = json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))
+    lines: list[str] = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        lines += [source, ""] if cell["cell_type"] == "markdown" else ["```python", source, "```", ""]
+    return "\n".join(lines)
