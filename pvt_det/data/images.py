@@ -1,4 +1,4 @@
-"""Reading image files: right pixels for every mode, and one clear error for every way a file can be broken."""
+"""Read image files of every supported mode as upright uint8 arrays, with clear errors for broken files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError, features
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault
 
-# Above this an image is refused before it is decoded: Pillow's own bound, 256 MiB of RGB.
+# Larger images are refused before they are decoded. This is Pillow's own limit, 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
-# Endings of the files that are taken for images where a folder stands for those in it.
+# Files with these suffixes are used where an argument is a folder of images.
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _ORIENTATION_TAG = 274
@@ -30,7 +30,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# No others of Pillow's: some of its readers start programs (Ghostscript, for EPS).
+# Other formats of Pillow are excluded because some of its readers start programs (Ghostscript for EPS).
 FORMATS = (
     "BMP",
     "GIF",
@@ -42,39 +42,39 @@ FORMATS = (
     "WEBP",
     *(["AVIF"] if features.check("avif") else []),
 )
-# The last bytes of a complete file, "" where opening it tells; one that ends otherwise, or is of a format without such
-# a mark, is decoded to find out whether it is whole.
+# Last bytes of a complete file; empty if opening the file detects truncation. Files that end differently, and formats
+# without an end mark, are decoded to check that they are complete.
 _END_OF_JPEG = b"\xff\xd9"
 _END_MARKS = {
     **dict.fromkeys(("JPEG", "JPEG2000", "MPO"), _END_OF_JPEG),
     **{"AVIF": b"", "WEBP": b"", "PNG": b"IEND\xaeB`\x82"},
 }
 _TAIL = 64
-# Where a PNG may tell behind its pixels how they are turned, in one of these ways.
+# A PNG may store its orientation after the pixels, within this many last bytes and behind one of these marks.
 _PNG_TAIL = 2**14
 _ORIENTATION_MARKS = (b"eXIf", b"XML:com.adobe.xmp")
 
 
 def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[np.uint8]:
-    """Read an image, turned upright by its EXIF tag.
+    """Read an image, and rotate it upright according to its EXIF orientation.
 
-    16-bit gray keeps its upper 8 bits, as Pillow does with 16-bit colour; an alpha channel is dropped.
+    16-bit grayscale is reduced to its upper 8 bits, as Pillow does with 16-bit color. An alpha channel is dropped.
 
     Args:
-        path: the image file.
-        image_format: "RGB", "BGR" or "L".
+        path: Image file.
+        image_format: Channel order: "RGB", "BGR", or "L" for grayscale.
 
     Returns:
-        `H×W×3` (`H×W×1` for "L"), uint8, 0 … 255.
+        The image, `H×W×3` (`H×W×1` for "L"), uint8 in 0 … 255.
 
     Raises:
-        DataError: the file is missing, empty, no image, truncated, too large, or of an unusable mode.
+        DataError: The file is missing, empty, not an image, truncated or too large, or its mode is not supported.
     """
     path = Path(path)
     with _open(path) as file:
-        image = _identify_sound(path, file)
+        image = _identify_verified(path, file)
         pixels = _decode(path, image, lambda: _to_uint8(image, "L" if image_format == "L" else "RGB", path))
-        # Asked for after decoding: a PNG may tell it behind its pixels, and Pillow has turned a TIFF by then.
+        # Read after decoding, because a PNG may store it after its pixels, and Pillow rotates a TIFF while decoding.
         method = _TRANSPOSE.get(_orientation(image.getexif))
     if method is not None:
         pixels = np.array(Image.fromarray(pixels).transpose(method))
@@ -84,66 +84,97 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
 
 
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Read a label map, `H×W`: an image of one channel whose values are class numbers; a palette is for display only.
+    """Read a label map, an image with one channel whose values are class ids.
+
+    A palette is ignored, since it only affects display.
+
+    Args:
+        path: Image file.
+
+    Returns:
+        The class ids, `H×W` uint8.
 
     Raises:
-        DataError: as `read_image`, or the image has several channels or more than 8 bits.
+        DataError: The file is missing, empty, not an image, truncated or too large, or it has several channels or more
+            than 8 bits.
     """
     path = Path(path)
     with _open(path) as file:
-        image = _identify_sound(path, file)
+        image = _identify_verified(path, file)
         if image.mode not in ("L", "P"):
             raise DataError(
-                f"label map {path} is of mode {image.mode!r}; expected one channel of 8 bits with class numbers "
-                "(mode L, or P with a palette)"
+                f"label map {path} has mode {image.mode!r}; expected one 8-bit channel with class ids (mode L, or P "
+                "with a palette)"
             )
         return _decode(path, image, lambda: np.array(image))
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height in pixels after EXIF rotation, read from the header.
+    """Read the width and height of an image from its header.
 
-    The pixels are decoded only where the file does not end as complete files of its format do.
+    The image is decoded only if the file does not end with the end mark of its format.
+
+    Args:
+        path: Image file.
+
+    Returns:
+        Width and height in pixels, after EXIF rotation.
 
     Raises:
-        DataError: as `read_image`, as far as header and end of the file tell.
+        DataError: The file is missing, empty, not an image, truncated or too large. Not every broken file is detected.
     """
     path = Path(path)
     with _open(path) as file:
         image = _identify(path, file)
         tail = _tail(image, file)
-        # Pillow tells a TIFF's size as it is when turned.
-        turned = image.format != "TIFF" and _early_orientation(image, tail) >= 5
+        # For a TIFF, Pillow reports the size after rotation.
+        is_transposed = image.format != "TIFF" and _header_orientation(image, tail) >= 5
         end_mark = _END_MARKS.get(image.format or "")
-        complete = end_mark is not None and end_mark in tail[-_TAIL:]
+        is_complete = end_mark is not None and end_mark in tail[-_TAIL:]
         width, height = image.size
-    if not complete:
+    if not is_complete:
         read_image(path, "RGB")
-    return (height, width) if turned else (width, height)
+    return (height, width) if is_transposed else (width, height)
 
 
 def read_orientation(path: str | os.PathLike[str]) -> int:
-    """The EXIF tag that says how the pixels are turned or mirrored: 1 (not at all) to 8.
+    """Read the EXIF orientation of an image, which says how its pixels are rotated or mirrored.
+
+    Args:
+        path: Image file.
+
+    Returns:
+        The orientation, from 1 (upright) to 8; 1 if the file does not store a valid one.
 
     Raises:
-        DataError: as `read_image`, as far as the header tells.
+        DataError: The file is missing, empty, not an image or too large, or its header is broken.
     """
     path = Path(path)
     with _open(path) as file:
         image = _identify(path, file)
-        return _early_orientation(image, _tail(image, file))
+        return _header_orientation(image, _tail(image, file))
 
 
-def check_size(path: str | os.PathLike[str], found: tuple[int, int], stated: tuple[int, int]) -> None:
-    """Raise DataError where the width and height `found` in a file differ from those `stated` by its annotation."""
-    if found != stated:
+def check_size(path: str | os.PathLike[str], found: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Check that the size of an image matches its annotation.
+
+    Args:
+        path: Image file, for the message.
+        found: Width and height of the image in pixels, after EXIF rotation.
+        expected: Width and height in pixels according to the annotation.
+
+    Raises:
+        DataError: The sizes differ.
+    """
+    if found != expected:
         raise DataError(
             f"image {path} is {found[0]}x{found[1]} (after EXIF rotation), but its annotation says "
-            f"{stated[0]}x{stated[1]}: boxes would not fit; correct width and height, or the image"
+            f"{expected[0]}x{expected[1]}: correct the annotation's width and height, or replace the image"
         )
 
 
 def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading, and raise an error that names it if it cannot be read."""
     if fault := file_fault(path):
         raise DataError(f"image {path} {fault}")
     try:
@@ -153,27 +184,29 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _identify(path: Path, file: IO[bytes]) -> Image.Image:
-    """Open the header and refuse a decompression bomb."""
+    """Read the header, and refuse decompression bombs."""
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         file.seek(0)
         start = file.read(16)
-        what = f"no image (it starts with {start!r}; read are {', '.join(FORMATS)})" if start else "empty (0 bytes)"
-        raise DataError(f"image {path} is {what}: replace it") from error
+        fault = (
+            f"not an image (it starts with {start!r}; supported: {', '.join(FORMATS)})" if start else "empty (0 bytes)"
+        )
+        raise DataError(f"image {path} is {fault}: replace it") from error
     except Image.DecompressionBombError as error:
         size = str(error).partition(" exceeds")[0]
-        raise DataError(f"image {path} is too large ({size}); at most {MAX_PIXELS:,} pixels are read") from error
+        raise DataError(f"image {path} is too large ({size}); expected at most {MAX_PIXELS:,} pixels") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise DataError(f"image {path} has a broken header ({error}): replace it") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise DataError(f"image {path} is too large ({width}x{height}); at most {MAX_PIXELS:,} pixels are read")
+        raise DataError(f"image {path} is too large ({width}x{height}); expected at most {MAX_PIXELS:,} pixels")
     return image
 
 
-def _identify_sound(path: Path, file: IO[bytes]) -> Image.Image:
-    """As `_identify`; a PNG's check sums are compared first, which Pillow does not do while it decodes."""
+def _identify_verified(path: Path, file: IO[bytes]) -> Image.Image:
+    """Read the header and verify a PNG's checksums, which Pillow does not do while decoding."""
     image = _identify(path, file)
     if image.format != "PNG":
         return image
@@ -186,7 +219,7 @@ def _identify_sound(path: Path, file: IO[bytes]) -> Image.Image:
 
 
 def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-    """Decode an image and convert it, with one kind of error for a broken file."""
+    """Decode and convert an image, and turn the various errors for a broken file into `DataError`."""
     try:
         image.load()
         return convert()
@@ -197,7 +230,7 @@ def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np
 
 
 def _tail(image: Image.Image, file: IO[bytes]) -> bytes:
-    """The file's last bytes; its position stays."""
+    """Return the last bytes of the file without changing its position."""
     position = file.tell()
     length = _PNG_TAIL if image.format == "PNG" else _TAIL
     file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -206,28 +239,31 @@ def _tail(image: Image.Image, file: IO[bytes]) -> bytes:
     return tail
 
 
-def _early_orientation(image: Image.Image, tail: bytes) -> int:
-    # A PNG's own way to ask decodes it, for what may stand behind the pixels; what stands before them is known.
+def _header_orientation(image: Image.Image, tail: bytes) -> int:
+    """Return the EXIF orientation without decoding the image, where possible."""
+    # PngImageFile.getexif() decodes the image to find chunks after the pixels. Chunks before them are already loaded.
     if image.format == "PNG" and not any(mark in tail for mark in _ORIENTATION_MARKS):
         return _orientation(lambda: Image.Image.getexif(image))
     return _orientation(image.getexif)
 
 
 def _orientation(read: Callable[[], Image.Exif]) -> int:
+    """Return the EXIF orientation, or 1 if it is missing or invalid."""
     try:
         found = int(read().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a broken EXIF block raises almost anything, and is no reason to lose the image
+    except Exception:  # a broken EXIF block can raise almost any error, but the image is still usable
         return 1
     return found if found in _TRANSPOSE else 1
 
 
 def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8]:
+    """Convert a decoded image to uint8 in mode "L" or "RGB"."""
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return gray if mode == "L" else np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without Pillow's warning
+        image = image.convert("RGBA")  # the same colors, without Pillow's warning
     if image.mode in ("I", "F"):
-        raise DataError(f"image {path} holds {image.mode!r} pixels of 32 bits, whose range is unknown: save it with 8")
-    # Pillow converts by copying, even to the mode that an image has.
+        raise DataError(f"image {path} has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 bits")
+    # Pillow copies the image even if it already has the mode.
     return np.array(image if image.mode == mode else image.convert(mode))

@@ -1,4 +1,4 @@
-"""Loaders of training and test images."""
+"""Build data loaders for training, validation and test images."""
 
 from __future__ import annotations
 
@@ -28,22 +28,31 @@ logger = logging.getLogger(__name__)
 _Record = dict[str, Any]
 _Read = TypeVar("_Read")
 
-# Side in pixels of the blank image that stands for an unreadable one in evaluation.
-_BLANK = 64
+# Side length in pixels of the blank image that replaces an unreadable image in evaluation.
+_BLANK_SIDE = 64
 
 
 class MappedDataset(Dataset[dict[str, Any] | DataError]):
-    """Records of images, mapped when asked for.
+    """Data set of records that are mapped on access.
 
-    The records lie in one shared buffer, so that worker processes do not copy them. With `on_error` "skip" a sample
-    whose image cannot be read is, in training, replaced by the next readable one in the data set; in evaluation it
-    becomes a blank image marked `"unreadable": True`, which the evaluator counts and leaves out.
+    The records are serialized into one buffer, so that worker processes share them without copying.
+
+    With `on_error` "skip", an unreadable image is replaced. In training, the next readable image of the data set takes
+    its place. In evaluation, a blank image with `"unreadable": True` takes its place, which the evaluator counts and
+    leaves out.
 
     Attributes:
-        skipped: one-element tensor in shared memory, the number of samples so replaced in all workers.
+        skipped: Number of samples that were replaced in all workers, a one-element int64 tensor in shared memory.
     """
 
     def __init__(self, records: list[dict[str, Any]], mapper: PVTDatasetMapper, on_error: str) -> None:
+        """Initialize the data set.
+
+        Args:
+            records: Detectron2 records, one per image.
+            mapper: Mapper that reads and augments one image.
+            on_error: How to handle unreadable images. "skip" replaces them; "stop" and "strict" raise an error.
+        """
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.on_error = on_error
@@ -54,12 +63,15 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
         return len(self.records)
 
     def __getitem__(self, sample: Sample | int) -> dict[str, Any] | DataError:
-        """Map `(position, index)` of a training stream, or the index of a test image.
+        """Map one sample.
+
+        Args:
+            sample: `(position, index)` of a sample in the training stream, or the index of a test image.
 
         Returns:
-            The mapped record; or, for the loader to raise, what is wrong: the image cannot be read, or under "skip", no
-            image at all can be. Raised here, in a worker process, it would come out wrapped in
-            that worker's traceback.
+            The mapped record. If the image cannot be read, or with "skip" none of the images, the error is returned for
+            the loader to raise. If it were raised here, in a worker process, its message would contain that worker's
+            traceback.
         """
         position, index = (None, sample) if isinstance(sample, int) else sample
         draw = None if position is None else self._draw
@@ -69,12 +81,13 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
             return error
 
     def _draw(self, generator: np.random.Generator) -> Labelled:
-        """Another image for one of the training stream to be mixed with."""
+        """Draw another image to mix into a training sample."""
         return self._first_readable(int(generator.integers(len(self))), self.mapper.read)
 
     def _first_readable(
-        self, index: int, read: Callable[[_Record], _Read], stand_in: Callable[[_Record], _Read] | None = None
+        self, index: int, read: Callable[[_Record], _Read], placeholder: Callable[[_Record], _Read] | None = None
     ) -> _Read:
+        """Read the record at `index`; with "skip", fall back to a placeholder or to the next readable record."""
         for step in range(len(self)):
             record = self.records[(index + step) % len(self)]
             try:
@@ -85,37 +98,43 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
                 self.skipped += 1
                 if record["file_name"] not in self._reported:
                     self._reported.add(record["file_name"])
-                    logger.warning("Left out: %s", error)
-                if stand_in is not None and not self.mapper.is_train:
-                    return stand_in(record)
-        raise DataError(f"none of the {len(self)} images can be read; the last was {record['file_name']}")
+                    logger.warning("Skipped: %s", error)
+                if placeholder is not None and not self.mapper.is_train:
+                    return placeholder(record)
+        raise DataError(f"none of the {len(self)} images can be read; the last one tried is {record['file_name']}")
 
 
 def _blank(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapped record with a blank image, marked as unreadable."""
     kept = {key: record[key] for key in ("file_name", "height", "width", "image_id") if key in record}
-    return kept | {"image": torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), "unreadable": True}
+    return kept | {"image": torch.zeros(3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8), "unreadable": True}
 
 
 def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataLoader:
-    """Endless batches of `SOLVER.IMS_PER_BATCH` images, of which this process gets its part.
+    """Build the training data loader, an endless stream of batches.
 
-    The batches depend on SEED and on nothing else: not on the number of workers or processes, nor on restarts. With
-    SEED below 0 a seed is drawn, the same in all processes, and a restart draws another.
+    Each process gets its share of every batch of `SOLVER.IMS_PER_BATCH` images. The batches depend only on SEED, not on
+    the number of workers or processes, nor on restarts. If SEED is negative, a random seed is drawn that is the same in
+    all processes and different after a restart.
 
     Args:
-        cfg: keys of DATASETS, DATALOADER, INPUT and SOLVER.IMS_PER_BATCH are read.
-        start_batch: batches to pass over, so that a resumed run goes on where it stopped.
+        cfg: Config, of which DATASETS, DATALOADER, INPUT, MODEL, SEED and SOLVER.IMS_PER_BATCH are read. The data sets
+            must be registered.
+        start_batch: Number of batches to skip, so that a resumed run continues where it stopped.
+
+    Returns:
+        The data loader, which yields lists of mapped records.
 
     Raises:
-        ConfigError: a key has a value that cannot be used.
-        DataError: the data set is empty, or nothing in it can be trained on.
+        ConfigError: A key has an invalid value.
+        DataError: The data set is empty, or no image has an object to train on.
     """
     world_size = comm.get_world_size()
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     if batch_size < 1 or batch_size % world_size:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {batch_size}: it counts the images of all {world_size} processes, and must be "
-            f"a positive multiple of {world_size}"
+            f"SOLVER.IMS_PER_BATCH is {batch_size}. It is the number of images in a batch over all {world_size} "
+            f"processes; expected a positive multiple of {world_size}."
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     records = _records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
@@ -128,8 +147,8 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         usable = np.array([len(record["targets"].classes) > 0 for record in records])
         if not usable.any():
-            what = "a mask" if cfg.MODEL.MASK_ON else "a box"
-            raise DataError(f"{', '.join(cfg.DATASETS.TRAIN)}: no image has an object with {what} to train on")
+            required = "a mask" if cfg.MODEL.MASK_ON else "a box"
+            raise DataError(f"{', '.join(cfg.DATASETS.TRAIN)}: no image has an object with {required} to train on")
         records = [record for record, use in zip(records, usable, strict=True) if use]
         repeat_factors = None if repeat_factors is None else repeat_factors[usable]
     groups = None
@@ -150,10 +169,18 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
 
 
 def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """The images of a data set, one a batch, of which this process gets its part.
+    """Build a test data loader with batches of one image; each process gets its share of the images.
+
+    Args:
+        cfg: Config, of which DATALOADER, DATASETS.ON_ERROR, INPUT and MODEL are read.
+        dataset_name: Name of a registered data set.
+
+    Returns:
+        The data loader, which yields lists of one mapped record.
 
     Raises:
-        DataError: the data set is empty.
+        ConfigError: A key has an invalid value.
+        DataError: The data set is empty.
     """
     records = _records([dataset_name], filter_empty=False)
     dataset = MappedDataset(records, PVTDatasetMapper(cfg, is_train=False), cfg.DATASETS.ON_ERROR)
@@ -161,12 +188,20 @@ def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """As `build_detection_test_loader`, with "instances" and labels: for losses on data that is not trained on.
+    """Build a loader for validation losses: a test loader whose records include "instances" and label maps.
 
-    Images without any object are left out.
+    Images without objects are left out.
+
+    Args:
+        cfg: Config, of which DATALOADER, DATASETS.ON_ERROR, INPUT and MODEL are read.
+        dataset_name: Name of a registered data set.
+
+    Returns:
+        The data loader, which yields lists of one mapped record.
 
     Raises:
-        DataError: the data set is empty.
+        ConfigError: A key has an invalid value.
+        DataError: The data set is empty.
     """
     records = _records([dataset_name], filter_empty=True)
     mapper = PVTDatasetMapper(
@@ -182,13 +217,15 @@ def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLo
 
 
 def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:
+    """Return the records of the data sets."""
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except AssertionError as error:  # Detectron2's way to say that nothing is there
+    except AssertionError as error:  # raised by Detectron2 for an empty data set
         raise DataError(f"{', '.join(names)}: {error}") from error
 
 
 def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:
+    """Return the repeat factor of each record, or None if the config does not use repeat factors."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return None
@@ -200,7 +237,7 @@ def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray |
 
 
 class _Loader(WorkerLoader):
-    """Raises in the main process the error that a sample came out as."""
+    """Data loader that raises, in the main process, an error returned as a sample."""
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -211,14 +248,15 @@ class _Loader(WorkerLoader):
 
 
 def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoader:
+    """Build a data loader from a data set and a batch sampler."""
     return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        # Images in pinned memory go to a GPU several times as fast.
+        # Copying to a GPU is several times as fast from pinned memory.
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         worker_init_fn=start_worker,
-        # Its own generator: making an iterator otherwise draws from torch's, and changes the training run.
+        # Without this generator, creating an iterator would draw from torch's global one and change the training run.
         generator=torch.Generator().manual_seed(0),
     )

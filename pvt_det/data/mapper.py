@@ -1,4 +1,4 @@
-"""From a data set's record of one image to what a Detectron2 model takes."""
+"""Map a data set record of one image to the input of a Detectron2 model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,19 @@ from pvt_det.data.targets import Labelled, Mask, Targets, pack_targets
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.structures import rle
 
-# With the seed and a sample's position the key of how it is mixed with others.
+# Mixing draws from a generator seeded with (seed, position of the sample, this number).
 _MIXING = 1
 
 
-def mixer_of(cfg: CfgNode) -> Mixer | None:
-    """What `INPUT.MOSAIC` and `INPUT.COPY_PASTE` ask for; None for nothing."""
+def build_mixer(cfg: CfgNode) -> Mixer | None:
+    """Build the mosaic and copy-paste augmentation of a config.
+
+    Args:
+        cfg: Config, of which `INPUT.MOSAIC`, `INPUT.COPY_PASTE` and `MODEL.PIXEL_MEAN` are read.
+
+    Returns:
+        The mixer, or None if both probabilities are 0.
+    """
     mosaic, copy_paste = cfg.INPUT.MOSAIC, cfg.INPUT.COPY_PASTE
     if not mosaic.PROBABILITY and not copy_paste.PROBABILITY:
         return None
@@ -43,10 +50,17 @@ def mixer_of(cfg: CfgNode) -> Mixer | None:
 
 
 def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
-    """The augmentations of `cfg.INPUT`, in the order that suits the model.
+    """Build the augmentations of a config for its kind of model, a detector or a semantic segmentation model.
+
+    Args:
+        cfg: Config, of which INPUT and MODEL are read.
+        is_train: Whether to build the augmentations for training. If False, those for evaluation are built.
+
+    Returns:
+        The augmentations, in the order in which they are applied.
 
     Raises:
-        ConfigError: an INPUT key has an unknown value.
+        ConfigError: An INPUT key has an unknown value.
     """
     return (build_semantic_augmentations if is_segmentor(cfg) else build_detection_augmentations)(
         cfg, is_train=is_train
@@ -54,11 +68,14 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]
 
 
 class PVTDatasetMapper:
-    """Read, augment and pack one image with its objects.
+    """Read and augment one image with its objects, and convert it to the input of a Detectron2 model.
 
-    As Detectron2's `DatasetMapper`, with these differences: a sample's randomness can follow its position in the
-    training stream, images go through `pvt_det.data.images`, run-length masks work beside polygons, and all objects
-    of an image are transformed at once.
+    It replaces Detectron2's `DatasetMapper` and differs in these points:
+
+    - The randomness of a sample can depend only on the seed and its position in the training stream.
+    - Images are read with `pvt_det.data.images`, which has clear errors for broken files.
+    - Run-length masks and polygons can be mixed.
+    - All objects of an image are transformed at once.
     """
 
     @configurable
@@ -75,18 +92,18 @@ class PVTDatasetMapper:
         mixer: Mixer | None = None,
         seed: int = 0,
     ) -> None:
-        """Make a mapper.
+        """Initialize the mapper.
 
         Args:
-            is_train: give "instances" for training; otherwise annotations are dropped.
-            augmentations: applied in this order.
-            image_format: "RGB" or "BGR", as `MODEL.PIXEL_MEAN`.
-            masks: give `gt_masks`.
-            mask_format: "polygon" or "bitmask"; an image with run-length masks gets bit masks in either case.
-            tighten_boxes: after cropping, take boxes from the masks (needs `masks`).
-            mixer: mixes an image with others first; None never does.
-            labels: how to read the record's `sem_seg_file_name`; None where the model takes no label maps.
-            seed: with a sample's position the key of its randomness; 0 or greater.
+            is_train: Whether to return "instances" for training. If False, annotations are dropped.
+            augmentations: Augmentations, applied in this order.
+            image_format: Channel order of the image: "RGB" or "BGR", as in `MODEL.PIXEL_MEAN`.
+            masks: Whether the instances have `gt_masks`.
+            mask_format: Format of `gt_masks`: "polygon" or "bitmask". With run-length masks, "bitmask" is always used.
+            tighten_boxes: Whether to recompute the boxes from the masks, for augmentations that crop. Requires `masks`.
+            labels: Reads the label map in the record's `sem_seg_file_name`. None if the model does not use label maps.
+            mixer: Mixes the image with other images before the augmentations. None disables mixing.
+            seed: Seed that, together with a sample's position, determines its randomness; 0 or greater.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -100,17 +117,28 @@ class PVTDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, is_train: bool = True, seed: int = 0) -> dict[str, Any]:
-        """Read INPUT, MODEL.MASK_ON; the seed is the caller's, since SEED -1 must first be drawn for all processes.
+        """Return the constructor's arguments for a config.
+
+        Args:
+            cfg: Config, of which INPUT and MODEL are read.
+            is_train: Whether the mapper is for training.
+            seed: Seed that, together with a sample's position, determines its randomness; 0 or greater. It is not read
+                from `cfg`, because for SEED -1 all processes must share the seed that is drawn.
+
+        Returns:
+            The keyword arguments of the constructor.
 
         Raises:
-            ConfigError: key points, precomputed proposals or an unknown INPUT value are asked for.
+            ConfigError: The config enables keypoints or precomputed proposals, or has an unknown INPUT value.
         """
-        for key, asked in (
+        for key, enabled in (
             ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
             ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
         ):
-            if asked:
-                raise ConfigError(f"{key} is True, but this package's data loading has no such input: set it to False")
+            if enabled:
+                raise ConfigError(
+                    f"{key} is True, but this package's data loading does not support it. Set it to False."
+                )
         require_choice("INPUT.FORMAT", cfg.INPUT.FORMAT)
         return {
             "is_train": is_train,
@@ -120,15 +148,21 @@ class PVTDatasetMapper:
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "tighten_boxes": is_train and cfg.MODEL.MASK_ON and crops(cfg),
             "labels": LabelMaps.from_config(cfg),
-            "mixer": mixer_of(cfg) if is_train else None,
+            "mixer": build_mixer(cfg) if is_train else None,
             "seed": seed,
         }
 
     def read(self, record: dict[str, Any]) -> Labelled:
-        """Read the image of a record, as a partner for another to be mixed with.
+        """Read the image and the objects of a record without augmentation, for mixing into another image.
+
+        Args:
+            record: Detectron2 record with `file_name`, `height`, `width`, and `annotations` or packed `targets`.
+
+        Returns:
+            The image with its objects.
 
         Raises:
-            DataError: as `__call__`.
+            DataError: The image cannot be read, or its size differs from the record's.
         """
         image = read_image(record["file_name"], self.image_format)
         check_size(record["file_name"], (image.shape[1], image.shape[0]), (record["width"], record["height"]))
@@ -138,17 +172,19 @@ class PVTDatasetMapper:
         """Map one record.
 
         Args:
-            record: a Detectron2 record (`file_name`, `height`, `width`, `image_id`, `annotations`), or one whose
-                annotations were packed into `targets`.
-            position: place in the training stream; the augmentation then depends on the seed and it alone.
-            draw: gives other images to mix this one with; needs a position.
+            record: Detectron2 record with `file_name`, `height`, `width`, `image_id`, and `annotations` or packed
+                `targets`.
+            position: 0-based position in the training stream. If given, the augmentation depends only on it and the
+                seed.
+            draw: Function that draws another image to mix with this one. Requires `position`.
 
         Returns:
-            The record with `image` (`3×H×W` uint8), without its annotations. In training it has `instances` and, with
-            label maps, `sem_seg` (`H×W` int64); otherwise, with label maps, `true_labels` (uint8, at the file's size).
+            A copy of the record without annotations and with `image` (`3×H×W` uint8). In training it also has
+            `instances` and, for models with label maps, `sem_seg` (`H×W` int64). In evaluation it has `true_labels`
+            (`H×W` uint8, in the size of the file) if the record has a label map.
 
         Raises:
-            DataError: the image or label map cannot be read, or its size is not the record's.
+            DataError: The image or label map cannot be read, or its size differs from the record's.
         """
         image = read_image(record["file_name"], self.image_format)
         height, width = image.shape[:2]
@@ -164,7 +200,7 @@ class PVTDatasetMapper:
         with nullcontext() if position is None else numpy_random(self.seed, position):
             transforms = self.augmentations(aug_input)
         image = aug_input.image
-        # A channels-last view is fine for torch, but it cannot read backwards (a flip, or BGR from RGB).
+        # torch accepts a channels-last view, but not negative strides (from a flip, or BGR from RGB).
         if min(image.strides) < 0:
             image = np.ascontiguousarray(image)
         record["image"] = torch.as_tensor(image.transpose(2, 0, 1))
@@ -179,17 +215,20 @@ class PVTDatasetMapper:
         return record
 
     def _targets(self, record: dict[str, Any]) -> Targets:
+        """Return the packed objects of a record."""
         packed = record.get("targets")
         return pack_targets(record["annotations"], masks=self.masks) if packed is None else packed
 
     def _labels(self, record: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+        """Read the label map of a record, or return None if the model or an evaluation record has none."""
         if self.labels is None or (not self.is_train and "sem_seg_file_name" not in record):
             return None
         if "sem_seg_file_name" not in record:
-            raise DataError(f"image {record['file_name']}: its data set gives no `sem_seg_file_name` to train on")
+            raise DataError(f"image {record['file_name']}: its record has no `sem_seg_file_name`, needed for training")
         return self.labels.read(record["sem_seg_file_name"], size)
 
     def _instances(self, targets: Targets, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+        """Transform the objects and convert them to Detectron2's `Instances`."""
         instances = Instances(size)
         boxes = transforms.apply_box(targets.boxes)
         boxes = boxes.clip(min=0, max=np.array([size[1], size[0]] * 2))
@@ -204,12 +243,13 @@ class PVTDatasetMapper:
     def _transform_masks(
         self, masks: list[Mask], transforms: T.TransformList, size: tuple[int, int]
     ) -> PolygonMasks | BitMasks:
+        """Transform the masks; polygons stay polygons if all masks are and `mask_format` allows it."""
         moved: list[list[npt.NDArray] | npt.NDArray] = []
         for mask in masks:
             if isinstance(mask, dict):
                 moved.append(transforms.apply_segmentation(rle.decode(mask)))
             else:
-                # Not `apply_polygons`: it would cut polygons at a crop's edge, which filling them does anyway.
+                # `apply_polygons` would clip polygons at the edges of a crop. Rasterizing them does that anyway.
                 moved.append([transforms.apply_coords(p.reshape(-1, 2).astype(np.float64)).reshape(-1) for p in mask])
         polygons_only = all(isinstance(mask, list) for mask in moved)
         if polygons_only and self.mask_format == "polygon" and not self.tighten_boxes:

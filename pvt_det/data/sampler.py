@@ -1,4 +1,4 @@
-"""The order of training samples: endless, shuffled, the same for any number of processes, workers and restarts."""
+"""Batch sampler for training whose order does not depend on the number of processes and workers or on restarts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-# (position in the stream of all samples of all processes, index of the image)
+# (position in the stream of samples of all processes, index of the image)
 Sample = tuple[int, int]
 
 
 class ResumableBatchSampler(Sampler[list[Sample]]):
-    """Endless batches of samples, of which every process takes its own part.
+    """Yield an endless stream of shuffled batches, of which each process gets its share.
 
-    Epoch e is a permutation drawn from (seed, e). With groups (wide and tall images), an image waits until its
-    group fills a batch, and all processes' parts of a batch come from one group. Every choice is made on indices,
-    from the seed alone; so process r of W sees the r-th part of the very batch that a single process would see, and
-    a stream that starts at batch k goes on exactly as an uninterrupted one. A sample's position counts the samples
-    of all processes and is the key of its augmentation's randomness.
+    Epoch e is a random permutation of the images, seeded with (seed, e). With groups, such as wide and tall images, an
+    image waits until its group fills a batch, so all images of a batch come from one group in all processes.
+
+    The order depends only on the seed. Rank r of W processes therefore gets the r-th share of the batch that a single
+    process would get, and a stream that starts at batch k is identical to the rest of an uninterrupted one.
+
+    Each sample has a position, which counts the samples of all processes and seeds its augmentation.
     """
 
     def __init__(
@@ -34,17 +36,18 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
         world_size: int = 1,
         start_batch: int = 0,
     ) -> None:
-        """Describe the stream.
+        """Initialize the sampler.
 
         Args:
-            size: number of images.
-            batch_size: images of a batch, all processes together; divisible by `world_size`.
-            seed: 0 or greater.
-            groups: group of each image; None puts all in one.
-            repeat_factors: how often each image comes in an epoch, on average (LVIS, arXiv 1908.03195, appendix B.2).
-            rank: number of this process.
-            world_size: number of processes.
-            start_batch: batches to pass over.
+            size: Number of images.
+            batch_size: Total number of images in a batch over all processes; a multiple of `world_size`.
+            seed: Seed of the permutations, 0 or greater.
+            groups: Group of each image. None puts all images into one group.
+            repeat_factors: Average number of times that each image appears in an epoch (LVIS, arXiv 1908.03195,
+                appendix B.2). None uses each image once.
+            rank: Rank of this process, from 0 to `world_size` - 1.
+            world_size: Number of processes.
+            start_batch: Number of batches to skip.
         """
         assert batch_size % world_size == 0, (batch_size, world_size)
         self.size = size
@@ -56,12 +59,14 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
         self.start_batch = start_batch
 
     def __iter__(self) -> Iterator[list[Sample]]:
+        """Yield this process's share of each batch."""
         for number, batch in enumerate(self._global_batches()):
             if number >= self.start_batch:
                 first = number * self.batch_size
-                yield [(first + place, batch[place]) for place in range(self.batch_size)[self.part]]
+                yield [(first + offset, batch[offset]) for offset in range(self.batch_size)[self.part]]
 
     def _global_batches(self) -> Iterator[list[int]]:
+        """Yield the image indices of each batch over all processes."""
         waiting: dict[int, list[int]] = {}
         epoch = 0
         while True:
@@ -74,6 +79,7 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
             epoch += 1
 
     def _epoch(self, epoch: int) -> list[int]:
+        """Return the shuffled image indices of an epoch."""
         generator = np.random.default_rng((self.seed, epoch))
         if self.repeat_factors is None:
             return generator.permutation(self.size).tolist()

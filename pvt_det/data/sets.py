@@ -1,4 +1,4 @@
-"""The data sets that a config names: registered, checked, and fitted to the model before the first step."""
+"""Register and check the data sets that a config names, and set the model's number of classes from them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from pvt_det.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 
-# What the configs that Detectron2 ships with have; a data set given by its json takes its place without asking.
+# NUM_CLASSES in Detectron2's configs. It is replaced without an error by the number of classes of an annotation file.
 _DEFAULT_CLASSES = 80
 
 
 def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
-    """Register and check the data sets of `cfg`, and fit `cfg` to them, in place; call before freezing it.
+    """Register and check the data sets of a config, and update the config in place to match them.
 
-    A data set given by DATASETS.TRAIN_JSON or VAL_JSON takes the place of DATASETS.TRAIN or TEST, and the model's
-    NUM_CLASSES is set from it. Named data sets must be in Detectron2's catalog and have as many classes as the model.
+    A data set given by DATASETS.TRAIN_JSON or VAL_JSON replaces DATASETS.TRAIN or TEST, and sets the model's
+    NUM_CLASSES. Data sets given by name must be in Detectron2's catalog and have as many classes as the model.
+
+    Call this function before freezing the config.
 
     Args:
-        cfg: DATASETS and NUM_CLASSES may be changed.
-        training: False where only DATASETS.TEST is needed; training data is then left alone.
+        cfg: Config, whose DATASETS and NUM_CLASSES may be changed.
+        training: Whether training data is needed. If False, only DATASETS.TEST is registered and checked.
 
     Raises:
-        ConfigError: a data set is unknown or incompletely given, or the model has another number of classes.
-        DataError: a data set is missing or broken, or training and test data have other classes.
+        ConfigError: A data set is unknown or incompletely specified, or the model has a different number of classes.
+        DataError: A data set is missing or broken, or training and test data have different classes.
     """
     given = {part: bool(cfg.DATASETS[f"{part}_JSON"] or cfg.DATASETS[f"{part}_LABELS"]) for part in ("TRAIN", "VAL")}
     _refuse_images_alone(cfg, given)
@@ -56,30 +58,31 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
 
 
 def _refuse_images_alone(cfg: CfgNode, given: dict[str, bool]) -> None:
+    """Raise an error if an image folder is given without annotations."""
     for part, is_given in given.items():
         if (images := cfg.DATASETS[f"{part}_IMAGES"]) and not is_given:
             low = part.lower()
             raise ConfigError(
-                f"DATASETS.{part}_IMAGES is {images}, but neither {part}_JSON nor {part}_LABELS is given: give the "
-                f"annotations of these images (--{low}-json), or their label maps (--{low}-labels)"
+                f"DATASETS.{part}_IMAGES is {images}, but neither {part}_JSON nor {part}_LABELS is given. Give the "
+                f"annotations of these images (--{low}-json) or their label maps (--{low}-labels)."
             )
 
 
 def _register_given(cfg: CfgNode, part: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_JSON` and `<part>_LABELS`; gives its name."""
+    """Check and register the data set of `DATASETS.<part>_JSON` and `<part>_LABELS`, and return its name."""
     json_file, labels = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_LABELS"]
     if not cfg.DATASETS[f"{part}_IMAGES"]:
         key, value = ("JSON", json_file) if json_file else ("LABELS", labels)
         raise ConfigError(
-            f"DATASETS.{part}_{key} is {value}, but DATASETS.{part}_IMAGES is empty: "
-            f"give the folder of its images (--{part.lower()}-images)"
+            f"DATASETS.{part}_{key} is {value}, but DATASETS.{part}_IMAGES is empty. "
+            f"Give the folder of its images (--{part.lower()}-images)."
         )
     name = _register_given_json(cfg, part) if json_file else ""
     return register_given_labels(cfg, part, name) if labels else name
 
 
 def _register_given_json(cfg: CfgNode, part: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_JSON`; gives its name."""
+    """Check and register the data set of `DATASETS.<part>_JSON`, and return its name."""
     json_file, image_root = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
     source, _ = _check(cfg, json_file, image_root)
     name = Path(json_file).stem
@@ -90,11 +93,11 @@ def _register_given_json(cfg: CfgNode, part: str) -> str:
 
 
 def _check_named(cfg: CfgNode, name: str) -> None:
-    """Check a data set of Detectron2's catalog, as far as its files are known; what can be used then stands for it."""
+    """Check a COCO data set of Detectron2's catalog, and register its usable part under the same name."""
     if name not in DatasetCatalog:
         raise ConfigError(
             f"data set {name!r} is not registered.{did_you_mean(name, DatasetCatalog.list())} A COCO-format data set "
-            "needs no registration: give DATASETS.TRAIN_JSON and TRAIN_IMAGES"
+            "needs no registration: set DATASETS.TRAIN_JSON and TRAIN_IMAGES."
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("coco_source") is not None or metadata.get("evaluator_type") != "coco":
@@ -104,21 +107,22 @@ def _check_named(cfg: CfgNode, name: str) -> None:
     missing = [str(path) for path, fault in faults if fault]
     if missing:
         raise DataError(
-            f"data set {name!r} is not complete: {' and '.join(missing)} missing. Put COCO's files there, or name the "
-            "folder that holds them as coco/ in the environment variable DETECTRON2_DATASETS; see datasets/README.md"
+            f"data set {name!r} is not complete: {' and '.join(missing)} missing. Put COCO's files there, or set the "
+            "environment variable DETECTRON2_DATASETS to the folder that contains coco/. See datasets/README.md."
         )
     source, report = _check(cfg, str(json_file), str(image_root))
     if metadata.get("thing_classes", report.class_names) != report.class_names:
         raise DataError(
             f"data set {name!r} has the classes {listed(metadata.thing_classes)}, but {json_file} has "
-            f"{listed(report.class_names)}: give such a file as DATASETS.TRAIN_JSON or VAL_JSON"
+            f"{listed(report.class_names)}. To use this file, give it as DATASETS.TRAIN_JSON or VAL_JSON."
         )
-    # Detectron2's own loader knows nothing of what the check left out, and stops at it or trains on it.
+    # Detectron2's own loading function would include what the check dropped, and fail on it or train on it.
     DatasetCatalog.pop(name)
     register_coco(name, **vars(source))
 
 
 def _check(cfg: CfgNode, json_file: str, image_root: str) -> tuple[CocoSource, CheckReport]:
+    """Check a data set with the settings of `cfg.DATASETS`."""
     data = cfg.DATASETS
     report = check_dataset(
         json_file,
@@ -132,7 +136,7 @@ def _check(cfg: CfgNode, json_file: str, image_root: str) -> tuple[CocoSource, C
 
 
 def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
-    """Compare the classes of all data sets with each other and with the model, and note their names."""
+    """Compare the classes of all data sets with each other and with the model, and store their names in `cfg`."""
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     known = {name: found for name, found in classes.items() if found is not None}
@@ -142,8 +146,8 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     for name, found in known.items():
         if found != known[first]:
             raise DataError(
-                f"data sets {first!r} and {name!r} have other classes: {listed(known[first])} and {listed(found)}. "
-                "Their categories must have the same names in the order of their ids"
+                f"data sets {first!r} and {name!r} have different classes: {listed(known[first])} and {listed(found)}. "
+                "Their categories must have the same names in the order of their ids."
             )
     number = len(known[first])
     head = head_key(cfg)
@@ -151,12 +155,13 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     if stated != number and (not from_json or stated != _DEFAULT_CLASSES):
         raise ConfigError(
             f"MODEL.{head}.NUM_CLASSES is {stated}, but data set {first!r} has {number} classes "
-            f"({listed(known[first])}): set it to {number}"
+            f"({listed(known[first])}). Set it to {number}."
         )
     if not training and cfg.DATASETS.CLASS_NAMES and known[first] != cfg.DATASETS.CLASS_NAMES:
         raise DataError(
             f"the model was trained on {listed(cfg.DATASETS.CLASS_NAMES)}, but the classes of data set {first!r} are "
-            f"{listed(known[first])}: its numbers would mislead. Where they mean the same, add DATASETS.CLASS_NAMES []"
+            f"{listed(known[first])}, so the metrics would be misleading. If the classes mean the same, add "
+            "DATASETS.CLASS_NAMES []."
         )
     cfg.DATASETS.CLASS_NAMES = list(known[first])
     if stated != number:

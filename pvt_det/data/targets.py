@@ -1,4 +1,4 @@
-"""The objects of one training image as arrays, and their masks in the forms that COCO has."""
+"""Ground truth of one training image: boxes and classes as arrays, and masks as polygons or run lengths."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from detectron2.structures import BoxMode
 
 from pvt_det.structures.rle import compress
 
-# One object's mask: polygons, each of x, y, x, y … in pixels, or COCO's compressed run lengths.
+# Mask of one object: a list of polygons, each x, y, x, y … in pixels, or COCO's compressed run lengths.
 Mask = list[npt.NDArray[np.float32]] | dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The objects of one image that are trained on, crowd regions left out.
+    """Objects of one image that are used in training, without crowd regions.
 
     Attributes:
-        boxes: `N×4` float64, x1, y1, x2, y2 in pixels of the file.
-        classes: `N` int64, contiguous from 0.
-        masks: N masks, or None where masks are not trained.
+        boxes: Boxes, `N×4` float64: x1, y1, x2, y2 in pixels of the image.
+        classes: Contiguous 0-based class ids, `N` int64.
+        masks: Masks of the N objects, or None if the model does not use masks.
     """
 
     boxes: npt.NDArray[np.float64]
@@ -35,8 +35,8 @@ class Labelled:
     """An image with its objects.
 
     Attributes:
-        image: `H×W×C` uint8.
-        targets: in its pixels.
+        image: Image, `H×W×C` uint8.
+        targets: Objects, with boxes and masks in pixels of the image.
     """
 
     image: npt.NDArray[np.uint8]
@@ -44,11 +44,14 @@ class Labelled:
 
 
 def pack_targets(annotations: list[dict[str, Any]], *, masks: bool) -> Targets:
-    """Pack Detectron2's per-object dictionaries into arrays, which workers read several times faster.
+    """Pack the annotations of a Detectron2 record into arrays, which workers read several times faster.
 
     Args:
-        annotations: the "annotations" of a Detectron2 record.
-        masks: keep masks; objects without one are then left out.
+        annotations: Objects of an image, the "annotations" of a Detectron2 record.
+        masks: Whether to keep masks. If True, objects without a mask are left out.
+
+    Returns:
+        The objects without crowd regions.
     """
     kept = [a for a in annotations if not a.get("iscrowd", 0) and (a.get("segmentation") or not masks)]
     boxes = np.array([a["bbox"] for a in kept], dtype=np.float64).reshape(-1, 4)

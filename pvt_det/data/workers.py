@@ -1,4 +1,4 @@
-"""Loader workers that outlive a signal to their process group, and end with the program."""
+"""Data loader workers that ignore signals to their process group, and end with the main process."""
 
 from __future__ import annotations
 
@@ -13,40 +13,45 @@ from torch.utils.data import DataLoader
 
 
 class WorkerLoader(DataLoader):
-    """A loader for workers started by `start_worker`.
+    """Data loader for workers that are initialized by `start_worker`.
 
-    At exit Python sends SIGTERM to the workers of an iterator that still lives, which they ignore, and waits for them:
-    they are ended before that.
+    At exit, Python sends SIGTERM to the workers of an iterator that is still alive, and waits for them. These workers
+    ignore SIGTERM, so the loader kills them first.
     """
 
     def __iter__(self) -> Any:
+        """Return an iterator whose workers are killed when it is deleted or the program exits."""
         iterator = super().__iter__()
-        # The last three are there for a GPU only.
-        parts = ("_pin_memory_thread", "_pin_memory_thread_done_event", "_worker_result_queue")
-        pinning = [getattr(iterator, name, None) for name in parts]
+        # These attributes exist only when images are pinned for a GPU.
+        names = ("_pin_memory_thread", "_pin_memory_thread_done_event", "_worker_result_queue")
+        pinning = [getattr(iterator, name, None) for name in names]
         weakref.finalize(iterator, end_workers, getattr(iterator, "_workers", []), *pinning)
         return iterator
 
 
 def start_worker(worker_id: int) -> None:
-    """Prepare a worker process; `worker_init_fn` of a loader."""
-    # These often reach the whole process group. The training process needs its workers to finish its step, and ends
-    # them itself.
+    """Initialize a worker process; pass this function as `worker_init_fn` of a data loader.
+
+    Args:
+        worker_id: Index of the worker. Not used.
+    """
+    # These signals often reach the whole process group. The training process needs its workers to finish its step, and
+    # then ends them itself.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # workers are the parallelism; torch's threads are set to 1 by the loader
+    cv2.setNumThreads(0)  # the workers already run in parallel; the data loader sets torch's threads to 1
 
 
 def end_workers(workers: list[BaseProcess], pinning: Thread | None, done: Any, queue: Any) -> None:
-    """Kill the workers of an iterator, and before them the thread that pins their images.
+    """Stop the thread that pins images in memory, then kill the workers of an iterator.
 
-    That thread copies what the workers send into pinned memory, and would fail where one dies while it reads.
+    The thread copies images from the workers into pinned memory, and would fail if a worker died while it reads.
 
     Args:
-        workers: The worker processes.
-        pinning: The thread; None without a GPU.
-        done: The event that asks the thread to stop.
-        queue: What the thread reads from.
+        workers: Worker processes.
+        pinning: Thread that pins images; None without a GPU.
+        done: Event that asks the thread to stop; None without a GPU.
+        queue: Queue that the thread reads from; None without a GPU.
     """
     if pinning is not None and pinning.is_alive():
         done.set()

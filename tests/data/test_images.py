@@ -1,4 +1,4 @@
-"""Right pixels for every mode of file, and upright ones."""
+"""Reading images: channel orders and tolerated faults."""
 
 import numpy as np
 import pytest
@@ -31,13 +31,13 @@ def test_formats(tmp_path, rgb):
     assert read_image(path, "L").shape == (H, W, 1)
 
 
-def test_broken_exif_is_no_obstacle(tmp_path, rgb):
+def test_broken_exif_is_ignored(tmp_path, rgb):
     path = saved(tmp_path, Image.fromarray(rgb), "x.jpg", exif=b"Exif\0\0garbage that is no tag at all")
     assert read_image(path, "RGB").shape == (H, W, 3)
     assert read_header(path) == (W, H)
 
 
-def test_bytes_after_the_end_are_no_fault(tmp_path, rgb):
+def test_bytes_after_the_end_are_ignored(tmp_path, rgb):
     path = saved(tmp_path, Image.fromarray(rgb), "x.jpg")
     path.write_bytes(path.read_bytes() + b"\0" * 500)
     assert read_header(path) == (W, H)

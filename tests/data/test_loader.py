@@ -1,4 +1,4 @@
-"""Data sets from a config, and loaders that give the same batches for any workers, processes and restarts."""
+"""Registration of the data sets of a config, and data loaders, whose batches do not depend on workers or restarts."""
 
 import json
 from itertools import islice
@@ -20,7 +20,7 @@ IMAGES = 10
 
 
 def write_set(folder, names=("cat", "dog"), images=IMAGES, **box):
-    """Images wide and tall in turn, each with a box; the last is without."""
+    """Write alternately wide and tall images, each with one box except the last."""
     folder.mkdir()
     content = {
         "images": [],
@@ -66,16 +66,16 @@ def batches(cfg, number, start=0):
     return list(islice(build_detection_train_loader(cfg, start_batch=start), number))
 
 
-def assert_same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for batch, other in zip(ours, theirs, strict=True):
+def assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for batch, other in zip(actual, expected, strict=True):
         assert [sample["image_id"] for sample in batch] == [sample["image_id"] for sample in other]
         for sample, wanted in zip(batch, other, strict=True):
             assert torch.equal(sample["image"], wanted["image"])
             assert torch.equal(sample["instances"].gt_boxes.tensor, wanted["instances"].gt_boxes.tensor)
 
 
-def test_classes_come_from_the_json(cfg):
+def test_classes_come_from_the_annotation_file(cfg):
     register_datasets(cfg)
     assert cfg.MODEL.RETINANET.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     (name,) = cfg.DATASETS.TRAIN
@@ -85,7 +85,7 @@ def test_classes_come_from_the_json(cfg):
     assert all(sample["instances"].gt_classes.tolist() == [0] for sample in batch)
 
 
-def test_batches_are_the_same_with_workers_and_after_a_restart(cfg):
+def test_batches_do_not_depend_on_workers_and_restarts(cfg):
     register_datasets(cfg)
     whole = batches(cfg, 7)
     assert_same(batches(cfg, 4, start=3), whole[3:])
@@ -95,7 +95,7 @@ def test_batches_are_the_same_with_workers_and_after_a_restart(cfg):
     assert len({sample["image"].shape for batch in whole for sample in batch}) > 2
 
 
-def test_batches_are_of_one_shape_group_and_images_without_objects_left_out(cfg):
+def test_batches_have_one_aspect_ratio_group_and_no_empty_images(cfg):
     register_datasets(cfg)
     found = batches(cfg, 30)
     assert all(len({sample["width"] > sample["height"] for sample in batch}) == 1 for batch in found)
@@ -104,14 +104,14 @@ def test_batches_are_of_one_shape_group_and_images_without_objects_left_out(cfg)
     assert {sample["image_id"] for batch in batches(cfg, 30) for sample in batch} == set(range(IMAGES))
 
 
-def test_making_a_loader_leaves_torchs_generator_alone(cfg):
+def test_building_a_loader_does_not_change_the_global_generator(cfg):
     register_datasets(cfg)
     before = torch.get_rng_state()
     batches(cfg, 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_test_loader_gives_every_image_once(cfg):
+def test_test_loader_yields_every_image_once(cfg):
     register_datasets(cfg)
     loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
     assert len(loader) == IMAGES
@@ -122,7 +122,7 @@ def test_test_loader_gives_every_image_once(cfg):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_that_breaks_after_the_check(cfg, workers):
-    """Strict: one error that names the file. Skip: replaced in training, marked in evaluation, and counted."""
+    """By default, an error names the file. With "skip", the image is replaced in training and marked in evaluation."""
     cfg.DATALOADER.NUM_WORKERS = workers
     register_datasets(cfg)
     broken = Path(cfg.DATASETS.TRAIN_IMAGES, "4.png")
@@ -142,7 +142,7 @@ def test_image_that_breaks_after_the_check(cfg, workers):
     assert len(found) == IMAGES
 
 
-def test_image_broken_before_the_check_is_left_out(cfg):
+def test_image_broken_before_the_check_is_dropped(cfg):
     Path(cfg.DATASETS.TRAIN_IMAGES, "4.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"4\.png is empty"):
         register_datasets(cfg)
@@ -151,18 +151,18 @@ def test_image_broken_before_the_check_is_left_out(cfg):
     assert len(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])) == IMAGES - 1
 
 
-def test_named_set_must_fit_the_model(cfg, tmp_path):
+def test_named_data_set_must_match_num_classes(cfg, tmp_path):
     folder = write_set(tmp_path / "named")
     register_coco(str(tmp_path), folder / "set.json", folder)
     cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.VAL_IMAGES = ""
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (str(tmp_path),)
-    with pytest.raises(ConfigError, match=r"NUM_CLASSES is 80.*set it to 2"):
+    with pytest.raises(ConfigError, match=r"NUM_CLASSES is 80.*Set it to 2"):
         register_datasets(cfg)
     cfg.MODEL.RETINANET.NUM_CLASSES = 2
     register_datasets(cfg)
 
 
-def test_validation_classes_must_be_those_of_training(cfg, tmp_path):
+def test_validation_classes_must_match_training_classes(cfg, tmp_path):
     folder = write_set(tmp_path / "val", names=("dog", "cat"))
     cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES = str(folder / "set.json"), str(folder)
     with pytest.raises(DataError, match="cat, dog and dog, cat"):
@@ -175,7 +175,7 @@ def test_training_without_validation(cfg):
     assert cfg.DATASETS.TEST == ()
 
 
-def test_evaluation_needs_no_training_data(cfg):
+def test_evaluation_does_not_need_training_data(cfg):
     cfg.DATASETS.TRAIN_JSON = "absent.json"
     register_datasets(cfg, training=False)
     assert cfg.DATASETS.TRAIN == ()
@@ -188,7 +188,7 @@ def test_image_folder_must_be_given(cfg):
         register_datasets(cfg)
 
 
-def test_coco_that_is_not_there(cfg, tmp_path, monkeypatch):
+def test_missing_coco_files(cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.VAL_JSON = cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.VAL_IMAGES = ""
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train",), ("coco_2017_val",)
@@ -203,7 +203,7 @@ def test_unknown_name(cfg):
         register_datasets(cfg)
 
 
-def test_masks_are_needed_by_mask_models(cfg):
+def test_mask_models_require_masks(cfg):
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.MASK_ON = True
     with pytest.raises(DataError, match=r"9 x annotation without a usable mask, which MODEL\.MASK_ON needs"):
@@ -211,7 +211,7 @@ def test_masks_are_needed_by_mask_models(cfg):
 
 
 @pytest.mark.parametrize(("key", "value"), [("IMS_PER_BATCH", 0), ("SAMPLER_TRAIN", "Other")])
-def test_settings_that_cannot_be_used(cfg, key, value):
+def test_invalid_settings(cfg, key, value):
     register_datasets(cfg)
     (cfg.SOLVER if key == "IMS_PER_BATCH" else cfg.DATALOADER)[key] = value
     with pytest.raises(ConfigError, match=f"{key} is {value!r}"):
@@ -222,12 +222,12 @@ def test_registering_twice(tmp_path):
     first, second = write_set(tmp_path / "a"), write_set(tmp_path / "b")
     name = f"{tmp_path}/set"
     assert register_coco(name, first / "set.json", first) is register_coco(name, first / "set.json", first)
-    with pytest.raises(ConfigError, match="registered already"):
+    with pytest.raises(ConfigError, match="already registered"):
         register_coco(name, second / "set.json", second)
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
-def test_images_for_a_gpu_come_in_pinned_memory(cfg, device, pinned):
+def test_images_are_pinned_only_for_a_gpu(cfg, device, pinned):
     cfg.MODEL.DEVICE = device
     register_datasets(cfg)
     assert build_detection_train_loader(cfg).pin_memory is pinned

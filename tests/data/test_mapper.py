@@ -1,4 +1,4 @@
-"""The mapper against Detectron2's own: the same boxes and masks within a pixel, the same pixels within a level."""
+"""Data set mapper: matches Detectron2's mapper, and its randomness depends only on seed and position."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def cfg():
 
 @pytest.fixture(scope="module")
 def records(shared_dir):
-    """The first 30 photographs of coco_mini that have objects."""
+    """Return the first 30 images of coco_mini with objects."""
     root = shared_dir / "data/coco_mini"
     found = CocoSource(str(root / "annotations/instances_train2017.json"), str(root / "train2017")).records()
     return [record for record in found if any(not a["iscrowd"] for a in record["annotations"])][:30]
@@ -43,7 +43,7 @@ def records(shared_dir):
 
 @pytest.fixture
 def record(tmp_path):
-    """One 40×30 image with a square polygon, and a crowd region."""
+    """Return the record of a 40×30 image with a square polygon and a crowd region."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(tmp_path / "x.png")
     square = [4.0, 6.0, 14.0, 6.0, 14.0, 16.0, 4.0, 16.0]
     common = {"bbox": [4, 6, 10, 10], "bbox_mode": 1, "category_id": 2, "segmentation": [square]}
@@ -57,7 +57,7 @@ def record(tmp_path):
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_as_detectron2s_mapper(cfg, records, mask_format):
+def test_matches_detectron2_mapper(cfg, records, mask_format):
     cfg.INPUT.MASK_FORMAT = mask_format
     ours, theirs = PVTDatasetMapper(cfg, is_train=True), DatasetMapper(cfg, is_train=True)
     for record in records:
@@ -76,7 +76,7 @@ def test_as_detectron2s_mapper(cfg, records, mask_format):
             assert changed <= 0.001 * other.gt_masks.tensor.sum()
 
 
-def test_packed_targets_give_the_same(cfg, records):
+def test_packed_targets_match_annotations(cfg, records):
     mapper = PVTDatasetMapper(cfg, is_train=True)
     for record in records[:5]:
         packed = {**record, "targets": pack_targets(record["annotations"], masks=True)}
@@ -84,13 +84,13 @@ def test_packed_targets_give_the_same(cfg, records):
         assert str(mapper(packed)["instances"]) == str(mapper(record)["instances"])
 
 
-def test_crowd_is_not_trained_on(cfg, record):
+def test_crowd_regions_are_not_used_in_training(cfg, record):
     assert len(PVTDatasetMapper(cfg, is_train=True)(record)["instances"]) == 1
-    assert len(record["annotations"]) == 2  # the record itself is left as it was
+    assert len(record["annotations"]) == 2  # the record is not modified
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_run_lengths_and_polygons_give_the_same_mask(cfg, record, mask_format):
+def test_run_length_and_polygon_masks_match(cfg, record, mask_format):
     cfg.INPUT.MASK_FORMAT = mask_format
     mapper = PVTDatasetMapper(cfg, is_train=True)
     from_polygon = mapper(record)["instances"].gt_masks
@@ -106,7 +106,7 @@ def test_run_lengths_and_polygons_give_the_same_mask(cfg, record, mask_format):
     assert both > 0.98
 
 
-def test_flips_move_boxes_and_masks_alike(cfg, record):
+def test_flips_transform_boxes_and_masks_consistently(cfg, record):
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.MASK_FORMAT = "bitmask"
     mapper = PVTDatasetMapper(cfg, is_train=True, seed=0)
@@ -116,10 +116,10 @@ def test_flips_move_boxes_and_masks_alike(cfg, record):
         box = instances.gt_boxes.tensor[0]
         lefts.add(round(float(box[0])))
         torch.testing.assert_close(instances.gt_masks.get_bounding_boxes().tensor[0], box, atol=1.01, rtol=0)
-    assert lefts == {43, 278}  # 4 · 427 / 40, and mirrored in a width of 427
+    assert lefts == {43, 278}  # 4 · 427 / 40, and its mirror image at a width of 427
 
 
-def test_a_sample_depends_on_seed_and_position_alone(cfg, record):
+def test_sample_depends_only_on_seed_and_position(cfg, record):
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.MIN_SIZE_TRAIN = tuple(range(32, 64))
     first = PVTDatasetMapper(cfg, is_train=True, seed=5)
@@ -133,7 +133,7 @@ def test_a_sample_depends_on_seed_and_position_alone(cfg, record):
     assert any(other(record, position)["image"].shape != images[position].shape for position in range(6))
 
 
-def test_numpys_generator_is_put_back():
+def test_global_numpy_generator_is_restored():
     np.random.seed(1)
     expected = np.random.random(3)
     np.random.seed(1)
@@ -143,7 +143,7 @@ def test_numpys_generator_is_put_back():
 
 
 def test_crop_branch(cfg, records):
-    """Both ways are taken; sizes, boxes and masks fit; boxes are as tight as their masks."""
+    """Both branches are taken, sizes match, and boxes are tight around their masks."""
     cfg.INPUT.CROP_BRANCH.ENABLED = True
     mapper = PVTDatasetMapper(cfg, is_train=True, seed=1)
     plain = cropped = 0
@@ -164,14 +164,14 @@ def test_crop_branch(cfg, records):
     assert cropped > 10
 
 
-def test_test_images_have_no_annotations(cfg, record):
+def test_test_records_have_no_annotations(cfg, record):
     mapped = PVTDatasetMapper(cfg, is_train=False)(record)
     assert "instances" not in mapped
     assert "annotations" not in mapped
     assert mapped["image"].shape == (3, 800, 1067)
 
 
-def test_size_other_than_annotated(cfg, record):
+def test_size_differs_from_annotation(cfg, record):
     record["width"] = 41
     with pytest.raises(DataError, match=r"x\.png is 40x30 .* says 41x30"):
         PVTDatasetMapper(cfg, is_train=True)(record)
@@ -194,7 +194,7 @@ def test_resize_backends():
     smooth = ResizeTransform(90, 120, 45, 60, "pil").apply_image(image)
     assert np.abs(theirs.astype(int) - smooth).max() <= 1
     plain = ResizeTransform(90, 120, 45, 60, "cv2").apply_image(image)
-    # Plain bilinear at exactly half: the mean of the four middle pixels, with no wider filter.
+    # Without antialiasing, bilinear at exactly half the size is the mean of 2×2 pixels.
     mean = image.reshape(45, 2, 60, 2, 3).mean(axis=(1, 3))
     assert np.abs(plain - mean).max() <= 1
     assert np.abs(smooth - mean).max() > 5
@@ -203,7 +203,7 @@ def test_resize_backends():
 @pytest.mark.parametrize(
     ("key", "value"), [("RESIZE_BACKEND", "tf"), ("RANDOM_FLIP", "both"), ("MIN_SIZE_TRAIN_SAMPLING", "all")]
 )
-def test_unknown_values(cfg, key, value):
+def test_unknown_input_values(cfg, key, value):
     cfg.INPUT[key] = value
     with pytest.raises(ConfigError, match=rf"INPUT\.{key} = '{value}': expected one of"):
         build_detection_augmentations(cfg, is_train=True)

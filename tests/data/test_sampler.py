@@ -1,4 +1,4 @@
-"""The training stream: every image once an epoch, the same for any number of processes and after any restart."""
+"""Training sampler: every image once per epoch, in an order independent of processes and restarts."""
 
 from itertools import chain, islice
 
@@ -16,13 +16,13 @@ def take(number, **settings):
 
 @pytest.mark.parametrize("groups", [None, GROUPS])
 @pytest.mark.parametrize("start", [1, 2, 7, 30])
-def test_restart_goes_on_exactly(groups, start):
+def test_restart_continues_exactly(groups, start):
     assert take(40, groups=groups)[start:] == take(40 - start, groups=groups, start_batch=start)
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_the_very_batch_of_one(groups, world_size):
+def test_processes_split_the_batch_of_a_single_process(groups, world_size):
     parts = [take(20, groups=groups, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [list(chain(*batch)) for batch in zip(*parts, strict=True)] == take(20, groups=groups)
 
@@ -34,18 +34,18 @@ def test_epochs_are_permutations():
     assert len(set(epochs)) == 12
 
 
-def test_positions_count_all_samples():
+def test_positions_are_consecutive():
     assert [position for batch in take(5, groups=GROUPS) for position, _ in batch] == list(range(20))
 
 
-def test_batches_are_of_one_group_and_nothing_is_lost():
+def test_batches_have_one_group_and_every_image_appears():
     batches = take(300, groups=GROUPS)
     assert all(len({GROUPS[index] for _, index in batch}) == 1 for batch in batches)
     seen = np.bincount([index for batch in batches for _, index in batch])
     assert seen.max() - seen.min() <= 2
 
 
-def test_seeds_differ():
+def test_different_seeds_give_different_orders():
     other = list(islice(ResumableBatchSampler(len(GROUPS), 4, seed=4), 5))
     assert other != take(5)
 

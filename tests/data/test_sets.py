@@ -1,4 +1,4 @@
-"""A run's config keeps the names of its classes, and evaluation holds data against them."""
+"""The config of a run stores its class names, and evaluation compares them with those of its data."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def cfg(shapes, repo_root):
     return build
 
 
-def test_training_notes_the_names_of_its_classes(cfg):
-    # Those of an earlier run on other data do not count.
+def test_training_stores_its_class_names(cfg):
+    # Names from an earlier run on different data are overwritten.
     config = cfg("DATASETS.CLASS_NAMES", "['a', 'b', 'c', 'd']")
     register_datasets(config)
     assert config.DATASETS.CLASS_NAMES == NAMES
     assert config.MODEL.RETINANET.NUM_CLASSES == 4
 
 
-def test_evaluation_refuses_data_of_other_classes(cfg):
+def test_evaluation_refuses_data_with_different_classes(cfg):
     classes = ["MODEL.RETINANET.NUM_CLASSES", "4"]
     swapped = cfg(*classes, "DATASETS.CLASS_NAMES", "['square', 'circle', 'triangle', 'star']")
     with pytest.raises(DataError, match=r"trained on square, circle, .* are circle, square, .*CLASS_NAMES \[\]"):

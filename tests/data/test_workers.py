@@ -1,4 +1,4 @@
-"""Workers of data loaders."""
+"""Data loader workers end with the program, and after the thread that pins their images."""
 
 import queue
 import subprocess
@@ -18,12 +18,12 @@ print(next(batches)[0].item())
 """
 
 
-def test_program_ends_with_an_iterator_still_open():
+def test_program_exits_with_an_open_iterator():
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, timeout=300)
     assert (found.returncode, found.stdout) == (0, "0\n"), found.stderr
 
 
-def test_the_thread_that_pins_a_gpus_images_ends_before_the_workers_do():
+def test_pinning_thread_stops_before_the_workers():
     done, results, killed = threading.Event(), queue.Queue(), []
 
     def pin():

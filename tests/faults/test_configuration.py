@@ -82,7 +82,7 @@ def test_F09_circular_base(refused, tmp_path):
 
 
 def test_F24_class_count_that_is_not_the_datas(refused, tiny_set):
-    parts = ("MODEL.RETINANET.NUM_CLASSES is 5", "bowl, cup", "set it to 2")
+    parts = ("MODEL.RETINANET.NUM_CLASSES is 5", "bowl, cup", "Set it to 2")
     refused(2, *parts, MODEL__RETINANET__NUM_CLASSES=5, **tiny_set.words())
     evaluation = {"MODEL__RETINANET__NUM_CLASSES": 5, "MODEL__WEIGHTS": "x.pth", **tiny_set.words("VAL")}
     refused(2, *parts, options=("--eval-only",), **evaluation)

@@ -112,7 +112,7 @@ def test_F10_skip_keeps_the_results_of_the_rest(command, tiny_set, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty (0 bytes)"), (b"<!DOCTYPE html>", "no image (it starts with"), (None, "does not exist")],
+    [(b"", "empty (0 bytes)"), (b"<!DOCTYPE html>", "not an image (it starts with"), (None, "does not exist")],
     ids=["zero-byte", "html", "missing"],
 )
 def test_F11_no_image_at_all(refused_set, tiny_set, content, reason):
@@ -127,7 +127,7 @@ def test_F11_postscript_is_not_run(refused_set, tiny_set):
     """Pillow would hand it to Ghostscript."""
     tiny_set.image().write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
     for check in ("fast", "full"):
-        refused_set("1.jpg is no image (it starts with b'%!PS", DATASETS__CHECK=check)
+        refused_set("1.jpg is not an image (it starts with b'%!PS", DATASETS__CHECK=check)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -148,7 +148,7 @@ def test_F11_classification_reads_neither_postscript_nor_bombs_nor_pipes(tmp_pat
 @pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\ud800.jpg", "a\x1b[31m.jpg"])
 def test_F11_name_that_no_file_can_have(refused_set, tiny_set, name):
     tiny_set.content["images"][0]["file_name"] = name
-    reason = "File name too long" if len(name) > 300 else "image without a file_name of printable characters"
+    reason = "File name too long" if len(name) > 300 else "image without a printable file_name"
     refused_set("image 1", reason, "ON_ERROR skip")
     assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").images == 3
 
@@ -163,7 +163,7 @@ def test_F12_16_bit_png_is_scaled(tmp_path):
 def test_F12_32_bit_pixels_are_refused(refused_set, tiny_set):
     Image.new("F", (SIDE, SIDE), 0.5).save(tiny_set.folder / "1.tiff")
     tiny_set.content["images"][0]["file_name"] = "1.tiff"
-    refused_set("1.tiff", "32 bits", "save it with 8", DATASETS__CHECK="full")
+    refused_set("1.tiff", "32-bit", "save it with 8 bits", DATASETS__CHECK="full")
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGBA", "LA", "P", "CMYK"])

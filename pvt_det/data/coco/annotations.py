@@ -1,7 +1,8 @@
-"""COCO-format annotation files: read, checked and fixed, so that nothing after this meets a surprise.
+"""Read, check and repair COCO-format annotation files, so that later code can rely on valid data.
 
-Fixed and counted: what has one right value (`iscrowd` 0, an area that follows from the mask or box, a polygon of
-fewer than three points, which covers nothing). What becomes of the rest, `pvt_det.data.coco.findings` says.
+Problems with a single correct fix are fixed and counted: a missing `iscrowd` is 0, a missing area is computed from the
+mask or box, and a polygon with fewer than three points, which covers nothing, is removed. How all other problems are
+handled is described in `pvt_det.data.coco.findings`.
 """
 
 from __future__ import annotations
@@ -24,28 +25,29 @@ from pvt_det.structures.rle import areas, rle_problem
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import UNPRINTABLE
 
-# Coordinates from here on are mistakes.
+# Coordinates of this size or larger are treated as mistakes.
 _MAX_COORDINATE = 1e8
-# A polygon is drawn along its outline, which takes about 80 bytes a pixel, wherever that runs.
+# Rasterizing a polygon takes about 80 bytes per pixel of its outline, even for the part outside the image.
 _MAX_OUTLINE = 5e6
-# For training it is enlarged until its box has this many pixels; Detectron2 takes a box for 0.1 pixels wide at least.
+# In training, a polygon is enlarged until the sides of its box have this many pixels. Detectron2 clamps the sides of
+# the box to at least 0.1 pixels.
 _MASK_SIDE, _MIN_SIDE = 28, 0.1
-# Evaluators keep ids as float64, which is exact up to here, and of images and categories take no negative ones.
+# Evaluators store ids as float64, which is exact up to this value. They reject negative ids of images and categories.
 _MAX_ID = 2**53
-_LONGEST_ID = 40
-# In tables and pictures; one of a million characters keeps a terminal busy for minutes.
-_LONGEST_NAME = 1000
+_MAX_SHOWN_ID_LENGTH = 40
+# Names appear in tables and drawings. A name with a million characters keeps a terminal busy for minutes.
+_MAX_NAME_LENGTH = 1000
 
 
 @dataclass(frozen=True)
 class CocoData:
-    """Checked content of an annotation file, as COCO lays it out.
+    """Checked content of an annotation file in COCO's layout.
 
     Attributes:
-        images: each with `id`, `file_name`, `width`, `height`.
-        annotations: each with `id`, `image_id`, `category_id`, `bbox` (x, y, width, height), `area`, `iscrowd`, and
-            `segmentation` where it has a usable mask.
-        categories: each with `id` and `name`, in the order of their ids.
+        images: Images, each with `id`, `file_name`, and `width` and `height` in pixels.
+        annotations: Annotations, each with `id`, `image_id`, `category_id`, `bbox` (x, y, width, height in pixels),
+            `area` in square pixels, `iscrowd` (0 or 1), and `segmentation` if it has a usable mask.
+        categories: Categories, each with `id` and `name`, sorted by id.
     """
 
     images: list[dict[str, Any]]
@@ -53,7 +55,11 @@ class CocoData:
     categories: list[dict[str, Any]]
 
     def without(self, image_ids: Collection[int]) -> Self:
-        """Return the same data less some images and their objects."""
+        """Return the data without some images and their annotations.
+
+        Args:
+            image_ids: Ids of the images to leave out.
+        """
         if not image_ids:
             return self
         return replace(
@@ -64,15 +70,22 @@ class CocoData:
 
     @property
     def class_names(self) -> list[str]:
-        """Names in the order of the contiguous class numbers."""
+        """Return the category names in the order of the contiguous class ids."""
         return [category["name"] for category in self.categories]
 
 
 def read_json(json_file: str | Path) -> dict[str, Any]:
-    """Read an annotation file's top level.
+    """Read an annotation file and check its top-level keys.
+
+    Args:
+        json_file: Annotation file in COCO's instances format.
+
+    Returns:
+        The parsed content, whose images, annotations and categories are lists with unchecked elements.
 
     Raises:
-        DataError: it is missing, no UTF-8 json, cut short, or lacks images, annotations or categories.
+        DataError: The file is missing, not JSON in UTF-8, or cut short; a key has two different values; or the lists of
+            images, annotations or categories are missing.
     """
     path = Path(json_file)
     if fault := file_fault(path):
@@ -82,39 +95,43 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"annotation file {path} cannot be read ({error.strerror})") from error
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"annotation file {path} starts with a byte-order mark: save it as UTF-8 without one")
+        raise DataError(f"annotation file {path} starts with a byte-order mark. Save it as UTF-8 without one.")
     try:
-        data = json.loads(content, object_pairs_hook=_unlike_keys)
+        data = json.loads(content, object_pairs_hook=_reject_conflicting_keys)
     except UnicodeDecodeError as error:
-        raise DataError(f"annotation file {path} is broken or no UTF-8 ({error}): write it again, as UTF-8") from error
+        raise DataError(f"annotation file {path} is broken or not UTF-8 ({error}). Save it again as UTF-8.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"annotation file {path} is broken or cut short ({error}): write or copy it again") from error
+        raise DataError(f"annotation file {path} is broken or cut short ({error}). Write or copy it again.") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise DataError(f"annotation file {path} has no list {key!r}: expected COCO's instances format")
+            raise DataError(f"annotation file {path} has no list {key!r}. Expected COCO's instances format.")
     return data
 
 
-def _unlike_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A json object; Python's reader would keep the last of two values of a key and lose the first in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _reject_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; of two values of a key, Python's default silently keeps only the last."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
         for name, value in pairs:
-            if value != found[name]:
-                raise ValueError(f"the key {name!r} stands twice in one object, with different values")
-    return found
+            if value != result[name]:
+                raise ValueError(f"the key {name!r} appears twice in one object with different values")
+    return result
 
 
 def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> CocoData:
-    """Read and check an annotation file; all that is wrong goes to `findings`, and only sound parts come back.
+    """Read and check an annotation file, and return its valid parts.
 
     Args:
-        json_file: the file.
-        findings: takes the problems.
-        allow_outside: file names may be absolute or climb with `..`.
+        json_file: Annotation file in COCO's instances format.
+        findings: Collects all problems of the file.
+        allow_outside: Whether image file names may be absolute or contain `..`.
+
+    Returns:
+        The valid images, annotations and categories.
 
     Raises:
-        DataError: as `read_json`.
+        DataError: The file is missing, not JSON in UTF-8, or cut short; a key has two different values; or the lists of
+            images, annotations or categories are missing.
     """
     raw = read_json(json_file)
     categories = _categories(raw["categories"], findings)
@@ -123,72 +140,77 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
     known = {category["id"] for category in categories}
     ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and _is_exact(a.get("id")))
     annotations = []
-    for place, annotation in enumerate(raw["annotations"]):
+    for index, annotation in enumerate(raw["annotations"]):
         if not isinstance(annotation, dict):
-            findings.add("annotation that is no object", f"number {place}")
+            findings.add("annotation that is not a JSON object", f"number {index}")
             continue
-        name = _name("annotation", annotation, place)
-        wrong = _identity_problem(annotation, ids, by_id, known)
-        wrong = wrong or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
-        wrong = wrong or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings)
-        if wrong:
-            findings.add(wrong, name)
+        name = _name("annotation", annotation, index)
+        problem = _reference_problem(annotation, ids, by_id, known)
+        problem = problem or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
+        problem = problem or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings)
+        if problem:
+            findings.add(problem, name)
             continue
-        _complete(annotation, name, findings)
-        _note_box(annotation["bbox"], by_id[annotation["image_id"]], name, findings)
+        _fill_missing(annotation, name, findings)
+        _report_unusual_box(annotation["bbox"], by_id[annotation["image_id"]], name, findings)
         annotations.append(annotation)
-    _usable(images, categories, annotations, findings)
+    _check_not_empty(images, categories, annotations, findings)
     return CocoData(images, annotations, categories)
 
 
 def require_masks(data: CocoData, findings: Findings) -> CocoData:
-    """Report objects without a usable mask as problems, and leave them out; crowd regions need none.
+    """Report annotations without a usable mask and leave them out; crowd regions do not need a mask.
 
     Args:
         data: Checked annotations.
-        findings: Takes the problems.
+        findings: Collects the annotations without a mask.
+
+    Returns:
+        The data without these annotations.
     """
     kept = [a for a in data.annotations if a["iscrowd"] or "segmentation" in a]
     if len(kept) == len(data.annotations):
         return data
-    for place, annotation in enumerate(data.annotations):
+    for index, annotation in enumerate(data.annotations):
         if not annotation["iscrowd"] and "segmentation" not in annotation:
             kind = "annotation without a usable mask, which MODEL.MASK_ON needs"
-            findings.add(kind, _name("annotation", annotation, place))
-    _usable(data.images, data.categories, kept, findings)
+            findings.add(kind, _name("annotation", annotation, index))
+    _check_not_empty(data.images, data.categories, kept, findings)
     return replace(data, annotations=kept)
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
-    sound = []
-    for place, category in enumerate(raw):
-        if wrong := _category_problem(category):
-            findings.add(wrong, _name("category", category, place), fatal=True)
+    """Return the valid categories, sorted by id."""
+    valid = []
+    for index, category in enumerate(raw):
+        if problem := _category_problem(category):
+            findings.add(problem, _name("category", category, index), fatal=True)
         else:
-            sound.append(category)
-    for what in ("id", "name"):
-        for value, count in Counter(category[what] for category in sound).items():
+            valid.append(category)
+    for key in ("id", "name"):
+        for value, count in Counter(category[key] for category in valid).items():
             if count > 1:
-                findings.add(f"category {what} given twice", str(value), fatal=True)
-    return sorted(sound, key=lambda category: category["id"])
+                findings.add(f"duplicate category {key}", str(value), fatal=True)
+    return sorted(valid, key=lambda category: category["id"])
 
 
 def _category_problem(category: Any) -> str:
     if not isinstance(category, dict) or not _is_id(category.get("id")):
-        return "category without an integer id of 0 to 2^53"
-    if not _is_text(category.get("name")) or len(category["name"]) > _LONGEST_NAME:
-        return f"category without a name of printable characters, at most {_LONGEST_NAME}"
+        return "category without an integer id from 0 to 2^53"
+    if not _is_printable(category.get("name")) or len(category["name"]) > _MAX_NAME_LENGTH:
+        return f"category without a printable name of at most {_MAX_NAME_LENGTH} characters"
     return ""
 
 
 def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dict[str, Any]]:
+    """Return the valid images."""
     counts = Counter(i.get("id") for i in raw if isinstance(i, dict) and _is_id(i.get("id")))
     images = []
-    for place, image in enumerate(raw):
-        wrong = _image_problem(image, counts, allow_outside)
-        if wrong:
-            # A path out of the image folder may be an attack: it is never merely passed over.
-            findings.add(wrong, _name("image", image, place), fatal="outside the image folder" in wrong)
+    for index, image in enumerate(raw):
+        problem = _image_problem(image, counts, allow_outside)
+        if problem:
+            # A path outside the image folder may be an attack, so it always stops the run.
+            findings.add(problem, _name("image", image, index), fatal="outside the image folder" in problem)
         else:
             images.append(image)
     return images
@@ -196,36 +218,36 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
 
 def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
     if not isinstance(image, dict) or not _is_id(image.get("id")):
-        return "image without an integer id of 0 to 2^53"
+        return "image without an integer id from 0 to 2^53"
     if counts[image["id"]] > 1:
-        return "image id given twice"
+        return "duplicate image id"
     file_name: Any = image.get("file_name")
-    if not _is_text(file_name):
-        return "image without a file_name of printable characters"
+    if not _is_printable(file_name):
+        return "image without a printable file_name"
     if not all(_is_int(image.get(side)) and image[side] > 0 for side in ("width", "height")):
-        return "image without positive integers width and height"
+        return "image whose width and height are not positive integers"
     if image["width"] * image["height"] > MAX_PIXELS:
-        return f"image of more than {MAX_PIXELS:,} pixels, the most that are read"
+        return f"image with more than {MAX_PIXELS:,} pixels, which is the limit"
     path = PurePosixPath(file_name)
-    leaves = path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
-    if leaves and not allow_outside:
-        return "file_name that leads outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
+    is_outside = path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
+    if is_outside and not allow_outside:
+        return "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
     return ""
 
 
-def _identity_problem(annotation: dict[str, Any], ids: Counter, images: dict[int, Any], known: set[int]) -> str:
+def _reference_problem(annotation: dict[str, Any], ids: Counter, images: dict[int, Any], known: set[int]) -> str:
     if not _is_exact(annotation.get("id")):
         return "annotation without an integer id"
     if ids[annotation["id"]] > 1:
-        return "annotation id given twice"
+        return "duplicate annotation id"
     if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in images:
-        return "annotation of an unknown or left-out image_id"
+        return "annotation with an unknown or dropped image_id"
     if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in known:
         return "annotation with an unknown category_id"
     if "bbox" not in annotation:
         return "annotation without bbox"
     if annotation.get("ignore"):
-        return "annotation with 'ignore' set, which is not supported (iscrowd 1 marks a region to ignore)"
+        return "annotation with 'ignore' set, which is not supported (set iscrowd 1 for a region to ignore)"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return "annotation whose iscrowd is neither 0 nor 1"
     return ""
@@ -239,25 +261,25 @@ def _box_problem(box: Any, image: dict[str, Any]) -> str:
         return "bbox with NaN, infinity or a value of 1e8 or more"
     if width < 0 or height < 0:
         return "bbox with negative width or height"
-    # An empty box is harmless (COCO itself has some): it is never trained on and never matched.
+    # An empty box is harmless: it is never used in training and never matched. COCO itself contains some.
     if width and height and (x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0):
-        return "bbox wholly outside its image"
+        return "bbox entirely outside its image"
     return ""
 
 
 def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], name: str, findings: Findings) -> str:
-    """Check and repair the mask in place; gives the problem that remains."""
+    """Check the mask, repair it in place, and return the remaining problem or ""."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         return rle_problem(segmentation, image["height"], image["width"])
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            wrong = _polygon_problem(polygon, annotation["bbox"])
-            if wrong:
-                return wrong
+            problem = _polygon_problem(polygon, annotation["bbox"])
+            if problem:
+                return problem
         kept = [polygon for polygon in segmentation if len(polygon) >= 6]
         if len(kept) < len(segmentation):
-            findings.add("polygon of fewer than three points", name, repair="polygon removed")
+            findings.add("polygon with fewer than three points", name, repair="polygon removed")
         annotation["segmentation"] = kept
     elif segmentation is not None:
         return "segmentation that is neither polygons nor RLE"
@@ -268,34 +290,37 @@ def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], nam
 
 def _polygon_problem(polygon: Any, box: list[float]) -> str:
     if not isinstance(polygon, list) or len(polygon) % 2:
-        return "polygon that is no list of x, y pairs"
+        return "polygon that is not a list of x, y pairs"
     if not polygon:
         return ""
     try:
-        # One pass in C over the numbers: NaN and infinity both show in the sum.
+        # Built-ins loop in C. NaN and infinity both show up in the sum.
         low, high, total = min(polygon), max(polygon), float(sum(polygon))
     except TypeError:
-        return "polygon that is no list of x, y pairs"
+        return "polygon that is not a list of x, y pairs"
     except OverflowError:
         low, high, total = 0, 0, math.inf
     if not (math.isfinite(total) and -_MAX_COORDINATE < low <= high < _MAX_COORDINATE):
         return "polygon with NaN, infinity or a coordinate of 1e8 or more"
     enlarged = max(1.0, _MASK_SIDE / max(_MIN_SIDE, min(box[2:])))
-    # The first product is a bound on the outline's length that costs nothing.
+    # The first product is a cheap upper bound on the length of the outline.
     if len(polygon) * (high - low) * enlarged > _MAX_OUTLINE and _outline(polygon) * enlarged > _MAX_OUTLINE:
-        return "polygon whose outline is too long to draw: it leaves its image, or its box is far too small"
+        return (
+            "polygon whose outline is too long to draw: it extends far outside its image, or its box is far too small"
+        )
     return ""
 
 
 def _outline(polygon: list[float]) -> float:
-    """Length in pixels, counting the longer of an edge's width and height."""
+    """Return the outline's length in pixels; each edge counts as the larger of its width and height."""
     points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def _complete(annotation: dict[str, Any], name: str, findings: Findings) -> None:
+def _fill_missing(annotation: dict[str, Any], name: str, findings: Findings) -> None:
+    """Add a missing `iscrowd` or area to an annotation in place."""
     if "iscrowd" not in annotation:
-        findings.add("annotation without iscrowd", name, repair="taken as 0")
+        findings.add("annotation without iscrowd", name, repair="set to 0")
     annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
     area: Any = annotation.get("area")
     if not _is_number(area) or not 0 <= area < _MAX_COORDINATE**2:
@@ -303,16 +328,16 @@ def _complete(annotation: dict[str, Any], name: str, findings: Findings) -> None
         annotation["area"] = _area(annotation)
 
 
-def _note_box(box: list[float], image: dict[str, Any], name: str, findings: Findings) -> None:
+def _report_unusual_box(box: list[float], image: dict[str, Any], name: str, findings: Findings) -> None:
     x, y, width, height = box
     if not width or not height:
-        findings.add("empty bbox", name, repair="not trained on")
+        findings.add("empty bbox", name, repair="ignored in training")
     elif min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-        findings.add("bbox that reaches out of its image by more than a pixel", name, repair="cut there in training")
+        findings.add("bbox that extends outside its image by more than a pixel", name, repair="clipped in training")
 
 
 def _area(annotation: dict[str, Any]) -> float:
-    """Area in square pixels of the mask, or of the box where there is none."""
+    """Return the area of the mask in square pixels, or of the box if there is no mask."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         return float(areas([segmentation])[0])
@@ -322,32 +347,33 @@ def _area(annotation: dict[str, Any]) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def _usable(
+def _check_not_empty(
     images: list[dict[str, Any]],
     categories: list[dict[str, Any]],
     annotations: list[dict[str, Any]],
     findings: Findings,
 ) -> None:
+    """Report a data set on which nothing can be trained."""
     for what, items in (("image", images), ("category", categories), ("annotation", annotations)):
         if not items:
-            findings.add(f"no {what} that can be used", "the data set is empty", fatal=True)
+            findings.add(f"no usable {what}", "the data set is empty", fatal=True)
             return
     single = [annotation for annotation in annotations if not annotation["iscrowd"]]
     if not single:
-        findings.add("no object but crowd regions", f"all {len(annotations)} annotations", fatal=True)
+        findings.add("only crowd regions", f"all {len(annotations)} annotations", fatal=True)
     elif not any(annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0 for annotation in single):
-        findings.add("no box that is not empty", f"all {len(single)} annotations", fatal=True)
+        findings.add("only empty boxes", f"all {len(single)} annotations", fatal=True)
 
 
-def _name(what: str, entry: Any, place: int) -> str:
-    """An entry of a list by its id, or where it has none to speak of, by its place, from 0."""
+def _name(what: str, entry: Any, index: int) -> str:
+    """Name an entry of a list by its id, or by its 0-based index if the id is missing or too long to show."""
     if not isinstance(entry, dict) or "id" not in entry:
-        return f"{what} number {place}"
+        return f"{what} number {index}"
     shown = repr(entry["id"])
-    return f"{what} {shown if len(shown) <= _LONGEST_ID else f'number {place}'}"
+    return f"{what} {shown if len(shown) <= _MAX_SHOWN_ID_LENGTH else f'number {index}'}"
 
 
-def _is_text(value: Any) -> bool:
+def _is_printable(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not UNPRINTABLE.search(value)
 
 
@@ -360,7 +386,7 @@ def _is_exact(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    """Of an image or category; an annotation's may be negative, since it is numbered anew."""
+    """Check an image or category id. Annotation ids may be negative, since evaluation renumbers them."""
     return _is_exact(value) and value >= 0
 
 

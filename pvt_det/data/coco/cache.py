@@ -1,6 +1,6 @@
-"""Annotation files of this process, parsed and checked once each.
+"""Cache of parsed and checked annotation files.
 
-A run needs the same file several times: the check before the first step, the class names, the records of the loader,
+A run reads the same file several times: for the check before training, the class names, the records of the data loader,
 and the ground truth of every evaluation.
 """
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from pvt_det.data.coco.annotations import CocoData, read_annotations
 from pvt_det.data.coco.findings import Findings
 
-_MOST_FILES = 4
+_MAX_FILES = 4
 _Key = tuple[str, bool, int, int]
 _loaded: dict[_Key, tuple[CocoData, Findings]] = {}
 
 
 def load_annotations(json_file: str | Path, *, allow_outside: bool = False) -> tuple[CocoData, Findings]:
-    """Read and check an annotation file, or return what an earlier call made of the unchanged file.
+    """Read and check an annotation file, or return the cached result if the file has not changed.
 
     Args:
-        json_file: Annotations in COCO's instances format.
-        allow_outside: Whether file names may be absolute or climb with `..`.
+        json_file: Annotation file in COCO's instances format.
+        allow_outside: Whether image file names may be absolute or contain `..`.
 
     Returns:
-        The sound annotations, to be read only, and a copy of the problems.
+        The valid annotations, which callers must not modify, and a copy of the problems.
 
     Raises:
-        DataError: The file is missing, or not in COCO's format.
+        DataError: The file is missing or not in COCO's format.
     """
     key = _key(json_file, allow_outside)
     if key not in _loaded or key[2] < 0:
         findings = Findings()
         data = read_annotations(json_file, findings, allow_outside=allow_outside)
-        while len(_loaded) >= _MOST_FILES:
+        while len(_loaded) >= _MAX_FILES:
             del _loaded[next(iter(_loaded))]
         _loaded[key] = (data, findings)
     data, findings = _loaded[key]
@@ -42,15 +42,20 @@ def load_annotations(json_file: str | Path, *, allow_outside: bool = False) -> t
 
 
 def forget_annotations(json_file: str | Path) -> None:
-    """Free the memory of a file that is not needed again, such as training data once a loader has packed it."""
+    """Remove a file from the cache to free memory, for example once a data loader has packed its records.
+
+    Args:
+        json_file: Annotation file, given as to `load_annotations`.
+    """
     for key in [key for key in _loaded if key[0] == str(json_file)]:
         del _loaded[key]
 
 
 def _key(json_file: str | Path, allow_outside: bool) -> _Key:
+    """Return path, `allow_outside`, size and modification time; the size is -1 if the file is not accessible."""
     try:
         status = Path(json_file).stat()
     except (OSError, ValueError):
-        # Reading it says what is wrong.
+        # Reading the file raises an error that says what is wrong.
         return str(json_file), allow_outside, -1, 0
     return str(json_file), allow_outside, status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""The check of a data set before the first step: annotations and image files, all problems in one report."""
+"""Check the annotations and image files of a data set before training, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Examined:
-    """What of a data set can be used, whether or not it is then refused.
+    """The usable part of a data set, which is known even if the data set is refused.
 
     Attributes:
-        data: its sound annotations.
-        unreadable: ids of images whose file is missing, broken or of another size.
+        data: Images, annotations and categories that passed the check of the annotation file.
+        unreadable: Ids of images whose file is missing, is broken, or differs in size from its annotation.
     """
 
     data: CocoData
@@ -31,22 +31,23 @@ class Examined:
 
     @property
     def usable(self) -> CocoData:
-        """The sound annotations of readable images."""
+        """Return the valid annotations of readable images."""
         return self.data.without(self.unreadable)
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found in a data set that can be used.
+    """Result of checking a data set that can be used.
 
     Attributes:
-        json_file: the annotation file.
-        images: number of usable images.
-        annotations: number of usable annotations.
-        class_names: in the order of the contiguous class numbers.
-        problems: by kind, all fixed or left out.
-        unreadable: ids of images whose file is missing or broken ("skip" only).
-        lines: the problems as text, one a line.
+        json_file: Path of the annotation file.
+        images: Number of usable images.
+        annotations: Number of usable annotations.
+        class_names: Class names in the order of the contiguous class ids.
+        problems: Problems by kind, all of them fixed or dropped.
+        unreadable: Ids of images whose file is missing, is broken, or differs in size from its annotation. Empty unless
+            `on_error` is "skip".
+        lines: One line per kind of problem, for display.
     """
 
     json_file: str
@@ -61,7 +62,7 @@ class CheckReport:
         head = (
             f"{self.json_file}: {self.images} images, {self.annotations} annotations, {len(self.class_names)} classes"
         )
-        return "\n  ".join([head + ("; problems fixed or left out:" if self.lines else ""), *self.lines])
+        return "\n  ".join([head + ("; problems fixed or dropped:" if self.lines else ""), *self.lines])
 
 
 def examine(
@@ -73,20 +74,23 @@ def examine(
     masks: bool = False,
     allow_outside: bool = False,
 ) -> Examined:
-    """Find everything that is wrong with a COCO-format data set; what is left can be used.
+    """Find all problems of a COCO-format data set, and return the part that can be used.
 
     Args:
-        json_file: annotations in COCO's instances format.
-        image_root: folder that `file_name` is relative to.
-        level: "fast" reads the annotations, every image's header and the last bytes of its file; "full" decodes every
-            image; "off" reads the annotations only.
-        findings: takes the problems.
-        masks: masks are needed.
-        allow_outside: file names may lead out of `image_root`.
+        json_file: Annotation file in COCO's instances format.
+        image_root: Folder that `file_name` is relative to.
+        level: Thoroughness of the check. "fast" reads the annotations, and the header and the last bytes of every image
+            file; "full" decodes every image; "off" reads only the annotations.
+        findings: Collects all problems.
+        masks: Whether annotations without a usable mask are a problem.
+        allow_outside: Whether image file names may be absolute or contain `..`.
+
+    Returns:
+        The usable part of the data set.
 
     Raises:
-        ConfigError: unknown `level`.
-        DataError: the annotations are no COCO file, or the image folder does not exist.
+        ConfigError: `level` is unknown.
+        DataError: The annotation file is not in COCO's format, or the image folder does not exist.
     """
     require_choice("DATASETS.CHECK", level)
     data, found = load_annotations(json_file, allow_outside=allow_outside)
@@ -97,7 +101,7 @@ def examine(
     if level != "off":
         unreadable = _check_images(data, Path(image_root), level == "full", findings)
         if len(unreadable) == len(data.images) > 0:
-            findings.add("no image that can be read", f"looked in {image_root}", fatal=True)
+            findings.add("no readable image", f"looked in {image_root}", fatal=True)
     return Examined(data, unreadable)
 
 
@@ -110,19 +114,24 @@ def check_dataset(
     masks: bool = False,
     allow_outside: bool = False,
 ) -> CheckReport:
-    """Check a COCO-format data set; the report is also logged.
+    """Check a COCO-format data set, and log and return the report.
 
     Args:
-        json_file: as in `examine`, and so all others but one.
-        image_root: folder of the images.
-        level: "fast", "full" or "off".
-        on_error: "stop", "skip" or "strict", as `pvt_det.data.coco.findings` says.
-        masks: masks are needed.
-        allow_outside: file names may lead out of `image_root`.
+        json_file: Annotation file in COCO's instances format.
+        image_root: Folder that `file_name` is relative to.
+        level: Thoroughness of the check. "fast" reads the annotations, and the header and the last bytes of every image
+            file; "full" decodes every image; "off" reads only the annotations.
+        on_error: How to handle problems: "stop", "skip" or "strict". See `pvt_det.data.coco.findings`.
+        masks: Whether annotations without a usable mask are a problem.
+        allow_outside: Whether image file names may be absolute or contain `..`.
+
+    Returns:
+        The report, whose problems are all fixed or dropped.
 
     Raises:
-        ConfigError: unknown `level` or `on_error`.
-        DataError: the data set cannot be used; the message counts every kind of problem and names its first offenders.
+        ConfigError: `level` or `on_error` is unknown.
+        DataError: The data set cannot be used. The message gives the count and the first examples of every kind of
+            problem.
     """
     require_choice("DATASETS.ON_ERROR", on_error)
     findings = Findings()
@@ -143,9 +152,9 @@ def check_dataset(
 
 
 def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) -> frozenset[int]:
-    """Ids of images that are missing, broken, or of another size than annotated."""
+    """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
-        raise DataError(f"image folder {root} {fault}: name the folder that the images lie in")
+        raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
     unreadable = set()
     for image in data.images:
         path = root / image["file_name"]

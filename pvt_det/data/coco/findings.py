@@ -1,12 +1,13 @@
-"""What a check of a data set found: each kind of problem with its count, its first offenders and what becomes of it.
+"""Collect the problems found in a data set, and decide whether each one is fixed, dropped or refused.
 
-Every problem has one outcome, decided by what it is and by DATASETS.ON_ERROR: fixed, dropped, or refused.
+The outcome depends on the kind of problem and on DATASETS.ON_ERROR. A problem is fixable if it has a single correct
+fix, such as a missing area. It is fatal if dropping the affected parts is not an option, such as an empty data set.
 
-| DATASETS.ON_ERROR | what has one right value | what is broken | what leaves nothing to go on with |
-|-------------------|--------------------------|----------------|-----------------------------------|
-| skip              | fixed                    | dropped        | refused                           |
-| stop (default)    | fixed                    | refused        | refused                           |
-| strict            | refused                  | refused        | refused                           |
+| DATASETS.ON_ERROR | fixable | broken  | fatal   |
+|-------------------|---------|---------|---------|
+| skip              | fixed   | dropped | refused |
+| stop (default)    | fixed   | refused | refused |
+| strict            | refused | refused | refused |
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 
 from pvt_det.errors import DataError
 
-_SHOWN = 3
-_KEPT = 24
+_MAX_SHOWN = 3
+_MAX_KEPT = 24
 
 
 @dataclass
@@ -24,10 +25,10 @@ class Problem:
     """One kind of problem.
 
     Attributes:
-        count: how many images or annotations have it.
-        first: the first few of them, by id or file.
-        repair: how it is fixed; "" where it cannot be.
-        fatal: leaving the offenders out is no way on.
+        count: Number of images, annotations or categories that have the problem.
+        first: Ids or files of the first few of them.
+        repair: How the problem is fixed, such as "set to 0"; "" if it cannot be fixed.
+        fatal: Whether the data set is refused even with DATASETS.ON_ERROR skip.
     """
 
     count: int = 0
@@ -36,7 +37,11 @@ class Problem:
     fatal: bool = False
 
     def outcome(self, on_error: str) -> str:
-        """What becomes of it under DATASETS.ON_ERROR: "fixed", "dropped" or "refused"."""
+        """Return "fixed", "dropped" or "refused".
+
+        Args:
+            on_error: Value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
+        """
         if self.fatal or on_error == "strict":
             return "refused"
         if self.repair:
@@ -45,54 +50,70 @@ class Problem:
 
 
 class Findings:
-    """Collects the problems of one data set, so that all are told in one report."""
+    """Problems of one data set, collected so that one report can show all of them."""
 
     def __init__(self) -> None:
         self.problems: dict[str, Problem] = {}
 
     def add(self, kind: str, offender: str, *, repair: str = "", fatal: bool = False) -> None:
-        """Count one offender.
+        """Add one occurrence of a problem.
 
         Args:
-            kind: the problem, in words that name its key or cause.
-            offender: the id or file, such as "annotation 7" or "image 3: why".
-            repair: how it is fixed, where it can be.
-            fatal: refuse the data set even where broken parts are skipped.
+            kind: Description of the problem that names its key or cause.
+            offender: Affected id or file, such as "annotation 7" or "image 3: reason".
+            repair: How the problem is fixed; "" if it cannot be fixed.
+            fatal: Whether the data set is refused even with DATASETS.ON_ERROR skip.
         """
         problem = self.problems.setdefault(kind, Problem(repair=repair, fatal=fatal))
         problem.count += 1
-        if len(problem.first) < _KEPT:
+        if len(problem.first) < _MAX_KEPT:
             problem.first.append(offender)
 
     def refused(self, on_error: str) -> bool:
-        """Whether the data set cannot be used under `on_error`."""
+        """Return whether any problem makes the data set unusable.
+
+        Args:
+            on_error: Value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
+        """
         return any(problem.outcome(on_error) == "refused" for problem in self.problems.values())
 
     def ordered(self, on_error: str) -> list[tuple[str, Problem]]:
-        """Kinds of problems, those with the gravest outcome first."""
+        """Return (kind, problem) pairs: refused problems first, then dropped, then fixed ones.
+
+        Args:
+            on_error: Value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
+        """
         order = ("refused", "dropped", "fixed")
         return sorted(self.problems.items(), key=lambda item: order.index(item[1].outcome(on_error)))
 
     def lines(self, on_error: str) -> list[str]:
-        """One line a problem with its outcome, in the order of `ordered`."""
+        """Return one line per kind of problem with its outcome, count and first examples, sorted as in `ordered`.
+
+        Args:
+            on_error: Value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
+        """
         return [
-            f"{p.outcome(on_error)}: {p.count} x {kind}: {'; '.join(p.first[:_SHOWN])}"
-            + (", …" if p.count > _SHOWN else "")
+            f"{p.outcome(on_error)}: {p.count} x {kind}: {'; '.join(p.first[:_MAX_SHOWN])}"
+            + (", …" if p.count > _MAX_SHOWN else "")
             + (f" ({p.repair})" if p.outcome(on_error) == "fixed" else "")
             for kind, p in self.ordered(on_error)
         ]
 
     def raise_if_refused(self, source: str, on_error: str) -> None:
-        """Raise DataError with the whole report where the data set cannot be used.
+        """Raise an error with the whole report if the data set cannot be used.
+
+        Args:
+            source: Name of the data set in the message, usually its annotation file.
+            on_error: Value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
 
         Raises:
-            DataError: there is a problem whose outcome is "refused".
+            DataError: At least one problem is refused.
         """
         if not self.refused(on_error):
             return
-        way_out = "Correct the file."
+        fix = "Correct the file."
         if on_error == "strict" and not self.refused("stop"):
-            way_out = "Correct the file, or let these be fixed with DATASETS.ON_ERROR stop."
+            fix = "Correct the file, or fix these problems automatically with DATASETS.ON_ERROR stop."
         elif not self.refused("skip"):
-            way_out = "Correct the file, or leave the broken parts out with DATASETS.ON_ERROR skip."
-        raise DataError("\n  ".join([f"{source} cannot be used as it is:", *self.lines(on_error)]) + f"\n{way_out}")
+            fix = "Correct the file, or drop the broken parts with DATASETS.ON_ERROR skip."
+        raise DataError("\n  ".join([f"{source} cannot be used:", *self.lines(on_error)]) + f"\n{fix}")

@@ -1,4 +1,4 @@
-"""Registration of COCO-format data sets with Detectron2's catalogs."""
+"""Register COCO-format data sets in Detectron2's catalogs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pvt_det.errors import ConfigError
 
 @dataclass(frozen=True)
 class CocoSource:
-    """Where a data set lies and what of it is used; in the metadata as `coco_source`.
+    """Files and settings of a COCO-format data set, stored in its metadata as `coco_source`.
 
     Attributes:
-        json_file: annotations in COCO's instances format.
-        image_root: folder that `file_name` is relative to.
-        on_error: "stop", "skip" or "strict".
-        allow_outside: file names may lead out of `image_root`.
-        unreadable: ids of images to leave out, because a check could not read them.
+        json_file: Annotation file in COCO's instances format.
+        image_root: Folder that `file_name` is relative to.
+        on_error: How to handle problems: "stop", "skip" or "strict". See `pvt_det.data.coco.findings`.
+        allow_outside: Whether image file names may be absolute or contain `..`.
+        unreadable: Ids of images to leave out because a check could not read them.
     """
 
     json_file: str
@@ -34,17 +34,24 @@ class CocoSource:
     unreadable: frozenset[int] = frozenset()
 
     def load(self) -> CocoData:
-        """The checked annotations; training records and evaluation's ground truth are both made of these.
+        """Load the checked annotations, which training and evaluation share.
+
+        Returns:
+            The valid annotations of readable images.
 
         Raises:
-            DataError: the annotations cannot be used.
+            DataError: The annotations cannot be used.
         """
         data, findings = load_annotations(self.json_file, allow_outside=self.allow_outside)
         findings.raise_if_refused(self.json_file, self.on_error)
         return data.without(self.unreadable)
 
     def records(self) -> list[dict[str, Any]]:
-        """One Detectron2 record for each image, in the order of their ids; empty boxes are left out."""
+        """Return one Detectron2 record per image, sorted by image id, without annotations with an empty box.
+
+        Raises:
+            DataError: The annotations cannot be used.
+        """
         data = self.load()
         classes = {category["id"]: number for number, category in enumerate(data.categories)}
         objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in data.images}
@@ -76,27 +83,30 @@ def register_coco(
     allow_outside: bool = False,
     unreadable: frozenset[int] = frozenset(),
 ) -> Metadata:
-    """Register a COCO-format data set; class names and ids come from its json.
+    """Register a COCO-format data set, with class names and ids from its annotation file.
 
-    Registering the same data set again under the same name changes nothing.
+    Registering the same data set again under the same name has no effect.
 
     Args:
-        name: name in Detectron2's catalogs.
-        json_file: annotations in COCO's instances format.
-        image_root: folder that `file_name` is relative to.
-        on_error: "stop", "skip" or "strict", see `CocoSource`.
-        allow_outside: file names may lead out of `image_root`.
-        unreadable: ids of images to leave out.
+        name: Name in Detectron2's catalogs.
+        json_file: Annotation file in COCO's instances format.
+        image_root: Folder that `file_name` is relative to.
+        on_error: How to handle problems: "stop", "skip" or "strict". See `pvt_det.data.coco.findings`.
+        allow_outside: Whether image file names may be absolute or contain `..`.
+        unreadable: Ids of images to leave out.
+
+    Returns:
+        The metadata of the data set in Detectron2's `MetadataCatalog`.
 
     Raises:
-        ConfigError: the name is taken by another data set.
-        DataError: the annotations cannot be used.
+        ConfigError: The name belongs to a data set with different files or settings.
+        DataError: The annotations cannot be used.
     """
     source = CocoSource(str(json_file), str(image_root), on_error, allow_outside, unreadable)
     if name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
         if metadata.get("coco_source") != source:
-            raise ConfigError(f"a data set {name!r} is registered already, with other files or settings")
+            raise ConfigError(f"data set {name!r} is already registered with different files or settings")
         return metadata
     categories = source.load().categories
     DatasetCatalog.register(name, source.records)

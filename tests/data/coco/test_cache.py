@@ -1,4 +1,4 @@
-"""Annotation files are parsed once in a process, and again when they change."""
+"""Cache of annotation files: each file is parsed once per process, and again when it changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTENT = {
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The files that were parsed, in order."""
+    """Return the list of parsed files, in order."""
     read, files = annotations.read_json, []
 
     def counted(file):
@@ -30,7 +30,7 @@ def reads(monkeypatch):
     return files
 
 
-def test_an_unchanged_file_is_parsed_once_and_its_problems_are_told_each_time(tmp_path, reads):
+def test_unchanged_file_is_parsed_once_and_problems_are_returned_each_time(tmp_path, reads):
     file = tmp_path / "train.json"
     file.write_text(json.dumps(CONTENT))
     (first, problems), (second, again) = load_annotations(file), load_annotations(file)
@@ -41,7 +41,7 @@ def test_an_unchanged_file_is_parsed_once_and_its_problems_are_told_each_time(tm
     assert "another" not in load_annotations(file)[1].problems
 
 
-def test_a_changed_or_forgotten_file_is_parsed_again(tmp_path, reads):
+def test_changed_or_removed_file_is_parsed_again(tmp_path, reads):
     file = tmp_path / "train.json"
     file.write_text(json.dumps(CONTENT))
     load_annotations(file)
@@ -52,17 +52,17 @@ def test_a_changed_or_forgotten_file_is_parsed_again(tmp_path, reads):
     assert len(reads) == 3
 
 
-def test_a_missing_file_is_an_error_each_time(tmp_path):
+def test_missing_file_raises_each_time(tmp_path):
     for _ in range(2):
         with pytest.raises(DataError, match="does not exist"):
             load_annotations(tmp_path / "nowhere.json")
 
 
-def test_data_without_some_images(tmp_path):
+def test_without_drops_images_and_their_annotations(tmp_path):
     file = tmp_path / "train.json"
     more = {"id": 2, "file_name": "2.jpg", "width": 10, "height": 10}
     file.write_text(json.dumps(CONTENT | {"images": [*CONTENT["images"], more]}))
     data, _ = load_annotations(file)
-    left = data.without({1})
-    assert ([image["id"] for image in left.images], left.annotations, left.categories) == ([2], [], data.categories)
+    kept = data.without({1})
+    assert ([image["id"] for image in kept.images], kept.annotations, kept.categories) == ([2], [], data.categories)
     assert data.without(frozenset()) is data

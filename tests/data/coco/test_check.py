@@ -1,4 +1,4 @@
-"""Every fault of annotations and image files is found before training, named, and counted."""
+"""Check of a data set: every problem of annotations and image files is found, named and counted before training."""
 
 import copy
 import json
@@ -29,8 +29,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def sound():
-    """Three images, two boxes on each of the first two."""
+def valid_content():
+    """Return a valid data set with three images, and two boxes in each of the first two."""
     return {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": W, "height": H} for i in range(1, 4)],
         "categories": [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}],
@@ -56,8 +56,8 @@ def check(folder, data, **settings):
 
 
 def changed(**values):
-    """The sound data with keys of annotation 11 changed, or removed where the value is `...`."""
-    data = sound()
+    """Return the valid data set with keys of annotation 11 changed, or removed if the value is `...`."""
+    data = valid_content()
     for key, value in values.items():
         if value is ...:
             del data["annotations"][1][key]
@@ -66,8 +66,8 @@ def changed(**values):
     return data
 
 
-def test_sound_data(folder):
-    report = check(folder, sound(), level="full", masks=True)
+def test_valid_data(folder):
+    report = check(folder, valid_content(), level="full", masks=True)
     assert (report.images, report.annotations, report.class_names) == (3, 4, ["cat", "dog"])
     assert report.problems == {}
 
@@ -80,7 +80,7 @@ def test_sound_data(folder):
         ({"bbox": [W, 2, 3, 4]}, "outside its image"),
         ({"bbox": [-5, 2, 5, 4]}, "outside its image"),
         ({"category_id": "cat"}, "unknown category_id"),
-        ({"image_id": 99}, "unknown or left-out image_id"),
+        ({"image_id": 99}, "unknown or dropped image_id"),
         ({"iscrowd": 2}, "iscrowd"),
         ({"ignore": 1}, "ignore"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "x, y pairs"),
@@ -89,7 +89,7 @@ def test_sound_data(folder):
     ],
 )
 def test_broken_annotation(folder, values, message):
-    """By default the annotation and the way out are named; skip leaves it out and counts it."""
+    """By default, the error names the annotation and the fix. With "skip", the annotation is dropped and counted."""
     with pytest.raises(DataError, match=message) as caught:
         check(folder, changed(**values))
     assert "annotation 11" in str(caught.value)
@@ -109,7 +109,7 @@ def test_broken_annotation(folder, values, message):
         ({"area": math.nan}, "area"),
     ],
 )
-def test_repairable_annotation(folder, values, kind):
+def test_fixable_annotation(folder, values, kind):
     report = check(folder, changed(**values), masks=True)
     assert report.annotations == 4
     ((name, problem),) = report.problems.items()
@@ -128,7 +128,7 @@ def test_repairable_annotation(folder, values, kind):
 @pytest.mark.parametrize(
     ("problem", "outcomes"),
     [
-        (Problem(repair="taken as 0"), ("fixed", "fixed", "refused")),
+        (Problem(repair="set to 0"), ("fixed", "fixed", "refused")),
         (Problem(), ("refused", "dropped", "refused")),
         (Problem(fatal=True), ("refused", "refused", "refused")),
     ],
@@ -137,14 +137,14 @@ def test_every_problem_has_one_outcome(problem, outcomes):
     assert tuple(problem.outcome(on_error) for on_error in ("stop", "skip", "strict")) == outcomes
 
 
-def test_objects_without_a_mask_matter_to_mask_models_only(folder):
+def test_missing_masks_are_a_problem_only_for_mask_models(folder):
     assert check(folder, changed(segmentation=[])).annotations == 4
     assert check(folder, changed(segmentation=[[1, 2, 3, 4]])).annotations == 4
     with pytest.raises(DataError, match=r"MODEL\.MASK_ON"):
         check(folder, changed(segmentation=[]), masks=True)
 
 
-def test_missing_area_is_the_masks(folder):
+def test_missing_area_is_computed_from_the_mask(folder):
     data = changed(area=...)
     data["annotations"][1]["segmentation"] = [[2, 3, 12, 3, 2, 11]]
     check(folder, data)
@@ -173,7 +173,7 @@ def test_broken_json_names_the_file(folder, content, message):
 def test_missing_files_and_folders(folder):
     with pytest.raises(DataError, match=r"absent\.json"):
         check_dataset(folder / "absent.json", folder)
-    check(folder, sound())
+    check(folder, valid_content())
     with pytest.raises(DataError, match=r"image folder .*absent does not exist"):
         check_dataset(folder / "set.json", folder / "absent")
     with pytest.raises(ConfigError, match="full, fast, off"):
@@ -184,13 +184,13 @@ def test_missing_files_and_folders(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["categories"].clear(), "no category that can be used"),
-        (lambda d: d["categories"].append({"id": 1, "name": "cow"}), "category id given twice: 1"),
-        (lambda d: d["categories"].append({"id": 2, "name": "dog"}), "category name given twice: dog"),
+        (lambda d: d["categories"].clear(), "no usable category"),
+        (lambda d: d["categories"].append({"id": 1, "name": "cow"}), "duplicate category id: 1"),
+        (lambda d: d["categories"].append({"id": 2, "name": "dog"}), "duplicate category name: dog"),
     ],
 )
-def test_nothing_to_train_on(folder, on_error, change, message):
-    data = sound()
+def test_fatal_problems_are_always_refused(folder, on_error, change, message):
+    data = valid_content()
     change(data)
     with pytest.raises(DataError, match=message):
         check(folder, data, on_error=on_error)
@@ -203,7 +203,7 @@ def test_all_problems_are_in_one_report(folder):
     (folder / "1.jpg").unlink()
     with pytest.raises(DataError) as caught:
         check(folder, data)
-    for part in ("negative width", "unknown category_id", "positive integers width and height", "file that is missing"):
+    for part in ("negative width", "unknown category_id", "not positive integers", "file that is missing"):
         assert part in str(caught.value)
 
 
@@ -216,22 +216,22 @@ FILE_FAULTS = {
 @pytest.mark.parametrize("level", ["fast", "full"])
 @pytest.mark.parametrize("fault", FILE_FAULTS)
 def test_broken_image_file(folder, level, fault):
-    spoil, message = FILE_FAULTS[fault]
-    spoil(folder / "1.jpg")
+    corrupt, message = FILE_FAULTS[fault]
+    corrupt(folder / "1.jpg")
     with pytest.raises(DataError, match=message) as caught:
-        check(folder, sound(), level=level)
+        check(folder, valid_content(), level=level)
     assert str(folder / "1.jpg") in str(caught.value)
     assert "image 1" in str(caught.value)
-    report = check(folder, sound(), level=level, on_error="skip")
+    report = check(folder, valid_content(), level=level, on_error="skip")
     assert (report.images, report.annotations, report.unreadable) == (2, 2, {1})
-    assert check(folder, sound(), level="off").images == 3
+    assert check(folder, valid_content(), level="off").images == 3
 
 
-def test_all_images_broken_is_refused(folder):
+def test_data_set_without_readable_images_is_refused(folder):
     for number in range(1, 4):
         (folder / f"{number}.jpg").unlink()
-    with pytest.raises(DataError, match="no image that can be read"):
-        check(folder, sound(), on_error="skip")
+    with pytest.raises(DataError, match="no readable image"):
+        check(folder, valid_content(), on_error="skip")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_real_data(shared_dir, name, images, annotations, masks):
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_run_lengths(data):
-    """Sound masks of any kind pass, in both forms; a changed character or run is found or gives another whole mask."""
+    """Valid masks pass in both formats; a changed character or run is detected or decodes to a different valid mask."""
     height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
     mask = np.random.default_rng(data.draw(st.integers(0, 1000))).random((height, width)) < data.draw(st.floats(0, 1))
     rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -273,20 +273,20 @@ def test_run_lengths(data):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_change_is_reported_or_harmless(tmp_path_factory, data):
-    """Whatever value a key is given, the data is refused with DataError or comes out complete."""
-    spoilt = copy.deepcopy(sound())
+def test_any_changed_value_is_refused_or_harmless(tmp_path_factory, data):
+    """For any value of any key, loading raises DataError or returns complete data."""
+    mutated = copy.deepcopy(valid_content())
     table = data.draw(st.sampled_from(["images", "annotations", "categories"]))
-    row = data.draw(st.integers(0, len(spoilt[table]) - 1))
-    key = data.draw(st.sampled_from(sorted(spoilt[table][row])))
+    row = data.draw(st.integers(0, len(mutated[table]) - 1))
+    key = data.draw(st.sampled_from(sorted(mutated[table][row])))
     values = st.recursive(
         st.none() | st.booleans() | st.integers(-5, 10**12) | st.floats() | st.text(max_size=3),
         lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.sampled_from(["size", "counts"]), inner),
         max_leaves=8,
     )
-    spoilt[table][row][key] = data.draw(values)
-    file = tmp_path_factory.getbasetemp() / "spoilt.json"
-    file.write_text(json.dumps(spoilt))
+    mutated[table][row][key] = data.draw(values)
+    file = tmp_path_factory.getbasetemp() / "mutated.json"
+    file.write_text(json.dumps(mutated))
     for on_error in CHOICES["DATASETS.ON_ERROR"]:
         try:
             found = CocoSource(str(file), ".", on_error).load()

@@ -316,7 +316,7 @@ def test_panoptic_folders_give_objects_and_labels(shapes):
         (lambda root: paint(next((root / "semantic_train").iterdir()), 7), "value 7.*classes 0 to 4, or 255"),
         (lambda root: enlarge(next((root / "semantic_train").iterdir())), "65x64"),
         (lambda root: colour(next((root / "semantic_train").iterdir())), "mode 'RGB'"),
-        (lambda root: next((root / "semantic_train").iterdir()).write_bytes(b"no"), "no image"),
+        (lambda root: next((root / "semantic_train").iterdir()).write_bytes(b"no"), "not an image"),
     ],
 )
 def test_what_is_wrong_with_label_maps_is_said(shapes, fault, message):
