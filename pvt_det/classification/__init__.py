@@ -1,4 +1,4 @@
-"""ImageNet pretraining: trains and evaluates classifiers. Works without Detectron2."""
+"""Train and evaluate image classifiers, for ImageNet pretraining. Works without Detectron2."""
 
 from pvt_det.classification.config import TrainConfig, argument_parser, load_train_config, setup
 from pvt_det.classification.evaluator import Accuracy

@@ -1,4 +1,4 @@
-"""Builds the parts of a classification run from its config."""
+"""Build the model, optimizer, data loaders and evaluator of a classification run from its config."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from pvt_det.utils.precision import autocast
 
 @dataclass
 class TrainState:
-    """Everything that trains; `build_train_state` builds it from the config.
+    """The objects that take part in training. `build_train_state` builds them from the config.
 
     Attributes:
         model: The network, not wrapped for distributed training.
-        ema: Exponential moving average of its weights, or None.
-        optimizer: Over the network's parameters.
-        schedule: Sets the optimizer's learning rates, update by update.
-        scaler: Scales the loss; only enabled for fp16.
-        autocast: Makes the context for the number format of the forward pass.
+        ema: Exponential moving average of the network's weights, or None.
+        optimizer: The optimizer of the network's parameters.
+        schedule: The learning rate schedule, stepped once per update.
+        scaler: The loss scaler, enabled for fp16 only.
+        autocast: Returns the mixed precision context of the forward pass.
         mixup: Mixes a batch of images and labels, or None.
-        prepare: Moves images to the device, normalizes them and erases rectangles.
-        sampler: The order of the training images.
-        loader: Their batches.
+        prepare: Moves images to the device, normalizes them and applies random erasing.
+        sampler: The sampler of the training images.
+        loader: The loader of the training batches.
     """
 
     model: nn.Module
@@ -63,11 +63,11 @@ class TrainState:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network whose accuracy counts: the moving average if there is one, or else the model."""
+        """The network to evaluate: the moving average if it is enabled, otherwise the model."""
         return self.ema.module if self.ema else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights and the states of optimizer and scaler. The schedule depends on the update alone."""
+        """Return the weights and the states of the optimizer and scaler. The schedule has no state of its own."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
@@ -76,7 +76,11 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
+        """Load a saved state.
+
+        Args:
+            state: The result of `state_dict`. Other keys are ignored.
+        """
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -85,19 +89,19 @@ class TrainState:
 
 
 def build_train_state(cfg: TrainConfig, process: Process, images: ImageSource, model: nn.Module) -> TrainState:
-    """Build everything that trains.
+    """Build the objects that take part in training.
 
     Args:
-        cfg: The config.
-        process: This process.
+        cfg: The config of the run.
+        process: This process and its device.
         images: The training images.
-        model: The network; it is moved to the device.
+        model: The network. It is moved to the device.
 
     Raises:
-        ConfigError: The batch size does not divide into the processes, or is larger than an epoch.
+        ConfigError: The batch size is not divisible by the number of processes, or is larger than an epoch.
     """
     loader, sampler = _build_loader(cfg, process, images)
-    _place_model(cfg, process, model)
+    _prepare_model(cfg, process, model)
     betas = (cfg.beta1, cfg.beta2)
     optimizer = build_optimizer(model, cfg.scaled_lr(), cfg.weight_decay, betas, cfg.eps)
     schedule = build_schedule(
@@ -123,7 +127,13 @@ def build_train_state(cfg: TrainConfig, process: Process, images: ImageSource, m
 
 
 def build_evaluator(cfg: TrainConfig, process: Process, images: ImageSource) -> Evaluator:
-    """Build what evaluates a network on the validation images."""
+    """Build the evaluator of a network on the validation images.
+
+    Args:
+        cfg: The config of the run.
+        process: This process and its device.
+        images: The validation images.
+    """
     transform = EvalTransform(cfg.img_size, cfg.crop_pct, cfg.interpolation)
     loader = build_eval_loader(
         EvalImages(images, transform, cfg.img_size),
@@ -138,25 +148,34 @@ def build_evaluator(cfg: TrainConfig, process: Process, images: ImageSource) -> 
 
 
 def batch_size_per_process(cfg: TrainConfig, world_size: int) -> int:
-    """Number of images in one batch of one process.
+    """Return the number of images in one batch of one process.
+
+    Args:
+        cfg: The config of the run.
+        world_size: Number of processes, at least 1.
 
     Raises:
-        ConfigError: The batch size does not divide into the processes and accumulated batches.
+        ConfigError: The batch size is not divisible by the processes times the accumulated batches, or mixup and
+            cutmix are enabled and the result is odd.
     """
     parts = world_size * cfg.accumulate_steps
     size, rest = divmod(cfg.batch_size, parts)
     mixed = bool(cfg.mixup or cfg.cutmix)
     if rest or size == 0 or (mixed and size % 2):
-        even = ", each of an even number of images for mixup and cutmix" if mixed else ""
+        even = ", each with an even number of images for mixup and cutmix" if mixed else ""
         raise ConfigError(
-            f"batch_size = {cfg.batch_size} does not divide into {parts} batches ({world_size} processes, "
-            f"{cfg.accumulate_steps} accumulated){even}: change --batch-size or --accumulate-steps."
+            f"batch_size = {cfg.batch_size} cannot be split into {parts} equal batches ({world_size} processes, "
+            f"{cfg.accumulate_steps} accumulation steps){even}. Change --batch-size or --accumulate-steps."
         )
     return size
 
 
 def num_workers(cfg: TrainConfig) -> int:
-    """Number of data loader processes: not more than there are cores."""
+    """Return the number of data loader workers: `cfg.workers`, at most the number of available cores.
+
+    Args:
+        cfg: The config of the run.
+    """
     return min(cfg.workers, len(os.sched_getaffinity(0)))
 
 
@@ -174,14 +193,14 @@ def _build_loader(cfg: TrainConfig, process: Process, images: ImageSource) -> tu
     loader = build_train_loader(dataset, sampler, batch_size, num_workers(cfg), pin)
     if len(loader) < cfg.accumulate_steps:
         raise ConfigError(
-            f"batch_size = {cfg.batch_size} exceeds the {len(sampler) * process.world_size} images of an epoch: "
-            "lower --batch-size."
+            f"batch_size = {cfg.batch_size} exceeds the {len(sampler) * process.world_size} images of an epoch. "
+            "Lower --batch-size."
         )
     return loader, sampler
 
 
-def _place_model(cfg: TrainConfig, process: Process, model: nn.Module) -> None:
-    # Set on every device, so that a resumed run gives the same bits wherever only one library differs.
+def _prepare_model(cfg: TrainConfig, process: Process, model: nn.Module) -> None:
+    # Set on CPUs too: resumed runs must be bit-identical on every device.
     torch.use_deterministic_algorithms(cfg.deterministic, warn_only=True)
     model.to(process.device)
     if cfg.channels_last:

@@ -1,4 +1,4 @@
-"""The model card of a classifier: beside its weights, and in a folder to share."""
+"""Write the model card of a classifier, next to its weights or in a folder to share."""
 
 from __future__ import annotations
 
@@ -23,67 +23,69 @@ from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 from pvt_det.weights import read_checkpoint
 
-_NAMED = 100  # of more classes, only the number is told; classes.json has their names
+_MAX_LISTED_CLASSES = 100  # with more classes, the card gives their number and refers to classes.json
 
 
 def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) -> None:
-    """Write `README.md` beside a run's weights; one that somebody else wrote stays as it is.
+    """Write `README.md` next to a run's weights. A file written by someone else is left unchanged.
 
     Args:
-        cfg: The config of the run, whose output folder has its `results.json`.
-        train: The images that it was trained on.
-        validation: The images that it was evaluated on.
+        cfg: The config of the run. Its output folder contains `results.json`.
+        train: The training images.
+        validation: The validation images.
     """
     folder = Path(cfg.output)
     counts = {"train": f", {len(train):,} images", "val": f", {len(validation):,} images"}
     facts = _facts(load_run(folder), cfg, train.classes, counts)
-    write_own_card(facts, _use(cfg, len(train.classes), CLASSIFIER_BEST_NAME))
+    write_own_card(facts, _usage(cfg, len(train.classes), CLASSIFIER_BEST_NAME))
 
 
 def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> None:
-    """Write `README.md`, `model.safetensors`, `options.yaml` without paths of this machine, and `classes.json`.
+    """Write a folder to share: `README.md`, `model.safetensors`, `options.yaml` and `classes.json`.
+
+    The options contain no paths of this machine.
 
     Args:
-        run: A run's output folder.
-        output: Where to; made where missing.
-        terms: Licences and authors.
-        weights: "" takes the run's best.
+        run: The run folder.
+        output: The folder to write. It is created if it does not exist.
+        terms: Licenses and authors.
+        weights: File, URL or name of the weights. "" selects the best weights of the run.
 
     Raises:
         CheckpointError: The weights are missing or damaged.
-        ConfigError: The folder is the run's own, or cannot be made or written in; the run's options are broken.
-        DataError: The run was not finished, or its classes are broken.
+        ConfigError: `output` is the run folder or cannot be written, or the run's `options.yaml` is invalid.
+        DataError: The run is not finished, or its `classes.json` is invalid.
     """
     require_other(run, output)
-    about, classes = load_run(run), read_classes(run / CLASSES_NAME)
+    results, classes = load_run(run), read_classes(run / CLASSES_NAME)
     cfg = load_train_config(run / OPTIONS_NAME)
     make_folder(output)
     tensors = read_checkpoint(weights or str(best_classifier(run)))
     write_weights(output / SHARED_NAME, cfg, classes, tensors)
-    own = ("data", "val_labels", "output", "resume", "weights")
-    public = dataclasses.replace(cfg, **{name: getattr(TrainConfig, name) for name in own})
+    private = ("data", "val_labels", "output", "resume", "weights")
+    public = dataclasses.replace(cfg, **{name: getattr(TrainConfig, name) for name in private})
     write_config(output, public, classes)
-    facts = _facts(about, cfg, classes, {"train": "", "val": ""})
-    write_atomically(output / CARD_NAME, card_page(facts, terms, _use(cfg, len(classes), SHARED_NAME)))
+    facts = _facts(results, cfg, classes, {"train": "", "val": ""})
+    write_atomically(output / CARD_NAME, card_page(facts, terms, _usage(cfg, len(classes), SHARED_NAME)))
 
 
 def _facts(run: Run, cfg: TrainConfig, classes: Sequence[str], counts: Mapping[str, str]) -> Facts:
-    """What the page tells; `counts` has what to say of the number of images of each part."""
+    """Collect the content of the card. `counts` holds a phrase with the number of images for each split."""
     return Facts(
         run=run,
         start="",
-        # Where on this machine the data lie is nobody else's business.
-        data={part: f"{Path(cfg.data).name}/{part}{count}" for part, count in counts.items()},
-        classes=tuple(classes) if len(classes) <= _NAMED else (f"{len(classes):,}, in {CLASSES_NAME}",),
+        # Only the last folder: the path on this machine is private.
+        data={split: f"{Path(cfg.data).name}/{split}{count}" for split, count in counts.items()},
+        classes=tuple(classes) if len(classes) <= _MAX_LISTED_CLASSES else (f"{len(classes):,}, in {CLASSES_NAME}",),
         tags=("pvt",),
     )
 
 
-def _use(cfg: TrainConfig, classes: int, weights: str) -> str:
+def _usage(cfg: TrainConfig, classes: int, weights: str) -> str:
     name, side = cfg.model, cfg.img_size
     size = f" --img-size {side}" if side != TrainConfig.img_size else ""
     return (
-        f"In this folder, measured again, and as the start of a detector:\n\n"
+        f"To evaluate the weights in this folder, and to train a detector from them:\n\n"
         f"```\npvt-det train-cls --model {name}{size} --data DIR --eval-only --weights {weights}\n"
         f"pvt-det train --config-file configs/retinanet_{name}.yaml MODEL.WEIGHTS {weights}\n```\n\n"
         f"```python\nfrom pvt_det.models import create_model\nfrom pvt_det.weights import load_pretrained\n\n"

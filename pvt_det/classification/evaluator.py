@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy on the validation images."""
+"""Measure the top-1 and top-5 accuracy of a classifier on the validation images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The outcome of an evaluation.
+    """The result of an evaluation.
 
     Attributes:
-        top1: Percent of the images whose class has the largest logit.
-        top5: Percent whose class is among the five largest.
+        top1: Percentage of images whose class has the largest logit, 0 to 100.
+        top5: Percentage of images whose class has one of the five largest logits, 0 to 100.
         loss: Mean cross-entropy.
-        images: Number of images, without broken ones.
+        images: Number of evaluated images, without broken ones.
     """
 
     top1: float
@@ -46,12 +46,12 @@ class Evaluator:
     """Evaluates a classifier on the images of all processes.
 
     Attributes:
-        source: All images, to name broken ones.
-        loader: This process's share of their batches.
+        source: All validation images, used to name the broken ones.
+        loader: The batches of this process.
         prepare: Moves a batch to the device and normalizes it.
-        autocast: Makes the context for the number format of the forward pass.
-        process: This process.
-        max_broken: Number of broken images that are tolerated and left out.
+        autocast: Returns the mixed precision context of the forward pass.
+        process: This process and its device.
+        max_broken: Maximum number of broken images, which are skipped.
     """
 
     source: ImageSource
@@ -66,11 +66,11 @@ class Evaluator:
         """Evaluate a model.
 
         Args:
-            model: Maps N×3×H×W images to logits, one for each class. It keeps its training or evaluation mode.
-            check_stop: Called before every batch. It may raise to end the evaluation.
+            model: Maps `N×3×H×W` images to `N×K` logits. Its training or evaluation mode is restored afterwards.
+            check_stop: Called before every batch. It may raise an exception to end the evaluation.
 
         Raises:
-            DataError: More than `max_broken` images are broken, or all of them.
+            DataError: More than `max_broken` images are broken, or all of them are.
         """
         was_training = model.training
         model.eval()
@@ -88,12 +88,12 @@ class Evaluator:
         report_broken(broken, self.source, self.max_broken, self.process.is_main_process)
         top1, top5, loss, images = self.process.sum(sums).tolist()
         if not images:
-            raise DataError("none of the validation images can be read.")
+            raise DataError("None of the validation images can be read. Check the folder given with --data.")
         return Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, int(images))
 
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Top-1 hits, top-5 hits, summed loss and number of images; those with a label below 0 are broken."""
+    """Return the top-1 hits, top-5 hits, summed loss and number of images. Broken images have negative labels."""
     logits, labels = logits[labels >= 0].float(), labels[labels >= 0]
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -101,22 +101,22 @@ def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def report_broken(broken: list[int], source: ImageSource, limit: int, is_main_process: bool) -> None:
-    """Name the broken images in a warning, and stop if there are too many.
+    """Log a warning that names the broken images, or raise an error if there are too many.
 
     Args:
-        broken: Indices of the broken images.
-        source: The images.
-        limit: Number of broken images that are tolerated.
+        broken: Indices of the broken images in `source`.
+        source: All images.
+        limit: Maximum number of broken images.
         is_main_process: Whether this process logs the warning.
 
     Raises:
         DataError: More than `limit` images are broken.
     """
-    named = [f"{source.name(index)} ({why_broken(source, index)})" for index in broken[:10]]
+    reasons = [f"{source.name(index)} ({why_broken(source, index)})" for index in broken[:10]]
     if len(broken) > limit:
         raise DataError(
-            f"{len(broken)} images are broken, and max_broken allows {limit}: {'; '.join(named)}. Fix or remove them, "
-            "or raise --max-broken."
+            f"{len(broken)} images are broken, and max_broken allows {limit}: {'; '.join(reasons)}. Fix or remove "
+            "them, or raise --max-broken."
         )
     if is_main_process and broken:
-        logger.warning("Left out %d broken images (%d allowed): %s", len(broken), limit, "; ".join(named))
+        logger.warning("Skipped %d broken images (%d allowed): %s", len(broken), limit, "; ".join(reasons))

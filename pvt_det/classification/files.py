@@ -1,4 +1,4 @@
-"""The files of a classification run: its config, its class names, its weights, and the state to resume from."""
+"""Read and write the files of a classification run: config, class names, weights and training state."""
 
 from __future__ import annotations
 
@@ -19,36 +19,45 @@ from pvt_det.utils.paths import file_fault
 from pvt_det.weights import save_safetensors
 from pvt_det.weights.reader import read_file
 
-# Key of the class names, as JSON, in the metadata of a .safetensors file.
+# Metadata key of a .safetensors file that holds the class names as JSON.
 _METADATA_KEY = "classes"
 
 
 def read_saved_state(cfg: TrainConfig) -> dict[str, Any] | None:
     """Read the training state to resume from.
 
+    Args:
+        cfg: The config of the run, which names the output folder.
+
     Returns:
-        What `ClassificationTrainer.state_dict` returned; None if the output folder has no checkpoint.
+        The result of `ClassificationTrainer.state_dict`, or None if the output folder has no checkpoint.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, or not one of a classification run.
-        ConfigError: There is a checkpoint, and `cfg.resume` is not set or `cfg` is of another run.
+        CheckpointError: The checkpoint is damaged, or does not belong to a classification run.
+        ConfigError: A checkpoint exists, but `cfg.resume` is not set or `cfg` differs from the config of that run.
     """
     latest = CheckpointStore(Path(cfg.output)).latest()
     if latest is None:
         return None
     if not cfg.resume:
         raise ConfigError(
-            f"{cfg.output}: holds a run already. Add --resume to continue it, or choose another --output."
+            f"{cfg.output} already contains a run. Add --resume to continue it, or choose another --output."
         )
     saved = read_file(latest)
     if not isinstance(saved, dict) or not {"options", "progress", "interval"} <= saved.keys():
-        raise CheckpointError(f"{latest}: is not a checkpoint of a classification run. Give another --output.")
+        raise CheckpointError(f"{latest} is not a checkpoint of a classification run. Choose another --output.")
     check_same_run(saved["options"], cfg)
     return saved
 
 
 def write_config(folder: Path, cfg: TrainConfig, classes: Sequence[str]) -> None:
-    """Write a config as `options.yaml`, and the class names, in the order of the model's outputs, as `classes.json`."""
+    """Write `options.yaml` and `classes.json`.
+
+    Args:
+        folder: The folder to write to.
+        cfg: The config of the run.
+        classes: Class names, in the order of the model's outputs.
+    """
     write_atomically(folder / OPTIONS_NAME, dump_train_config(cfg))
     write_atomically(folder / CLASSES_NAME, json.dumps(list(classes), indent=0, ensure_ascii=False))
 
@@ -56,29 +65,35 @@ def write_config(folder: Path, cfg: TrainConfig, classes: Sequence[str]) -> None
 def read_classes(file: Path) -> list[str]:
     """Read the `classes.json` of a run.
 
+    Args:
+        file: The path of `classes.json`.
+
+    Returns:
+        Class names, in the order of the model's outputs.
+
     Raises:
-        DataError: The file is missing, or does not hold a list of strings.
+        DataError: The file is missing, or does not contain a list of strings.
     """
     try:
         classes = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}): give the output folder of a run of train-cls.") from error
+        raise DataError(f"{file} cannot be read ({error}). Expected the run folder of train-cls.") from error
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise DataError(f"{file} is not a list of names: give the output folder of a run of train-cls.")
+        raise DataError(f"{file} is not a list of class names. Expected the run folder of train-cls.")
     return classes
 
 
 def write_weights(
-    path: Path, cfg: TrainConfig, classes: Sequence[str], tensors: Mapping[str, Tensor], **about: str
+    path: Path, cfg: TrainConfig, classes: Sequence[str], tensors: Mapping[str, Tensor], **extra: str
 ) -> None:
-    """Write a classifier's weights, which say of themselves what the model, its input and its classes are.
+    """Write a classifier's weights, with its variant, input size and class names as metadata.
 
     Args:
-        path: The file, which ends in .safetensors.
+        path: The file to write, with the suffix .safetensors.
         cfg: The config of the run.
         classes: Class names, in the order of the model's outputs.
         tensors: The model's state dict.
-        **about: Further metadata of the file, such as the accuracy.
+        **extra: Additional metadata, such as the accuracy.
     """
     metadata = {
         "format": "pt",
@@ -88,11 +103,17 @@ def write_weights(
         "interpolation": cfg.interpolation,
         _METADATA_KEY: json.dumps(list(classes), ensure_ascii=False),
     }
-    save_safetensors(path, tensors, metadata | about)
+    save_safetensors(path, tensors, metadata | extra)
 
 
-def classes_of_weights(source: str) -> list[str] | None:
-    """Read the class names in a weight file that `write_weights` wrote; None for any other source of weights.
+def read_classes_from_weights(source: str) -> list[str] | None:
+    """Read the class names from a weight file of `write_weights`.
+
+    Args:
+        source: File, URL or name of the weights.
+
+    Returns:
+        Class names in the order of the model's outputs, or None if `source` does not contain them.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -102,7 +123,7 @@ def classes_of_weights(source: str) -> list[str] | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
+            classes = (file.metadata() or {}).get(_METADATA_KEY)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: is damaged ({error}). Copy it again.") from error
-    return None if text is None else json.loads(text)
+        raise CheckpointError(f"{path} is damaged ({error}). Copy it again.") from error
+    return None if classes is None else json.loads(classes)

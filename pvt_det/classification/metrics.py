@@ -1,4 +1,4 @@
-"""The metrics of a classification run: the progress display, `metrics.json` and TensorBoard."""
+"""Write the metrics of a classification run to the console, `metrics.json` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Writes the metrics of a run, one row after the other. Use it as a context manager, in the main process.
+    """Writes the metrics of a run row by row. Use it as a context manager, in the main process.
 
     Args:
-        folder: The run's output folder.
-        total: Updates of the whole run.
-        update: Updates already done. Later rows, which a killed run has left, are dropped.
+        folder: The run folder.
+        total: Number of updates of the whole run.
+        update: Number of updates already done. Later rows, left by a killed run, are removed from `metrics.json`.
     """
 
     def __init__(self, folder: Path, total: int, update: int) -> None:
@@ -42,11 +42,19 @@ class MetricsWriter:
         self._board.close()
 
     def advance(self, update: int) -> None:
-        """Move the progress bar to an update."""
+        """Advance the progress bar.
+
+        Args:
+            update: Number of updates done in the whole run.
+        """
         self._display.update(update)
 
     def write_training(self, row: Row) -> None:
-        """Write the metrics of the updates since the last such row."""
+        """Write the training metrics since the previous row.
+
+        Args:
+            row: The values of "epoch", "update", "loss", "lr", "images_per_s" and "waiting" (a fraction, 0 to 1).
+        """
         status = (
             f"epoch {row['epoch']}  loss {row['loss']:.4f}  lr {row['lr']:.3g}  {row['images_per_s']:.0f} images/s  "
             f"waiting {row['waiting']:.0%}"
@@ -55,7 +63,11 @@ class MetricsWriter:
         self._write("train", row)
 
     def write_evaluation(self, row: Row) -> None:
-        """Write the metrics of an evaluation."""
+        """Write the metrics of an evaluation.
+
+        Args:
+            row: The values of "epoch", "update", "top1", "top5", "val_loss" and "best_top1". Accuracies are percent.
+        """
         logger.info(
             "epoch %d top-1 %.2f top-5 %.2f loss %.4f (best top-1 %.2f)",
             *(row[name] for name in ("epoch", "top1", "top5", "val_loss", "best_top1")),
@@ -73,6 +85,6 @@ class MetricsWriter:
 def _drop_rows_after(path: Path, update: int) -> None:
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A killed run can leave half a line at the end, which lies after the last checkpoint.
+        # A killed run can leave an incomplete last line, which is newer than the last checkpoint.
         rows = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
         write_atomically(path, "".join(rows))

@@ -1,4 +1,4 @@
-"""The entry points of classification: what a script or a command calls."""
+"""Entry points of classification for scripts and commands: train, evaluate and write reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pvt_det.classification.build import build_evaluator
 from pvt_det.classification.card import write_card
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Accuracy
-from pvt_det.classification.files import classes_of_weights
+from pvt_det.classification.files import read_classes_from_weights
 from pvt_det.classification.trainer import ClassificationTrainer
 from pvt_det.data.imagenet.folders import ImageSource, open_images
 from pvt_det.errors import CheckpointError, Interrupted
@@ -39,42 +39,42 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def start_run(cfg: TrainConfig, resume_command: str = "the same command with --resume") -> Iterator[Process]:
-    """Join the processes of a run, make its output folder and log into it. Only one run trains in a folder at a time.
+    """Join the process group, create the output folder, lock it against other training runs, and log to it.
 
     Args:
-        cfg: The config.
-        resume_command: What resumes the run, for the message of one that was interrupted.
+        cfg: The config of the run.
+        resume_command: The command that resumes the run, shown in the message of an interrupted run.
 
     Yields:
-        This process.
+        This process and its device.
 
     Raises:
-        ConfigError: The folder cannot be written or another run holds it, or there is no GPU for this process.
-        Interrupted: A signal asked to stop.
+        ConfigError: The folder cannot be written or is used by another run, or no GPU is available for this process.
+        Interrupted: The run received a signal to stop.
     """
-    go_on = "" if cfg.eval_only else resume_command
+    command = "" if cfg.eval_only else resume_command
     with start_process(cfg.device) as process:
         folder = _output_folder(cfg)
         make_folder(folder)
-        with _lock(cfg, process), run_logging(folder, process.rank, get_console()), termination_reported(go_on):
+        with _lock(cfg, process), run_logging(folder, process.rank, get_console()), termination_reported(command):
             try:
                 yield process
             except Interrupted as error:
-                raise Interrupted(f"{error} Go on with: {go_on}") from error
+                raise Interrupted(f"{error} Resume with: {command}") from error
 
 
 def train(cfg: TrainConfig, process: Process) -> float:
-    """Train a classifier, then write its results and its card.
+    """Train a classifier, then write its results and its model card.
 
     Args:
-        cfg: The config.
-        process: This process, as `start_run` gives it.
+        cfg: The config of the run.
+        process: This process, from `start_run`.
 
     Returns:
-        The best top-1, in percent.
+        The best top-1 accuracy, in percent.
 
     Raises:
-        PvtDetError: As `ClassificationTrainer` and its `train` raise it.
+        PvtDetError: `ClassificationTrainer` or its `train` method raised an error.
     """
     trainer = ClassificationTrainer(cfg, process)
     best = trainer.train()
@@ -83,34 +83,38 @@ def train(cfg: TrainConfig, process: Process) -> float:
 
 
 def write_reports(trainer: ClassificationTrainer) -> None:
-    """Write `results.json` and `README.md`, the card, of a finished run, in the main process."""
+    """Write `results.json` and the model card `README.md` of a finished run. Only the main process writes.
+
+    Args:
+        trainer: The trainer, after `train` has returned.
+    """
     if not trainer.process.is_main_process:
         return
-    cfg, best = trainer.cfg, trainer.progress
-    _write_results(cfg, trainer.state.model, trainer.validation, best.best_top1, best.best_top5)
+    cfg, progress = trainer.cfg, trainer.progress
+    _write_results(cfg, trainer.state.model, trainer.validation, progress.best_top1, progress.best_top5)
     write_card(cfg, trainer.images, trainer.validation)
-    logger.info("best top-1 %.2f %%: %s", best.best_top1, Path(cfg.output) / CLASSIFIER_BEST_NAME)
+    logger.info("best top-1 %.2f %%: %s", progress.best_top1, Path(cfg.output) / CLASSIFIER_BEST_NAME)
 
 
 def evaluate(cfg: TrainConfig, process: Process) -> Accuracy:
-    """Evaluate `cfg.weights` on the validation images, and write `results.json` into the output's `evaluation/`.
+    """Evaluate `cfg.weights` on the validation images, and write `evaluation/results.json` in the output folder.
 
     Args:
-        cfg: The config.
-        process: This process, as `start_run` gives it.
+        cfg: The config of the run.
+        process: This process, from `start_run`.
 
     Raises:
-        CheckpointError: The weights do not fit the model, or have no classifier.
+        CheckpointError: The weights do not match the model, or contain no classifier.
         DataError: The images cannot be read, or have different classes than the weights.
     """
-    classes = classes_of_weights(cfg.weights)
+    classes = read_classes_from_weights(cfg.weights)
     with process.main_first():
         images = open_images(cfg.data, "val", classes, cfg.val_labels or None)
     model = create_model(cfg.model, len(images.classes), img_size=cfg.img_size)
     report = load_pretrained(model, cfg.weights)
     if report.new:
         raise CheckpointError(
-            f"{cfg.weights}: has no classifier for the {len(images.classes)} classes of {cfg.data} "
+            f"{cfg.weights} has no classifier for the {len(images.classes)} classes of {cfg.data} "
             f"({', '.join(chain.from_iterable(report.new.values()))}). Give weights trained on these classes."
         )
     accuracy = build_evaluator(cfg, process, images)(model.to(process.device))
@@ -125,17 +129,17 @@ def _output_folder(cfg: TrainConfig) -> Path:
 
 
 def _lock(cfg: TrainConfig, process: Process) -> AbstractContextManager[Any]:
-    trains = process.is_main_process and not cfg.eval_only
-    return FolderLock(Path(cfg.output)) if trains else nullcontext()
+    needs_lock = process.is_main_process and not cfg.eval_only
+    return FolderLock(Path(cfg.output)) if needs_lock else nullcontext()
 
 
 def _published_top1(model: str) -> str:
     published = published_classifier(model)
-    return f"published ImageNet-1k top-1: {published.classification['top1']} %" if published else "none published"
+    return f"published ImageNet-1k top-1: {published.classification['top1']} %" if published else "no published top-1"
 
 
 def _write_results(cfg: TrainConfig, model: nn.Module, validation: ImageSource, top1: float, top5: float) -> None:
-    """Write `results.json`: which model, how trained, on what, where, and its accuracy in percent."""
+    """Write `results.json`: model, recipe, data set, environment, and accuracy in percent."""
     side = cfg.img_size
     image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
     results = {
@@ -164,7 +168,7 @@ def _recipe(cfg: TrainConfig) -> str:
 
 
 def _dataset_name(cfg: TrainConfig, validation: ImageSource) -> str:
-    """The name that published numbers are set against for ImageNet-1k's own images, else the folder's."""
+    """Return the name used for published numbers if these are ImageNet-1k's images, otherwise the folder's name."""
     if (len(validation.classes), len(validation)) == (_IMAGENET_CLASSES, _IMAGENET_IMAGES):
         return IMAGENET
     return f"{Path(cfg.data).name}_val"

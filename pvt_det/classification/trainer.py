@@ -1,7 +1,7 @@
 """The training loop of classification.
 
-Randomness depends only on (seed, epoch, step, rank): every batch is preceded by a seed of its own. A checkpoint
-therefore holds no random states, and a resumed run gives the same bits as one that was never interrupted.
+Randomness depends only on (seed, epoch, step, rank), because the random generators are seeded before every batch.
+Checkpoints therefore need no generator states, and a resumed run is bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
 
-# Processes agree on stopping every so many updates.
-_AGREE_EVERY = 10
+# Number of updates after which the processes check together whether to stop.
+_CHECK_STOP_EVERY = 10
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """The progress of a run.
 
     Attributes:
         epoch: The current epoch, from 0.
-        step: Updates done in it.
-        best_top1: Best top-1 so far, in percent; -1 before the first evaluation.
-        best_top5: Top-5 of the same weights.
-        broken: Indices of the broken images met so far.
+        step: Number of updates done in the current epoch.
+        best_top1: Best top-1 accuracy so far, in percent, or -1 before the first evaluation.
+        best_top5: Top-5 accuracy of the same weights, in percent.
+        broken: Indices of the broken training images found so far.
     """
 
     epoch: int = 0
@@ -63,13 +63,13 @@ class Interval:
     """Loss and speed since the last row of metrics.
 
     Args:
-        device: Where the loss is summed.
-        loss_sum: The sum so far.
-        updates: Number of updates in it.
+        device: The device on which the loss is accumulated.
+        loss_sum: The initial sum of losses.
+        updates: Number of updates in the initial sum.
 
     Attributes:
-        loss_sum: Sum of the updates' losses, on the device, so that adding to it does not synchronize.
-        updates: Number of updates in it.
+        loss_sum: Sum of the losses, kept on the device to avoid synchronization.
+        updates: Number of updates in the sum.
         waited: Seconds spent waiting for batches since the clock was started.
     """
 
@@ -78,17 +78,17 @@ class Interval:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Start to measure time, which does not include what was before."""
+        """Start the clock. Earlier updates do not count toward the speed."""
         self.waited, self._started, self._untimed = 0.0, time.perf_counter(), self.updates
 
     def speed(self) -> tuple[float, float]:
-        """Updates per second, and the share of the time spent waiting for batches, from 0 to 1."""
+        """Return the updates per second, and the fraction of time spent waiting for batches, 0 to 1."""
         seconds = time.perf_counter() - self._started
         return (self.updates - self._untimed) / seconds, self.waited / seconds
 
 
 class ClassificationTrainer:
-    """Trains a classifier to the end, to an error, or until a signal asks it to stop.
+    """Trains a classifier until the last epoch, an error, or a signal to stop.
 
     Subclasses may override any public method. The loop is::
 
@@ -99,25 +99,25 @@ class ClassificationTrainer:
             evaluate()
 
     Args:
-        cfg: The config. With `cfg.resume`, the last checkpoint of the output folder is loaded.
-        process: This process, as `start_run` gives it.
+        cfg: The config of the run. With `cfg.resume`, the last checkpoint in the output folder is loaded.
+        process: This process, from `start_run`.
 
     Attributes:
         images: The training images.
-        validation: The images to evaluate on.
-        state: Model, optimizer and all else that trains.
-        progress: Where the run is.
+        validation: The validation images.
+        state: The model, the optimizer and the other objects that take part in training.
+        progress: The current epoch and step, and the best accuracy so far.
 
     Raises:
-        CheckpointError: The checkpoint to resume from is damaged, or not one of classification.
-        ConfigError: The output folder holds another run, or a value does not fit the data or the processes.
+        CheckpointError: The checkpoint to resume from is damaged, or does not belong to a classification run.
+        ConfigError: The output folder contains another run, or a value does not fit the data or the processes.
         DataError: The images cannot be read, or have different classes than the run to resume.
     """
 
     def __init__(self, cfg: TrainConfig, process: Process) -> None:
         self.cfg, self.process = cfg, process
         self._store = CheckpointStore(Path(cfg.output))
-        # Read first: a folder that holds another run is refused before the images are looked up.
+        # Checked first, so that an output folder of another run is rejected before the images are listed.
         saved = files.read_saved_state(cfg)
         self.images, self.validation = self.build_datasets(cfg, process)
         model = self.build_model(cfg, len(self.images.classes))
@@ -135,15 +135,22 @@ class ClassificationTrainer:
 
     @classmethod
     def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
-        """Open the training and the validation images. Override it to train on images of your own kind.
+        """Open the training and validation images. Override this method to train on your own kind of images.
+
+        Args:
+            cfg: The config of the run.
+            process: This process and its device.
+
+        Returns:
+            The training images and the validation images.
 
         Raises:
             ConfigError: `cfg.data` is empty.
             DataError: The images cannot be read.
         """
         if not cfg.data:
-            raise ConfigError("give the folder with the images: --data DIR.")
-        # The main process looks up shards and stores what it found; the others read that.
+            raise ConfigError("The folder of the images is missing. Add --data DIR.")
+        # The main process indexes the shards and saves the index; the others read it.
         with process.main_first():
             images = open_images(cfg.data, "train")
             validation = open_images(cfg.data, "val", images.classes, cfg.val_labels or None)
@@ -151,9 +158,15 @@ class ClassificationTrainer:
 
     @classmethod
     def build_model(cls, cfg: TrainConfig, num_classes: int) -> nn.Module:
-        """Build the network: N×3×H×W images to N×num_classes logits. Override it to train another one.
+        """Build the network. Override this method to train a different one.
 
-        It is on the CPU, and its random weights depend on the seed alone.
+        Args:
+            cfg: The config of the run.
+            num_classes: Number of classes.
+
+        Returns:
+            A network on the CPU that maps `N×3×H×W` images to `N×num_classes` logits. Its random weights depend only
+            on the seed.
         """
         seed_all(derive_seed(cfg.seed))
         model = create_model(cfg.model, num_classes, cfg.drop_path_rate, cfg.img_size)
@@ -169,12 +182,12 @@ class ClassificationTrainer:
         """Train and evaluate.
 
         Returns:
-            The best top-1, in percent.
+            The best top-1 accuracy, in percent.
 
         Raises:
             ConfigError: The device is out of memory.
             DataError: Too many images are broken.
-            Interrupted: A signal asked to stop. The state is saved.
+            Interrupted: The run received a signal to stop. The training state is saved.
             NumericError: The loss is not finite.
         """
         self._begin()
@@ -193,13 +206,17 @@ class ClassificationTrainer:
         return self.progress.best_top1
 
     def run_step(self, batches: Iterator[Batch]) -> None:
-        """Run one optimizer step over `accumulate_steps` batches."""
+        """Run one optimizer step on `accumulate_steps` batches.
+
+        Args:
+            batches: The batches of this process.
+        """
         state, accumulate = self.state, self.cfg.accumulate_steps
         state.schedule.step_update(self.update)
         for part in range(accumulate):
             batch = self._next(batches)
-            place = self.progress.step * accumulate + part
-            seed_all(derive_seed(self.cfg.seed, self.progress.epoch, place, self.process.rank, 1))
+            position = self.progress.step * accumulate + part
+            seed_all(derive_seed(self.cfg.seed, self.progress.epoch, position, self.process.rank, 1))
             with self._no_sync() if part + 1 < accumulate else nullcontext():
                 loss = self._batch_loss(batch) / accumulate
                 state.scaler.scale(loss).backward()
@@ -215,19 +232,19 @@ class ClassificationTrainer:
         self._interval.updates += 1
 
     def after_step(self) -> None:
-        """Log, save and stop where it is time, after every update and in every process."""
+        """Log, save and stop if due. Called after every update, in every process."""
         if self._metrics is not None:
             self._metrics.advance(self.update)
         if self.update % self.cfg.log_every == 0 or self.progress.step == self._steps:
             self._log_interval()
-        if self.update % _AGREE_EVERY == 0 or self.process.world_size == 1:
+        if self.update % _CHECK_STOP_EVERY == 0 or self.process.world_size == 1:
             self._check_stop()
         if self.process.is_main_process and time.perf_counter() - self._saved_at > 60 * self.cfg.save_minutes:
             self.save()
 
     def evaluate(self) -> Accuracy:
-        """Evaluate the model, or its moving average, and keep the weights if they are the best so far."""
-        # Saved before, so that a stop in the evaluation costs no more than the evaluation.
+        """Evaluate the model or its moving average, and save the weights if they are the best so far."""
+        # Saved first, so that a stop during the evaluation loses only the evaluation.
         self.save()
         check_stop = self._check_stop if self.process.world_size == 1 else None
         accuracy = self._evaluator(self.state.evaluated_model, check_stop)
@@ -249,10 +266,10 @@ class ClassificationTrainer:
         return accuracy
 
     def save(self) -> None:
-        """Write the state to the output folder, in the main process.
+        """Write the training state to the output folder. Only the main process writes.
 
         Raises:
-            NumericError: The weights are not finite. What was saved before stays.
+            NumericError: The weights are not finite. The previous checkpoint is kept.
         """
         self._saved_at = time.perf_counter()
         check_finite(self.state.model.state_dict())
@@ -260,7 +277,7 @@ class ClassificationTrainer:
             self._store.save(CLASSIFIER_LAST_NAME, self.state_dict(), self.update)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: tensors, numbers, strings and containers of them."""
+        """Return the training state: tensors, numbers, strings and containers of them."""
         return {
             **self.state.state_dict(),
             "progress": asdict(self.progress),
@@ -271,23 +288,26 @@ class ClassificationTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned.
+        """Load a training state.
+
+        Args:
+            state: The result of `state_dict`.
 
         Raises:
-            DataError: The classes differ.
+            DataError: The images have different classes.
         """
         saved, found = state["classes"], list(self.images.classes)
         if saved != found:
             raise DataError(
-                f"the run in {self.cfg.output} was trained on the classes {listed(saved)}, the images have "
-                f"{listed(found)}: give the same --data."
+                f"The run in {self.cfg.output} was trained on the classes {listed(saved)}, but the images have "
+                f"{listed(found)}. Use the same --data."
             )
         self.state.load_state_dict(state)
         self.progress = Progress(**state["progress"])
         self._interval = Interval(self.process.device, state["interval"]["loss_sum"].item(), state["interval"]["count"])
 
     def _begin(self) -> None:
-        """Say what is trained, and write down with which config, in the main process."""
+        """Log the model and data, and write the config of a new run. Only the main process does so."""
         if not self.process.is_main_process:
             return
         if self._is_resumed:
@@ -296,10 +316,10 @@ class ClassificationTrainer:
         else:
             files.write_config(Path(self.cfg.output), self.cfg, self.images.classes)
         if (workers := build.num_workers(self.cfg)) < self.cfg.workers:
-            logger.info("workers lowered from %d to %d, the cores here.", self.cfg.workers, workers)
+            logger.info("workers lowered from %d to %d, the number of available cores.", self.cfg.workers, workers)
         logger.info(
-            "%s on %d training and %d validation images of %d classes: %d processes on %s, %d images in a batch, %d "
-            "batches in an update, learning rate %.3g.",
+            "%s on %d training and %d validation images of %d classes: %d processes on %s, %d images per batch, %d "
+            "batches per update, learning rate %.3g.",
             self.cfg.model,
             len(self.images),
             len(self.validation),
@@ -318,7 +338,7 @@ class ClassificationTrainer:
 
     def _train_epoch(self) -> None:
         state, progress = self.state, self.progress
-        if progress.step == self._steps:  # resumed from a stop in the evaluation
+        if progress.step == self._steps:  # resumed after a stop during the evaluation
             return
         batch_size = state.loader.batch_size
         assert batch_size is not None
@@ -342,7 +362,7 @@ class ClassificationTrainer:
 
     def _batch_loss(self, batch: Batch) -> torch.Tensor:
         state = self.state
-        # Not waited for: a GPU would be done with the update before this one first.
+        # Asynchronous copies: a synchronous one would first wait for the GPU to finish the previous update.
         images = state.prepare(batch.images)
         labels = batch.labels.to(self.process.device, non_blocking=True)
         if state.mixup:
@@ -357,8 +377,8 @@ class ClassificationTrainer:
         loss = self.process.sum(self._interval.loss_sum).item() / (self._interval.updates * self.process.world_size)
         if not math.isfinite(loss):
             raise NumericError(
-                f"the loss is {loss} in the updates up to {self.update} (epoch {self.progress.epoch}). Lower --lr, set "
-                "--clip-grad 1, or use --amp bf16 or none; the checkpoint before it is sound."
+                f"The loss is {loss} in the updates up to {self.update} (epoch {self.progress.epoch}). Lower --lr, set "
+                "--clip-grad 1, or use --amp bf16 or none. The previous checkpoint is valid."
             )
         if self.process.world_size > 1:
             self.progress.broken = sorted(set(chain.from_iterable(self.process.gather(self.progress.broken))))
@@ -381,26 +401,26 @@ class ClassificationTrainer:
         report_broken(self.progress.broken, self.images, self.cfg.max_broken, self.process.is_main_process)
 
     def _is_evaluation_due(self) -> bool:
-        done = self.progress.epoch + 1
-        return done % self.cfg.eval_every == 0 or done >= self.cfg.epochs
+        epochs_done = self.progress.epoch + 1
+        return epochs_done % self.cfg.eval_every == 0 or epochs_done >= self.cfg.epochs
 
     def _check_stop(self) -> None:
         if self.process.any(self._stop.signal_name is not None):
             self.save()
-            # A launcher ends the other processes once one has ended: not while the main one still writes.
+            # A launcher stops all processes once one has exited, so wait until the main process has written.
             self.process.barrier()
             name = self._stop.signal_name or "a signal"
             raise Interrupted(f"{name} in epoch {self.progress.epoch}, after update {self.update}.")
 
-    def _write_weights(self, name: str, epoch: int, **about: str) -> None:
+    def _write_weights(self, name: str, epoch: int, **extra: str) -> None:
         if self.process.is_main_process:
             path, tensors = Path(self.cfg.output) / name, self.state.evaluated_model.state_dict()
-            files.write_weights(path, self.cfg, self.images.classes, tensors, epoch=str(epoch), **about)
+            files.write_weights(path, self.cfg, self.images.classes, tensors, epoch=str(epoch), **extra)
 
     def _out_of_memory(self) -> str:
         size = build.batch_size_per_process(self.cfg, self.process.world_size)
         return (
-            f"out of memory with {size} images in a process: give --accumulate-steps {2 * self.cfg.accumulate_steps} "
+            f"Out of memory with {size} images per process. Use --accumulate-steps {2 * self.cfg.accumulate_steps} "
             "(the same recipe), or --checkpoint-stages 1,2."
         )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pvt_det.data.images import read_image
 from pvt_det.errors import ConfigError
-from pvt_det.inference.attention import attention_of, draw_attention
+from pvt_det.inference.attention import compute_attention, draw_attention
 from pvt_det.inference.trunks import classifier, detector_trunk
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_place
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         if args.config_file
         else classifier(args.model, args.weights, pixels)
     )
-    attention = attention_of(trunk, image, stage=args.stage, block=args.block, class_token=args.query == "class")
+    attention = compute_attention(trunk, image, stage=args.stage, block=args.block, class_token=args.query == "class")
     maps = attention.maps(at)
     heads = list(range(len(maps))) if args.head is None else [args.head]
     if heads[-1] >= len(maps):

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.inference.files import LABELS_NAME, RESULTS_NAME, Found, LabelFiles, OutputFiles, PredictionFiles
+from pvt_det.inference.files import LABELS_NAME, RESULTS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.run import Pixels, PredictionRun
 from pvt_det.inference.segmentor import Segmentor
@@ -127,8 +127,8 @@ def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[S
 
 def _look(
     args: argparse.Namespace,
-    find: Callable[[Sequence[Pixels]], list[Found]],
-    files: OutputFiles[Found],
+    find: Callable[[Sequence[Pixels]], list[Prediction]],
+    files: OutputFiles[Prediction],
     sources: Sequence[Source],
 ) -> list[str]:
     classes = _numbers(args.classes, files.class_names) if args.classes else None
@@ -137,7 +137,7 @@ def _look(
         return steps.run(sources)
 
 
-def _beside(files: OutputFiles[Found], sources: Sequence[Source]) -> str:
+def _beside(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
     if not files.pictures or not files.images:
         return ""
     videos = {source.is_video for source in sources}

@@ -1,4 +1,4 @@
-"""A trained model as a function from images to what is in them."""
+"""The base class of predictors, which run a trained model on images."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
 
 Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
-Found = TypeVar("Found")
+Prediction = TypeVar("Prediction")
 
 
-class BasePredictor(ABC, Generic[Found]):
-    """A trained model as a function from images to what it finds in each; `Predictor` and `Segmentor` say what that is.
+class BasePredictor(ABC, Generic[Prediction]):
+    """Runs a trained model on images. `Predictor` and `Segmentor` define what is returned for each image.
 
-    An image is a file, or an array `H×W×3` of uint8 in **RGB** order, as Pillow and this package's configs have it; one
-    of OpenCV's, in BGR, is turned by `image[:, :, ::-1]`. Several threads may share a model: they prepare their images
-    side by side and take turns at it.
+    An image is a file path, or an `H×W×3` uint8 array in **RGB** order, as Pillow returns it. Convert a BGR image from
+    OpenCV with `image[:, :, ::-1]`. Several threads may share a predictor: they preprocess images in parallel and take
+    turns running the model.
 
     Args:
-        config: A run's output folder, or a config file.
-        weights: Anything that `MODEL.WEIGHTS` takes; "" takes `model_best.pth`, or `model_final.pth`, beside the
-            config.
-        overrides: Keys of the config and their values, such as `["TEST.AUG.ENABLED", "True"]`.
-        batch_size: Images of one call that go through the model together, where they have the same size after
-            resizing: padding one to another's size would change what is found.
-        device: Such as "cuda:1" or "cpu"; "" takes the first GPU where there is one.
+        config: A run folder or a config file.
+        weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
+            otherwise `model_final.pth`, next to the config.
+        overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.
+        batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
+            resizing are batched, because padding would change the predictions.
+        device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
 
     Attributes:
-        class_names: Name of each class, by its number; "class 0", "class 1" … where neither the run nor its data set
-            tells.
+        class_names: Class names, by class index. They are "class 0", "class 1", … if neither the run nor its data set
+            defines names.
         cfg: The complete config.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, unsafe, or not of a whole model of this config.
-        ConfigError: The config is wrong, or of another kind of model; or weights are named twice.
+        CheckpointError: The weights are missing, damaged, unsafe, or do not cover the whole model.
+        ConfigError: The config is invalid or for a different kind of model, or the weights are given twice.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class BasePredictor(ABC, Generic[Found]):
         device: str = "",
     ) -> None:
         if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size}: expected 1 or more.")
+            raise ConfigError(f"batch_size {batch_size}: expected at least 1.")
         weights, path = named_weights(weights, overrides), config_file(config)
         cfg = load_config(path, overrides)
-        cfg.MODEL.DEVICE = _usable(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        cfg.MODEL.DEVICE = _check_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         validate_config(cfg, where=str(path))
         self.class_names = self._check(cfg, path)
         cfg.freeze()
@@ -84,22 +84,22 @@ class BasePredictor(ABC, Generic[Found]):
         self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
         self._lock = threading.Lock()
 
-    # A str is a sequence of images too; it means one.
+    # mypy reports an overlap because a str is also a sequence of str.
     @overload
-    def __call__(self, images: Image) -> Found: ...  # type: ignore[overload-overlap]
+    def __call__(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[Found]: ...
-    def __call__(self, images: Image | Sequence[Image]) -> Found | list[Found]:
-        """Look at images.
+    def __call__(self, images: Sequence[Image]) -> list[Prediction]: ...
+    def __call__(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
+        """Run the model on one or more images.
 
         Args:
-            images: One image, or a list or tuple of them.
+            images: One image, or a list or tuple of images.
 
         Returns:
-            What is in one image, as the class tells; for a list, a list in the same order.
+            The prediction for one image, or a list of predictions in the order of the images.
 
         Raises:
-            DataError: An image cannot be read, or is no `H×W×3` array of uint8 with pixels.
+            DataError: An image cannot be read, or is not a non-empty `H×W×3` uint8 array.
             NumericError: The model's outputs are NaN or infinite.
         """
         if isinstance(images, (list, tuple)):
@@ -108,22 +108,22 @@ class BasePredictor(ABC, Generic[Found]):
 
     @abstractmethod
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
-        """Refuse the config of another kind of model; gives the names of the classes."""
+        """Raise `ConfigError` for a config that this predictor does not support. Return the class names."""
 
     @abstractmethod
-    def _run(self, records: list[dict[str, Any]]) -> list[Found]:
-        """What is in the images of records as `_prepare` gives them, all of one shape; on the CPU."""
+    def _run(self, records: list[dict[str, Any]]) -> list[Prediction]:
+        """Return the predictions on the CPU for records from `_prepare` whose images have the same shape."""
 
-    def _predict(self, images: Sequence[Any]) -> list[Found]:
-        found: dict[int, Found] = {}
+    def _predict(self, images: Sequence[Any]) -> list[Prediction]:
+        predictions: dict[int, Prediction] = {}
         for start in range(0, len(images), self.batch_size):
-            of_shape: dict[torch.Size, dict[int, dict[str, Any]]] = {}
+            by_shape: dict[torch.Size, dict[int, dict[str, Any]]] = {}
             for number in range(start, min(start + self.batch_size, len(images))):
                 record = self._prepare(images[number], f"image {number}" if len(images) > 1 else "the image")
-                of_shape.setdefault(record["image"].shape, {})[number] = record
-            for records in of_shape.values():
-                found |= zip(records, self._run(list(records.values())), strict=True)
-        return [found[number] for number in range(len(images))]
+                by_shape.setdefault(record["image"].shape, {})[number] = record
+            for records in by_shape.values():
+                predictions |= zip(records, self._run(list(records.values())), strict=True)
+        return [predictions[number] for number in range(len(images))]
 
     def _prepare(self, image: Any, name: str) -> dict[str, Any]:
         pixels = read_image(image, "RGB") if isinstance(image, (str, os.PathLike)) else check_pixels(image, name)
@@ -136,59 +136,69 @@ class BasePredictor(ABC, Generic[Found]):
         return {"image": tensor, "height": height, "width": width}
 
     def _outputs(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Detectron2's models keep state while they run (its test-time augmentation turns the mask head off and on).
+        # Detectron2's models are not thread-safe: test-time augmentation switches the mask head off and on.
         with self._lock, torch.no_grad(), inference_autocast(self.cfg):
             return self._model(records)
 
 
-def _usable(device: str) -> str:
+def _check_device(device: str) -> str:
     gpus = torch.cuda.device_count()
     number = device.removeprefix("cuda").removeprefix(":")
     if device.startswith("cuda") and int(number if number.isdecimal() else 0) >= gpus:
-        has = f"{gpus} GPU{'s' if gpus > 1 else ''} that torch can use" if gpus else "no GPU that torch can use"
-        raise ConfigError(f"device {device}: this machine has {has}; pvt-det doctor tells why.")
+        found = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU"
+        raise ConfigError(
+            f"Device {device} is not available: PyTorch can use {found} on this machine. Run pvt-det doctor to see why."
+        )
     return device
 
 
 def check_pixels(image: Any, name: str) -> NDArray[np.uint8]:
-    """Check that an image is `H×W×3` of uint8 with at least one pixel, and give it back.
+    """Check that an image is an `H×W×3` uint8 array with at least one pixel, and return it.
+
+    Args:
+        image: The image to check.
+        name: Name of the image in messages.
 
     Raises:
-        DataError: It is not; `name` says which image.
+        DataError: The image has a different type, shape or dtype, or is empty.
     """
-    expected = "expected an array H x W x 3 of uint8 in RGB order, or a file's path"
+    expected = "Expected an H x W x 3 uint8 array in RGB order, or a file path."
     if image is None:
-        raise DataError(f"{name} is None, as cv2.imread gives for a file that it cannot read; {expected}")
+        raise DataError(f"{name} is None, which cv2.imread returns for a file that it cannot read. {expected}")
     if not isinstance(image, np.ndarray):
-        raise DataError(f"{name} is a {type(image).__name__}; {expected}")
+        raise DataError(f"{name} is a {type(image).__name__}. {expected}")
     if image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{name} has the shape {image.shape}; {expected}{_way_out(image)}")
+        raise DataError(f"{name} has shape {image.shape}. {expected}{_fix(image)}")
     if image.size == 0:
-        raise DataError(f"{name} is empty, of shape {image.shape}; {expected}")
+        raise DataError(f"{name} is empty: it has shape {image.shape}. {expected}")
     if image.dtype != np.uint8:
-        wrong = " and holds NaN" if image.dtype.kind == "f" and np.isnan(image).any() else ""
-        raise DataError(f"{name} is of {image.dtype}{wrong}; {expected}, with values from 0 to 255")
+        nan = " and contains NaN" if image.dtype.kind == "f" and np.isnan(image).any() else ""
+        raise DataError(f"{name} has dtype {image.dtype}{nan}. {expected} Values range from 0 to 255.")
     return image
 
 
-def _way_out(image: NDArray[Any]) -> str:
+def _fix(image: NDArray[Any]) -> str:
     if image.ndim == 2:
-        return ". A gray image becomes one by np.repeat(image[:, :, None], 3, axis=2)"
+        return " Convert a grayscale image with np.repeat(image[:, :, None], 3, axis=2)."
     if image.ndim == 3 and image.shape[2] == 4:
-        return ". An alpha channel goes by image[:, :, :3]"
+        return " Remove an alpha channel with image[:, :, :3]."
     if image.ndim == 4:
-        return ". Several images come as a list"
+        return " Pass several images as a list."
     return ""
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
-    """Names of the classes that a config's model finds: the run's, its named data set's, or else their numbers."""
+    """Return the class names of a config's model, from the config, its data set, or otherwise numbered.
+
+    Args:
+        cfg: The config of the model.
+    """
     if is_segmentor(cfg):
-        number, given, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.LABEL_NAMES, "stuff_classes"
+        count, given, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.LABEL_NAMES, "stuff_classes"
     else:
-        number, given, key = cfg.MODEL[head_key(cfg)].NUM_CLASSES, cfg.DATASETS.CLASS_NAMES, "thing_classes"
+        count, given, key = cfg.MODEL[head_key(cfg)].NUM_CLASSES, cfg.DATASETS.CLASS_NAMES, "thing_classes"
     registered = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
     for names in (given, *(MetadataCatalog.get(name).get(key, []) for name in registered)):
-        if len(names) == number:
+        if len(names) == count:
             return tuple(names)
-    return tuple(f"class {index}" for index in range(number))
+    return tuple(f"class {index}" for index in range(count))

@@ -1,4 +1,4 @@
-"""What is written of detections and segmentations: COCO's results, label maps, pictures and crops."""
+"""Write detections and segmentations: COCO results, label maps, drawings and crops."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from pvt_det.utils.visualizer import Picture, draw, draw_labels
 RESULTS_NAME = "results.json"
 IMAGES_NAME = "images.json"
 LABELS_NAME = "labels"
-Found = TypeVar("Found")
-_QUALITY = 90
-_LEAST_WIDTH = 640  # of pictures, in pixels
+Prediction = TypeVar("Prediction")
+_JPEG_QUALITY = 90
+_MIN_WIDTH = 640  # of drawings, in pixels
 
 
-class OutputFiles(ABC, Generic[Found]):
-    """The output folder of a prediction; pictures are `pictures/NAME.jpg`.
+class OutputFiles(ABC, Generic[Prediction]):
+    """The output folder of a prediction. Drawings are saved as `pictures/NAME.jpg`.
 
     Args:
-        folder: Made where absent.
-        class_names: By class number.
-        pictures: Whether to draw the images.
+        folder: The folder to write to. It is created if it does not exist.
+        class_names: Class names, by class index.
+        pictures: Whether to draw the predictions.
 
     Attributes:
-        images: How many images and frames there were.
+        images: Number of images and frames added so far.
 
     Raises:
-        ConfigError: The folder cannot be made or written in.
+        ConfigError: The folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool) -> None:
@@ -53,47 +53,62 @@ class OutputFiles(ABC, Generic[Found]):
         self.images = 0
 
     @abstractmethod
-    def only(self, found: Found, classes: Sequence[int]) -> Found:
-        """What is found, without other classes."""
-
-    @abstractmethod
-    def add(self, path: Path, name: PurePath, pixels: Picture, found: Found, **facts: int) -> None:
-        """Take what is found in an image.
+    def keep_classes(self, prediction: Prediction, classes: Sequence[int]) -> Prediction:
+        """Remove all other classes from a prediction.
 
         Args:
-            path: The image's or video's file.
-            name: What to call its outputs by.
-            pixels: `H×W×3` uint8 RGB.
-            found: What is in it.
-            facts: More about the image, such as the number of a video's frame.
+            prediction: The prediction for an image.
+            classes: Indices of the classes to keep.
         """
 
     @abstractmethod
-    def draw(self, pixels: Picture, found: Found) -> Picture:
-        """The image with what is found; small images are enlarged, so that names can be read."""
+    def add(self, path: Path, name: PurePath, pixels: Picture, prediction: Prediction, **extra: int) -> None:
+        """Add the prediction for an image.
+
+        Args:
+            path: File of the image or video.
+            name: Name of the output files, a relative path without suffix.
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: The prediction for the image.
+            **extra: Additional facts about the image, such as `frame`, the frame number in a video.
+        """
+
+    @abstractmethod
+    def draw(self, pixels: Picture, prediction: Prediction) -> Picture:
+        """Draw a prediction on its image. Small images are enlarged to keep the labels readable.
+
+        Args:
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: The prediction for the image.
+        """
 
     def save_picture(self, name: PurePath, picture: Picture) -> None:
-        """Save `pictures/NAME.jpg`."""
+        """Save a drawing as `pictures/NAME.jpg`.
+
+        Args:
+            name: Name of the file, a relative path without suffix.
+            picture: The drawing, `H×W×3` uint8 RGB.
+        """
         _save(picture, self.folder / "pictures" / f"{name}.jpg")
 
     def finish(self) -> None:
-        """Write what is written of all images together."""
+        """Write the files that cover all images."""
 
 
 class PredictionFiles(OutputFiles[Instances]):
     """The output folder of a detector's prediction.
 
-    `results.json` has the detections in COCO's results format and `images.json` the images and categories that its
-    ids mean, in COCO's annotation format. Crops are `crops/CLASS/NAME_NUMBER.jpg`.
+    `results.json` contains the detections in COCO's results format. `images.json` contains the images and categories
+    that the ids refer to, in COCO's annotation format. Crops are saved as `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
-        folder: Made where absent.
-        class_names: By class number; a category's id is its number plus 1.
-        pictures: Whether to draw the images.
-        crops: Whether to cut out every object.
+        folder: The folder to write to. It is created if it does not exist.
+        class_names: Class names, by class index. The category id is the class index plus 1.
+        pictures: Whether to draw the detections.
+        crops: Whether to save a crop of every object.
 
     Raises:
-        ConfigError: The folder cannot be made or written in.
+        ConfigError: The folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
@@ -104,42 +119,60 @@ class PredictionFiles(OutputFiles[Instances]):
 
     @property
     def objects(self) -> int:
-        """How many objects were found in them."""
-        return sum(len(found.scores) for found in self._detections)
+        """Number of objects found so far."""
+        return sum(len(detections.scores) for detections in self._detections)
 
-    def only(self, found: Instances, classes: Sequence[int]) -> Instances:
-        """The detections of these classes."""
-        return found[torch.isin(found.pred_classes, torch.tensor(classes))]
+    def keep_classes(self, prediction: Instances, classes: Sequence[int]) -> Instances:
+        """Return the detections of some classes.
 
-    def add(self, path: Path, name: PurePath, pixels: Picture, found: Instances, **facts: int) -> None:
-        """Take the detections of an image; its facts go to `images.json`, its objects are cut out."""
-        height, width = found.image_size
+        Args:
+            prediction: The detections in an image.
+            classes: Indices of the classes to keep.
+        """
+        return prediction[torch.isin(prediction.pred_classes, torch.tensor(classes))]
+
+    def add(self, path: Path, name: PurePath, pixels: Picture, prediction: Instances, **extra: int) -> None:
+        """Add the detections in an image, and save crops of them if enabled.
+
+        Args:
+            path: File of the image or video.
+            name: Name of the output files, a relative path without suffix.
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: The detections in the image.
+            **extra: Additional facts for `images.json`, such as `frame`, the frame number in a video.
+        """
+        height, width = prediction.image_size
         self.images += 1
-        self._images.append({"id": self.images, "file_name": str(path), "height": height, "width": width, **facts})
-        self._detections.append(pack_detections(found, self.images))
+        self._images.append({"id": self.images, "file_name": str(path), "height": height, "width": width, **extra})
+        self._detections.append(pack_detections(prediction, self.images))
         if self.crops:
-            self._cut(name, pixels, found)
+            self._save_crops(name, pixels, prediction)
 
-    def draw(self, pixels: Picture, found: Instances) -> Picture:
-        """The image with its detections, the best on top; small images are enlarged, so that labels can be read."""
-        return draw(pixels, _as_objects(found)[::-1], self.class_names, _picture_width(pixels))
+    def draw(self, pixels: Picture, prediction: Instances) -> Picture:
+        """Draw detections on their image, the highest score on top. Small images are enlarged.
+
+        Args:
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: The detections in the image.
+        """
+        return draw(pixels, _as_objects(prediction)[::-1], self.class_names, _drawing_width(pixels))
 
     def finish(self) -> None:
-        """Write both json files."""
-        categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
+        """Write `results.json` and `images.json`."""
+        categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.class_names)]
         images = {"images": self._images, "annotations": [], "categories": categories}
         write_atomically(self.folder / IMAGES_NAME, json.dumps(images, ensure_ascii=False, indent=1))
         write_results(self.folder / RESULTS_NAME, self._detections, np.arange(1, len(self.class_names) + 1))
 
-    def _cut(self, name: PurePath, pixels: Picture, found: Instances) -> None:
-        height, width = found.image_size
+    def _save_crops(self, name: PurePath, pixels: Picture, prediction: Instances) -> None:
+        height, width = prediction.image_size
         for number, (box, label) in enumerate(
-            zip(found.pred_boxes.tensor.numpy(), found.pred_classes.tolist(), strict=True), start=1
+            zip(prediction.pred_boxes.tensor.numpy(), prediction.pred_classes.tolist(), strict=True), start=1
         ):
             x1, y1 = np.maximum(np.floor(box[:2]).astype(int), 0)
             x2, y2 = np.minimum(np.ceil(box[2:]).astype(int), (width, height))
             if x1 < x2 and y1 < y2:
-                # A class may be called "and/or".
+                # Class names may contain characters such as "/".
                 folder = re.sub(r"[^\w .-]", "_", self.class_names[label]).strip(". ") or f"class {label}"
                 _save(pixels[y1:y2, x1:x2], self.folder / "crops" / folder / f"{name}_{number}.jpg")
 
@@ -147,46 +180,67 @@ class PredictionFiles(OutputFiles[Instances]):
 class LabelFiles(OutputFiles[Labels]):
     """The output folder of a segmentation.
 
-    `labels/NAME.png` has the number of each pixel's class, 255 where it is none of those asked for: training takes
-    these files as `DATASETS.TRAIN_LABELS`. In pictures a class always has the same colour.
+    `labels/NAME.png` contains the class index of each pixel, or 255 for classes that are not kept. Training accepts
+    these files as `DATASETS.TRAIN_LABELS`. A class has the same color in all drawings.
     """
 
-    def only(self, found: Labels, classes: Sequence[int]) -> Labels:
-        """The label map with 255 for all other classes."""
-        return np.where(np.isin(found, classes), found, np.uint8(NO_CLASS))
+    def keep_classes(self, prediction: Labels, classes: Sequence[int]) -> Labels:
+        """Set the pixels of all other classes to 255.
 
-    def add(self, path: Path, name: PurePath, pixels: Picture, found: Labels, **facts: int) -> None:
-        """Save the label map of an image or of a video's frame, `labels/NAME.png`."""
+        Args:
+            prediction: `H×W` label map.
+            classes: Indices of the classes to keep.
+        """
+        return np.where(np.isin(prediction, classes), prediction, np.uint8(NO_CLASS))
+
+    def add(self, path: Path, name: PurePath, pixels: Picture, prediction: Labels, **extra: int) -> None:
+        """Save a label map as `labels/NAME.png`.
+
+        Args:
+            path: File of the image or video.
+            name: Name of the output files, a relative path without suffix.
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: `H×W` label map of the image.
+            **extra: Additional facts about the image. They are not saved.
+        """
         file = self.folder / LABELS_NAME / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(found).save(file)
+        Image.fromarray(prediction).save(file)
         self.images += 1
 
-    def draw(self, pixels: Picture, found: Labels) -> Picture:
-        """The image with its classes; small images are enlarged, so that names can be read."""
-        return draw_labels(pixels, found, self.class_names, _picture_width(pixels))
+    def draw(self, pixels: Picture, prediction: Labels) -> Picture:
+        """Draw a label map on its image. Small images are enlarged to keep the labels readable.
+
+        Args:
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: `H×W` label map of the image.
+        """
+        return draw_labels(pixels, prediction, self.class_names, _drawing_width(pixels))
 
 
-def _picture_width(pixels: Picture) -> int:
-    return max(pixels.shape[1], _LEAST_WIDTH)
+def _drawing_width(pixels: Picture) -> int:
+    return max(pixels.shape[1], _MIN_WIDTH)
 
 
-def _as_objects(found: Instances) -> list[dict[str, Any]]:
-    """Detections as `pvt_det.utils.visualizer.draw` takes them."""
+def _as_objects(detections: Instances) -> list[dict[str, Any]]:
+    """Convert detections to the objects that `pvt_det.utils.visualizer.draw` expects."""
     objects: list[dict[str, Any]] = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "score": score}
         for box, label, score in zip(
-            found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
+            detections.pred_boxes.tensor.tolist(),
+            detections.pred_classes.tolist(),
+            detections.scores.tolist(),
+            strict=True,
         )
     ]
-    if found.has("pred_masks"):
-        masks = found.pred_masks
-        runs = masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks)
-        for shown, rle in zip(objects, runs.rles(), strict=True):
-            shown["segmentation"] = rle
+    if detections.has("pred_masks"):
+        masks = detections.pred_masks
+        encoded = masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks)
+        for obj, rle in zip(objects, encoded.rles(), strict=True):
+            obj["segmentation"] = rle
     return objects
 
 
 def _save(picture: NDArray[np.uint8], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=_QUALITY)
+    Image.fromarray(picture).save(path, quality=_JPEG_QUALITY)

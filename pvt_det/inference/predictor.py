@@ -1,4 +1,4 @@
-"""A trained detector as a function from images to the objects in them."""
+"""Find objects in images with a trained detector."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from pvt_det.inference.base import BasePredictor, class_names
 class Predictor(BasePredictor[Instances]):
     """Finds objects in images with a trained detector.
 
-    A call gives for one image, on the CPU and best score first, `Instances` in the image's own pixels with `pred_boxes`
-    (`N×4`, x1, y1, x2, y2), `scores` (`N`, 0 … 1), `pred_classes` (`N`, numbers from 0) and, of a model with masks,
-    `pred_masks` (N of `H×W` bool).
+    A call returns `Instances` for each image, on the CPU, sorted by descending score and in pixels of the original
+    image. The fields are `pred_boxes` (`N×4`: x1, y1, x2, y2), `scores` (`N`, 0 to 1), `pred_classes` (`N`, from 0)
+    and, for a model with masks, `pred_masks` (N bool masks, `H×W`).
 
     Args:
-        config: As of `BasePredictor`, like all others but one.
-        weights: See there.
-        overrides: See there.
-        score_threshold: Least score, 0 … 1, of what is found; the config's own where it is None.
-        batch_size: See there.
-        device: See there.
+        config: A run folder or a config file.
+        weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
+            otherwise `model_final.pth`, next to the config.
+        overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.
+        score_threshold: Minimum score of the detections, 0 to 1. None uses the threshold of the config.
+        batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
+            resizing are batched, because padding would change the predictions.
+        device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
     """
 
     def __init__(
@@ -49,8 +51,8 @@ class Predictor(BasePredictor[Instances]):
             _set_threshold(cfg, self._score_threshold)
         if is_segmentor(cfg):
             raise ConfigError(
-                f"{path}: a model for semantic segmentation finds no objects; expected a detector. "
-                "pvt_det.Segmentor takes it."
+                f"{path} is the config of a semantic segmentation model. Expected a detector. Use pvt_det.Segmentor "
+                "for this model."
             )
         return class_names(cfg)
 

@@ -1,4 +1,4 @@
-"""A trained model for semantic segmentation as a function from images to label maps."""
+"""Predict label maps of images with a trained model for semantic segmentation."""
 
 from __future__ import annotations
 
@@ -17,47 +17,56 @@ from pvt_det.errors import ConfigError
 from pvt_det.inference.base import BasePredictor, class_names
 from pvt_det.modeling.finite import require_finite
 
-# H×W class numbers.
+# H×W label map of class indices.
 Labels: TypeAlias = NDArray[np.uint8]
 NO_CLASS = 255
 
 
 class Segmentor(BasePredictor[Labels]):
-    """Gives every pixel of an image its class, with a trained Semantic FPN.
+    """Predicts the class of every pixel of an image with a trained Semantic FPN.
 
-    A call gives for one image its label map, `H×W` of uint8, in the image's own pixels: the number of each pixel's
-    class, whose name is `class_names[number]`. The arguments are those of `BasePredictor`.
+    A call returns the label map of each image, an `H×W` uint8 array of the original size. It contains the class index
+    of each pixel, whose name is `class_names[index]`.
+
+    Args:
+        config: A run folder or a config file.
+        weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
+            otherwise `model_final.pth`, next to the config.
+        overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.
+        batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
+            resizing are batched, because padding would change the predictions.
+        device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
     """
 
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
         if not is_segmentor(cfg):
             raise ConfigError(
-                f"{path}: {cfg.MODEL.META_ARCHITECTURE} finds objects; expected a model for semantic segmentation. "
-                "pvt_det.Predictor takes it."
+                f"{path} is the config of a detector, {cfg.MODEL.META_ARCHITECTURE}. Expected a semantic segmentation "
+                "model. Use pvt_det.Predictor for this model."
             )
-        number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        if number > NO_CLASS:
+        count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if count > NO_CLASS:
             raise ConfigError(
-                f"{path}: MODEL.SEM_SEG_HEAD.NUM_CLASSES = {number}: expected {NO_CLASS} or less, for label maps of "
-                "8 bits."
+                f"{path}: MODEL.SEM_SEG_HEAD.NUM_CLASSES = {count}: expected at most {NO_CLASS}, because label maps "
+                "have 8 bits."
             )
         return class_names(cfg)
 
     def _run(self, records: list[dict[str, Any]]) -> list[Labels]:
-        # Left at the network's size, the scores of all classes and images stay small.
+        # Without the original size, Detectron2 does not resize the scores of all classes, which saves memory.
         outputs = self._outputs([{"image": record["image"]} for record in records])
         sizes = [(record["height"], record["width"]) for record in records]
-        return [_best(output["sem_seg"], size) for output, size in zip(outputs, sizes, strict=True)]
+        return [_best_classes(output["sem_seg"], size) for output, size in zip(outputs, sizes, strict=True)]
 
 
-def _best(scores: Tensor, size: tuple[int, int]) -> Labels:
-    """The class of the highest score at each pixel of an image of `size`, from scores `K×h×w`."""
+def _best_classes(scores: Tensor, size: tuple[int, int]) -> Labels:
+    """Resize `K×h×w` scores to `size`, and return the class with the highest score at each pixel."""
     require_finite([scores], "scores")
     highest = scores.new_full(size, -torch.inf, dtype=torch.float32)
     labels = torch.full_like(highest, NO_CLASS, dtype=torch.uint8)
-    # Class by class: all at once would take 14 GB for 150 classes of a picture of 24 million pixels.
-    for number, of_class in enumerate(scores.float()):
-        enlarged = F.interpolate(of_class[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        labels.masked_fill_(enlarged > highest, number)
-        torch.maximum(highest, enlarged, out=highest)
+    # One class at a time: all of them would take 14 GB for 150 classes and an image of 24 megapixels.
+    for index, class_scores in enumerate(scores.float()):
+        resized = F.interpolate(class_scores[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        labels.masked_fill_(resized > highest, index)
+        torch.maximum(highest, resized, out=highest)
     return labels.cpu().numpy()

@@ -1,4 +1,4 @@
-"""The images and videos that a command line means, and their pixels."""
+"""Find the images and videos given on a command line, and read and write video frames."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault, folder_fault
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-_FRAMES_PER_SECOND = 25.0  # of a video that does not tell
+_DEFAULT_FRAME_RATE = 25.0  # if the video does not specify one
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file to look at.
+    """An image or video file.
 
     Attributes:
-        path: Where it is.
-        name: A relative path without suffix, its own among all sources, to call by it what is written of it.
+        path: Path of the file.
+        name: Name of the output files for this source: a relative path without suffix, unique among all sources.
     """
 
     path: Path
@@ -34,85 +34,90 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        """Whether it is read as a video."""
+        """Whether the file has the suffix of a video."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_sources(words: Iterable[str]) -> list[Source]:
-    """Files, the images and videos in folders and the folders below, and what glob patterns match, each once.
+def find_sources(inputs: Iterable[str]) -> list[Source]:
+    """Find the images and videos given by files, folders and glob patterns. Each file is returned once.
 
-    Among them is what cannot be read, such as a pipe or a link that leads nowhere: reading tells.
+    Folders are searched recursively. The result may contain files that cannot be read, such as pipes and broken links.
+    Reading them raises an error.
+
+    Args:
+        inputs: Paths of files and folders, and glob patterns.
 
     Raises:
-        DataError: A word means no file.
+        DataError: A path does not exist, or a folder or pattern contains no image or video.
     """
     found: dict[Path, Source] = {}
     names: set[PurePath] = set()
-    for word in words:
-        for path, name in _meant_by(word):
+    for given in inputs:
+        for path, name in _resolve(given):
             if path not in found:
-                own = _unlike(names, name)
-                names.add(own)
-                found[path] = Source(path, own)
+                unique = _unique_name(names, name)
+                names.add(unique)
+                found[path] = Source(path, unique)
     return list(found.values())
 
 
-def _meant_by(word: str) -> list[tuple[Path, PurePath]]:
-    if not word:
-        raise DataError("'' is no name: expected an image, a video, a folder (. is this one) or a pattern")
-    path = Path(word)
+def _resolve(given: str) -> list[tuple[Path, PurePath]]:
+    """Return the path and the output name of every file that a path or pattern refers to."""
+    if not given:
+        raise DataError("'' is not a file name. Expected an image, a video, a folder (. for this one) or a pattern.")
+    path = Path(given)
     if not folder_fault(path):
         known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and not file.is_dir())
         if not files:
-            raise DataError(f"{path} and its folders hold no image or video ({', '.join(known)})")
+            raise DataError(f"{path} contains no image or video. Expected files with the suffix {', '.join(known)}.")
         return [(file, file.relative_to(path).with_suffix("")) for file in files]
     fault = file_fault(path)
     if not fault:
         return [(path, PurePath(path.stem))]
-    # A file whose name has brackets was found above.
-    if re.search(r"[*?\[]", word):
-        # Not by pathlib, whose glob takes no absolute patterns.
-        files = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if not Path(match).is_dir()]  # noqa: PTH207
+    # Files with brackets in their names were handled above.
+    if re.search(r"[*?\[]", given):
+        # pathlib does not support absolute patterns.
+        files = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if not Path(match).is_dir()]  # noqa: PTH207
         if not files:
-            raise DataError(f"no file matches {word}")
+            raise DataError(f"No file matches the pattern {given}.")
         return [(file, PurePath(file.stem)) for file in files]
-    raise DataError(f"{path} {fault}: expected an image, a video, a folder or a pattern such as 'photos/*.jpg'")
+    raise DataError(f"{path} {fault}. Expected an image, a video, a folder or a pattern such as 'photos/*.jpg'.")
 
 
-def _unlike(taken: set[PurePath], name: PurePath) -> PurePath:
-    own, number = name, 1
-    while own in taken:
+def _unique_name(taken: set[PurePath], name: PurePath) -> PurePath:
+    unique, number = name, 1
+    while unique in taken:
         number += 1
-        own = name.with_name(f"{name.name}_{number}")
-    return own
+        unique = name.with_name(f"{name.name}_{number}")
+    return unique
 
 
 class Video:
-    """A video's frames, in RGB.
+    """Iterates over the frames of a video, in RGB.
 
     Args:
-        path: The file.
+        path: The video file.
 
     Attributes:
-        frames: How many frames its header promises; 0 where it does not tell.
+        frames: Number of frames according to the file header, or 0 if it is unknown.
         rate: Frames per second.
 
     Raises:
-        DataError: It cannot be opened, or is no regular file.
+        DataError: The file cannot be opened, or is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
         if fault := file_fault(path):
-            raise DataError(f"video {path} {fault}")
+            raise DataError(f"Video {path} {fault}.")
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
-            raise DataError(f"video {path} cannot be opened: it is broken, or of a kind that OpenCV does not know")
+            raise DataError(f"Video {path} cannot be opened. It is damaged or in a format that OpenCV does not read.")
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self.rate = float(self._capture.get(cv2.CAP_PROP_FPS)) or _FRAMES_PER_SECOND
+        self.rate = float(self._capture.get(cv2.CAP_PROP_FPS)) or _DEFAULT_FRAME_RATE
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Frames, `H×W×3` uint8, until the video or what can be read of it ends."""
+        """Yield the `H×W×3` uint8 frames, until the end of the video or the first frame that cannot be read."""
         while True:
             read, frame = self._capture.read()
             if not read:
@@ -122,10 +127,10 @@ class Video:
 
 
 class VideoFile:
-    """Writes a video, in MP4.
+    """Writes a video in MP4 format.
 
     Args:
-        path: The file; its folder is made.
+        path: The file to write. Its folder is created if it does not exist.
         rate: Frames per second.
     """
 
@@ -135,7 +140,10 @@ class VideoFile:
         self._writer: cv2.VideoWriter | None = None
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Add a frame, `H×W×3` uint8 RGB, all of one size.
+        """Write a frame.
+
+        Args:
+            frame: `H×W×3` uint8 RGB image. All frames must have the same size.
 
         Raises:
             DataError: The file cannot be written.
@@ -145,10 +153,10 @@ class VideoFile:
             size = (frame.shape[1], frame.shape[0])
             self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
             if not self._writer.isOpened():
-                raise DataError(f"video {self.path} cannot be written")
+                raise DataError(f"Video {self.path} cannot be written. Choose another output folder.")
         self._writer.write(frame[:, :, ::-1])
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file. Nothing is written if no frame was added."""
         if self._writer is not None:
             self._writer.release()

@@ -1,4 +1,4 @@
-"""Detection in images too large to be shrunk to the model's size without losing what is small."""
+"""Detect objects in large images tile by tile, so that small objects are not lost by downscaling."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from pvt_det.inference.base import Image, check_pixels
 from pvt_det.inference.predictor import Predictor
 from pvt_det.structures.masks import RunLengthMasks
 
-# A box that comes this near to its tile's edge, in pixels, goes on beyond it.
-_AT_EDGE = 1.0
+# A box within this distance of a tile's edge, in pixels, is considered cut by it.
+_EDGE_MARGIN = 1.0
 
 
 class TiledPredictor:
-    """Finds objects tile by tile, and the large ones in the image as a whole.
+    """Runs a detector on overlapping tiles of an image, and on the whole image to find large objects.
 
-    What a tile's edge cuts is left to the neighbouring tile, which overlaps, or to the view of the whole image; what
-    several views found is merged by non-maximum suppression within each class, at the model's own threshold.
+    Detections that are cut by a tile's edge are dropped, because the neighboring tile or the whole image contains the
+    complete object. The remaining detections are merged by non-maximum suppression within each class, with the
+    threshold of the model.
 
     Args:
-        predictor: Looks at the tiles, as many at a time as its batch size.
-        tile: Side of the tiles in pixels. An image that fits into one is not cut.
-        overlap: Least overlap of neighbouring tiles as a share of the tile, in [0, 1); best above the size of what is
-            to be found.
+        predictor: The detector. It processes up to its batch size of tiles at a time.
+        tile: Side of the tiles in pixels, at least 32. Images that fit into one tile are not split.
+        overlap: Minimum overlap of neighboring tiles as a fraction of the tile, in [0, 1). It should be larger than
+            the objects.
 
     Raises:
-        ConfigError: A setting is out of its range.
+        ConfigError: An argument is out of range.
     """
 
     def __init__(self, predictor: Predictor, tile: int, overlap: float = 0.2) -> None:
         if tile < 32:
-            raise ConfigError(f"tile {tile}: expected 32 pixels or more.")
+            raise ConfigError(f"tile {tile}: expected at least 32 pixels.")
         if not 0 <= overlap < 1:
-            raise ConfigError(f"overlap {overlap}: expected a share of the tile, 0 or more and less than 1.")
+            raise ConfigError(f"overlap {overlap}: expected a fraction of the tile, at least 0 and less than 1.")
         self.predictor = predictor
         self.tile = tile
         self.overlap = overlap
@@ -50,7 +51,14 @@ class TiledPredictor:
         self.nms_threshold = cfg.MODEL[head_key(cfg)].NMS_THRESH_TEST
 
     def __call__(self, images: Sequence[Image]) -> list[Instances]:
-        """Find objects in each image; see `Predictor`."""
+        """Find objects in images.
+
+        Args:
+            images: File paths, or `H×W×3` uint8 arrays in RGB order.
+
+        Returns:
+            The detections in each image, with the same fields as those of `Predictor`.
+        """
         return [self._find(image, number) for number, image in enumerate(images)]
 
     def _find(self, image: Image, number: int) -> Instances:
@@ -67,7 +75,7 @@ class TiledPredictor:
         return _merge(views, (height, width), self.nms_threshold)
 
     def _starts(self, length: int) -> list[int]:
-        """First pixels of the tiles along a side, evenly spread."""
+        """Return the first pixel of each tile along a side, evenly spaced."""
         if length <= self.tile:
             return [0]
         step = self.tile * (1 - self.overlap)
@@ -75,17 +83,17 @@ class TiledPredictor:
         return [round(number * (length - self.tile) / (count - 1)) for number in range(count)]
 
 
-def _uncut(found: Instances, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Which detections of a tile do not touch an edge that lies inside the image; `N` bool."""
+def _uncut(detections: Instances, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return an `N` bool mask of the detections that do not touch a tile edge inside the image."""
     (left, top), (height, width) = corner, size
-    tile_height, tile_width = found.image_size
-    x1, y1, x2, y2 = found.pred_boxes.tensor.unbind(1)
-    cut = torch.zeros(len(found), dtype=torch.bool)
+    tile_height, tile_width = detections.image_size
+    x1, y1, x2, y2 = detections.pred_boxes.tensor.unbind(1)
+    cut = torch.zeros(len(detections), dtype=torch.bool)
     for is_inside, touches in (
-        (left > 0, x1 <= _AT_EDGE),
-        (top > 0, y1 <= _AT_EDGE),
-        (left + tile_width < width, x2 >= tile_width - _AT_EDGE),
-        (top + tile_height < height, y2 >= tile_height - _AT_EDGE),
+        (left > 0, x1 <= _EDGE_MARGIN),
+        (top > 0, y1 <= _EDGE_MARGIN),
+        (left + tile_width < width, x2 >= tile_width - _EDGE_MARGIN),
+        (top + tile_height < height, y2 >= tile_height - _EDGE_MARGIN),
     ):
         if is_inside:
             cut |= touches
@@ -95,7 +103,7 @@ def _uncut(found: Instances, corner: tuple[int, int], size: tuple[int, int]) -> 
 def _merge(
     views: Sequence[tuple[Instances, tuple[int, int]]], size: tuple[int, int], nms_threshold: float
 ) -> Instances:
-    """Detections of all views, each with its corner, as they lie in the image of `size`, best first."""
+    """Merge the detections of all views, given with their corners, in image coordinates and by descending score."""
     boxes = torch.cat([found.pred_boxes.tensor + torch.tensor([*corner, *corner]) for found, corner in views])
     scores = torch.cat([found.scores for found, _ in views])
     classes = torch.cat([found.pred_classes for found, _ in views])
@@ -103,13 +111,13 @@ def _merge(
     merged = Instances(size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=classes[kept])
     if views[0][0].has("pred_masks"):
         owners = [(found, number, corner) for found, corner in views for number in range(len(found))]
-        masks = [_at(found.pred_masks[number], corner, size) for found, number, corner in (owners[k] for k in kept)]
+        masks = [_place(found.pred_masks[number], corner, size) for found, number, corner in (owners[k] for k in kept)]
         merged.pred_masks = RunLengthMasks.cat([RunLengthMasks([], size), *masks])
     return merged
 
 
-def _at(mask: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> RunLengthMasks:
-    """A tile's `H×W` mask in the image of `size`."""
+def _place(mask: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> RunLengthMasks:
+    """Pad a tile's `H×W` mask to the image of `size`."""
     (left, top), (height, width) = corner, size
     right, bottom = width - left - mask.shape[1], height - top - mask.shape[0]
     return RunLengthMasks.encode(F.pad(mask.to(torch.uint8), (left, right, top, bottom))[None])

@@ -1,4 +1,4 @@
-"""Trained classifiers, with as many classes as their weights have, and trunks with an image as they see it."""
+"""Load trained classifiers and trunks, and preprocess images for them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _CLASSIFIER_SIDE = 224
 
 
 def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
-    """Load a trained classifier.
+    """Load a trained classifier. The number of classes is taken from the weights.
 
     Args:
-        name: A variant, such as "pvt_small".
-        source: Anything that `MODEL.WEIGHTS` takes.
-        img_size: Side of its images in pixels.
+        name: Model variant, such as "pvt_small".
+        source: Weights of the model, in any form that `MODEL.WEIGHTS` accepts.
+        img_size: Side of the input images in pixels.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, or not of a whole classifier of this variant.
+        CheckpointError: The weights are missing, damaged, or do not cover a whole classifier of this variant.
         ConfigError: The name is unknown.
     """
     translation = read_translation(source)
@@ -42,26 +42,27 @@ def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
 
 
 def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tuple[Trunk, Tensor]:
-    """A trained detector's or segmentor's trunk, and an image as its test-time transforms make it, not padded.
+    """Load the trunk of a trained detector or segmentor, and apply its test-time transforms to an image.
 
     Args:
-        config: A run's output folder, or a config file.
-        weights: Anything that `MODEL.WEIGHTS` takes; "" takes the best beside the config.
-        pixels: `H×W×3` uint8 RGB.
+        config: A run folder or a config file.
+        weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects the best weights next to
+            the config.
+        pixels: `H×W×3` uint8 RGB image.
 
     Returns:
-        The trunk in evaluation mode, and the normalised image, `3×H×W`.
+        The trunk in evaluation mode, and the normalized `3×H×W` image without padding.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, or not of the whole model.
-        ConfigError: The config is wrong, or its backbone is no PVT.
+        CheckpointError: The weights are missing, damaged, or do not cover the whole model.
+        ConfigError: The config is invalid, or its backbone is not a PVT.
     """
     path = config_file(config)
     cfg = load_config(path, ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg).eval()
     trunk = getattr(model.backbone, "bottom_up", model.backbone)
     if not isinstance(trunk, Trunk):
-        raise ConfigError(f"{path}: its backbone is {cfg.MODEL.BACKBONE.NAME}; only a PVT has attention to show.")
+        raise ConfigError(f"{path} has the backbone {cfg.MODEL.BACKBONE.NAME}. Attention maps need a PVT backbone.")
     load_pretrained(model, run_weights(path, weights)).require_whole()
     image = _resized(
         pixels if cfg.INPUT.FORMAT == "RGB" else pixels[:, :, ::-1], build_augmentations(cfg, is_train=False)
@@ -70,18 +71,18 @@ def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tupl
 
 
 def classifier(name: str, weights: str, pixels: NDArray[np.uint8]) -> tuple[Trunk, Tensor]:
-    """A trained classifier, and an image, its short side 224 pixels.
+    """Load a trained classifier, and resize an image to a short side of 224 pixels.
 
     Args:
-        name: A variant, such as "pvt_small".
-        weights: Anything that `MODEL.WEIGHTS` takes; "" takes the published ones.
-        pixels: `H×W×3` uint8 RGB.
+        name: Model variant, such as "pvt_small".
+        weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects the published weights.
+        pixels: `H×W×3` uint8 RGB image.
 
     Returns:
-        The model in evaluation mode, and the normalised image, `3×H×W`.
+        The model in evaluation mode, and the normalized `3×H×W` image.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, or not of such a classifier.
+        CheckpointError: The weights are missing, damaged, or do not match the classifier.
         ConfigError: The name is unknown.
     """
     model = trained_classifier(name, weights or f"pvt://{name}")

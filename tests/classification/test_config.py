@@ -1,4 +1,4 @@
-"""Recipes per variant, and every way to get an option wrong."""
+"""The published recipe of every variant, config files and flags, and errors in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMON = {
 
 
 @pytest.mark.parametrize("model", list_models())
-def test_the_published_recipe(repo_root, model):
+def test_published_recipe(repo_root, model):
     cfg = load_train_config(repo_root / f"configs/classification/{model}.yaml")
     assert cfg.model == model
     assert (cfg.drop_path_rate, cfg.clip_grad) == ((0.3, 1.0) if model in _LARGE else (0.1, 0.0))
@@ -30,7 +30,7 @@ def test_the_published_recipe(repo_root, model):
     assert cfg.scaled_lr() == pytest.approx(1e-3)
 
 
-def test_the_small_image_recipe_is_valid(repo_root):
+def test_small_image_recipe_is_valid(repo_root):
     cfg = load_train_config(repo_root / "configs/classification/pvt_tiny_64px.yaml")
     assert (cfg.model, cfg.img_size) == ("pvt_tiny", 64)
     assert cfg.scaled_lr() == cfg.lr
@@ -40,7 +40,7 @@ def _setup(*words):
     return setup(argument_parser().parse_words(words))
 
 
-def test_flags_win_over_the_file_and_keep_their_types(tmp_path):
+def test_flags_override_the_file_and_keep_their_types(tmp_path):
     (tmp_path / "a.yaml").write_text("model: pvt_small\nlr: 1e-3\nepochs: 30\nclip_grad: 1\ncompile: true\n")
     flags = ("--epochs", "40", "--min-lr", "0", "--no-compile", "--channels-last")
     cfg = _setup("--config-file", str(tmp_path / "a.yaml"), *flags)
@@ -49,19 +49,19 @@ def test_flags_win_over_the_file_and_keep_their_types(tmp_path):
     assert (cfg.compile, cfg.channels_last) == (False, True)
 
 
-def test_dumped_options_read_the_same(tmp_path):
+def test_dumped_config_loads_unchanged(tmp_path):
     cfg = TrainConfig(model="pvt_v2_b1", rand_augment="", eps=1e-9, data="Bilder/ä: b")
     (tmp_path / "options.yaml").write_text(dump_train_config(cfg))
     assert load_train_config(tmp_path / "options.yaml") == cfg
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("yaml_lines", "message"),
     [
         ("lern_rate: 1", r"a.yaml: lern_rate: unknown option"),
         ("warmup_epoch: 1", r"Did you mean warmup_epochs"),
-        ("epochs: 3.5", r"a.yaml: epochs = 3.5: expected a whole number, such as 300"),
-        ("epochs: true", r"epochs = True: expected a whole number"),
+        ("epochs: 3.5", r"a.yaml: epochs = 3.5: expected an integer, such as 300"),
+        ("epochs: true", r"epochs = True: expected an integer"),
         ("lr: fast", r"lr = 'fast': expected a number"),
         ("compile: 1", r"compile = 1: expected true or false"),
         ("model: [pvt_small]", r"model = \['pvt_small'\]: expected a string"),
@@ -75,22 +75,22 @@ def test_dumped_options_read_the_same(tmp_path):
         ("flip: 1.5", r"flip = 1.5: expected a number from 0 to 1"),
         ("lr: .inf", r"lr = inf: expected a finite number"),
         ("amp: fp6", r"amp = 'fp6': Did you mean fp16"),
-        ("warmup_epochs: 300", r"warmup_epochs = 300 is not below epochs = 300"),
+        ("warmup_epochs: 300", r"warmup_epochs = 300 is not less than epochs = 300"),
         ("checkpoint_stages: 1,5", r"checkpoint_stages = '1,5': expected numbers from 1 to 4"),
         ("batch_size: 7", r"batch_size = 7: mixup and cutmix need an even number"),
         ("resume: yesterday", r"resume = 'yesterday'"),
-        ("eval_only: true", r"--eval-only and --weights SOURCE go together"),
+        ("eval_only: true", r"--eval-only and --weights SOURCE must be used together"),
     ],
 )
-def test_a_wrong_file_is_a_config_error(tmp_path, text, message):
-    model = "" if "model" in text or text.startswith("-") else "model: pvt_small\n"
-    (tmp_path / "a.yaml").write_text(model + text)
+def test_invalid_file_raises_config_error(tmp_path, yaml_lines, message):
+    model = "" if "model" in yaml_lines or yaml_lines.startswith("-") else "model: pvt_small\n"
+    (tmp_path / "a.yaml").write_text(model + yaml_lines)
     with pytest.raises(ConfigError, match=message):
         load_train_config(tmp_path / "a.yaml")
 
 
-def test_a_missing_file_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read"):
+def test_missing_file_raises_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml cannot be read: it does not exist"):
         load_train_config(tmp_path / "none.yaml")
 
 
@@ -98,16 +98,16 @@ def test_a_missing_file_is_a_config_error(tmp_path):
     ("words", "message"),
     [
         (["--lable-smoothing", "0.1"], "Did you mean --label-smoothing"),
-        (["--epochs", "many"], r"--epochs = 'many': expected a whole number"),
+        (["--epochs", "many"], r"--epochs = 'many': expected an integer"),
         (["--erase-mode", "pixels"], r"erase_mode = 'pixels': Did you mean pixel"),
     ],
 )
-def test_a_wrong_flag_is_a_config_error(words, message):
+def test_invalid_flag_raises_config_error(words, message):
     with pytest.raises(ConfigError, match=message):
         _setup("--model", "pvt_small", *words)
 
 
-def test_a_run_resumes_only_under_its_own_options():
+def test_resume_rejects_changed_options():
     cfg = TrainConfig(model="pvt_small", data="a", workers=4)
     saved = dataclasses.asdict(cfg)
     check_same_run(saved, dataclasses.replace(cfg, data="b", workers=1, resume=True))
@@ -115,7 +115,7 @@ def test_a_run_resumes_only_under_its_own_options():
         check_same_run(saved, dataclasses.replace(cfg, lr=1e-3, seed=3))
 
 
-def test_the_models_recipe_is_the_default():
+def test_published_recipe_of_the_model_is_the_default():
     assert _setup("--model", "pvt_large", "--data", "x").drop_path_rate == 0.3
     assert _setup("--model", "pvt_large", "--drop-path-rate", "0.2").drop_path_rate == 0.2
     assert _setup("--model", "pvt_small").clip_grad == 0.0
@@ -127,23 +127,23 @@ def test_resume_is_a_flag(tmp_path):
     assert _setup("--resume", "--model", "pvt_small").resume
     (tmp_path / "a.yaml").write_text("model: pvt_small\nresume: true\n")
     assert load_train_config(tmp_path / "a.yaml").resume
-    # As the runs of earlier versions wrote it.
+    # Written by earlier versions.
     (tmp_path / "a.yaml").write_text("model: pvt_small\nresume: ''\n")
     assert not load_train_config(tmp_path / "a.yaml").resume
 
 
-def test_old_names_still_work_with_a_warning(tmp_path):
+def test_deprecated_names_work_with_a_warning(tmp_path):
     with pytest.warns(FutureWarning, match=r"--resume = 'auto' is deprecated .*Use --resume"):
         assert _setup("--model", "pvt_small", "--resume", "auto").resume
     (tmp_path / "a.yaml").write_text("model: pvt_small\nresume: auto\nepochs: 30\n")
-    with pytest.warns(FutureWarning, match=r"a\.yaml: resume = 'auto' is deprecated .*resume: true in a file"):
+    with pytest.warns(FutureWarning, match=r"a\.yaml: resume = 'auto' is deprecated .*resume: true in a config file"):
         assert load_train_config(tmp_path / "a.yaml").resume
     (tmp_path / "a.yaml").write_text("model: pvt_small\nepochs: 30\n")
     with pytest.warns(FutureWarning, match=r"--config is deprecated .*Use --config-file\."):
         assert _setup("--config", str(tmp_path / "a.yaml")).epochs == 30
 
 
-def test_the_help_shows_the_new_names_only():
-    text = argument_parser().format_help()
-    assert "--config-file FILE" in text
-    assert "--config FILE" not in text
+def test_help_hides_deprecated_names():
+    help_text = argument_parser().format_help()
+    assert "--config-file FILE" in help_text
+    assert "--config FILE" not in help_text

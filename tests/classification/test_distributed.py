@@ -1,4 +1,4 @@
-"""Two processes of one run agree: on stopping, on broken images, on the end result."""
+"""Two processes of a run agree on when to stop, on broken images and on the final result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.imagenet.fakes import class_folders
 _BROKEN = "train/bee/002.jpg"
 
 
-class _StoppedAtOnce(ClassificationTrainer):
+class _StoppedAfterOneUpdate(ClassificationTrainer):
     def after_step(self) -> None:
         if self.update == 1 and self.process.rank == 1:
             signal.raise_signal(signal.SIGTERM)
@@ -40,7 +40,7 @@ def _interrupted(cfg: TrainConfig, rank: int) -> ClassificationTrainer:
     with start_run(cfg) as process:
         assert (process.rank, process.world_size) == (rank, 2)
         assert process.sum(torch.tensor([rank + 1.0])).item() == 3
-        trainer = _StoppedAtOnce(cfg, process)
+        trainer = _StoppedAfterOneUpdate(cfg, process)
         with pytest.raises(Interrupted, match="after update 10"):
             trainer.train()
     return trainer
@@ -52,13 +52,13 @@ def _train(cfg: TrainConfig) -> float:
 
 
 def _work(rank: int, ports: list[int], folder: Path) -> None:
-    """In each process: a run that one of them is asked to stop, and its end."""
+    """Run in each process: stop a run with a signal to one process, then resume it until the end."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         for name, value in {**variables, "MASTER_ADDR": "127.0.0.1"}.items():
             patch.setenv(name, str(value))
-        # Each run has a group of its own, whose store may still be there when the next one begins.
+        # Each run has its own group and port, because the store of the previous run may still be open.
         patch.setenv("MASTER_PORT", str(ports[0]))
         trainer = _interrupted(_config(folder), rank)
         assert [name for name in trainer.progress.broken if _BROKEN in trainer.images.name(name)]
@@ -72,16 +72,16 @@ def _work(rank: int, ports: list[int], folder: Path) -> None:
 
 def _free_ports(number: int) -> list[int]:
     with ExitStack() as sockets:
-        held = [sockets.enter_context(socket.socket()) for _ in range(number)]
-        for each in held:
+        reserved = [sockets.enter_context(socket.socket()) for _ in range(number)]
+        for each in reserved:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
+        return [each.getsockname()[1] for each in reserved]
 
 
 def test_two_processes_agree(tmp_path):
     class_folders(tmp_path / "set", train=8, val=3)
     (tmp_path / "set" / _BROKEN).write_bytes(b"\xff\xd8")
-    # Forked, for speed: as with loader workers, each computes on one thread.
+    # Forked for speed. Like loader workers, each process computes with one thread.
     mp.start_processes(_work, (_free_ports(3), tmp_path), nprocs=2, start_method="fork")
     assert (tmp_path / "best0").read_text() == (tmp_path / "best1").read_text()
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]

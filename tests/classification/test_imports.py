@@ -1,4 +1,4 @@
-"""Classification works where Detectron2 is not installed."""
+"""Classification works without Detectron2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 
-def test_the_script_starts_without_detectron2(repo_root):
+def test_script_starts_without_detectron2(repo_root):
     code = "import sys; sys.modules.update(dict.fromkeys(('detectron2', 'fvcore', 'yacs')))\n"
     code += "from tools import train_cls; train_cls.main(['--help'])"
     environment = {**os.environ, "PYTHONPATH": str(repo_root)}

@@ -1,4 +1,4 @@
-"""The training loop: exact resume, accumulation, broken images, and files that feed detection."""
+"""The training loop: bit-identical resume, gradient accumulation, broken images, and weights for detectors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.data.imagenet.fakes import class_folders
 
 
 class StoppedAfter(ClassificationTrainer):
-    """Is asked to stop after an update."""
+    """Receives SIGTERM after an update."""
 
     def __init__(self, cfg: TrainConfig, process: Process, last_update: int) -> None:
         super().__init__(cfg, process)
@@ -49,7 +49,7 @@ class StoppedAfter(ClassificationTrainer):
 
 
 class StoppedInEvaluation(ClassificationTrainer):
-    """Is asked to stop once the evaluation has begun."""
+    """Receives SIGTERM at the beginning of the evaluation."""
 
     def evaluate(self) -> Accuracy:
         signal.raise_signal(signal.SIGTERM)
@@ -62,7 +62,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def _config(data: Path, output: Path, **changes) -> TrainConfig:
-    """Everything random is on; 27 images, 6 updates of 4 in an epoch."""
+    """Enable all random augmentations. The 27 images give 6 updates of 4 images per epoch."""
     base = TrainConfig(
         model="pvt_v2_b0", data=str(data), output=str(output), img_size=32, epochs=2, batch_size=4, warmup_epochs=0.5,
         lr=1e-3, lr_batch=0, drop_path_rate=0.2, clip_grad=1.0, ema_decay=0.9, workers=0, log_every=1, device="cpu",
@@ -88,9 +88,9 @@ def _evaluate(cfg: TrainConfig) -> Accuracy:
 
 
 def _stop(cfg: TrainConfig, update: int | None) -> None:
-    """Train until after an update, or else until the first evaluation."""
+    """Train until an update, or until the first evaluation if `update` is None."""
     with (
-        pytest.raises(Interrupted, match=r"SIGTERM in epoch .*\. Go on with: the same command with --resume$"),
+        pytest.raises(Interrupted, match=r"SIGTERM in epoch .*\. Resume with: the same command with --resume$"),
         start_run(cfg) as process,
     ):
         (StoppedInEvaluation(cfg, process) if update is None else StoppedAfter(cfg, process, update)).train()
@@ -125,33 +125,33 @@ def whole_run(data, tmp_path_factory) -> TrainConfig:
 @pytest.mark.parametrize(
     ("update", "workers"),
     [(4, 0), (9, 2), (None, 1)],
-    ids=["first epoch", "second epoch, other workers", "in the evaluation"],
+    ids=["first epoch", "second epoch, different workers", "during evaluation"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(whole_run, data, tmp_path, update, workers):
+def test_resumed_run_is_bit_identical(whole_run, data, tmp_path, update, workers):
     cfg = _config(data, tmp_path)
     _stopped_and_resumed(cfg, update, workers=workers)
     assert _rows(tmp_path) == _rows(Path(whole_run.output))
-    ours, theirs = _end_state(cfg), _end_state(whole_run)
-    assert ours.pop("options") != theirs.pop("options")  # folder and workers
-    assert _equal(ours, theirs)
+    resumed, uninterrupted = _end_state(cfg), _end_state(whole_run)
+    assert resumed.pop("options") != uninterrupted.pop("options")  # folder and workers
+    assert _equal(resumed, uninterrupted)
 
 
 def test_resume_restores_the_fp16_scaler(tmp_path):
-    """With accumulation and a log interval that the stop cuts in two."""
+    """Use accumulation, and stop in the middle of a log interval."""
     data = class_folders(tmp_path / "set", train=5, val=1)
     common = {"amp": "fp16", "accumulate_steps": 2, "epochs": 1, "log_every": 2, "channels_last": True}
     whole, cut = (_config(data, tmp_path / name, **common) for name in ("whole", "cut"))
     _train(whole)
     _stopped_and_resumed(cut, 1)
     assert _rows(tmp_path / "cut") == _rows(tmp_path / "whole")
-    ours, theirs = _end_state(cut), _end_state(whole)
-    # Gradients of the first updates overflow, so that the scale has come down from its start.
-    assert ours["scaler"]["scale"] < 65536
-    assert _equal(ours["scaler"], theirs["scaler"])
-    assert _equal(ours["model"], theirs["model"])
+    resumed, uninterrupted = _end_state(cut), _end_state(whole)
+    # The gradients of the first updates overflow, which lowers the scale from its initial value.
+    assert resumed["scaler"]["scale"] < 65536
+    assert _equal(resumed["scaler"], uninterrupted["scaler"])
+    assert _equal(resumed["model"], uninterrupted["model"])
 
 
-def test_rows_that_a_killed_run_left_are_taken_back(data, whole_run, tmp_path):
+def test_resume_removes_metrics_after_the_checkpoint(data, whole_run, tmp_path):
     cfg = _config(data, tmp_path)
     _stop(cfg, 4)
     with (tmp_path / "metrics.json").open("a") as file:
@@ -160,7 +160,7 @@ def test_rows_that_a_killed_run_left_are_taken_back(data, whole_run, tmp_path):
     assert _rows(tmp_path) == _rows(Path(whole_run.output))
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(data, tmp_path):
+def test_accumulation_matches_the_whole_batch(data, tmp_path):
     plain = {"mixup": 0.0, "cutmix": 0.0, "erase_prob": 0.0, "drop_path_rate": 0.0, "epochs": 1, "batch_size": 6}
     losses = []
     for steps in (1, 3):
@@ -171,7 +171,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(data, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_recomputing_stages_changes_nothing(data, tmp_path, whole_run):
+def test_activation_checkpointing_keeps_the_losses(data, tmp_path, whole_run):
     cfg = _config(data, tmp_path, checkpoint_stages="1,3", epochs=2)
     with start_run(cfg) as process:
         trainer = StoppedAfter(cfg, process, 4)
@@ -182,7 +182,7 @@ def test_recomputing_stages_changes_nothing(data, tmp_path, whole_run):
     assert [row["loss"] for row in _rows(tmp_path)] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_moving_average_is_what_is_evaluated_and_kept(whole_run):
+def test_moving_average_is_evaluated_and_saved(whole_run):
     state = _end_state(whole_run)
     with safetensors.safe_open(Path(whole_run.output) / "model_best.safetensors", "pt") as file:
         metadata = file.metadata()
@@ -198,7 +198,7 @@ def test_the_moving_average_is_what_is_evaluated_and_kept(whole_run):
     assert not _equal(kept, state["model"])
 
 
-def test_the_result_loads_into_classifier_and_trunk(whole_run):
+def test_weights_load_into_classifier_and_trunk(whole_run):
     source = Path(whole_run.output) / "model_best.safetensors"
     classifier = create_model("pvt_v2_b0", 3, img_size=32)
     assert not load_pretrained(classifier, source).new
@@ -206,11 +206,11 @@ def test_the_result_loads_into_classifier_and_trunk(whole_run):
     report = load_pretrained(trunk, source)
     assert not report.new
     assert torch.equal(trunk.patch_embed1.proj.weight, classifier.patch_embed1.proj.weight)
-    # The last checkpoint works the same way.
+    # The last checkpoint loads too.
     assert not load_pretrained(classifier, Path(whole_run.output) / "model_last.pth").new
 
 
-def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
+def test_model_card_is_written_next_to_the_weights(whole_run, data, tmp_path):
     folder = Path(whole_run.output)
     card, best = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())["metrics"]
     header = yaml.safe_load(card.split("---\n")[1])
@@ -218,7 +218,7 @@ def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
     (measured,) = header["model-index"][0]["results"]
     top1, top5 = (best["classification"][name] for name in ("top1", "top5"))
     assert [metric["value"] for metric in measured["metrics"]] == [round(top1, 2), round(top5, 2)]
-    for told in (
+    for line in (
         "# pvt_v2_b0 classifier\n",
         f"| classification | {top1:.1f} | {top5:.1f} |",
         "- train: set/train, 27 images",
@@ -229,11 +229,11 @@ def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
         f"torch {torch.__version__.split('+')[0]}",
         "- of these weights: not stated",
     ):
-        assert told in card, told
+        assert line in card, line
     assert str(data.parent) not in card
     assert str(folder) not in card
-    loads = card.split("```python\n")[1].split("```")[0].replace('"model_best', f'"{folder}/model_best')
-    exec(loads, scope := {})
+    code = card.split("```python\n")[1].split("```")[0].replace('"model_best', f'"{folder}/model_best')
+    exec(code, scope := {})
     assert scope["model"].head.out_features == 3
     finished = dataclasses.replace(whole_run, output=str(tmp_path), resume=True)
     for name in ("model_last.pth", "results.json"):
@@ -243,7 +243,7 @@ def test_a_page_about_the_model_lies_beside_it(whole_run, data, tmp_path):
     assert (tmp_path / "README.md").read_text() == "# My notes\n"
 
 
-def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
+def test_card_command_writes_a_folder_to_share(whole_run, data, tmp_path):
     run, output = Path(whole_run.output), tmp_path / "share"
     start("card", [str(run), "--output", str(output), "--license", "cc0-1.0"], "pvt-det card")
     names = ["README.md", "classes.json", "model.safetensors", "options.yaml"]
@@ -256,7 +256,7 @@ def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
     assert "- train: set/train\n" in card
     assert "--eval-only --weights model.safetensors\n" in card
     assert str(data.parent) not in card + (output / "options.yaml").read_text()
-    # What a user of it types: the classes come from the file.
+    # Evaluate the shared weights. The class names come from the file.
     again = _config(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
     top1 = json.loads((run / "results.json").read_text())["metrics"]["classification"]["top1"]
     assert _evaluate(again).top1 == pytest.approx(top1)
@@ -266,7 +266,7 @@ def test_a_run_becomes_a_folder_to_share(whole_run, data, tmp_path):
         start("card", [str(run), "--output", str(run)], "pvt-det card")
 
 
-def test_the_result_feeds_a_detector(repo_root, whole_run):
+def test_weights_load_into_a_detector(repo_root, whole_run):
     detection = pytest.importorskip("detectron2.modeling")
     from pvt_det.config import load_config
 
@@ -279,16 +279,16 @@ def test_the_result_feeds_a_detector(repo_root, whole_run):
     assert set(report.dropped) == {"head"}
 
 
-def test_a_second_run_in_the_folder_is_refused(whole_run):
-    with pytest.raises(ConfigError, match="holds a run already"):
+def test_second_run_in_the_same_folder_is_refused(whole_run):
+    with pytest.raises(ConfigError, match="already contains a run"):
         _train(whole_run)
     with pytest.raises(ConfigError, match=r"epochs was 2 and is 5"):
         _train(dataclasses.replace(whole_run, resume=True, epochs=5))
 
 
-def test_other_classes_are_refused(whole_run, tmp_path):
+def test_resume_with_different_classes_is_refused(whole_run, tmp_path):
     other = class_folders(tmp_path / "set", classes=("ant", "bee", "dog"))
-    with pytest.raises(DataError, match="trained on the classes ant, bee, cat, the images have ant, bee, dog: give"):
+    with pytest.raises(DataError, match="trained on the classes ant, bee, cat, but the images have ant, bee, dog"):
         _train(dataclasses.replace(whole_run, resume=True, data=str(other)))
 
 
@@ -296,37 +296,37 @@ def test_other_classes_are_refused(whole_run, tmp_path):
     ("changes", "message"),
     [
         ({"batch_size": 64}, "batch_size = 64 exceeds the 27 images"),
-        ({"batch_size": 6, "accumulate_steps": 4}, "batch_size = 6 does not divide into 4 batches"),
-        ({"batch_size": 6, "accumulate_steps": 2}, "of an even number of images for mixup"),
+        ({"batch_size": 6, "accumulate_steps": 4}, "batch_size = 6 cannot be split into 4 equal batches"),
+        ({"batch_size": 6, "accumulate_steps": 2}, "with an even number of images for mixup"),
         ({"data": ""}, "--data DIR"),
     ],
 )
-def test_options_that_do_not_fit(data, tmp_path, changes, message):
+def test_incompatible_options_are_refused(data, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         _train(_config(**{"data": data, "output": tmp_path, **changes}))
 
 
-def test_broken_images_are_named_up_to_the_limit(tmp_path, capsys):
+def test_broken_images_are_named_and_limited(tmp_path, capsys):
     root = class_folders(tmp_path / "set", train=9, val=4)
     for name in ("train/bee/003.jpg", "train/cat/001.jpg", "val/ant/002.jpg"):
         (root / name).write_bytes(b"\xff\xd8 no image")
     cfg = _config(root, tmp_path / "out", epochs=1, repeats=1, batch_size=2, max_broken=2)
     _train(cfg)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("train/bee/003.jpg", "train/cat/001.jpg", "val/ant/002.jpg"):
-        assert name in said
+        assert name in printed
     with pytest.raises(DataError, match=r"2 images are broken, and max_broken allows 1: .*jpg \(no image"):
         _train(dataclasses.replace(cfg, max_broken=1, output=str(tmp_path / "b")))
     with pytest.raises(DataError, match=r"1 images are broken, and max_broken allows 0: .*val/ant/002.jpg"):
         _evaluate_weights(root, tmp_path, {}, max_broken=0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
-    with pytest.raises(NumericError, match=r"the loss is nan in the updates up to \d+ .*Lower --lr"):
+def test_non_finite_loss_stops_the_run(data, tmp_path):
+    with pytest.raises(NumericError, match=r"The loss is nan in the updates up to \d+ .*Lower --lr"):
         _train(_config(data, tmp_path, lr=1e20, clip_grad=0.0, warmup_epochs=0.0))
 
 
-def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
+def test_non_finite_weights_are_not_saved(data, tmp_path):
     cfg = _config(data, tmp_path)
     with start_run(cfg) as process:
         trainer = ClassificationTrainer(cfg, process)
@@ -347,56 +347,56 @@ def _evaluate_weights(root: Path, folder: Path, metadata: dict[str, str], **chan
     return _evaluate(cfg)
 
 
-def test_accuracy_on_a_hand_made_set(tmp_path):
-    """Labels are set against what the network says, computed here by Pillow and NumPy alone."""
+def test_accuracy_matches_a_reference_implementation(tmp_path):
+    """Compare with labels chosen relative to the model's predictions, preprocessed with Pillow and NumPy only."""
     root = class_folders(tmp_path / "set", val=4)
     torch.manual_seed(3)
     model = create_model("pvt_v2_b0", 3, img_size=32).eval()
-    said = {}
+    predictions = {}
     for path in sorted((root / "val").glob("*/*.jpg")):
-        # 48 × 40: the short side becomes 32 / 0.8 = 40, so that nothing is resized; then the centre.
+        # 48×40 pixels: the short side should become 32 / 0.8 = 40, so nothing is resized before the center crop.
         with Image.open(path) as image:
             pixels = np.asarray(image.crop((8, 4, 40, 36)), dtype=np.float32) / 255
         pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())
-        said[path] = (int(logits.argmax()), logits[0].log_softmax(0).tolist())
-    right = 0
+        predictions[path] = (int(logits.argmax()), logits[0].log_softmax(0).tolist())
+    correct = 0
     loss = 0.0
-    for number, (path, (guess, log_p)) in enumerate(said.items()):
+    for number, (path, (guess, log_p)) in enumerate(predictions.items()):
         label = guess if number < 5 else (guess + 1) % 3
-        right += number < 5
+        correct += number < 5
         loss -= log_p[label]
         path.rename(path.parents[1] / ("ant", "bee", "cat")[label] / f"new{number}.jpg")
     result = _evaluate_weights(root, tmp_path, {}, crop_pct=0.8, eval_batch_size=5)
-    assert (result.top1, result.top5, result.images) == (pytest.approx(100 * right / 12), 100.0, 12)
+    assert (result.top1, result.top5, result.images) == (pytest.approx(100 * correct / 12), 100.0, 12)
     assert result.loss == pytest.approx(loss / 12, rel=1e-4)
-    # Weights that bring a class index of their own are evaluated by it: here every label changes.
-    turned = _evaluate_weights(root, tmp_path, {"classes": '["cat", "ant", "bee"]'}, crop_pct=0.8)
-    assert turned.top1 != pytest.approx(result.top1)
-    assert math.isfinite(turned.loss)
+    # Class names in the weights define the class order. This order changes every label.
+    permuted = _evaluate_weights(root, tmp_path, {"classes": '["cat", "ant", "bee"]'}, crop_pct=0.8)
+    assert permuted.top1 != pytest.approx(result.top1)
+    assert math.isfinite(permuted.loss)
 
 
-def test_weights_for_other_classes_are_refused(tmp_path):
+def test_weights_for_different_classes_are_refused(tmp_path):
     root = class_folders(tmp_path / "set", classes=("ant", "bee"))
     with pytest.raises(CheckpointError, match="has no classifier for the 2 classes"):
         _evaluate_weights(root, tmp_path, {})
 
 
-def test_tensorboard_holds_the_curves(whole_run):
+def test_tensorboard_contains_the_losses(whole_run):
     events = EventAccumulator(str(Path(whole_run.output) / "tensorboard"))
     events.Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
     assert losses == pytest.approx([row["loss"] for row in _rows(Path(whole_run.output)) if "loss" in row], rel=1e-6)
 
 
-def test_the_run_is_logged(whole_run):
+def test_run_is_logged(whole_run):
     log = (Path(whole_run.output) / "log.txt").read_text()
     assert "iteration 12/12  epoch 1  loss " in log
     assert "pvt_v2_b0 on 27 training and 12 validation images of 3 classes" in log
     assert "model_best.safetensors" in log
 
 
-def test_the_final_weights_are_those_of_the_last_epoch(whole_run):
+def test_final_weights_are_from_the_last_epoch(whole_run):
     final = safetensors.torch.load_file(Path(whole_run.output) / "model_final.safetensors")
     averaged = {key.removeprefix("module."): value for key, value in _end_state(whole_run)["ema"].items()}
     assert all(torch.equal(value, averaged[name]) for name, value in final.items())
@@ -407,7 +407,7 @@ def test_the_final_weights_are_those_of_the_last_epoch(whole_run):
 
 @pytest.fixture
 def old_run(whole_run, tmp_path) -> Path:
-    """The finished run as earlier versions named its files."""
+    """A finished run with the file names of earlier versions."""
     old = shutil.copytree(whole_run.output, tmp_path / "old")
     (old / "model_final.safetensors").unlink()
     (old / "model_best.safetensors").rename(old / "best.safetensors")
@@ -417,7 +417,7 @@ def old_run(whole_run, tmp_path) -> Path:
     return old
 
 
-def test_a_folder_of_an_earlier_version_becomes_a_folder_to_share(old_run, tmp_path, whole_run):
+def test_card_command_accepts_a_run_of_an_earlier_version(old_run, tmp_path, whole_run):
     with pytest.warns(
         FutureWarning, match=r"best\.safetensors is deprecated .*model_best\.safetensors: rename the file"
     ):
@@ -427,7 +427,7 @@ def test_a_folder_of_an_earlier_version_becomes_a_folder_to_share(old_run, tmp_p
     assert all(torch.equal(shared[name], best[name]) for name in best)
 
 
-def test_a_folder_of_an_earlier_version_is_resumed(old_run, whole_run):
+def test_resume_accepts_a_run_of_an_earlier_version(old_run, whole_run):
     _train(dataclasses.replace(whole_run, output=str(old_run), resume=True))
     assert _rows(old_run) == _rows(Path(whole_run.output))
     assert not (old_run / "metrics.jsonl").exists()
@@ -438,7 +438,7 @@ def test_a_folder_of_an_earlier_version_is_resumed(old_run, whole_run):
     assert all(torch.equal(best[name], whole[name]) for name in whole)
 
 
-def test_weights_of_an_earlier_version_are_evaluated(old_run, whole_run, data, tmp_path):
+def test_evaluate_accepts_weights_of_an_earlier_version(old_run, whole_run, data, tmp_path):
     cfg = _config(data, tmp_path / "out", weights=str(old_run / "best.safetensors"), eval_only=True)
     top1 = json.loads((Path(whole_run.output) / "results.json").read_text())["metrics"]["classification"]["top1"]
     assert _evaluate(cfg).top1 == pytest.approx(top1)
@@ -465,7 +465,7 @@ class OneLayer(ClassificationTrainer):
         return accuracy
 
 
-def test_a_subclass_with_another_network_and_loop(data, tmp_path):
+def test_subclass_overrides_network_and_loop(data, tmp_path):
     cfg = _config(data, tmp_path)
     with start_run(cfg) as process:
         trainer = OneLayer(cfg, process)

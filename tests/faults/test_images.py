@@ -369,11 +369,11 @@ def test_F16_a_picture_beyond_the_bound_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, "is None, as cv2.imread gives"),
-        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\).*gray image"),
+        (None, "is None, which cv2.imread returns"),
+        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\).*grayscale image"),
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\).*alpha"),
         (np.zeros((0, 8, 3), np.uint8), "is empty"),
-        (np.full((8, 8, 3), np.nan), "float64 and holds NaN"),
+        (np.full((8, 8, 3), np.nan), "float64 and contains NaN"),
     ],
     ids=["None", "gray", "alpha", "empty", "NaN"],
 )

@@ -1,4 +1,4 @@
-"""Attention maps are the weights that the layers' output is made with, and lie where the image is."""
+"""Attention maps equal the weights used by the layers, and are drawn at the right position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pvt_det.errors import ConfigError
-from pvt_det.inference.attention import Attention, attention_of, draw_attention
+from pvt_det.inference.attention import Attention, compute_attention, draw_attention
 from pvt_det.models import create_model
 from pvt_det.utils.cli import run_cli
 from tests.command_line import run_command
@@ -28,10 +28,10 @@ def image():
 
 
 @pytest.mark.parametrize(("stage", "times"), [(1, 3), (3, 1), (4, 1)])
-def test_weights_times_values_are_what_the_layer_gives(model, image, stage, times):
-    """Stage 1 of a larger image is computed in chunks."""
+def test_weights_times_values_match_the_layer_output(model, image, stage, times):
+    """Include a larger image, whose stage 1 is computed in chunks."""
     image = image.repeat(1, times, times)
-    attention = attention_of(model, image, stage=stage, block=-1)
+    attention = compute_attention(model, image, stage=stage, block=-1)
     layer = getattr(model, f"block{stage}")[-1].attn
     values, outputs = [], []
     hooks = [
@@ -50,7 +50,7 @@ def test_weights_times_values_are_what_the_layer_gives(model, image, stage, time
     assert attention.weights.shape[:2] == (layer.num_heads, height * width)
     weights, wanted = attention.weights, torch.cat(outputs)
     if has_token:
-        # The rest of each query's attention goes to the class token.
+        # The remaining attention of each query belongs to the class token.
         weights = torch.cat([1 - weights.sum(2, keepdim=True), weights], dim=2)
         wanted = wanted[1:]
     v = values[0].chunk(2, dim=-1)[1].unflatten(-1, (layer.num_heads, -1)).transpose(0, 1)
@@ -58,20 +58,20 @@ def test_weights_times_values_are_what_the_layer_gives(model, image, stage, time
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_the_class_token_asks_in_the_classifier_of_v1_only(model, image):
+def test_class_token_exists_in_v1_classifiers_only(model, image):
     if not hasattr(model, "cls_token"):
         with pytest.raises(ConfigError, match="PVT v1 classifier only"):
-            attention_of(model, image, stage=4, block=-1, class_token=True)
+            compute_attention(model, image, stage=4, block=-1, class_token=True)
         return
-    attention = attention_of(model, image, stage=4, block=-1, class_token=True)
+    attention = compute_attention(model, image, stage=4, block=-1, class_token=True)
     assert attention.queries is None
     assert tuple(attention.weights.shape) == (8, 1, 15)
     assert attention.weights.sum().item() < 8
     with pytest.raises(ConfigError, match="PVT v1 classifier only"):
-        attention_of(model, image, stage=3, block=-1, class_token=True)
+        compute_attention(model, image, stage=3, block=-1, class_token=True)
 
 
-def test_a_place_in_the_image_is_a_row_of_the_weights():
+def test_query_position_selects_a_row_of_the_weights():
     weights = torch.rand(2, 12, 6)
     attention = Attention(weights, (3, 4), (2, 3))
     assert torch.equal(attention.maps((0.99, 0.4)), weights[:, 7].reshape(2, 2, 3))
@@ -80,29 +80,29 @@ def test_a_place_in_the_image_is_a_row_of_the_weights():
 
 
 @pytest.mark.parametrize(("stage", "block"), [(0, 0), (5, 0), (2, 2), (2, -3)])
-def test_there_is_no_such_block(image, stage, block):
-    with pytest.raises(ConfigError, match="stage"):
-        attention_of(create_model("pvt_v2_b0"), image, stage=stage, block=block)
+def test_invalid_stage_or_block_is_refused(image, stage, block):
+    with pytest.raises(ConfigError, match=r"[Ss]tage"):
+        compute_attention(create_model("pvt_v2_b0"), image, stage=stage, block=block)
 
 
-def test_the_sheet_is_bright_where_attention_is(tmp_path):
+def test_heat_map_is_bright_where_attention_is_high(tmp_path):
     maps = torch.zeros(2, 2, 4)
     maps[0, 0, 0] = maps[1, 1, 3] = 1.0
-    draw_attention(np.zeros((50, 100, 3), np.uint8), maps, [0, 1], tmp_path / "a/sheet.png", at=(0.1, 0.1))
-    sheet = np.asarray(Image.open(tmp_path / "a/sheet.png").convert("L")).astype(float)
-    rows = np.flatnonzero((sheet < 250).mean(1) > 0.5)
-    # Three pictures side by side: the query, then the two heads.
-    _, first, second = np.array_split(sheet[rows[0] : rows[-1]], 3, axis=1)
+    draw_attention(np.zeros((50, 100, 3), np.uint8), maps, [0, 1], tmp_path / "a/figure.png", at=(0.1, 0.1))
+    figure = np.asarray(Image.open(tmp_path / "a/figure.png").convert("L")).astype(float)
+    rows = np.flatnonzero((figure < 250).mean(1) > 0.5)
+    # Three panels side by side: the query, then the two heads.
+    _, first, second = np.array_split(figure[rows[0] : rows[-1]], 3, axis=1)
 
-    def mean(picture, bottom, right):
-        half, third = picture.shape[0] // 2, picture.shape[1] // 3
-        return picture[half:, -third:-20].mean() if bottom and right else picture[:half, 20:third].mean()
+    def mean(panel, bottom, right):
+        half, third = panel.shape[0] // 2, panel.shape[1] // 3
+        return panel[half:, -third:-20].mean() if bottom and right else panel[:half, 20:third].mean()
 
     assert mean(first, False, False) > 10 + mean(first, True, True)
     assert mean(second, True, True) > 10 + mean(second, False, False)
 
 
-def test_the_script_explains_detectors_and_classifiers(untrained_run, shapes, tmp_path, capsys):
+def test_explain_command_on_detectors_and_classifiers(untrained_run, shapes, tmp_path, capsys):
     photo = str(shapes / "val/000002.png")
     output = ["--output", str(tmp_path / "maps.png")]
     detector = [photo, "--config-file", str(untrained_run), "--stage", "3", "--query", "20,30", *output]

@@ -1,4 +1,4 @@
-"""The predictor finds what evaluation finds, whatever form images come in, and names what it cannot take."""
+"""`Predictor` matches evaluation for every kind of input, and rejects invalid inputs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def files(shapes):
     return sorted((shapes / "val").iterdir())
 
 
-def assert_alike(found, wanted, tolerance=1e-3):
+def assert_close(found, wanted, tolerance=1e-3):
     assert found.image_size == wanted.image_size
     assert found.pred_classes.tolist() == wanted.pred_classes.tolist()
     torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.pred_boxes.tensor, wanted.pred_boxes.tensor, rtol=0, atol=tolerance)
 
 
-def test_it_finds_what_evaluation_finds(predictor, untrained_run, shapes, tmp_path):
+def test_predictions_match_evaluation(predictor, untrained_run, shapes, tmp_path):
     weights = str(untrained_run / "model_final.pth")
     cfg = load_config(untrained_run / "config.yaml", ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path)])
     evaluate(cfg)
@@ -53,69 +53,69 @@ def test_it_finds_what_evaluation_finds(predictor, untrained_run, shapes, tmp_pa
         torch.testing.assert_close(boxes, torch.tensor([result["bbox"] for result in wanted]), rtol=0, atol=1e-3)
 
 
-def test_files_arrays_and_lists_of_any_sizes_give_the_same(predictor, files):
+def test_files_arrays_and_lists_give_the_same_predictions(predictor, files):
     arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    # Wider ones: resized to 64 pixels a side of theirs, they go through the model in batches of their own.
+    # The cropped images have a different size after resizing, so they form separate batches.
     mixed = [*files, arrays[0][:40], arrays[1], arrays[1][:40]]
     for found, image in zip(predictor(mixed), mixed, strict=True):
-        assert_alike(found, predictor(image))
-    assert_alike(predictor(arrays[2]), predictor(str(files[2])))
+        assert_close(found, predictor(image))
+    assert_close(predictor(arrays[2]), predictor(str(files[2])))
     assert predictor([]) == []
 
 
-def test_bf16_finds_nearly_the_same(predictor, untrained_run, files):
+def test_bf16_is_close_to_fp32(predictor, untrained_run, files):
     bf16 = Predictor(untrained_run, device="cpu", overrides=["TEST.PRECISION", "bf16"])
-    seen = set()
+    dtypes = set()
     backbone = bf16._model.get_submodule("backbone.bottom_up")
-    backbone.block4[0].mlp.fc1.register_forward_hook(lambda *arguments: seen.add(arguments[2].dtype))
+    backbone.block4[0].mlp.fc1.register_forward_hook(lambda *arguments: dtypes.add(arguments[2].dtype))
     found, wanted = bf16(files[0]), predictor(files[0])
-    assert seen == {torch.bfloat16}
+    assert dtypes == {torch.bfloat16}
     assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
     torch.testing.assert_close(found.scores[:5], wanted.scores[:5], rtol=0, atol=0.01)
     assert found.scores.tolist() != wanted.scores.tolist()
 
 
-def test_images_are_rgb_whatever_the_model_was_trained_on(predictor, untrained_run, files):
+def test_images_are_rgb_for_models_trained_on_bgr(predictor, untrained_run, files):
     image = np.asarray(Image.open(files[0]).convert("RGB"))
     bgr = Predictor(untrained_run, device="cpu", overrides=["INPUT.FORMAT", "BGR"])
-    assert_alike(bgr(image), predictor(image[:, :, ::-1]))
+    assert_close(bgr(image), predictor(image[:, :, ::-1]))
     assert bgr(image).scores.tolist() != predictor(image).scores.tolist()
 
 
-def test_threads_share_it(predictor, files):
+def test_threads_share_a_predictor(predictor, files):
     wanted = [predictor(file) for file in files]
     with ThreadPoolExecutor(4) as threads:
         for found, number in zip(threads.map(predictor, files * 4), [*range(len(files))] * 4, strict=True):
-            assert_alike(found, wanted[number])
+            assert_close(found, wanted[number])
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         ([[1, 2]], "image is a list|is a list"),
-        (np.zeros((2, 8, 8, 3), np.uint8), "come as a list"),
-        (np.zeros((8, 8, 3), np.float32), "float32; expected"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "as a list"),
+        (np.zeros((8, 8, 3), np.float32), r"float32\. Expected"),
         (torch.zeros(3, 8, 8), "is a Tensor"),
         ("nowhere.png", "nowhere.png does not exist"),
     ],
 )
-def test_what_is_no_image_is_named(predictor, files, image, message):
+def test_invalid_images_are_refused(predictor, files, image, message):
     with pytest.raises(DataError, match=message):
         predictor([files[0], image])
 
 
-def test_an_image_in_a_list_is_named_by_its_number(predictor, files):
+def test_invalid_image_in_a_list_is_named_by_its_index(predictor, files):
     with pytest.raises(DataError, match="image 1 is None"):
         predictor([files[0], None])
 
 
-def test_a_broken_file_is_named(predictor, tmp_path):
-    (tmp_path / "torn.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"torn\.png"):
-        predictor(tmp_path / "torn.png")
+def test_damaged_file_is_named(predictor, tmp_path):
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        predictor(tmp_path / "damaged.png")
 
 
-def test_the_best_weights_of_a_run_are_the_default(untrained_run, tmp_path, predictor, files):
+def test_best_weights_of_a_run_are_the_default(untrained_run, tmp_path, predictor, files):
     run = tmp_path / "run"
     shutil.copytree(untrained_run, run)
     state = torch.load(run / "model_final.pth", weights_only=True)
@@ -123,14 +123,14 @@ def test_the_best_weights_of_a_run_are_the_default(untrained_run, tmp_path, pred
     torch.save(state, run / "model_best.pth")
     assert len(Predictor(run, device="cpu")(files[0])) == 0
     final = Predictor(run / "config.yaml", run / "model_final.pth", device="cpu")
-    assert_alike(final(files[0]), predictor(files[0]))
+    assert_close(final(files[0]), predictor(files[0]))
     (run / "model_best.pth").unlink()
     (run / "model_final.pth").unlink()
     with pytest.raises(CheckpointError, match=r"no model_best\.pth or model_final\.pth"):
         Predictor(run)
 
 
-def test_a_threshold_leaves_the_better_ones(predictor, untrained_run, files):
+def test_score_threshold_keeps_higher_scores(predictor, untrained_run, files):
     found = predictor(files[0])
     threshold = float(found.scores.median())
     fewer = Predictor(untrained_run, device="cpu", score_threshold=threshold)(files[0])
@@ -147,12 +147,12 @@ def test_settings_out_of_range_are_refused(untrained_run, arguments, message):
         Predictor(untrained_run, **arguments)
 
 
-def test_what_is_no_run_of_a_detector_is_refused(repo_root, tmp_path):
+def test_config_of_a_different_kind_of_model_is_refused(repo_root, tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         Predictor(tmp_path)
-    with pytest.raises(ConfigError, match=r"finds no objects.*pvt_det\.Segmentor takes it"):
+    with pytest.raises(ConfigError, match=r"Expected a detector\. Use pvt_det\.Segmentor"):
         Predictor(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", "any.pth")
-    with pytest.raises(ConfigError, match=r"RetinaNet finds objects.*pvt_det\.Predictor takes it"):
+    with pytest.raises(ConfigError, match=r"RetinaNet\. Expected .*Use pvt_det\.Predictor"):
         pvt_det.Segmentor(repo_root / "configs/retinanet_pvt_tiny.yaml", "any.pth")
 
 
@@ -163,7 +163,7 @@ def test_class_names_come_from_the_run_or_the_data_set(predictor, repo_root):
     assert class_names(load_config(config, ["MODEL.RETINANET.NUM_CLASSES", "2"])) == ("class 0", "class 1")
 
 
-def test_the_package_offers_it():
+def test_package_exports_predictor():
     assert pvt_det.Predictor is Predictor
     with pytest.raises(AttributeError, match="Predicter"):
         pvt_det.Predicter  # noqa: B018

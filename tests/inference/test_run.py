@@ -1,4 +1,4 @@
-"""Many files through a model: what is found is written, what is broken is named, large images come in tiles."""
+"""Prediction on files, folders and videos: output files, broken inputs, tiles and label maps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BOX = (10, 20, 30, 50)
 
 
 def picture(*boxes, size=(64, 96)):
-    """Black, with white boxes x1, y1, x2, y2."""
+    """Return a black image with white boxes (x1, y1, x2, y2)."""
     pixels = np.zeros((*size, 3), np.uint8)
     for x1, y1, x2, y2 in boxes:
         pixels[y1:y2, x1:x2] = 255
@@ -48,10 +48,10 @@ def save(path: Path, pixels) -> Path:
     return path
 
 
-def white_boxes(pixels, least_side=1):
-    """Detections of class 1, with masks, of white boxes at least so wide and high."""
+def white_boxes(pixels, min_side=1):
+    """Return detections of class 1, with masks, of the white boxes whose sides are at least `min_side`."""
     count, _, stats, _ = cv2.connectedComponentsWithStats((pixels[:, :, 0] > 128).astype(np.uint8))
-    rows = [row[:4] for row in stats[1:count] if min(row[2:4]) >= least_side]
+    rows = [row[:4] for row in stats[1:count] if min(row[2:4]) >= min_side]
     boxes = torch.tensor(np.array(rows).reshape(-1, 4)).float()
     boxes[:, 2:] += boxes[:, :2]
     masks = torch.zeros(len(boxes), *pixels.shape[:2], dtype=torch.bool)
@@ -66,7 +66,7 @@ def white_boxes(pixels, least_side=1):
     )
 
 
-def test_sources_are_files_folders_and_patterns_each_with_a_name_of_its_own(tmp_path):
+def test_find_sources_in_files_folders_and_patterns_with_unique_names(tmp_path):
     for name in ("a/x.png", "a/deep/y.JPG", "b/x.jpg", "b/z.mp4", "a/notes.txt", "c/w.avif", "c/w.JP2"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -82,44 +82,44 @@ def test_sources_are_files_folders_and_patterns_each_with_a_name_of_its_own(tmp_
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
-    [("nowhere.png", r"nowhere\.png does not exist"), ("*.xyz", "no file matches"), ("empty", "no image or video")],
+    ("given", "message"),
+    [("nowhere.png", r"nowhere\.png does not exist"), ("*.xyz", "No file matches"), ("empty", "no image or video")],
 )
-def test_a_word_that_means_no_file_is_refused(tmp_path, word, message):
+def test_input_without_files_is_refused(tmp_path, given, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message):
-        find_sources([str(tmp_path / word)])
+        find_sources([str(tmp_path / given)])
 
 
-def test_an_empty_word_does_not_mean_the_working_folder():
-    with pytest.raises(DataError, match="'' is no name"):
+def test_empty_input_is_not_the_working_folder():
+    with pytest.raises(DataError, match="'' is not a file name"):
         find_sources([""])
 
 
-@pytest.mark.parametrize("word", ["in", "in/*"])
-def test_pipes_and_links_that_lead_nowhere_are_told_of(run, tmp_path, word):
-    """Waited for, a pipe would never end."""
+@pytest.mark.parametrize("given", ["in", "in/*"])
+def test_pipes_and_broken_links_are_reported(run, tmp_path, given):
+    """Reading a pipe would block forever."""
     save(tmp_path / "in/a.png", picture(BOX))
     (tmp_path / "in/folder.png").mkdir()
     for name in ("pipe.jpg", "pipe.mp4"):
         os.mkfifo(tmp_path / "in" / name)
     (tmp_path / "in/z.png").symlink_to(tmp_path / "nowhere.png")
-    faults, results, _, printed = run(tmp_path / word)
+    errors, results, _, printed = run(tmp_path / given)
     assert len(results) == 1
     reasons = {"pipe.jpg": "is no regular file", "pipe.mp4": "is no regular file", "z.png": "does not exist"}
-    assert len(faults) == len(reasons)
-    for fault, (name, reason) in zip(faults, reasons.items(), strict=True):
-        assert name in fault
-        assert reason in fault
-        assert fault in printed
+    assert len(errors) == len(reasons)
+    for error, (name, reason) in zip(errors, reasons.items(), strict=True):
+        assert name in error
+        assert reason in error
+        assert error in printed
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a finder of white boxes over files; gives the faults, the results, the images and what was printed."""
+    """Detect white boxes in files. Return the errors, the results, the images and the console output."""
 
-    def build(*words, classes=None, **kinds):
-        files = PredictionFiles(tmp_path / "out", ("cat", "and/or"), **{"pictures": True, "crops": True} | kinds)
+    def build(*words, classes=None, **options):
+        files = PredictionFiles(tmp_path / "out", ("cat", "and/or"), **{"pictures": True, "crops": True} | options)
         progress = Progress(console=Console(record=True, width=400), disable=True)
         steps = PredictionRun(
             lambda images: [white_boxes(image) for image in images],
@@ -128,22 +128,22 @@ def run(tmp_path):
             progress=progress,
             classes=classes,
         )
-        faults = steps.run(find_sources(map(str, words)))
+        errors = steps.run(find_sources(map(str, words)))
         results = json.loads((tmp_path / "out/results.json").read_text())
         images = json.loads((tmp_path / "out/images.json").read_text())
-        return faults, results, images, progress.console.export_text()
+        return errors, results, images, progress.console.export_text()
 
     return build
 
 
-def test_results_pictures_and_crops_of_a_folder_with_a_broken_file(run, tmp_path):
+def test_results_drawings_and_crops_of_a_folder_with_a_damaged_file(run, tmp_path):
     for name, boxes in (("a.png", [BOX]), ("c.png", []), ("d.png", [BOX, (50, 5, 90, 60)])):
         save(tmp_path / "in" / name, picture(*boxes))
-    (tmp_path / "in/b.png").write_bytes(b"torn")
-    faults, results, images, printed = run(tmp_path / "in")
-    assert len(faults) == 1
-    assert "b.png" in faults[0]
-    assert faults[0] in printed
+    (tmp_path / "in/b.png").write_bytes(b"damaged")
+    errors, results, images, printed = run(tmp_path / "in")
+    assert len(errors) == 1
+    assert "b.png" in errors[0]
+    assert errors[0] in printed
     assert [Path(image["file_name"]).name for image in images["images"]] == ["a.png", "c.png", "d.png"]
     assert images["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "and/or"}]
     assert [(r["image_id"], r["category_id"], r["bbox"]) for r in results] == [
@@ -162,22 +162,22 @@ def test_results_pictures_and_crops_of_a_folder_with_a_broken_file(run, tmp_path
     assert np.asarray(Image.open(crops[0])).min() > 245
 
 
-def test_only_the_classes_asked_for(run, tmp_path):
+def test_classes_filter_the_detections(run, tmp_path):
     save(tmp_path / "a.png", picture(BOX))
     _, results, _, _ = run(tmp_path / "a.png", classes=[0], pictures=False, crops=False)
     assert results == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.json", "results.json"]
 
 
-def test_a_video_goes_frame_by_frame(run, tmp_path):
+def test_video_is_processed_frame_by_frame(run, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
     for shift in range(0, 50, 10):
         writer.write(picture((shift, 20, shift + 20, 50)))
     writer.release()
     (tmp_path / "w.mp4").write_bytes(b"no video")
-    faults, results, images, _ = run(tmp_path / "v.avi", tmp_path / "w.mp4", crops=False)
-    assert len(faults) == 1
-    assert "w.mp4 cannot be opened" in faults[0]
+    errors, results, images, _ = run(tmp_path / "v.avi", tmp_path / "w.mp4", crops=False)
+    assert len(errors) == 1
+    assert "w.mp4 cannot be opened" in errors[0]
     assert [image["frame"] for image in images["images"]] == [1, 2, 3, 4, 5]
     assert [result["bbox"][0] for result in results] == pytest.approx([0, 10, 20, 30, 40], abs=1.5)
     shown = Video(tmp_path / "out/videos/v.mp4")
@@ -185,7 +185,7 @@ def test_a_video_goes_frame_by_frame(run, tmp_path):
 
 
 class NearSighted:
-    """Sees white boxes, but in a whole image of more than 100 pixels only those of 60 and more."""
+    """Detects white boxes. In images larger than 100 pixels, it misses boxes smaller than 60 pixels."""
 
     def __init__(self):
         self.cfg = get_config()
@@ -195,10 +195,10 @@ class NearSighted:
         if not isinstance(images, list):
             return self([images])[0]
         self.seen += [image.shape[:2] for image in images]
-        return [white_boxes(image, least_side=60 if max(image.shape) > 100 else 1) for image in images]
+        return [white_boxes(image, min_side=60 if max(image.shape) > 100 else 1) for image in images]
 
 
-def test_tiles_find_each_object_once_and_in_its_place():
+def test_tiles_find_each_object_once_at_its_position():
     small = [(5, 5, 15, 25), (85, 40, 97, 55), (148, 150, 158, 158), (240, 190, 250, 200)]
     large = (100, 60, 230, 125)  # larger than a tile
     image = picture(*small, large, size=(200, 250))
@@ -213,7 +213,7 @@ def test_tiles_find_each_object_once_and_in_its_place():
         assert torch.equal(mask, torch.from_numpy(picture(box, size=(200, 250))[:, :, 0] > 0))
 
 
-def test_an_image_that_fits_into_a_tile_is_not_cut():
+def test_image_that_fits_into_a_tile_is_not_split():
     predictor = NearSighted()
     (found,) = TiledPredictor(predictor, tile=100)([picture(BOX)])
     assert predictor.seen == [(64, 96)]
@@ -221,12 +221,12 @@ def test_an_image_that_fits_into_a_tile_is_not_cut():
 
 
 @pytest.mark.parametrize(("settings", "message"), [((10,), "tile 10"), ((64, 1.0), r"overlap 1\.0")])
-def test_tiles_out_of_range_are_refused(settings, message):
+def test_tile_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         TiledPredictor(NearSighted(), *settings)
 
 
-def test_a_name_below_another_does_not_leave_the_folder(tmp_path):
+def test_crops_stay_inside_the_output_folder(tmp_path):
     files = PredictionFiles(tmp_path / "out", ("..",), pictures=False, crops=True)
     found = white_boxes(picture(BOX))
     found.pred_classes[:] = 0
@@ -234,14 +234,14 @@ def test_a_name_below_another_does_not_leave_the_folder(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")] == ["out/crops/class 0/a_1.jpg"]
 
 
-def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path, capsys):
-    (tmp_path / "torn.png").write_bytes(b"torn")
-    words = [str(shapes / "val"), str(tmp_path / "torn.png"), "--config-file", str(untrained_run), "--device", "cpu"]
+def test_predict_command_reports_unreadable_files(untrained_run, shapes, tmp_path, capsys):
+    (tmp_path / "damaged.png").write_bytes(b"damaged")
+    words = [str(shapes / "val"), str(tmp_path / "damaged.png"), "--config-file", str(untrained_run), "--device", "cpu"]
     more = ["--output", str(tmp_path / "out"), "--score-threshold", "0.9", "--no-pictures", "--classes", "star"]
     with pytest.raises(DataError, match="1 of 4 files could not be read"):
         run_command("predict", [*words, *more])
     printed = capsys.readouterr()
-    assert "torn.png" in printed.err
+    assert "damaged.png" in printed.err
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert f"{len(results)} objects in 3 images" in printed.out
     assert len(results) > 0
@@ -250,9 +250,9 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
     for near in ("stra", "STAR"):
         with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean star"):
             run_command("predict", [*words, "--classes", near])
-    with pytest.raises(ConfigError, match=r"torn\.png cannot be made: a file is in its place\. Name another folder"):
-        run_command("predict", [*words, "--output", str(tmp_path / "torn.png")])
-    with pytest.raises(ConfigError, match=r"device cuda:99: this machine has .*GPU"):
+    with pytest.raises(ConfigError, match=r"damaged\.png cannot be made: a file is in its place\. Name another folder"):
+        run_command("predict", [*words, "--output", str(tmp_path / "damaged.png")])
+    with pytest.raises(ConfigError, match=r"Device cuda:99 is not available: PyTorch can use .*GPU"):
         run_command("predict", [*words, "--device", "cuda:99"])
     assert (
         run_command("predict", [*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")])
@@ -264,7 +264,7 @@ def test_the_script_tells_what_it_could_not_read(untrained_run, shapes, tmp_path
 
 @pytest.fixture(scope="module")
 def segmentor_run(repo_root, tmp_path_factory):
-    """An output folder of a Semantic FPN with random weights that see all five classes."""
+    """A run folder of a Semantic FPN with random weights that predict all five classes."""
     folder = tmp_path_factory.mktemp("segmentor")
     keys = {
         "MODEL.DEVICE": "cpu",
@@ -282,14 +282,14 @@ def segmentor_run(repo_root, tmp_path_factory):
     torch.nn.init.normal_(predictor.weight)
     with torch.no_grad():
         scores = model.eval()([{"image": torch.from_numpy(picture(BOX).transpose(2, 0, 1))}])[0]["sem_seg"]
-        # No class shall win everywhere.
+        # Center the scores, so that no class wins everywhere.
         predictor.bias -= scores.mean((1, 2))
     torch.save({"model": model.state_dict()}, folder / "model_final.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     return folder
 
 
-def test_label_maps_are_what_the_model_says_at_the_images_own_size(segmentor_run):
+def test_label_maps_match_the_model_at_the_original_size(segmentor_run):
     image = picture(BOX, (60, 5, 90, 20), size=(60, 90))
     segmentor = pvt_det.Segmentor(segmentor_run, device="cpu")
     assert segmentor.class_names == ("background", "circle", "square", "triangle", "star")
@@ -311,15 +311,15 @@ def test_label_maps_are_what_the_model_says_at_the_images_own_size(segmentor_run
         segmentor(image)
 
 
-def test_a_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
+def test_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
     writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
     for _ in range(2):
         writer.write(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     writer.release()
     words = [str(tmp_path / "v.avi"), "--config-file", str(segmentor_run), "--device", "cpu"]
     assert run_command("predict", [*words, "--output", str(tmp_path / "out")]) == 0
-    assert "2 label maps: " in (told := capsys.readouterr().out)
-    assert told.endswith("labels, videos beside it\n")
+    assert "2 label maps: " in (printed := capsys.readouterr().out)
+    assert printed.endswith("labels, videos beside it\n")
     labels = Segmentor(segmentor_run, device="cpu")(list(Video(tmp_path / "v.avi")))
     for number, expected in enumerate(labels, start=1):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/labels/v/{number:06d}.png")), expected)
@@ -327,15 +327,15 @@ def test_a_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
     assert (shown.rate, len(list(shown))) == (12.0, 2)
 
 
-def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, shapes, tmp_path, capsys):
-    (tmp_path / "torn.png").write_bytes(b"torn")
+def test_predict_command_segments_and_refuses_detector_options(segmentor_run, shapes, tmp_path, capsys):
+    (tmp_path / "damaged.png").write_bytes(b"damaged")
     first = min((shapes / "val").iterdir())
-    words = [str(first), str(tmp_path / "torn.png"), "--config-file", str(segmentor_run), "--device", "cpu"]
+    words = [str(first), str(tmp_path / "damaged.png"), "--config-file", str(segmentor_run), "--device", "cpu"]
     labels = Segmentor(segmentor_run, device="cpu")(first)
     with pytest.raises(DataError, match="1 of 2 files could not be read"):
         run_command("predict", [*words, "--output", str(tmp_path / "all")])
     printed = capsys.readouterr()
-    assert "torn.png" in printed.err
+    assert "damaged.png" in printed.err
     assert "1 label map: " in printed.out
     written = sorted(path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.*"))
     assert written == [f"labels/{first.stem}.png", f"pictures/{first.stem}.jpg"]
@@ -354,7 +354,7 @@ def test_the_script_segments_and_refuses_what_is_for_detectors(segmentor_run, sh
             run_command("predict", [*words, *option])
 
 
-def test_a_class_has_its_colour_in_every_picture():
+def test_class_has_the_same_color_in_every_drawing():
     labels = np.full((64, 96), 255, np.uint8)
     labels[:32] = 4
     drawn = draw_labels(picture(), labels, ("a", "b", "c", "d", "e"), 96)

@@ -1,4 +1,4 @@
-"""A classifier is built for the classes of its weights."""
+"""Trained classifiers have as many classes as their weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pvt_det.weights import loader
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The files that were read, in order."""
+    """The weight files that are read, in order."""
     files = []
     read_tensors = loader.read_tensors
     monkeypatch.setattr(loader, "read_tensors", lambda path: files.append(path) or read_tensors(path))
     return files
 
 
-def test_the_weight_file_is_read_once(tmp_path, reads):
+def test_weight_file_is_read_once(tmp_path, reads):
     torch.manual_seed(0)
     model = create_model("pvt_v2_b0", num_classes=5, img_size=32)
     torch.save(model.state_dict(), tmp_path / "five.pth")
@@ -30,7 +30,7 @@ def test_the_weight_file_is_read_once(tmp_path, reads):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
-def test_a_trunk_is_no_classifier(tmp_path):
+def test_trunk_weights_are_refused(tmp_path):
     torch.save(create_model("pvt_v2_b0", num_classes=0).state_dict(), tmp_path / "trunk.pth")
     with pytest.raises(CheckpointError, match=r"trunk\.pth"):
         trained_classifier("pvt_v2_b0", str(tmp_path / "trunk.pth"))
