@@ -164,7 +164,7 @@ def _start(plan: Plan, objects: int) -> list[str]:
             else []
         ),
         '  WEIGHTS: ""',
-        f"  PVT: {{VARIANT: {plan.model}, DROP_PATH_RATE: 0.0}}  # random weights must fit the data first",
+        f"  PVT: {{VARIANT: {plan.model}, DROP_PATH_RATE: 0.0}}  # no regularization: random weights must fit first",
     ]
     if _needs_norms(plan):
         lines.append("  FPN: {NORM: GN}  # normalized layers learn several times faster from random weights")

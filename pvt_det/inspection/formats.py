@@ -44,7 +44,11 @@ def detect_format(source: Path) -> str:
     if source.is_file():
         if source.suffix.lower() in (".json", ".xml"):
             return COCO_FORMAT if source.suffix.lower() == ".json" else "CVAT"
-        hint = "Give the folder of the YOLO label files instead." if source.name in CLASS_FILES else ""
+        hint = (
+            "Give the folder of the YOLO label files. This file is found from there."
+            if source.name in CLASS_FILES
+            else ""
+        )
         raise DataError(f"{source} is not an annotation file. {hint or 'Expected a .json or .xml file.'}")
     if not source.is_dir():
         raise DataError(f"{source} does not exist. Expected an annotation file or a folder of annotation files.")

@@ -34,7 +34,7 @@ CORNER_BOXES = (
     "boxes that look like corners (x1, y1, x2, y2), because most exceed their image as COCO's x, y, width, height; "
     "replace x2 and y2 with x2 - x1 and y2 - y1"
 )
-# Shares of the boxes. A few boxes of a correct data set can look normalized or like corners by chance.
+# Fractions of the boxes. A few boxes of a correct data set can look normalized or like corners by chance.
 _NEARLY_ALL, _MOST = 0.95, 0.5
 _TOLERANCE = 1  # pixels by which annotation tools round
 

@@ -53,7 +53,7 @@ def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str
         html.join(
             html.bars({c.name: c.objects for c in counted[:_MOST_BARS] if c.objects}),
             html.details(
-                f"objects and images per class ({len(counted)} classes)",
+                f"Objects and images per class ({len(counted)} classes)",
                 html.table(["class", "objects", "images"], [(c.name, c.objects, c.images) for c in counted]),
             ),
         ),
@@ -80,7 +80,7 @@ def _problems(found: Inspection, on_error: str) -> Iterator[html.Html]:
         yield html.notice(line, level)
         pictures = list(_offenders(found, problem.first))
         if pictures:
-            yield html.details(f"examples, {len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
+            yield html.details(f"Examples, {len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
 
 
 def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
@@ -102,7 +102,7 @@ def _advice(item: Advice, found: Inspection) -> html.Html:
     pictures = list(_pictures(found, chosen[:_OFFENDERS]))
     line = html.notice(advice_line(item), "warning")
     return (
-        html.join(line, html.details(f"examples, {len(pictures)} of {item.count}", html.gallery(pictures)))
+        html.join(line, html.details(f"Examples, {len(pictures)} of {item.count}", html.gallery(pictures)))
         if pictures
         else line
     )

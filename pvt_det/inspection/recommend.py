@@ -50,11 +50,11 @@ _COCO_DETECTIONS = 100
 COMMON_RATIOS = (0.5, 1.0, 2.0)
 # Anchor sizes as multiples of the stride. The COCO models use 4 (RetinaNet) and 8 (Faster and Mask R-CNN).
 _FACTORS = tuple(2 ** (step / 2) for step in range(7))
-# An anchor is a positive for a box from this IoU on.
+# A box is covered if an anchor overlaps it with at least this IoU.
 _MIN_IOU = 0.5
 # Covered fractions that differ by at most this much count as equal.
 _EQUAL = 0.002
-# Use other ratios than the common ones if they cover at least this fraction of the boxes more.
+# Use the ratios of the data instead of the common ones if they cover at least this fraction of the boxes more.
 _GAIN = 0.02
 # Mean distance between a box center and the nearest anchor center along each axis, as a fraction of the stride.
 _OFFSET = 0.25

@@ -83,7 +83,7 @@ def show(console: Console, title: str, inspection: Inspection, on_error: str) ->
     console.print(_bars("Objects by class", {c.name: c.objects for c in counted[:_MOST_CLASSES]}))
     if len(counted) > _MOST_CLASSES:
         console.print(f"… and {len(counted) - _MOST_CLASSES} classes with fewer objects")
-    console.print(_bars("Objects by size (square root of the box area, pixels)", s.box_histogram()))
+    console.print(_bars("Objects by size (sqrt of the box area)", s.box_histogram()))
     for line in inspection.findings.lines(on_error):
         color = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}[line.split(":")[0]]
         console.print(f"[{color}]{escape(line)}")

@@ -104,11 +104,11 @@ def _facts(run: Run, cfg: CfgNode) -> Facts:
 
 def _usage(cfg: CfgNode, config: str, weights: str) -> str:
     options = f"{shlex.quote(config)}{f' --weights {shlex.quote(weights)}' if weights else ''}"
-    name, found = ("Segmentor", "labels") if is_segmentor(cfg) else ("Predictor", "found")
+    name, result = ("Segmentor", "labels") if is_segmentor(cfg) else ("Predictor", "detections")
     call = f"{name}({', '.join(json.dumps(word) for word in (config, weights) if word)})"
     return (
         f"```\npvt-det predict photo.jpg --config-file {options}\n```\n\n"
-        f'```python\nfrom pvt_det import {name}\n\n{found} = {call}("photo.jpg")\n```'
+        f'```python\nfrom pvt_det import {name}\n\n{result} = {call}("photo.jpg")\n```'
     )
 
 
