@@ -1,4 +1,4 @@
-"""Time and peak memory of a model's steps on random images, and the largest batch that fits into a given memory."""
+"""Measure the time and peak memory of a model on random images, and predict the largest batch that fits in memory."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ _BOXES = 10
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """A model, a mode and an input size to measure.
 
     Attributes:
-        model: A variant of the trunk; for a detector or segmentor, a config file or a run's output folder.
-        task: "pyramid" (four maps), "classifier" (logits) or "detector" (whatever a config describes).
-        mode: "inference", or "training": the forward and the backward pass.
-        dtype: "fp32", or "bf16" by autocast.
+        model: Name of a PVT variant. For a detector or segmentor, a config file or a run folder.
+        task: "pyramid" (four feature maps), "classifier" (logits) or "detector" (any model that a config describes).
+        mode: "inference", or "training" for the forward and backward pass.
+        dtype: "fp32", or "bf16" with autocast.
         batch: Number of images.
         height: Height of the images in pixels.
         width: Width of the images in pixels.
-        checkpointed: Recompute the activations of all stages of the trunk in the backward pass.
+        checkpointed: Whether to recompute the activations of all trunk stages in the backward pass.
     """
 
     model: str
@@ -68,18 +68,20 @@ class Case:
 
 
 def measure_latency(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Measure time and peak memory of a case.
+    """Measure the time and peak memory of a case.
 
     Args:
-        case: What to measure.
-        device: Where to measure it.
-        repeats: Number of steps that are timed, after one that is not.
+        case: Model, mode and input size to measure.
+        device: Device to measure on.
+        repeats: Number of timed steps, after one warm-up step.
 
     Returns:
-        The attributes of the case, and under `weights` the run's weights file, or "random"; under `median_s` and
-        `min_s` the median and the shortest time of a step in seconds; under `images_per_s` images per second at the
-        median time; under `peak_mib` the memory in MiB by which a step exceeds the model and its images. Numbers are
-        None where a step ran out of GPU memory.
+        The attributes of the case and these keys. Numbers are None if a step ran out of GPU memory.
+
+        - `weights`: File name of the run's weights, or "random".
+        - `median_s`, `min_s`: Median and shortest time of a step in seconds.
+        - `images_per_s`: Images per second at the median time.
+        - `peak_mib`: Peak memory of a step in MiB, in addition to the model and its images.
 
     Raises:
         CheckpointError: The weights of a run are damaged or do not fit its config.
@@ -90,7 +92,7 @@ def measure_latency(case: Case, device: torch.device, repeats: int) -> dict[str,
         times = _time_steps(case, device, repeats)
         median, least = statistics.median(times), min(times)
         rate = case.batch / median
-    # PyTorch would keep unused GPU memory, which the next process needs.
+    # Release cached GPU memory, because the next process needs it.
     gc.collect()
     torch.cuda.empty_cache()
     with suppress(torch.OutOfMemoryError):
@@ -100,27 +102,31 @@ def measure_latency(case: Case, device: torch.device, repeats: int) -> dict[str,
 
 
 def plan_batch(case: Case, memory_mib: float, device: torch.device) -> dict[str, Any]:
-    """Predict the largest batch of a case that fits, by a line through the measured memory of one image and of three.
+    """Predict the largest batch that fits in memory, by linear extrapolation from one and three images.
 
     Args:
-        case: The case; its own batch is not used.
-        memory_mib: Memory in MiB that the whole process may take.
-        device: Where the process would run.
+        case: Model, mode and image size. Its batch is ignored.
+        memory_mib: Memory in MiB that the whole process may use.
+        device: Device that the process would run on.
 
     Returns:
-        The attributes of the case with its largest batch, 0 where not even one image fits; under `fixed_mib` the memory
-        in MiB that does not grow with the batch: libraries, parameters, gradients and the state of the optimizer; under
-        `image_mib` what each image adds; under `total_mib` what the largest batch takes.
+        The attributes of the case and these keys.
+
+        - `batch`: The largest batch, 0 if not even one image fits.
+        - `fixed_mib`: Memory in MiB that does not grow with the batch: libraries, parameters, gradients and optimizer
+          state.
+        - `image_mib`: Memory in MiB that each image adds.
+        - `total_mib`: Memory in MiB for the largest batch.
 
     Raises:
-        ConfigError: A GPU has not enough memory for three images.
+        ConfigError: The GPU does not have enough memory for three images.
     """
     try:
         one, three = (run_in_own_process(_process_peak, replace(case, batch=batch), device) for batch in (1, 3))
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{device} has too little memory to measure {case.model} in {case.mode} on up to three images of "
-            f"{case.height}x{case.width}: add --device cpu, or give smaller --sizes."
+            f"{device} does not have enough memory to measure {case.model} in {case.mode} with three images of "
+            f"{case.height}x{case.width}. Add --device cpu, or use smaller --sizes."
         ) from error
     image = max((three - one) / 2, 1.0)
     fixed = one - image
@@ -130,20 +136,20 @@ def plan_batch(case: Case, memory_mib: float, device: torch.device) -> dict[str,
 
 
 def find_config(name: str) -> Path:
-    """Return the config of a detector or segmentor.
+    """Return the config file of a detector or segmentor.
 
     Args:
-        name: A config file or a run's output folder.
+        name: A config file or a run folder.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The name is neither.
     """
     path = Path(name)
     is_config = path.suffix in (".yaml", ".yml")
     if not is_config and not path.exists():
         raise ConfigError(
             f"Unknown model {name}.{did_you_mean(name, VARIANTS)} Expected a config file, such as "
-            f"configs/retinanet_pvt_small.yaml, a run's output folder, or one of {', '.join(VARIANTS)}."
+            f"configs/retinanet_pvt_small.yaml, a run folder, or one of {', '.join(VARIANTS)}."
         )
     return path if is_config else config_file(path)
 
@@ -152,7 +158,7 @@ def find_weights(name: str) -> str:
     """Return the weights file of a trained run, or "" for a variant or a config that was not trained.
 
     Args:
-        name: A variant, a config file or a run's output folder.
+        name: Name of a PVT variant, a config file or a run folder.
 
     Raises:
         CheckpointError: The run's weights are damaged.
@@ -165,7 +171,14 @@ def find_weights(name: str) -> str:
 
 
 def build_model(case: Case, device: torch.device) -> Runnable:
-    """Build the model of a case in its mode on `device`, with the weights of its run or random ones.
+    """Build the model of a case with the weights of its run, or with random weights.
+
+    Args:
+        case: Model, mode and checkpointing.
+        device: Device to move the model to.
+
+    Returns:
+        The model in the mode of the case, and the function that runs it on a batch.
 
     Raises:
         CheckpointError: The weights of a run are damaged or do not fit its config.
@@ -187,13 +200,13 @@ def build_model(case: Case, device: torch.device) -> Runnable:
 def build_step(runnable: Runnable, case: Case, device: torch.device) -> Callable[[], None]:
     """Return a function that runs one step of a model on a fixed batch of random images.
 
-    A step is the forward pass and, in training, the backward pass into gradients that were set to None. The optimizer
-    is not part of it.
+    A step is the forward pass and, in training, the backward pass, with gradients set to None before. It does not
+    include the optimizer.
 
     Args:
-        runnable: The model, on `device` and in the mode of the case, and the function that runs it.
-        case: Mode, number format and size of the images.
-        device: Where the images go.
+        runnable: The model, on `device` and in the mode of the case, and the function that runs it on a batch.
+        case: Mode, dtype and input size.
+        device: Device of the images.
     """
     module, forward = runnable
     inputs = _random_inputs(case, device)
@@ -204,10 +217,10 @@ def build_step(runnable: Runnable, case: Case, device: torch.device) -> Callable
 
     def train() -> None:
         module.zero_grad(set_to_none=True)
-        # Detectron2's models log to a storage in training.
+        # Detectron2 models need an event storage for logging in training.
         with EventStorage(), autocast(device, case.dtype):
             outputs = forward(inputs)
-            # The loss depends on every output: a detector's losses, a trunk's maps or a classifier's logits.
+            # Make the loss depend on every output: detector losses, feature maps or logits.
             tensors = outputs.values() if isinstance(outputs, dict) else outputs
             loss = torch.stack([tensor.float().square().mean() for tensor in tensors]).sum()
         loss.backward()
@@ -216,11 +229,11 @@ def build_step(runnable: Runnable, case: Case, device: torch.device) -> Callable
 
 
 def run_in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Call a function in a new Python process, with as many threads of PyTorch, and return its result.
+    """Call a function in a new Python process with the same number of PyTorch threads, and return its result.
 
     Args:
-        function: A function that can be pickled, such as one of a module.
-        *arguments: Its arguments, which can be pickled too.
+        function: A function that can be pickled, such as a module-level function.
+        *arguments: Its arguments, which must also support pickling.
     """
     threads = (torch.get_num_threads(),)
     with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, threads) as pool:
@@ -228,7 +241,12 @@ def run_in_own_process(function: Callable[..., Result], *arguments: object) -> R
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that a call takes; a GPU is synchronized before and after it."""
+    """Measure the time of a call in seconds. A GPU is synchronized before and after it.
+
+    Args:
+        call: Function to measure.
+        device: Device that the call runs on.
+    """
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -238,15 +256,15 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """Return the MiB by which a call raises the memory in use at its peak.
+    """Measure how much memory a call needs at its peak, in MiB, in addition to the memory already in use.
 
-    On a GPU this is the memory that PyTorch's allocator hands out. On a CPU it is the resident memory of the process
-    with all its libraries. Call it in a new process there: memory that was freed before, and that the process kept, is
-    used again without being seen.
+    On a GPU, this is the memory that PyTorch's allocator hands out. On a CPU, it is the resident memory of the process,
+    including all libraries. Measure in a new process there, because a call can reuse memory that was freed before but
+    kept by the process, which this measurement does not see.
 
     Args:
-        call: What to measure; it runs once.
-        device: The device that it runs on.
+        call: Function to measure. It runs once.
+        device: Device that the call runs on.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -254,11 +272,11 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
         call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - allocated) / MIB
-    # Return freed memory to the system where the C library can (glibc): a call would use it again unseen.
+    # Return freed memory to the system if the C library can (glibc). Otherwise, the call could reuse it unseen.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     before = resident_memory()
-    # Reset the peak where Linux allows it: clear_refs in proc(5).
+    # Reset the peak if Linux allows it: see clear_refs in proc(5).
     if (clear := Path("/proc/self/clear_refs")).exists():
         clear.write_text("5")
     call()
@@ -266,19 +284,23 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
 
 
 def resident_memory(*, peak: bool = False) -> float:
-    """Return the resident memory of this process in MiB, now or at its peak; the peak where only that is known."""
+    """Return the resident memory of this process in MiB.
+
+    Args:
+        peak: Return the peak instead of the current value. Systems other than Linux always return the peak.
+    """
     if platform.system() != "Linux":
-        # macOS counts bytes here.
+        # macOS reports bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:" if peak else "VmRSS:"))
 
 
 def _random_inputs(case: Case, device: torch.device) -> Any:
-    """Return images `N×3×H×W`; for a detector one record per image, with what any head needs in training.
+    """Return images `N×3×H×W`, or for a detector one record per image with everything that any head needs in training.
 
-    Each image of a detector gets ten random boxes with rectangular masks, and a label map. All objects and pixels are
-    of class 0, which every model has.
+    Each record has ten random boxes with rectangular masks, and a label map. All objects and pixels have class 0, which
+    every model has.
     """
     size = case.height, case.width
     images = torch.randn(case.batch, 3, *size, device=device)
@@ -307,18 +329,18 @@ def _time_steps(case: Case, device: torch.device, repeats: int) -> list[float]:
 
 
 def _step_peak(case: Case, device: torch.device) -> float:
-    """Measure the peak of a step without what libraries allocate once in their first call."""
+    """Measure the peak memory of a step, without what libraries allocate once in the first call."""
     small = replace(case, batch=1, height=224, width=224)
     build_step(build_model(small, device), small, device)()
     return peak_memory(build_step(build_model(case, device), case, device), device)
 
 
 def _process_peak(case: Case, device: torch.device) -> float:
-    """Return the peak memory of this process in MiB over two steps, in training with those of AdamW."""
+    """Return the peak memory of this process in MiB over two steps, with AdamW steps in training."""
     module, forward = build_model(case, device)
     step = build_step((module, forward), case, device)
     optimizer = torch.optim.AdamW(module.parameters())
-    # The optimizer allocates its state in the first step; in inference, without gradients, it does nothing.
+    # The optimizer allocates its state in the first step. In inference it has no gradients and does nothing.
     for _ in range(2):
         step()
         optimizer.step()

@@ -119,8 +119,8 @@ def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspe
             level=args.check_data,
             masks=args.task == "mask-rcnn",
             allow_outside=args.allow_outside,
-            looks=bool(args.val_json),
-            partner=parts[0][1] if parts else None,
+            perceptual_hashes=bool(args.val_json),
+            train=parts[0][1] if parts else None,
         )
         parts.append((name, found))
     return parts

@@ -1,4 +1,4 @@
-"""A config for training on an inspected data set, written with the reason of every setting."""
+"""Write a training config for an inspected data set, with a comment that explains each setting."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ _FILES = {
     "retinanet": ("retinanet.yaml", "retinanet_pvt.yaml"),
     "mask-rcnn": ("mask_rcnn.yaml", "rcnn_pvt.yaml"),
 }
-# Random weights learn the blood cells, whose rarest class has some 300 objects; COCO has 10,000 a class.
-_FEW = 200
+# Training from random weights works on the blood cells, whose rarest class has about 300 objects. COCO has 10,000 per
+# class.
+_FEW_OBJECTS = 200
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config is written for.
+    """What to train, on which device and from which weights.
 
     Attributes:
-        task: one of `pvt_det.inspection.recommend.TASKS`.
-        model: a variant, such as "pvt_tiny".
-        weights: MODEL.WEIGHTS; "" starts from random weights, and `weights_reason` says why.
-        on_cpu: for a CPU.
-        on_error: DATASETS.ON_ERROR.
-        allow_outside: DATASETS.ALLOW_OUTSIDE.
+        task: One of `pvt_det.inspection.recommend.TASKS`.
+        model: Name of a PVT variant, such as "pvt_tiny".
+        weights: Value of MODEL.WEIGHTS. "" trains from random weights.
+        weights_reason: Why `weights` is "". Not used otherwise.
+        on_cpu: Whether to train on a CPU instead of GPUs.
+        on_error: Value of DATASETS.ON_ERROR.
+        allow_outside: Value of DATASETS.ALLOW_OUTSIDE.
     """
 
     task: str
@@ -49,25 +51,35 @@ class Plan:
 
 
 def check_place(path: Path) -> None:
-    """Make sure that a config can be written here; its folder is made.
+    """Check that a config can be written to a path, and create its folder.
+
+    Args:
+        path: The config file to write.
 
     Raises:
-        ConfigError: it exists, has another ending than .yaml, cannot be written, or the configs are missing.
+        ConfigError: The file exists, does not end in .yaml or cannot be written, or the base configs are missing.
     """
     if path.suffix != ".yaml":
-        raise ConfigError(f"{path}: a config's name ends in .yaml.")
+        raise ConfigError(f"{path} is not a config file name. Expected a name that ends in .yaml.")
     if path.exists():
-        raise ConfigError(f"{path} exists: choose another name for the config, or remove it.")
+        raise ConfigError(f"{path} already exists. Choose another name for the config, or remove the file.")
     if not _BASES.is_dir():
-        raise ConfigError(f"{_BASES} does not exist: a config can be written from a checkout of this package only.")
+        raise ConfigError(f"{_BASES} does not exist. Configs can only be written from a checkout of this package.")
     make_folder(path.parent)
 
 
 def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, val: Inspection | None) -> None:
-    """Write a config that `tools/train_net.py` trains with as it is, and check it.
+    """Write a config that `tools/train_net.py` can train with unchanged, and check that it loads.
+
+    Args:
+        path: The config file to write. It must not exist yet.
+        plan: What to train, on which device and from which weights.
+        settings: The recommended settings and their reasons.
+        train: Inspection of the training data.
+        val: Inspection of the validation data. None writes a config without evaluation.
 
     Raises:
-        ConfigError: as `check_place`.
+        ConfigError: The file exists, does not end in .yaml or cannot be written, or the base configs are missing.
     """
     check_place(path)
     write_atomically(path, _text(path, plan, settings, train, val))
@@ -90,13 +102,13 @@ def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     s = train.statistics
     names = [*_FILES[plan.task], *(["small.yaml"] if plan.on_cpu else [])]
     folder = path.resolve().parent
-    # Relative paths within the checkout, which may be moved; absolute ones from elsewhere.
+    # Use relative paths inside the checkout, so that it can be moved, and absolute paths elsewhere.
     is_inside = folder.is_relative_to(_BASES.parents[1])
     bases = [os.path.relpath(_BASES / name, folder) if is_inside else str(_BASES / name) for name in names]
     classes = "1 class" if len(s.classes) == 1 else f"{len(s.classes)} classes"
     return [
-        f"# For {s.images:,} images with {s.objects:,} objects of {classes}, "
-        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}; written by pvt-det inspect.",
+        f"# Written by pvt-det inspect for {s.images:,} images with {s.objects:,} objects of {classes}, "
+        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
         f"_BASE_: {_list(bases)}",
     ]
 
@@ -108,7 +120,7 @@ def _datasets(plan: Plan, train: Inspection, val: Inspection | None) -> list[str
             lines.append(f"  {part}_JSON: {_scalar(str(found.json_file.resolve()))}")
             lines.append(f"  {part}_IMAGES: {_scalar(str(found.image_root.resolve()))}")
     if val is None:
-        lines.append("  # Without VAL_JSON and VAL_IMAGES there is no evaluation.")
+        lines.append("  # Set VAL_JSON and VAL_IMAGES to evaluate.")
     lines.append(f"  CLASS_NAMES: {_list(train.data.class_names)}")
     if plan.on_error != "stop":
         lines.append(f"  ON_ERROR: {plan.on_error}")
@@ -128,12 +140,12 @@ def _model(plan: Plan, settings: Settings, statistics: Statistics) -> list[str]:
     if plan.task == "retinanet" and _needs_norms(plan):
         lines.append("    NORM: GN")
     if plan.task == "mask-rcnn" and plan.on_cpu:
-        lines.append("    BATCH_SIZE_PER_IMAGE: 128  # a quarter of COCO's: four times as fast on a CPU")
+        lines.append("    BATCH_SIZE_PER_IMAGE: 128  # a quarter of the COCO value, four times as fast on a CPU")
     return [
         *lines,
         "  ANCHOR_GENERATOR:",
-        f"    # {anchors.factor:.3g} x stride: {anchors.covered:.1%} of boxes overlap an anchor by IoU 0.5 or more; "
-        + f"with COCO's, {anchors.usual:.1%}.",
+        f"    # {anchors.factor:.3g} x stride: {anchors.covered:.1%} of the boxes overlap an anchor with IoU >= 0.5, "
+        + f"compared to {anchors.covered_by_coco:.1%} with the COCO anchors.",
         "    SIZES:",
         *(f"      - {_list(row)}" for row in anchors.sizes),
         f"    ASPECT_RATIOS: [{_list(anchors.ratios)}]",
@@ -141,36 +153,40 @@ def _model(plan: Plan, settings: Settings, statistics: Statistics) -> list[str]:
 
 
 def _start(plan: Plan, objects: int) -> list[str]:
-    """Where the backbone starts from; `objects` is how many a class has, on average."""
+    """Return the lines about the initial weights; `objects` is the mean number of objects per class."""
     if plan.weights:
         return [f"  WEIGHTS: {_scalar(plan.weights)}", f"  PVT: {{VARIANT: {plan.model}}}"]
     lines = [
-        f"  # Random weights: {plan.weights_reason}. With ImageNet's, much less data and time give as much.",
-        *([f"  # {objects} objects a class are few for random weights: expect little."] if objects < _FEW else []),
+        f"  # Random weights: {plan.weights_reason}. ImageNet weights need much less data and time for the same AP.",
+        *(
+            [f"  # Expect a low AP: {objects} objects per class are few for random weights."]
+            if objects < _FEW_OBJECTS
+            else []
+        ),
         '  WEIGHTS: ""',
-        f"  PVT: {{VARIANT: {plan.model}, DROP_PATH_RATE: 0.0}}  # random weights have to fit the data first",
+        f"  PVT: {{VARIANT: {plan.model}, DROP_PATH_RATE: 0.0}}  # no regularization: random weights must fit first",
     ]
     if _needs_norms(plan):
-        lines.append("  FPN: {NORM: GN}  # from random weights, normalised layers learn several times faster")
+        lines.append("  FPN: {NORM: GN}  # normalized layers learn several times faster from random weights")
         if plan.task == "mask-rcnn":
             lines.append("  ROI_MASK_HEAD: {NORM: GN}")
     return lines
 
 
 def _needs_norms(plan: Plan) -> bool:
-    # On a CPU, small.yaml has them.
+    # small.yaml, the base config for CPUs, already sets them.
     return not plan.weights and not plan.on_cpu
 
 
 def _input(settings: Settings) -> list[str]:
     return [
         "INPUT:",
-        f"  # Short side {settings.side}: {settings.side_reason[0]}",
-        *(f"  # {line}" for line in settings.side_reason[1:]),
+        f"  # Short side {settings.short_side}: {settings.short_side_reason[0]}",
+        *(f"  # {line}" for line in settings.short_side_reason[1:]),
         f"  MIN_SIZE_TRAIN: {_list(settings.train_sides)}",
-        f"  MAX_SIZE_TRAIN: {settings.most[1]}",
-        f"  MIN_SIZE_TEST: {settings.side}",
-        f"  MAX_SIZE_TEST: {settings.most[0]}  # nearly all images fit at that short side",
+        f"  MAX_SIZE_TRAIN: {settings.max_sizes[1]}",
+        f"  MIN_SIZE_TEST: {settings.short_side}",
+        f"  MAX_SIZE_TEST: {settings.max_sizes[0]}  # long enough for nearly all images at this short side",
     ]
 
 
@@ -179,7 +195,7 @@ def _solver(plan: Plan, settings: Settings) -> list[str]:
         "SOLVER:",
         f"  IMS_PER_BATCH: {settings.batch}",
         f"  MAX_ITER: {settings.iterations}  # {settings.iterations_reason}",
-        f"  BASE_LR: {settings.rate:g}  # {settings.rate_reason}",
+        f"  BASE_LR: {settings.learning_rate:g}  # {settings.learning_rate_reason}",
         f"  WARMUP_ITERS: {min(500, max(1, settings.iterations // 14))}",
         f"  CHECKPOINT_PERIOD: {max(1, settings.iterations // 5)}",
     ]
@@ -188,8 +204,8 @@ def _solver(plan: Plan, settings: Settings) -> list[str]:
             "  OPTIMIZER: adamw",
             "  WEIGHT_DECAY: 0.05",
             "  WEIGHT_DECAY_NORM: 0.0",
-            "  LR_SCHEDULER_NAME: WarmupCosineLR  # needs no steps to be chosen",
-            "  CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: full_model, CLIP_VALUE: 5.0}  # one odd image does no harm",
+            "  LR_SCHEDULER_NAME: WarmupCosineLR  # does not need SOLVER.STEPS",
+            "  CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: full_model, CLIP_VALUE: 5.0}  # limits outlier gradients",
             "  AMP: {ENABLED: True}",
         ]
     return lines
@@ -203,7 +219,7 @@ def _test(settings: Settings, name: str, *, has_val: bool) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML, whatever characters a name or path has."""
+    """Format a value as YAML on one line, with any characters quoted."""
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10**9).strip()
 
 

@@ -1,4 +1,4 @@
-"""An inspection as one HTML page, with pictures of samples and of all that is suspicious."""
+"""Write an inspection as one HTML page, with visualizations of sample images and of images with problems."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ _MOST_BARS, _MOST_SIZES = 30, 10
 def inspection_page(
     title: str, parts: Sequence[tuple[str, Inspection]], leakage: Sequence[Advice], on_error: str
 ) -> str:
-    """The page.
+    """Return the HTML page of one or two inspected data sets.
 
     Args:
-        title: of the page.
-        parts: name and inspection of each data set; `leakage` concerns the last.
-        leakage: what the sets have in common.
-        on_error: DATASETS.ON_ERROR, which decides what becomes of problems.
+        title: Title of the page.
+        parts: Name and inspection of each data set, the training data first.
+        leakage: Advice from `find_leakage` about the last data set of `parts`.
+        on_error: Value of DATASETS.ON_ERROR, which decides whether problems are fixed, dropped or refused.
     """
     sections = [(heading, content) for name, found in parts for heading, content in _sections(name, found, on_error)]
     if len(parts) > 1:
-        shared = [_advice(item, parts[-1][1]) for item in leakage] or [html.notice("No image is in both.", "good")]
-        sections.append(("Both together", html.join(*shared)))
+        shared = [_advice(item, parts[-1][1]) for item in leakage] or [
+            html.notice("No image is in both data sets.", "good")
+        ]
+        sections.append(("Overlap of the data sets", html.join(*shared)))
     return html.page(title, sections)
 
 
@@ -51,20 +53,20 @@ def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str
         html.join(
             html.bars({c.name: c.objects for c in counted[:_MOST_BARS] if c.objects}),
             html.details(
-                f"objects and images of each class, {len(counted)} in all",
+                f"Objects and images per class ({len(counted)} classes)",
                 html.table(["class", "objects", "images"], [(c.name, c.objects, c.images) for c in counted]),
             ),
         ),
     )
-    others = len(s.image_sizes) - _MOST_SIZES
+    more = len(s.image_sizes) - _MOST_SIZES
     yield (
         f"{name}: sizes",
         html.join(
-            html.paragraph("Objects by the square root of their box's area, in pixels:"),
+            html.paragraph("Objects by the square root of their box area, in pixels:"),
             html.bars(s.box_histogram()),
             html.paragraph("Images by width and height, in pixels:"),
             html.bars({f"{w} x {h}": count for (w, h), count in s.image_sizes[:_MOST_SIZES]}),
-            html.paragraph(f"… and {others} other sizes") if others > 0 else html.Html(""),
+            html.paragraph(f"… and {more} other sizes") if more > 0 else html.Html(""),
         ),
     )
     yield f"{name}: samples", html.gallery(_samples(found))
@@ -72,17 +74,17 @@ def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str
 
 def _problems(found: Inspection, on_error: str) -> Iterator[html.Html]:
     if not found.findings.problems:
-        yield html.notice("Nothing is wrong with these annotations and images.", "good")
+        yield html.notice("No problems were found in the annotations and images.", "good")
     for line, (kind, problem) in zip(found.findings.lines(on_error), found.findings.ordered(on_error), strict=True):
         level = {"refused": "bad", "dropped": "warning", "fixed": "good"}[problem.outcome(on_error)]
         yield html.notice(line, level)
         pictures = list(_offenders(found, problem.first))
         if pictures:
-            yield html.details(f"pictures, {len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
+            yield html.details(f"Examples, {len(pictures)} of {problem.count}: {kind}", html.gallery(pictures))
 
 
 def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
-    """Pictures of what the findings name as "annotation 7" or "image 3: why"."""
+    """Draw the objects that the findings name, such as "annotation 7" or "image 3: reason"."""
     by_name: dict[str, tuple[Any, list[dict[str, Any]] | None]] = {}
     by_name |= {f"annotation {number}": (a.get("image_id"), [a]) for number, a in found.all_annotations.items()}
     by_name |= {f"image {number}": (number, None) for number in found.images}
@@ -100,7 +102,7 @@ def _advice(item: Advice, found: Inspection) -> html.Html:
     pictures = list(_pictures(found, chosen[:_OFFENDERS]))
     line = html.notice(advice_line(item), "warning")
     return (
-        html.join(line, html.details(f"pictures, {len(pictures)} of {item.count}", html.gallery(pictures)))
+        html.join(line, html.details(f"Examples, {len(pictures)} of {item.count}", html.gallery(pictures)))
         if pictures
         else line
     )
@@ -108,22 +110,22 @@ def _advice(item: Advice, found: Inspection) -> html.Html:
 
 def _samples(found: Inspection) -> Iterator[html.Html]:
     images = found.data.images
-    places = np.linspace(0, len(images) - 1, min(_SAMPLES, len(images))).round().astype(int)
-    return _pictures(found, [(images[place]["file_name"], images[place]["id"], None) for place in places])
+    indices = np.linspace(0, len(images) - 1, min(_SAMPLES, len(images))).round().astype(int)
+    return _pictures(found, [(images[index]["file_name"], images[index]["id"], None) for index in indices])
 
 
 def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str, Any]] | None]]) -> Iterator[html.Html]:
-    """Pictures with a caption, of an image by id with some annotations; None stands for all that are sound."""
-    for caption, image_id, meant in chosen:
+    """Draw images, each given by caption, image id and annotations; None draws all valid annotations."""
+    for caption, image_id, own in chosen:
         image = found.images.get(image_id)
         if image is None:
             continue
         try:
             pixels = read_image(found.image_root / image["file_name"], "RGB")
         except DataError:
-            continue  # the line above says why
-        shown = [a for a in found.data.annotations if a["image_id"] == image_id] if meant is None else meant
-        # The name of an only class tells nothing, and would cover small objects.
+            continue  # the findings report why
+        shown = [a for a in found.data.annotations if a["image_id"] == image_id] if own is None else own
+        # The name of a single class is not informative and would cover small objects.
         classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
         names = [*classes, "unknown class"]
         picture = draw(pixels, _objects(shown[:MOST_SHOWN], found), names, _WIDTH)
@@ -132,13 +134,13 @@ def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str,
 
 def _objects(annotations: Iterable[dict[str, Any]], found: Inspection) -> list[dict[str, Any]]:
     numbers = {category["id"]: number for number, category in enumerate(found.data.categories)}
-    sound = {annotation["id"] for annotation in found.data.annotations}
+    valid = {annotation["id"] for annotation in found.data.annotations}
     return [
         {
             "bbox": annotation["bbox"],
             "bbox_mode": BoxMode.XYWH_ABS,
             "category_id": numbers.get(annotation.get("category_id"), len(numbers)),
-            "segmentation": annotation.get("segmentation") if annotation.get("id") in sound else None,
+            "segmentation": annotation.get("segmentation") if annotation.get("id") in valid else None,
         }
         for annotation in annotations
         if _can_be_drawn(annotation.get("bbox"))

@@ -1,4 +1,4 @@
-"""An inspection in the terminal."""
+"""Print an inspection in the terminal."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from pvt_det.inspection.statistics import ClassCount, Statistics
 _BAR = 30
 _MOST_CLASSES = 30
 _SHOWN = 3
-_DIFFICULT = ", which are VOC's difficult objects: not trained on, and neither right nor wrong to find"
+_DIFFICULT = " (objects marked difficult in Pascal VOC, ignored in training and evaluation)"
 
 
 def summary(inspection: Inspection) -> list[tuple[str, str]]:
-    """The main numbers of a data set, each with its name."""
+    """Return the main numbers of a data set as pairs of name and value.
+
+    Args:
+        inspection: Inspection of the data set.
+    """
     s = inspection.statistics
     masks = "none" if not s.polygons + s.run_lengths else f"{s.polygons:,} polygons, {s.run_lengths:,} run-length"
     per_image = s.per_image if s.images else np.zeros(1, int)
     return [
         ("Format", inspection.format),
-        ("Images", f"{s.images:,}, of them {s.empty_images:,} without objects"),
+        ("Images", f"{s.images:,}, {s.empty_images:,} of them without objects"),
         ("Image sizes", image_sizes(s)),
-        ("Objects", f"{s.objects:,}; {np.median(per_image):g} an image (median), {per_image.max():,} at most"),
+        ("Objects", f"{s.objects:,}; {np.median(per_image):g} per image (median), at most {per_image.max():,}"),
         ("Crowd regions", f"{s.crowds:,}{_DIFFICULT if s.crowds and inspection.format == VOC_FORMAT else ''}"),
         ("Masks", masks),
         ("Classes", f"{len(s.classes):,}"),
@@ -36,12 +40,20 @@ def summary(inspection: Inspection) -> list[tuple[str, str]]:
 
 
 def by_frequency(statistics: Statistics) -> list[ClassCount]:
-    """The classes, those with the most objects first."""
+    """Sort classes by number of objects, largest first.
+
+    Args:
+        statistics: Statistics of the data set.
+    """
     return sorted(statistics.classes, key=lambda count: -count.objects)
 
 
 def image_sizes(statistics: Statistics) -> str:
-    """The most frequent sizes, and their range."""
+    """Describe the range of image sizes and the most frequent one.
+
+    Args:
+        statistics: Statistics of the data set.
+    """
     if not statistics.image_sizes:
         return "none"
     sizes = np.array([size for size, _ in statistics.image_sizes])
@@ -53,13 +65,13 @@ def image_sizes(statistics: Statistics) -> str:
 
 
 def show(console: Console, title: str, inspection: Inspection, on_error: str) -> None:
-    """Print what was found.
+    """Print statistics, problems and advice of a data set.
 
     Args:
-        console: where to print.
-        title: such as "Training data".
-        inspection: of the data set.
-        on_error: DATASETS.ON_ERROR, which decides what becomes of problems.
+        console: Console to print to.
+        title: Title, such as "Training data".
+        inspection: Inspection of the data set.
+        on_error: Value of DATASETS.ON_ERROR, which decides whether problems are fixed, dropped or refused.
     """
     console.rule(f"[bold]{escape(title)}: {escape(str(inspection.source))}", align="left")
     facts = Table.grid(padding=(0, 2))
@@ -70,24 +82,33 @@ def show(console: Console, title: str, inspection: Inspection, on_error: str) ->
     counted = [c for c in by_frequency(s) if c.objects]
     console.print(_bars("Objects by class", {c.name: c.objects for c in counted[:_MOST_CLASSES]}))
     if len(counted) > _MOST_CLASSES:
-        console.print(f"… and {len(counted) - _MOST_CLASSES} classes with fewer")
-    console.print(_bars("Objects by size (root of the box)", s.box_histogram()))
+        console.print(f"… and {len(counted) - _MOST_CLASSES} classes with fewer objects")
+    console.print(_bars("Objects by size (sqrt of the box area)", s.box_histogram()))
     for line in inspection.findings.lines(on_error):
-        colour = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}[line.split(":")[0]]
-        console.print(f"[{colour}]{escape(line)}")
+        color = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}[line.split(":")[0]]
+        console.print(f"[{color}]{escape(line)}")
     show_advice(console, inspection.advice)
     if not inspection.findings.problems and not inspection.advice:
-        console.print("[bold green]nothing wrong was found")
+        console.print("[bold green]no problems found")
 
 
 def show_advice(console: Console, advice: Sequence[Advice]) -> None:
-    """Print what to look at, a line each."""
+    """Print one line per piece of advice.
+
+    Args:
+        console: Console to print to.
+        advice: What to review.
+    """
     for item in advice:
         console.print(f"[yellow]look at: {escape(advice_line(item))}")
 
 
 def advice_line(item: Advice) -> str:
-    """A piece of advice with its count and its first names."""
+    """Format a piece of advice as one line, with its count and the first names or annotation ids.
+
+    Args:
+        item: What to review.
+    """
     named = [*item.names] or [f"annotation {number}" for number in item.annotations]
     more = ", …" if len(named) > _SHOWN else ""
     return f"{item.count:,} x {item.text}" + (f": {', '.join(named[:_SHOWN])}{more}" if named else "")

@@ -1,6 +1,6 @@
-"""YOLO's label files, a text file for each image, read into COCO's layout.
+"""Read YOLO label files, one text file per image, as COCO annotations.
 
-hotcoco reads the plain form only: its reader stops at polygons and broken images, and passes over subfolders, images
+hotcoco only reads the basic format. Its reader fails on polygons and broken images and ignores subfolders, images
 without labels and EXIF rotation, all of which are common.
 """
 
@@ -16,33 +16,36 @@ from pvt_det.data.images import IMAGE_SUFFIXES, read_header
 from pvt_det.errors import DataError
 from pvt_det.utils.plain_yaml import read_plain_yaml, read_text
 
-# Where the class names stand, in the folder of the labels or above it.
+# Files with the class names, in the label folder or a few levels above it.
 CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
 _LEVELS_UP = 3
 
 
 def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, Any]:
-    """Read a folder of label files into COCO's layout.
+    """Read a folder of YOLO label files as COCO annotations.
 
-    A line is `class x y width height` or `class x1 y1 x2 y2 x3 y3 …`, in shares of the image's sides. An image without
-    a label file has no objects.
+    A line is `class x y width height` or `class x1 y1 x2 y2 x3 y3 …`, with coordinates normalized by the image size. An
+    image without a label file has no objects.
 
     Args:
-        labels: folder of the text files, with subfolders as those of `image_root`.
-        image_root: folder of the images.
-        findings: takes what is wrong; the rest comes back.
+        labels: Folder of the label files, with the same subfolders as `image_root`.
+        image_root: Image folder.
+        findings: Collects files and lines that cannot be used.
+
+    Returns:
+        The content of a COCO JSON file with all usable images and objects.
 
     Raises:
-        DataError: there are no class names or no images, or the names cannot be read.
+        DataError: The class names or images are missing, or the class names cannot be read.
     """
     names = _class_names(labels)
     images = _images(image_root)
     if not images:
-        raise DataError(f"image folder {image_root} has no images ({', '.join(IMAGE_SUFFIXES)})")
-    texts = {path.relative_to(labels).with_suffix(""): path for path in sorted(labels.rglob("*.txt"))}
-    for stem in texts.keys() - images.keys():
-        if texts[stem].name not in CLASS_FILES:
-            findings.add("label file without an image", str(texts[stem].relative_to(labels)))
+        raise DataError(f"Image folder {image_root} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+    label_files = {path.relative_to(labels).with_suffix(""): path for path in sorted(labels.rglob("*.txt"))}
+    for stem in label_files.keys() - images.keys():
+        if label_files[stem].name not in CLASS_FILES:
+            findings.add("label file without an image", str(label_files[stem].relative_to(labels)))
     content: dict[str, Any] = {
         "images": [],
         "annotations": [],
@@ -56,8 +59,8 @@ def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, A
             continue
         file_name = path.relative_to(image_root).as_posix()
         content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        if stem in texts:
-            for found in _objects(texts[stem], len(names), (width, height), findings):
+        if stem in label_files:
+            for found in _objects(label_files[stem], len(names), (width, height), findings):
                 annotation_id = len(content["annotations"]) + 1
                 content["annotations"].append({"id": annotation_id, "image_id": image_id, "iscrowd": 0, **found})
     return content
@@ -69,7 +72,7 @@ def _class_names(labels: Path) -> list[str]:
         if path.is_file():
             return _names_in(path)
     raise DataError(
-        f"folder {labels} has no class names: put data.yaml (names: [cat, dog]) or classes.txt (one name a line) there"
+        f"Folder {labels} has no class names. Add data.yaml (names: [cat, dog]) or classes.txt (one name per line)."
     )
 
 
@@ -81,17 +84,19 @@ def _names_in(path: Path) -> list[str]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{path} has no `names`: expected a list of class names, or numbers from 0 with their names")
+        raise DataError(
+            f"{path} has no `names`. Expected a list of class names, or a mapping from numbers (0, 1, …) to names."
+        )
     for number, name in enumerate(names):
-        # YAML makes other things of yes, null, 1.10 and 2020-01-01.
+        # YAML converts yes, null, 1.10 and 2020-01-01 to other types.
         if type(name) not in (str, int) or not str(name).strip():
-            raise DataError(f"{path}: names: class {number} is {name!r}: expected a name; put it in quotes")
+            raise DataError(f"{path}: names: class {number} is {name!r}. Expected a name. Put it in quotes.")
     return [str(name) for name in names]
 
 
 def _images(root: Path) -> dict[Path, Path]:
     if not root.is_dir():
-        raise DataError(f"image folder {root} does not exist")
+        raise DataError(f"Image folder {root} does not exist.")
     found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.relative_to(root).with_suffix(""): path for path in found}
 
@@ -106,12 +111,12 @@ def _objects(path: Path, classes: int, size: tuple[int, int], findings: Findings
         words = line.split()
         if not words:
             continue
-        wrong = _problem(words, classes)
-        if wrong:
-            findings.add(f"label line {wrong}", f"{path.name}, line {number}")
+        problem = _problem(words, classes)
+        if problem:
+            findings.add(f"label line {problem}", f"{path.name}, line {number}")
             continue
-        shares = [float(word) for word in words[1:]]
-        yield {"category_id": int(words[0]), **_shape(shares, size)}
+        coordinates = [float(word) for word in words[1:]]
+        yield {"category_id": int(words[0]), **_shape(coordinates, size)}
 
 
 def _problem(words: list[str], classes: int) -> str:
@@ -120,21 +125,21 @@ def _problem(words: list[str], classes: int) -> str:
     if not words[0].isascii() or not words[0].isdigit() or int(words[0]) >= classes:
         return f"whose class is not one of 0 to {classes - 1}"
     try:
-        shares = [float(word) for word in words[1:]]
+        coordinates = [float(word) for word in words[1:]]
     except ValueError:
-        return "with a word that is no number"
-    if not all(math.isfinite(share) and -1 <= share <= 2 for share in shares):
-        return "with coordinates that are no shares of the image's sides (0 to 1)"
+        return "with a value that is not a number"
+    if not all(math.isfinite(value) and -1 <= value <= 2 for value in coordinates):
+        return "with coordinates that are not normalized by the image size (0 to 1)"
     return ""
 
 
-def _shape(shares: list[float], size: tuple[int, int]) -> dict[str, Any]:
+def _shape(values: list[float], size: tuple[int, int]) -> dict[str, Any]:
     width, height = size
-    if len(shares) == 4:
-        x, y, w, h = shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height
+    if len(values) == 4:
+        x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
         return {"bbox": [x - w / 2, y - h / 2, w, h], "area": w * h}
-    xs, ys = [x * width for x in shares[::2]], [y * height for y in shares[1::2]]
-    twice = sum(x1 * y2 - x2 * y1 for x1, y1, x2, y2 in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True))
+    xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
+    twice_area = sum(x1 * y2 - x2 * y1 for x1, y1, x2, y2 in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True))
     polygon = [value for point in zip(xs, ys, strict=True) for value in point]
     box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    return {"bbox": box, "area": abs(twice) / 2, "segmentation": [polygon]}
+    return {"bbox": box, "area": abs(twice_area) / 2, "segmentation": [polygon]}

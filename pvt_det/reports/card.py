@@ -1,4 +1,4 @@
-"""A page about a trained model, beside its checkpoints; a run as a folder to share, with that page."""
+"""Write the model card of a run, and create a folder to share with the card, the weights and the config."""
 
 from __future__ import annotations
 
@@ -19,62 +19,74 @@ from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 from pvt_det.weights import read_checkpoint, save_safetensors
 
-# Where on this machine the data lie is nobody else's business.
+# Paths of this machine, which are not shared.
 _PRIVATE = ("TRAIN_JSON", "TRAIN_IMAGES", "TRAIN_LABELS", "VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")
 
 
 class Hub(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The part of the `huggingface_hub.HfApi` interface that `push` uses."""
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
-        """Make a repository."""
+        """Create a repository.
+
+        Args:
+            repo_id: Name of the repository, "owner/name".
+            private: Whether only the owner can see a new repository.
+            exist_ok: Whether the repository may already exist.
+        """
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
-        """Put a folder's files into it."""
+        """Upload the files of a folder to a repository.
+
+        Args:
+            repo_id: Name of the repository, "owner/name".
+            folder_path: Folder to upload.
+            commit_message: Message of the commit.
+        """
 
 
 def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> None:
-    """Write `README.md`, `model.safetensors` and `config.yaml`.
+    """Write `README.md`, `model.safetensors` and `config.yaml` to a folder to share.
 
     Args:
-        run: a run's output folder.
-        output: where to; made where missing.
-        terms: licences and authors.
-        weights: "" takes the run's best.
+        run: Run folder of a detector or segmentor.
+        output: Folder to write to. It is created if it does not exist.
+        terms: Licenses and authors for the model card.
+        weights: Weights file. "" uses the best checkpoint of the run.
 
     Raises:
-        CheckpointError: the weights are missing or damaged.
-        ConfigError: the folder is the run's own, or cannot be made or written in.
-        DataError: the run was not finished and evaluated.
+        CheckpointError: The weights are missing or damaged.
+        ConfigError: `output` is the run folder, or cannot be created or written to.
+        DataError: The run was not finished and evaluated.
     """
     require_other(run, output)
     path = config_file(run)
     cfg, about = load_config(path), load_run(run)
     make_folder(output)
-    card = card_page(_facts(about, cfg), terms, _use(cfg, CONFIG_NAME, SHARED_NAME))
+    card = card_page(_facts(about, cfg), terms, _usage(cfg, CONFIG_NAME, SHARED_NAME))
     save_safetensors(output / SHARED_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())
     write_atomically(output / CARD_NAME, card)
 
 
 def write_card(run: Path, cfg: CfgNode) -> None:
-    """Write `README.md` beside a run's checkpoints; one that somebody else wrote stays as it is.
+    """Write the model card `README.md` to a run folder. A `README.md` from another source is kept.
 
     Args:
-        run: a run's output folder, with its `results.json`.
-        cfg: its config.
+        run: Run folder with a `results.json`.
+        cfg: Config of the run.
     """
-    write_own_card(_facts(load_run(run), cfg), f"In this folder:\n\n{_use(cfg, '.', '')}")
+    write_own_card(_facts(load_run(run), cfg), f"In this folder:\n\n{_usage(cfg, '.', '')}")
 
 
 def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> None:
-    """Put such a folder on the Hugging Face hub.
+    """Upload a folder to the Hugging Face Hub.
 
     Args:
-        folder: as `write_folder` made it.
-        repository: its name there, "owner/name".
-        hub: the hub's interface.
-        private: whether only the owner sees it; of a repository that is there already, nothing changes.
+        folder: Folder written by `write_folder`.
+        repository: Name of the repository on the hub, "owner/name". It is created if it does not exist.
+        hub: Client of the hub.
+        private: Whether only the owner can see a new repository. An existing repository keeps its visibility.
     """
     hub.create_repo(repository, private=private, exist_ok=True)
     hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload by pvt_det {__version__}")
@@ -90,22 +102,22 @@ def _facts(run: Run, cfg: CfgNode) -> Facts:
     )
 
 
-def _use(cfg: CfgNode, config: str, weights: str) -> str:
-    given = f"{shlex.quote(config)}{f' --weights {shlex.quote(weights)}' if weights else ''}"
-    name, found = ("Segmentor", "labels") if is_segmentor(cfg) else ("Predictor", "found")
+def _usage(cfg: CfgNode, config: str, weights: str) -> str:
+    options = f"{shlex.quote(config)}{f' --weights {shlex.quote(weights)}' if weights else ''}"
+    name, result = ("Segmentor", "labels") if is_segmentor(cfg) else ("Predictor", "detections")
     call = f"{name}({', '.join(json.dumps(word) for word in (config, weights) if word)})"
     return (
-        f"```\npvt-det predict photo.jpg --config-file {given}\n```\n\n"
-        f'```python\nfrom pvt_det import {name}\n\n{found} = {call}("photo.jpg")\n```'
+        f"```\npvt-det predict photo.jpg --config-file {options}\n```\n\n"
+        f'```python\nfrom pvt_det import {name}\n\n{result} = {call}("photo.jpg")\n```'
     )
 
 
 def _data(cfg: CfgNode, part: str) -> str:
-    """What a part of the data was: its file's name and how much is in it, or the data set's name."""
+    """Describe the training or validation data: file name and counts, or the name of the data set."""
     file = Path(cfg.DATASETS[f"{part}_JSON"])
     if not cfg.DATASETS[f"{part}_JSON"]:
         names = cfg.DATASETS.TRAIN if part == "TRAIN" else cfg.DATASETS.TEST
-        return ", ".join(names) or "not told"
+        return ", ".join(names) or "not stated"
     if not file.is_file():
         return file.name
     content = read_json(file)
@@ -113,7 +125,7 @@ def _data(cfg: CfgNode, part: str) -> str:
 
 
 def _portable(cfg: CfgNode) -> CfgNode:
-    """The config without paths of this machine."""
+    """Return a copy of the config without paths of this machine."""
     cfg = cfg.clone()
     cfg.defrost()
     for key in _PRIVATE:

@@ -1,4 +1,4 @@
-"""The page about a trained model: what every model's has, whatever it was trained for."""
+"""Render the model card of a trained model, for any task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
 _LIBRARY = "pvt_det"
 _OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"
 NOT_STATED = "not stated"
-# The hub's name and the title of each task.
+# Name on the Hugging Face Hub and title of each task.
 _TASKS = {
     "bbox": ("object-detection", "boxes"),
     "segm": ("image-segmentation", "masks"),
@@ -28,35 +28,35 @@ _TASKS = {
     "panoptic_seg": ("image-segmentation", "panoptic segmentation"),
     "classification": ("image-classification", "classification"),
 }
-_SHARE = "To share it, with a licence: `pvt-det card . --output share --license SPDX`"
+_SHARE = "Share the model with a license: `pvt-det card . --output share --license SPDX`"
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What only the people who trained a model can tell.
+    """What only the authors of a model can state.
 
     Attributes:
-        licence: of the weights, as an SPDX identifier.
-        data_licence: of the training data.
-        authors: who trained it.
+        license: SPDX identifier of the license of the weights.
+        data_license: SPDX identifier of the license of the training data.
+        authors: Names of the people who trained the model.
     """
 
-    licence: str = NOT_STATED
-    data_licence: str = NOT_STATED
+    license: str = NOT_STATED
+    data_license: str = NOT_STATED
     authors: str = NOT_STATED
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a page tells of a trained model.
+    """Facts about a trained model that its card shows.
 
     Attributes:
-        run: The run as it was finished.
-        start: File of the weights that it started from, or "".
-        data: What each part of the data was.
-        classes: Names; empty where the data set is all that tells them.
-        tags: For the hub's search.
+        run: The finished run.
+        start: File name of the initial weights, or "" for random weights.
+        data: Description of each part of the data, by its name.
+        classes: Class names. Empty if only the data set defines them.
+        tags: Tags for the search on the Hugging Face Hub.
     """
 
     run: Run
@@ -67,57 +67,61 @@ class Facts:
 
 
 def write_own_card(facts: Facts, use: str) -> None:
-    """Write `README.md` into a run's folder; one that somebody else wrote stays as it is.
+    """Write the model card `README.md` to a run folder. A `README.md` from another source is kept.
 
     Args:
-        facts: What is known of the model.
-        use: How to use it in that folder, in Markdown.
+        facts: Facts about the model.
+        use: How to use the model from the run folder, in Markdown.
     """
     path = facts.run.folder / CARD_NAME
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_OWN_START):
-        logger.info("%s is not of this package and stays: no page about the model is written.", path)
+        logger.info("%s was not written by this package and is kept. No model card is written.", path)
         return
     write_atomically(path, card_page(facts, Terms(), f"{use}\n\n{_SHARE}"))
 
 
 def require_other(run: Path, output: Path) -> None:
-    """Check that a folder to share is not the run's own.
+    """Check that the output folder is not the run folder.
+
+    Args:
+        run: Run folder.
+        output: Folder to write to.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: Both are the same folder.
     """
     if output.resolve() == run.resolve():
-        raise ConfigError(f"{output} is the run's own folder: choose another with --output.")
+        raise ConfigError(f"{output} is the run folder itself. Choose another folder with --output.")
 
 
 def card_page(facts: Facts, terms: Terms, use: str) -> str:
-    """A page in Markdown about a trained model, with the header that the Hugging Face hub reads.
+    """Return a model card in Markdown, with the metadata header that the Hugging Face Hub reads.
 
     Args:
-        facts: what is known of it.
-        terms: licences and authors.
-        use: how to use it, in Markdown.
+        facts: Facts about the model.
+        terms: Licenses and authors.
+        use: How to use the model, in Markdown.
     """
     run, data = facts.run, [f"- {part}: {what}" for part, what in facts.data.items()]
     sections = {
-        "Use": use,
+        "Usage": use,
         "Results": _metrics(run),
         "Data": "\n".join([*data, f"- classes: {', '.join(facts.classes) or 'those of the data set'}"]),
         "Training": "\n".join(
             [
                 f"- recipe: {run.recipe}",
-                f"- started from: {facts.start or 'random weights'}",
+                f"- initial weights: {facts.start or 'random'}",
                 f"- seed: {'unknown' if run.seed is None else run.seed}",
                 f"- parameters: {run.parameters:,}",
             ]
         ),
         "Environment": _environment(run.environment),
-        "Licence": "\n".join(
+        "License": "\n".join(
             [
-                f"- of these weights: {terms.licence}",
-                f"- of the training data: {terms.data_licence}",
+                f"- weights: {terms.license}",
+                f"- training data: {terms.data_license}",
                 f"- trained by: {terms.authors}",
-                "- the code that they run with, pvt_det: Apache-2.0",
+                "- code (pvt_det): Apache-2.0",
             ]
         ),
     }
@@ -138,7 +142,7 @@ def _header(facts: Facts, terms: Terms) -> str:
         "library_name": _LIBRARY,
         "pipeline_tag": pipeline,
         "tags": [*facts.tags, pipeline],
-        "license": "other" if terms.licence == NOT_STATED else terms.licence,
+        "license": "other" if terms.license == NOT_STATED else terms.license,
     }
     if measured:
         dataset = {"name": run.dataset, "type": run.dataset}
@@ -161,7 +165,7 @@ def _metrics(run: Run) -> str:
 
 def _environment(environment: Mapping[str, Any]) -> str:
     if not environment:
-        return "Not written down."
+        return "Not recorded."
     lines = []
     for name, value in environment.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Finished runs side by side: size, cost, published and measured AP, and whether a difference is more than chance."""
+"""Compare finished runs: size, cost, published and measured AP, and confidence intervals of the differences."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ from pvt_det.reports.published import find_published
 from pvt_det.run_folder import TASKS, Run
 
 _TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
-# Tasks of which the written results tell how far a difference is chance.
+# Tasks whose results file allows a bootstrap interval of the difference.
 _WITH_INTERVAL = ("bbox", "segm")
-# Points of AP that a reproduction may differ by: what training with another seed moves COCO's AP by.
+# AP points by which a reproduction may differ. A different seed changes AP on COCO by about as much.
 TOLERANCE = 0.3
-# Samples of the images, with replacement, for one interval: a second each at COCO val2017's size.
+# Bootstrap samples of the images per interval. Each takes about a second on COCO val2017.
 BOOTSTRAP = 200
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """AP of one run less another's, percent, with its 95% bootstrap interval over images."""
+    """Difference in AP between two runs, with its 95% bootstrap interval over images.
+
+    Attributes:
+        value: Difference in percentage points.
+        lower: Lower bound of the interval in percentage points.
+        upper: Upper bound of the interval in percentage points.
+    """
 
     value: float
     lower: float
@@ -45,18 +51,30 @@ class Difference:
 
 
 def difference(run: Run, base: Run, task: str, *, samples: int = BOOTSTRAP) -> Difference:
-    """AP of `run` less that of `base` on the same images, with its interval.
+    """Compute the AP of a run minus that of another run on the same images, with its interval.
+
+    Args:
+        run: The run.
+        base: The run to compare with.
+        task: "bbox" or "segm".
+        samples: Number of bootstrap samples.
 
     Raises:
-        DataError: annotations or results of a run cannot be read.
+        DataError: The annotations or results of a run cannot be read.
     """
-    found = hotcoco.compare(evaluator_of(base, task), evaluator_of(run, task), n_bootstrap=samples, confidence=0.95)
+    found = hotcoco.compare(
+        build_evaluator(base, task), build_evaluator(run, task), n_bootstrap=samples, confidence=0.95
+    )
     interval = found["ci"]["AP"]
     return Difference(*(100 * value for value in (found["deltas"]["AP"], interval["lower"], interval["upper"])))
 
 
 def comparison_warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes the runs incomparable, one sentence each."""
+    """Return one line for each recipe, data set or limit that differs between runs and makes them incomparable.
+
+    Args:
+        runs: The runs to compare.
+    """
     found = []
     for what, values in {
         "recipes": [run.recipe for run in runs],
@@ -70,31 +88,41 @@ def comparison_warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def same_data(run: Run, base: Run) -> bool:
-    """Whether two runs were measured on the same annotations."""
+    """Whether two runs were evaluated on the same annotations.
+
+    Args:
+        run: The run.
+        base: The run to compare with.
+    """
     return _digest(run.annotations) == _digest(base.annotations) != ""
 
 
 def comparison_rows(
     runs: Sequence[Run], gmacs: Mapping[Path, str], *, samples: int = BOOTSTRAP, tolerance: float = TOLERANCE
 ) -> list[dict[str, str]]:
-    """One row a run, all with the same columns, as text.
+    """Return one table row per run, all with the same columns and values as strings.
 
-    A published number is shown where the config has a published row, and subtracted only on the data it was measured
-    on.
+    A published result is shown if the recipe of the config has one. It is only compared with a result on the same data.
 
     Args:
-        runs: the first is what the others are compared with.
-        gmacs: cost by `Run.folder`, as text.
-        samples: bootstrap samples of an interval.
-        tolerance: points that a measured number may differ from the published one and count as reproduced.
+        runs: The runs. All others are compared with the first.
+        gmacs: Cost of one image by `Run.folder`, as `describe_gmacs` formats it.
+        samples: Number of bootstrap samples per interval.
+        tolerance: Difference in points up to which a published result counts as reproduced.
     """
     tasks = [task for task in TASKS if any(run.value(task) is not None for run in runs)]
     return [_row(run, runs[0], tasks, gmacs[run.folder], samples, tolerance) for run in runs]
 
 
 def verdict(measured: float, published: float, tolerance: float) -> str:
-    """Whether a published number, in percent, was reproduced to `tolerance` points, as a word or two."""
-    # Both are known to a tenth or a hundredth; the subtraction adds rounding of its own.
+    """Return whether a published result was "reproduced", or whether the measured one is "above" or "below" it.
+
+    Args:
+        measured: The measured result in percent.
+        published: The published result in percent.
+        tolerance: Difference in points up to which the result counts as reproduced.
+    """
+    # Allow for the rounding error of the subtraction.
     if abs(measured - published) <= tolerance + 1e-9:
         return "reproduced"
     return "above" if measured > published else "below"
@@ -112,12 +140,17 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tol
     published = find_published(run.config_file)
     for task in tasks:
         title, measured = _TITLES[task], run.value(task)
-        known = None if published is None else published.value(task, TASKS[task])
-        row[f"{title} published"] = "-" if known is None else f"{known:.1f}"
+        reference = None if published is None else published.value(task, TASKS[task])
+        row[f"{title} published"] = "-" if reference is None else f"{reference:.1f}"
         row[title] = "-" if measured is None else f"{measured:.2f}"
-        if published is not None and known is not None and measured is not None and run.dataset == published.dataset:
-            judged = verdict(measured, known, tolerance)
-            row[f"{title} less published"] = f"{measured - known:+.2f} ({judged}, ±{tolerance:g})"
+        if (
+            published is not None
+            and reference is not None
+            and measured is not None
+            and run.dataset == published.dataset
+        ):
+            result = verdict(measured, reference, tolerance)
+            row[f"{title} less published"] = f"{measured - reference:+.2f} ({result}, ±{tolerance:g})"
         else:
             row[f"{title} less published"] = "-"
         if task not in _WITH_INTERVAL:
@@ -128,15 +161,15 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tol
     return row
 
 
-def evaluator_of(run: Run, task: str) -> hotcoco.COCOeval:
-    """What measures a finished run, its detections matched.
+def build_evaluator(run: Run, task: str) -> hotcoco.COCOeval:
+    """Build the evaluator of a finished run and match its detections with the ground truth.
 
     Args:
-        run: the run.
+        run: The run.
         task: "bbox" or "segm".
 
     Raises:
-        DataError: annotations or results cannot be read.
+        DataError: The annotations or results cannot be read.
     """
     truth = read_ground_truth(run.annotations)
     truth = truth.with_masks() if task == "segm" else truth
@@ -144,7 +177,7 @@ def evaluator_of(run: Run, task: str) -> hotcoco.COCOeval:
     try:
         found = api.load_res(str(run.results_file))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(f"results {run.results_file} cannot be read ({error})") from error
+        raise DataError(f"Results {run.results_file} cannot be read ({error}).") from error
     evaluator = hotcoco.COCOeval(api, found, task)
     evaluator.params.max_dets = [1, 10, run.max_detections]
     evaluator.evaluate()
@@ -152,7 +185,7 @@ def evaluator_of(run: Run, task: str) -> hotcoco.COCOeval:
 
 
 def _digest(path: Path) -> str:
-    """First digits of a file's SHA-256; "" where it cannot be read."""
+    """Return the first digits of a file's SHA-256, or "" if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     except OSError:
@@ -160,14 +193,17 @@ def _digest(path: Path) -> str:
 
 
 def describe_gmacs(config_file: str | Path, annotations: str | Path) -> str:
-    """Multiply-accumulates of one image, in units of 10⁹, with the input's size, such as "143.2 (800x1067)".
+    """Count the multiply-accumulate operations (GMACs) of a model for one image.
 
-    The image is a grey one of the data set's median size, resized as for testing; heads whose work depends on what
-    is found in an image thus count near their least. "-" where the config or the annotations cannot be used.
+    The image is a gray one of the data set's median size, resized as for testing. Heads whose work depends on the
+    detections are therefore counted near their minimum.
 
     Args:
-        config_file: the `config.yaml` of a run.
-        annotations: COCO-format annotations of the images it is tested on.
+        config_file: The `config.yaml` of a run.
+        annotations: COCO-format annotations of the test images.
+
+    Returns:
+        GMACs and input size, such as "143.2 (800x1067)", or "-" if the config or the annotations cannot be used.
     """
     try:
         cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"])
@@ -176,11 +212,11 @@ def describe_gmacs(config_file: str | Path, annotations: str | Path) -> str:
         height, width = (int(side) for side in np.median(sizes, axis=0))
         resize = build_detection_augmentations(cfg, is_train=False)[-1]
         assert isinstance(resize, ResizeShortSide)
-        grey = np.full((height, width, 3), 128, dtype=np.uint8)
-        image = torch.as_tensor(resize.get_transform(grey).apply_image(grey).transpose(2, 0, 1))
+        gray = np.full((height, width, 3), 128, dtype=np.uint8)
+        image = torch.as_tensor(resize.get_transform(gray).apply_image(gray).transpose(2, 0, 1))
         model = build_model(cfg)
     except (PvtDetError, KeyError, TypeError, ValueError) as error:
-        logger.warning("GMACs not counted: %s", error)
+        logger.warning("GMACs were not counted: %s", error)
         return "-"
     gmacs = count_gmacs(model, [{"image": image, "height": height, "width": width}])
     return f"{gmacs:.1f} ({image.shape[1]}x{image.shape[2]})"

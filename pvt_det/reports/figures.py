@@ -1,4 +1,4 @@
-"""Figures of a report page, each as SVG for light and for dark readers."""
+"""Draw the figures of a report, each as SVG in a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from matplotlib.figure import Figure
 
 from pvt_det.utils.html import Html, drawing, drawings
 
-# Draws in a theme of hotcoco's.
+# Draws a figure in a named hotcoco theme.
 Draw: TypeAlias = Callable[[str], Figure]
-# The least score of what a picture or a confusion matrix shows.
+# Minimum score of the detections in visualizations and confusion matrices.
 SHOWN_SCORE = 0.5
 _CURVES = 10
-# Letters have one size, so that those of a small figure are large where it is shown as wide as others.
+# Figure size in inches. The font size is fixed, so text of small figures appears larger at the same display width.
 _SMALL = (6, 3.8)
-# A confusion matrix of more stands alone, as wide as the page.
+# A confusion matrix of more classes is as wide as the page.
 _FEW_CLASSES = 12
 
 
 def precision_recall(evaluator: hotcoco.COCOeval) -> Html:
-    """Curves of the best classes, and of the mean at several overlaps."""
+    """Draw the precision-recall curves of the best classes, and of the mean at several IoU thresholds.
+
+    Args:
+        evaluator: Evaluator with accumulated results.
+    """
     classes = _both(lambda theme: plot.pr_curve_top_n(evaluator, top_n=_CURVES, theme=theme)[0], _CLASS_CURVES)
     overlaps = _both(
         lambda theme: plot.pr_curve_iou_sweep(evaluator, iou_thrs=[0.5, 0.75, 0.9], theme=theme)[0], _MEAN_CURVES
@@ -35,7 +39,11 @@ def precision_recall(evaluator: hotcoco.COCOeval) -> Html:
 
 
 def errors(evaluator: hotcoco.COCOeval) -> Html:
-    """What each kind of error costs, and how far a score is a probability."""
+    """Draw the AP cost of each type of error (TIDE), and how well scores are calibrated.
+
+    Args:
+        evaluator: Evaluator with accumulated results.
+    """
     costs, scores = evaluator.tide_errors(), evaluator.calibration()
 
     def draw_costs(axes: Axes, theme: str) -> None:
@@ -46,19 +54,23 @@ def errors(evaluator: hotcoco.COCOeval) -> Html:
 
 
 def confusion(evaluator: hotcoco.COCOeval) -> Html:
-    """Which class is taken for which."""
+    """Draw the confusion matrix of the classes.
+
+    Args:
+        evaluator: Evaluator with accumulated results.
+    """
     matrix = evaluator.confusion_matrix(min_score=SHOWN_SCORE)
     shown = _both(lambda theme: plot.confusion_matrix(matrix, theme=theme)[0], _CONFUSION)
     return drawings([shown]) if len(evaluator.params.cat_ids) <= _FEW_CLASSES else shown
 
 
 def class_differences(compared: Mapping[str, Any], name: str, other: str) -> Html:
-    """AP of each class in run `name`, less that in run `other`.
+    """Draw the AP of each class in one run minus that in another run.
 
     Args:
-        compared: what `hotcoco.compare` gives of the other run's evaluator and this one's.
-        name: of the run.
-        other: of the one it is compared with.
+        compared: Result of `hotcoco.compare`, called with the evaluators of the other run and of this run.
+        name: Name of this run.
+        other: Name of the other run.
     """
     named = {**compared, "name_a": other, "name_b": name}
     size = (_SMALL[0], max(_SMALL[1], 0.28 * min(len(compared["per_category"]), 40)))
@@ -66,23 +78,23 @@ def class_differences(compared: Mapping[str, Any], name: str, other: str) -> Htm
     def draw(axes: Axes, theme: str) -> None:
         plot.category_deltas(named, theme=theme, ax=axes)
 
-    return drawings([_both(_on_axes(draw, size), "AP of each class, from 0 to 1, less the other run's.")])
+    return drawings([_both(_on_axes(draw, size), "AP per class (0 to 1) minus the AP of the other run.")])
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], title: str, caption: str, *, log: bool = False) -> Html:
-    """Lines over iterations.
+    """Draw one or more curves over iterations.
 
     Args:
-        series: points (iteration, value) by name.
-        title: of the figure.
-        caption: below it.
-        log: whether the values stand on a logarithmic axis.
+        series: Points (iteration, value) of each curve by its name.
+        title: Title of the figure.
+        caption: Caption below the figure.
+        log: Whether the value axis is logarithmic.
     """
     return _both(_on_axes(lambda axes, _: _lines(axes, series, title, log=log), _SMALL), caption)
 
 
 def _on_axes(draw: Callable[[Axes, str], None], size: tuple[float, float]) -> Draw:
-    """What draws on axes of a figure of its own, width and height in inches."""
+    """Return a function that draws on the axes of a new figure with this width and height in inches."""
 
     def draw_figure(theme: str) -> Figure:
         with plot.style(theme):
@@ -109,7 +121,7 @@ def _both(draw: Draw, caption: str) -> Html:
 
 
 def _svg(draw: Draw, theme: str) -> str:
-    # Without a date, and with names of its parts that do not change, the same results give the same page.
+    # Omit the date and fix the ids of SVG elements, so that the same results give the same page.
     with plt.rc_context({"svg.hashsalt": "report"}):
         figure = draw(theme)
         buffer = io.StringIO()
@@ -118,14 +130,17 @@ def _svg(draw: Draw, theme: str) -> str:
     return buffer.getvalue()
 
 
-_CLASS_CURVES = f"Precision over recall at an overlap (IoU) of 0.5, of at most {_CURVES} classes, the best ones."
-_MEAN_CURVES = "The mean over all classes, at larger overlaps too: what falls early here is badly located."
+_CLASS_CURVES = f"Precision over recall at IoU 0.5, for the best classes (at most {_CURVES})."
+_MEAN_CURVES = (
+    "Precision over recall at several IoU thresholds, mean over all classes. A curve that drops early only at a high "
+    "IoU shows poor localization."
+)
 _TIDE = (
-    "How much AP50 would gain if all errors of a kind were mended (TIDE): wrong class, badly located, both, "
-    "found twice, background taken for an object, missed."
+    "AP50 that would be gained by fixing all errors of one type (TIDE): wrong class, poor localization, both, "
+    "duplicate detection, background detected as an object, missed object."
 )
 _CONFUSION = (
-    f"Objects (rows) and what was found there (columns), detections of score {SHOWN_SCORE} and above, IoU 0.5; BG: "
-    "nothing found, or nothing there."
+    f"Objects (rows) and detections with a score of at least {SHOWN_SCORE} (columns) at IoU 0.5. BG (background) means "
+    "that nothing was detected, or that there is no object."
 )
-_CALIBRATION = "Share of right detections over their score: below the diagonal, the model is too sure of itself."
+_CALIBRATION = "Fraction of correct detections by score. Below the diagonal, the model is overconfident."

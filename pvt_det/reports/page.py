@@ -1,4 +1,4 @@
-"""One page about a finished run: how good it is, where it errs, how it was trained."""
+"""Write an HTML report about a finished run: its metrics, its errors and how it was trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError, PvtDetError
 from pvt_det.reports import figures
-from pvt_det.reports.compare import comparison_warnings, difference, evaluator_of, same_data
+from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, same_data
 from pvt_det.reports.pictures import worst_images
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME, Run, load_run
 from pvt_det.utils.files import write_atomically
@@ -27,21 +27,21 @@ _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
 _SIZES = ("all", "small", "medium", "large")
 _LOSSES = "loss"
-# A table of more classes opens on a click.
+# A table of more classes is collapsed.
 _SHOWN_CLASSES = 30
 
 
 def write_report(run: Path, output: Path, base: Path | None = None) -> None:
-    """Write a page about a run.
+    """Write an HTML report about a finished run.
 
     Args:
-        run: its output folder.
-        output: the page.
-        base: the folder of a run to compare it with.
+        run: Run folder.
+        output: HTML file to write.
+        base: Run folder of another run to compare with.
 
     Raises:
-        ConfigError: the page cannot be written there.
-        DataError: a file of the run is missing or broken, or it was evaluated on several data sets.
+        ConfigError: The report cannot be written to `output`.
+        DataError: A file of a run is missing or broken, or a run was evaluated on several data sets.
     """
     make_place(output)
     about, other = load_run(run), None if base is None else load_run(base)
@@ -56,16 +56,16 @@ def _require_one_data_set(run: Run) -> None:
     ]
     if several:
         raise DataError(
-            f"{run.folder} was evaluated on several data sets ({', '.join(several)}), and a page tells of one: "
-            "evaluate on one of them, by DATASETS.TEST."
+            f"{run.folder} was evaluated on several data sets ({', '.join(several)}). A report covers one data set. "
+            "Set DATASETS.TEST to one of them and evaluate again."
         )
 
 
 def _page(run: Run, base: Run | None) -> str:
-    """The page as one HTML document that needs no other file, with a comparison where there is a base run."""
+    """Return the report as one self-contained HTML document, with a comparison if a base run is given."""
     config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
     evaluators = {
-        task: evaluator_of(run, task) for task in _DETECTION if task in run.metrics and run.results_file.is_file()
+        task: build_evaluator(run, task) for task in _DETECTION if task in run.metrics and run.results_file.is_file()
     }
     for evaluator in evaluators.values():
         _summarize(evaluator)
@@ -80,14 +80,14 @@ def _page(run: Run, base: Run | None) -> str:
         sections.append(("Training", _training(history)))
     sections.append(("Environment", _environment(run.environment)))
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    sections.append(("Configuration", details("All keys", code(text))))
-    lead = f"{run.recipe}; {run.parameters / 1e6:.1f} M parameters; evaluated on {run.dataset or 'nothing'}."
+    sections.append(("Configuration", details("All config keys", code(text))))
+    lead = f"{run.recipe}; {run.parameters / 1e6:.1f} M parameters; evaluated on {run.dataset or 'no data set'}."
     return page(f"{run.model} ({run.folder.resolve().name})", sections, lead=lead)
 
 
 def _summarize(evaluator: hotcoco.COCOeval) -> None:
     evaluator.accumulate()
-    # Not `summarize`, which prints.
+    # `summarize` would print.
     evaluator.summary_lines()
 
 
@@ -108,13 +108,13 @@ def _detection_sections(title: str, evaluator: hotcoco.COCOeval) -> list[tuple[s
     return [
         (f"{title}: classes and sizes", _classes(evaluator)),
         (f"{title}: precision and recall", figures.precision_recall(evaluator)),
-        (f"{title}: errors and scores", figures.errors(evaluator)),
+        (f"{title}: errors and calibration", figures.errors(evaluator)),
         (f"{title}: confusion", figures.confusion(evaluator)),
     ]
 
 
 def _classes(evaluator: hotcoco.COCOeval) -> Html:
-    """AP of every class, whole, at two overlaps, and by size."""
+    """Return a table with the AP of each class: overall, at two IoU thresholds, and by size."""
     result = evaluator.eval
     assert result is not None
     precision = result["precision"]
@@ -144,36 +144,36 @@ def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval])
         for name, value in values.items():
             if "-" not in name:
                 other = base.metrics.get(task, {}).get(name)
-                less = "" if value is None or other is None else _Signed(value - other)
-                rows.append([f"{_TITLES.get(task, task)} {name}", *_row([value, other]), less])
+                delta = "" if value is None or other is None else _Signed(value - other)
+                rows.append([f"{_TITLES.get(task, task)} {name}", *_row([value, other]), delta])
     name, other_name = run.folder.resolve().name, base.folder.resolve().name
     parts.append(table(["metric", name, other_name, "difference"], rows))
     for task, evaluator in evaluators.items():
         if same_data(run, base) and base.value(task) is not None:
             interval = difference(run, base, task)
             parts.append(
-                paragraph(f"{_DETECTION[task]}: AP differs by {interval} (95 % bootstrap interval over images).")
+                paragraph(f"{_DETECTION[task]}: AP differs by {interval} (95% bootstrap interval over images).")
             )
-            evaluator_of_base = evaluator_of(base, task)
-            _summarize(evaluator_of_base)
-            parts.append(figures.class_differences(hotcoco.compare(evaluator_of_base, evaluator), name, other_name))
+            base_evaluator = build_evaluator(base, task)
+            _summarize(base_evaluator)
+            parts.append(figures.class_differences(hotcoco.compare(base_evaluator, evaluator), name, other_name))
     return join(*parts)
 
 
 def _worst(run: Run, config: Path) -> Html:
     images, fault = _images(run, config)
     if fault:
-        return notice(f"No pictures: {fault}", "warning")
+        return notice(f"No visualizations: {fault}", "warning")
     shown = worst_images(run, images)
     lead = (
-        f"The images with the most missed objects and false detections: first the ground truth, then the detections of "
-        f"score {figures.SHOWN_SCORE} and above. Look for wrong annotations here first."
+        f"The images with the most missed objects and false detections: first the ground truth, then the detections "
+        f"with a score of at least {figures.SHOWN_SCORE}. Check these images for wrong annotations first."
     )
-    return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score.")
+    return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score threshold.")
 
 
 def _images(run: Run, config: Path) -> tuple[dict[int, dict[str, Any]], str]:
-    """Detectron2's records of the evaluated images by id, or why they cannot be had: a page needs no pictures."""
+    """Return Detectron2's records of the evaluated images by id, or the reason why they are not available."""
     if not run.results_file.is_file():
         return {}, "the run has no detections"
     if not config.is_file():
@@ -182,7 +182,7 @@ def _images(run: Run, config: Path) -> tuple[dict[int, dict[str, Any]], str]:
         cfg = load_config(config)
         register_datasets(cfg, training=False)
         if run.dataset not in cfg.DATASETS.TEST:
-            return {}, f"{config} names no data set {run.dataset}"
+            return {}, f"{config} does not name the data set {run.dataset}"
         records = DatasetCatalog.get(run.dataset)
     except (PvtDetError, OSError) as error:
         return {}, str(error)
@@ -197,9 +197,9 @@ def _training(history: Sequence[Mapping[str, Any]]) -> Html:
         for task, metric in (("bbox", "AP"), ("segm", "AP"), ("sem_seg", "mIoU"), ("panoptic_seg", "PQ"))
     }
     drawn = [
-        ("Loss", losses, "Each part of the loss, and their sum.", True),
-        ("On held-out data", measured, "In percent, at each evaluation during training.", False),
-        ("Learning rate", {"lr": _points(history, "lr")}, "The schedule.", False),
+        ("Loss", losses, "Loss terms and total loss.", True),
+        ("Validation metrics", measured, "Metrics in percent at each evaluation during training.", False),
+        ("Learning rate", {"lr": _points(history, "lr")}, "Learning rate schedule.", False),
     ]
     parts = [
         figures.curves(kept, title, caption, log=log)
@@ -220,7 +220,7 @@ def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
 
 def _environment(environment: Mapping[str, Any]) -> Html:
     if not environment:
-        return paragraph("This run was made by a version that did not write it down.")
+        return paragraph("Not recorded: the run was created by an older version of pvt_det.")
     rows = [
         [name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)]
         for name, value in environment.items()
@@ -229,26 +229,26 @@ def _environment(environment: Mapping[str, Any]) -> Html:
 
 
 def _row(values: Any) -> list[Any]:
-    """Numbers with one digit behind the point, nothing for what has no value."""
+    """Format numbers with one decimal place, and missing values as empty strings."""
     return ["" if value is None else _Number(value) for value in values]
 
 
 class _Number(float):
-    """A number that shows one digit behind the point."""
+    """A number shown with one decimal place."""
 
     def __str__(self) -> str:
         return f"{float(self):.1f}"
 
 
 class _Signed(float):
-    """A difference, with its sign."""
+    """A difference shown with its sign."""
 
     def __str__(self) -> str:
         return f"{float(self):+.1f}"
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.json`; none where there is no such file."""
+    """Read the complete lines of a `metrics.json`, which may be missing."""
     if not file.is_file():
         return []
     lines = []
@@ -256,6 +256,6 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            # Torn, by a stop.
+            # The line is incomplete because the run was killed.
             continue
     return [line for line in lines if isinstance(line, dict)]

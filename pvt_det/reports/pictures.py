@@ -1,4 +1,4 @@
-"""The images of a run that have the most errors, drawn."""
+"""Draw the images of a run with the most errors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from pvt_det.utils.html import Html, join, pair
 from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, draw
 
 _WORST = 12
-_WIDTH = 560  # pixels of each half
+_WIDTH = 560  # pixels of each of the two drawings
 
 
 def worst_images(run: Run, images: Mapping[int, Mapping[str, Any]]) -> Html:
-    """The images with the most errors, ground truth beside detections; "" where none has one.
+    """Draw the images with the most errors, with the ground truth beside the detections.
 
     Args:
-        run: a run of a detector.
-        images: Detectron2's records of the evaluated images, by id.
+        run: Run of a detector.
+        images: Detectron2's records of the evaluated images by image id.
+
+    Returns:
+        The drawings as HTML, or "" if no image has an error.
 
     Raises:
-        DataError: annotations, detections or an image cannot be read.
+        DataError: The annotations, the detections or an image cannot be read.
     """
     truth = read_ground_truth(run.annotations)
     found = _read_results(run.results_file)
@@ -58,10 +61,10 @@ def worst_images(run: Run, images: Mapping[int, Mapping[str, Any]]) -> Html:
 
 
 def _count_errors(truth: GroundTruth, found: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, int]]:
-    """By image, how many objects are missed (`fn`) and how many detections are of nothing (`fp`)."""
+    """Count missed objects (`fn`) and false detections (`fp`) of each image."""
     api = truth.hotcoco()
     if not found:
-        # hotcoco loads no empty list.
+        # hotcoco cannot load an empty list.
         return {
             image: {"fn": len(api.get_ann_ids(img_ids=[image], iscrowd=False)), "fp": 0} for image in api.get_img_ids()
         }
@@ -75,4 +78,4 @@ def _read_results(file: Path) -> list[dict[str, Any]]:
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"results {file} cannot be read ({error})") from error
+        raise DataError(f"Results {file} cannot be read ({error}).") from error

@@ -1,4 +1,4 @@
-"""Published results on COCO val2017, ADE20K and ImageNet-1k, each with its source."""
+"""Look up published results on COCO val2017, ADE20K and ImageNet-1k, each with its source."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ IMAGENET = "imagenet1k_val"
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One published row.
+    """One row of published results.
 
     Attributes:
-        config: name, without suffix, of the config of this repository that follows the row's recipe.
-        model: head and backbone.
-        schedule: "1x" (12 epochs) or "3x" (36) on COCO, "40k" (iterations) on ADE20K.
-        parameters_millions: of the whole detector; None where not published.
-        box: box AP and the like, percent.
-        mask: mask AP and the like, percent; empty without masks.
-        source: where the numbers stand.
-        semantic: mIoU, percent; empty for detectors.
-        classification: top-1, percent; of classifiers only.
-        dataset: the only data that the row may be set against.
+        config: Name, without suffix, of the config in this repository that follows the published recipe.
+        model: Head and backbone.
+        schedule: "1x" (12 epochs) or "3x" (36 epochs) on COCO, "40k" (iterations) on ADE20K.
+        parameters_millions: Number of parameters of the whole detector in millions. None if not published.
+        box: Box AP and related metrics in percent, by metric.
+        mask: Mask AP and related metrics in percent, by metric. Empty for models without masks.
+        source: Publication and table of the results.
+        semantic: mIoU in percent. Empty for detectors.
+        classification: Top-1 accuracy in percent. Empty for detectors and segmentors.
+        dataset: Name of the data set that the results were measured on.
     """
 
     config: str
@@ -41,7 +41,12 @@ class PublishedResult:
     dataset: str = "coco_2017_val"
 
     def value(self, task: str, metric: str) -> float | None:
-        """A metric of "bbox", "segm", "sem_seg", "classification" or another task, None where it was not published."""
+        """Return a metric in percent, or None if it was not published.
+
+        Args:
+            task: "bbox", "segm", "sem_seg", "classification" or another task.
+            metric: Name of the metric, such as "AP", "mIoU" or "top1".
+        """
         by_task = {
             "bbox": self.box,
             "segm": self.mask,
@@ -53,19 +58,29 @@ class PublishedResult:
 
 @cache
 def published_results() -> tuple[PublishedResult, ...]:
-    """All published rows of detectors and segmenters."""
+    """Return all published rows of detectors and segmentors."""
     return tuple(PublishedResult(**row) for row in _tables()["results"])
 
 
 def find_published(config_file: str) -> PublishedResult | None:
-    """The published row of a config file's recipe, or of a classifier's name, if there is one."""
+    """Return the published row of a config's recipe or of a classifier, or None.
+
+    Args:
+        config_file: Path of the config file, or name of a classifier.
+    """
     name = Path(config_file).stem
     classifier = published_classifier(name)
     return classifier or next((row for row in published_results() if row.config == name), None)
 
 
 def published_classifier(model: str) -> PublishedResult | None:
-    """The published row of an ImageNet-1k classifier at 224 pixels, if there is one; ResNets are PVT's reruns."""
+    """Return the published row of an ImageNet-1k classifier at 224 pixels, or None.
+
+    The ResNet results are those that the PVT paper reproduced.
+
+    Args:
+        model: Name of the classifier.
+    """
     row = _tables()["imagenet"].get(model)
     if row is None:
         return None

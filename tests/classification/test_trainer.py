@@ -227,7 +227,7 @@ def test_model_card_is_written_next_to_the_weights(whole_run, data, tmp_path):
         "- recipe: adamw lr 0.001, batch 4, 2 epochs, 32 pixels",
         "- seed: 0",
         f"torch {torch.__version__.split('+')[0]}",
-        "- of these weights: not stated",
+        "- weights: not stated",
     ):
         assert line in card, line
     assert str(data.parent) not in card
@@ -262,7 +262,7 @@ def test_card_command_writes_a_folder_to_share(whole_run, data, tmp_path):
     assert _evaluate(again).top1 == pytest.approx(top1)
     with pytest.raises(ConfigError, match="is of a classifier, not of a detector or segmentor: expected a run"):
         config_file(run)
-    with pytest.raises(ConfigError, match="is the run's own folder"):
+    with pytest.raises(ConfigError, match="is the run folder itself"):
         start("card", [str(run), "--output", str(run)], "pvt-det card")
 
 

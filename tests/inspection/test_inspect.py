@@ -1,4 +1,4 @@
-"""Any format comes out the same; what is wrong, doubled or leaked is found; settings follow from the data's numbers."""
+"""Format conversion, checks, advice and leakage detection of `pvt-det inspect`, and its recommended settings."""
 
 import json
 import shutil
@@ -12,17 +12,17 @@ from PIL import Image
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings
 from pvt_det.errors import DataError
-from pvt_det.inspection.formats import format_of, to_coco
-from pvt_det.inspection.inspect import CORNERS, SHARES, find_leakage, inspect_dataset, suspect_boxes
-from pvt_det.inspection.recommend import recommend, suit_anchors
+from pvt_det.inspection.formats import detect_format, to_coco
+from pvt_det.inspection.inspect import CORNER_BOXES, NORMALIZED_BOXES, find_leakage, inspect_dataset, suspect_boxes
+from pvt_det.inspection.recommend import fit_anchors, recommend
 from pvt_det.inspection.statistics import describe
 from pvt_det.inspection.terminal import summary
 
 SIZES = ((60, 40), (40, 60), (50, 50))
 
 
-def write_set(folder: Path, seed: int = 0) -> Path:
-    """Three images, the last without objects, boxes on whole pixels."""
+def write_dataset(folder: Path, seed: int = 0) -> Path:
+    """Write three images, the last without objects, with boxes on whole pixels."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     images, annotations = [], []
@@ -45,11 +45,11 @@ def write_set(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture
 def data(tmp_path):
-    return write_set(tmp_path / "train")
+    return write_dataset(tmp_path / "train")
 
 
-def changed(file: Path, **values) -> Path:
-    """The same set with keys of its first annotation changed."""
+def with_first_annotation(file: Path, **values) -> Path:
+    """Write a copy of the data set with changed keys in its first annotation."""
     content = json.loads(file.read_text())
     content["annotations"][0].update(values)
     other = file.with_name("changed.json")
@@ -63,7 +63,7 @@ def inspect(source: Path, images: Path | None = None, **settings):
 
 
 def objects(inspection) -> list[tuple]:
-    """File, class name and box of each object, without the formats' own ids."""
+    """Return file, class name and box of each object, without the ids, which differ between formats."""
     files = {image["id"]: image["file_name"] for image in inspection.data.images}
     names = {category["id"]: category["name"] for category in inspection.data.categories}
     return sorted(
@@ -73,7 +73,7 @@ def objects(inspection) -> list[tuple]:
 
 
 def as_format(name: str, data: Path, folder: Path) -> Path:
-    """The data set as hotcoco writes it in another format."""
+    """Write the data set in a different format with hotcoco."""
     coco = COCO(str(data))
     if name == "CVAT":
         coco.to_cvat(str(folder / "annotations.xml"))
@@ -86,11 +86,11 @@ def as_format(name: str, data: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["YOLO", "Pascal VOC", "CVAT"])
-def test_formats_come_out_alike(name, data, tmp_path):
+def test_all_formats_give_the_same_data(name, data, tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
     source = as_format(name, data, folder)
-    assert format_of(source) == name
+    assert detect_format(source) == name
     found = inspect(source, data.parent)
     assert found.format == name
     assert not found.findings.problems
@@ -99,7 +99,7 @@ def test_formats_come_out_alike(name, data, tmp_path):
     assert found.json_file == data.parent.parent / "converted.json"
 
 
-def test_yolo_polygons_subfolders_and_broken_lines(tmp_path):
+def test_yolo_polygons_subfolders_and_invalid_lines(tmp_path):
     images, labels = tmp_path / "images/a", tmp_path / "labels/a"
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
@@ -125,19 +125,19 @@ def test_yolo_polygons_subfolders_and_broken_lines(tmp_path):
         "label file without an image": ["a/z.txt"],
         "label line whose class is not one of 0 to 1": ["x.txt, line 4"],
         "label line that is neither a box (5 numbers) nor a polygon (7 or more, an odd number)": ["x.txt, line 5"],
-        "label line with a word that is no number": ["x.txt, line 6"],
-        "label line with coordinates that are no shares of the image's sides (0 to 1)": ["x.txt, line 7"],
+        "label line with a value that is not a number": ["x.txt, line 6"],
+        "label line with coordinates that are not normalized by the image size (0 to 1)": ["x.txt, line 7"],
     }
     assert found.is_refused("stop")
     assert not found.is_refused("skip")
 
 
-def test_a_folder_of_json_files_names_them(data):
-    with pytest.raises(DataError, match=r"neither .*; to read COCO's json, name the file: .*set\.json$"):
-        format_of(data.parent)
+def test_error_for_folder_of_json_files_names_the_files(data):
+    with pytest.raises(DataError, match=r"neither .* To read COCO JSON, give the file: .*set\.json$"):
+        detect_format(data.parent)
 
 
-def test_yolo_without_names_or_images(tmp_path):
+def test_yolo_without_class_names_or_images(tmp_path):
     (tmp_path / "a/b/c/d/labels").mkdir(parents=True)
     (tmp_path / "a/b/c/d/labels/x.txt").write_text("")
     with pytest.raises(DataError, match="no class names"):
@@ -155,13 +155,13 @@ def test_yolo_without_names_or_images(tmp_path):
         ("data.yaml", b"names: " + b"[" * 5000, "nested too deep"),
         ("data.yaml", b"a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", r"line 3: alias \*b is refused"),
         ("data.yaml", b"a: &a [" + b"x, " * 9000 + b"]\nnames: [*a, *a]\n", "line 2: aliases stand for more than"),
-        ("data.yaml", b"names: [cat, [dog]]\n", r"class 1 is \['dog'\]: expected a name; put it in quotes"),
+        ("data.yaml", b"names: [cat, [dog]]\n", r"class 1 is \['dog'\]. Expected a name. Put it in quotes"),
         ("data.yaml", b"names: {0: cat, 1: null}\n", "class 1 is None"),
         ("data.yaml", b"names: [yes]\n", "class 0 is True"),
         ("data.yaml", b"names: [cat]\nnames: [dog]\n", "line 2: names stands twice"),
     ],
 )
-def test_yolo_class_names_that_cannot_be_read(tmp_path, file, content, message):
+def test_unreadable_yolo_class_names(tmp_path, file, content, message):
     (tmp_path / file).write_bytes(content)
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(DataError, match=message) as error:
@@ -179,7 +179,7 @@ def test_yolo_class_names_with_a_byte_order_mark(tmp_path):
     assert [a["category_id"] for a in found.data.annotations] == [1]
 
 
-def test_the_lists_of_pascal_voc(data, tmp_path):
+def test_pascal_voc_image_lists(data, tmp_path):
     (tmp_path / "voc").mkdir()
     voc = as_format("Pascal VOC", data, tmp_path / "voc")
     main = voc / "ImageSets/Main"
@@ -196,39 +196,39 @@ def test_the_lists_of_pascal_voc(data, tmp_path):
     assert sorted(image["file_name"] for image in train.data.images) == ["photo1.png", "photo3.png"]
     assert train.data.class_names == val.data.class_names == ["cat", "dog"]
     assert objects(train) + objects(val) == objects(inspect(data))
-    assert val.findings.problems["name of the list without an annotation file"].first == ["lost"]
+    assert val.findings.problems["listed image without an annotation file"].first == ["lost"]
     (advice,) = [each for each in inspect(voc, data.parent).advice if "lists in" in each.text]
     assert advice.names == ["no.txt", "train.txt", "val.txt"]
     for name, message in {
-        "cat_val.txt": "one class: expected a list of names alone, such as no.txt, train.txt",
-        "no.txt": "names no images",
-        "": "has lists of images: give one of them",
-        "..": "has lists of images: give one of them",
+        "cat_val.txt": "single class. Expected a list of image names only, such as no.txt, train.txt",
+        "no.txt": "does not name any images",
+        "": "contains image lists. Give one of them",
+        "..": "contains image lists. Give one of them",
     }.items():
         with pytest.raises(DataError, match=message):
             inspect((main / name).resolve(), data.parent)
     (voc / "JPEGImages").mkdir()
-    with pytest.raises(DataError, match=r"voc is not the folder of the images: give .*JPEGImages"):
+    with pytest.raises(DataError, match=r"voc is not the image folder. Give .*JPEGImages"):
         inspect(main / "train.txt", voc)
 
 
-def test_vocs_difficult_objects_are_told_as_crowds(data, tmp_path):
+def test_difficult_voc_objects_are_reported_as_crowds(data, tmp_path):
     (tmp_path / "voc").mkdir()
     voc = as_format("Pascal VOC", data, tmp_path / "voc")
     xml = next((voc / "Annotations").glob("*1.xml"))
     xml.write_text(xml.read_text().replace("<difficult>0<", "<difficult>1<", 1))
-    told = dict(summary(inspect(voc, data.parent)))
-    assert told["Crowd regions"].startswith("1, which are VOC's difficult objects: not trained on")
+    numbers = dict(summary(inspect(voc, data.parent)))
+    assert numbers["Crowd regions"].startswith("1 (objects marked difficult in Pascal VOC, ignored in training")
 
 
-def test_other_formats_faults(data, tmp_path):
+def test_errors_in_voc_and_cvat_files(data, tmp_path):
     voc = as_format("Pascal VOC", data, tmp_path / "voc") if (tmp_path / "voc").mkdir() is None else None
     xml = next((voc / "Annotations").glob("*1.xml"))
     text = xml.read_text()
     xml.write_text(text.replace("<width>60<", "<width>0<"))
     found = inspect(voc, data.parent)
     ((kind, problem),) = found.findings.problems.items()
-    assert (kind, problem.repair) == ("image without a size", "taken from its file")
+    assert (kind, problem.repair) == ("image without a size", "read from the image file")
     assert objects(found) == objects(inspect(data))
     xml.write_text(text.replace(">cat<", ">cat &amp; kitten<"))
     with pytest.raises(DataError, match="entity"):
@@ -244,7 +244,7 @@ def test_other_formats_faults(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing.json", "does not exist"), ("data.yaml", "folder of the label files"), ("x", "neither")],
+    [("missing.json", "does not exist"), ("data.yaml", "folder of the YOLO label files"), ("x", "neither")],
 )
 def test_unknown_source(tmp_path, name, message):
     if name == "data.yaml":
@@ -252,7 +252,7 @@ def test_unknown_source(tmp_path, name, message):
     elif name == "x":
         (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=message):
-        format_of(tmp_path / name)
+        detect_format(tmp_path / name)
 
 
 def test_statistics(data):
@@ -271,15 +271,15 @@ def test_statistics(data):
 
 
 def test_problems_are_fixed_dropped_or_refused(data):
-    found = inspect(changed(data, bbox=[50, 6, 20, 20]))
+    found = inspect(with_first_annotation(data, bbox=[50, 6, 20, 20]))
     assert [p.outcome("stop") for p in found.findings.problems.values()] == ["fixed"]
     assert not found.is_refused("stop")
     assert found.is_refused("strict")
-    found = inspect(changed(data, bbox=[70, 6, 20, 20]))
+    found = inspect(with_first_annotation(data, bbox=[70, 6, 20, 20]))
     assert found.is_refused("stop")
     assert not found.is_refused("skip")
     assert found.statistics.objects == 3
-    found = inspect(changed(data, bbox=[4, 6, 0, 20]))
+    found = inspect(with_first_annotation(data, bbox=[4, 6, 0, 20]))
     assert list(found.findings.problems) == ["empty bbox"]
 
 
@@ -294,19 +294,19 @@ def test_advice(data):
     exif[274] = 3
     image.save(data.parent / "photo3.png", exif=exif)
     advice = {item.text.split(",")[0].split(";")[0]: item for item in inspect(data).advice}
-    assert advice["objects of one class whose boxes all but coincide"].annotations
-    assert advice["classes without any object"].names == ["horse"]
+    assert advice["objects of the same class with nearly identical boxes"].annotations
+    assert advice["classes without objects"].names == ["horse"]
     assert advice["classes with fewer than 10 objects"].names == ["cat", "dog"]
-    assert advice["images that their EXIF tag turns"].names == ["photo3.png"]
+    assert advice["images rotated by their EXIF tag"].names == ["photo3.png"]
     assert len(advice) == 4
     shutil.copy(data.parent / "photo1.png", data.parent / "photo3.png")
     content["images"][2].update(width=60, height=40)
     data.write_text(json.dumps(content))
-    twice = [item for item in inspect(data).advice if item.text == "images whose files are the same"]
-    assert [item.names for item in twice] == [["photo1.png", "photo3.png"]]
+    identical = [item for item in inspect(data).advice if item.text == "images with identical files"]
+    assert [item.names for item in identical] == [["photo1.png", "photo3.png"]]
 
 
-def as_shares(x, y, w, h, width, height):
+def as_normalized(x, y, w, h, width, height):
     return [x / width, y / height, w / width, h / height]
 
 
@@ -314,22 +314,22 @@ def as_corners(x, y, w, h, width, height):
     return [x, y, x + w, y + h]
 
 
-@pytest.mark.parametrize(("turned", "text"), [(as_shares, SHARES), (as_corners, CORNERS)])
-def test_boxes_in_other_numbers_than_cocos_are_told(data, turned, text):
+@pytest.mark.parametrize(("convert", "text"), [(as_normalized, NORMALIZED_BOXES), (as_corners, CORNER_BOXES)])
+def test_normalized_and_corner_boxes_are_reported(data, convert, text):
     content = json.loads(data.read_text())
     for annotation, (x, y) in zip(content["annotations"], [(4, 6), (40, 16), (20, 30), (26, 38)], strict=True):
         width, height = SIZES[annotation["image_id"] - 1]
-        annotation["bbox"] = turned(x, y, 12, 20, width, height)
+        annotation["bbox"] = convert(x, y, 12, 20, width, height)
     data.write_text(json.dumps(content))
     found = inspect(data)
-    (told,) = [item for item in found.advice if item.text in (SHARES, CORNERS)]
-    assert (told.text, told.count, told.annotations, told.images) == (text, 4, [1, 2, 3, 4], [1, 1, 2, 2])
+    (advice,) = [item for item in found.advice if item.text in (NORMALIZED_BOXES, CORNER_BOXES)]
+    assert (advice.text, advice.count, advice.annotations, advice.images) == (text, 4, [1, 2, 3, 4], [1, 1, 2, 2])
     assert not found.is_refused("stop")
     assert found.is_refused("strict")
 
 
-def test_boxes_that_only_touch_the_suspicion_are_left_alone(data):
-    """Pixels near the corner, whole pictures, boxes that leave a little: what one of them is, most are not."""
+def test_a_few_suspect_boxes_are_not_reported(data):
+    """Boxes near the corner, boxes of whole images and boxes that exceed the image slightly occur in correct data."""
     content = json.loads(data.read_text())
     for boxes in (
         [[0, 0, 1, 1], [4, 6, 12, 20], [14, 6, 12, 20], [0, 0, 40, 60]],
@@ -342,7 +342,7 @@ def test_boxes_that_only_touch_the_suspicion_are_left_alone(data):
         assert suspect_boxes(CocoData(content["images"], content["annotations"], content["categories"])) is None
 
 
-def test_odd_ids_and_values_do_not_disturb_the_advice(data):
+def test_advice_with_unusual_ids_and_values(data):
     content = json.loads(data.read_text())
     for number, image in enumerate(content["images"]):
         image.update(id=number, license={"odd": [1]})
@@ -356,25 +356,27 @@ def test_odd_ids_and_values_do_not_disturb_the_advice(data):
 
 
 def test_leakage(tmp_path, data):
-    """The same file under another name, and the same picture saved anew, are found; other pictures are not."""
-    val = write_set(tmp_path / "val", seed=1)
-    train = inspect(data, looks=True)
-    assert find_leakage(train, inspect(val, looks=True)) == []
+    """Identical files and resampled copies of an image are found, different images are not."""
+    val = write_dataset(tmp_path / "val", seed=1)
+    train = inspect(data, perceptual_hashes=True)
+    assert find_leakage(train, inspect(val, perceptual_hashes=True)) == []
     shutil.copy(data.parent / "photo2.png", val.parent / "photo2.png")
     smooth = Image.fromarray(np.random.default_rng(5).integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize((50, 50))
     smooth.save(data.parent / "photo3.png")
     smooth.resize((55, 55)).resize((50, 50)).save(val.parent / "photo3.png")
-    same, alike = find_leakage(inspect(data, looks=True), inspect(val, looks=True))
-    assert (same.images, same.names) == ([2], ["photo2.png is photo2.png"])
-    assert alike.images == [3]
-    assert "look like" in alike.text
+    identical, similar = find_leakage(inspect(data, perceptual_hashes=True), inspect(val, perceptual_hashes=True))
+    assert (identical.images, identical.names) == ([2], ["photo2.png is photo2.png"])
+    assert similar.images == [3]
+    assert "look like" in similar.text
 
 
-def test_real_sets_do_not_leak(shared_dir):
-    """Microscope images are alike, yet no pair is taken for the same."""
+def test_no_leakage_between_real_splits(shared_dir):
+    """Microscope images look similar, but none is reported as a duplicate."""
     root = shared_dir / "data/blood_cells"
     parts = [
-        inspect_dataset(root / f"annotations/instances_{part}.json", root / "images", Path(), level="off", looks=True)
+        inspect_dataset(
+            root / f"annotations/instances_{part}.json", root / "images", Path(), level="off", perceptual_hashes=True
+        )
         for part in ("train", "val")
     ]
     assert find_leakage(*parts) == []
@@ -385,42 +387,42 @@ def test_anchors_fit_the_boxes():
     generator = np.random.default_rng(0)
     for size in (12, 40):
         boxes = size * np.exp(generator.normal(0, 0.2, (200, 2)))
-        anchors = suit_anchors(boxes, strides, octaves, 4.0)
-        assert anchors.covered >= anchors.usual
+        anchors = fit_anchors(boxes, strides, octaves, 4.0)
+        assert anchors.covered >= anchors.covered_by_coco
         assert anchors.covered > 0.8
         assert anchors.sizes[0][0] == round(anchors.factor * 8, 2)
         assert anchors.ratios == [0.5, 1.0, 2.0]
-    small = suit_anchors(np.full((9, 2), 12.0), strides, octaves, 4.0)
-    assert (small.covered, small.usual) == (1.0, 0.0)
+    small = fit_anchors(np.full((9, 2), 12.0), strides, octaves, 4.0)
+    assert (small.covered, small.covered_by_coco) == (1.0, 0.0)
     tall = np.array([[10.0, 60.0]] * 50)
-    assert min(suit_anchors(tall, strides, octaves, 4.0).ratios) > 2
+    assert min(fit_anchors(tall, strides, octaves, 4.0).ratios) > 2
 
 
 @pytest.mark.parametrize(
     ("name", "side", "iterations", "detections"), [("blood_cells", 256, 700, 100), ("nuclei", 256, 500, 200)]
 )
-def test_settings_are_about_the_hand_written_ones(shared_dir, name, side, iterations, detections):
+def test_settings_are_close_to_the_hand_written_configs(shared_dir, name, side, iterations, detections):
     root = shared_dir / "data" / name
     contents = [json.loads((root / f"annotations/instances_{part}.json").read_text()) for part in ("train", "val")]
     parts = [describe(CocoData(c["images"], c["annotations"], c["categories"])) for c in contents]
     task = "mask-rcnn" if parts[0].has_masks else "retinanet"
     most = max(int(part.per_image.max()) for part in parts)
     settings = recommend(parts[0], task, on_cpu=True, batch=4, pretrained=False, most_objects=most)
-    assert settings.side == side
+    assert settings.short_side == side
     assert settings.iterations == pytest.approx(iterations, rel=0.15)
     assert settings.iterations % 10 == 0
-    assert settings.rate == 4e-4
+    assert settings.learning_rate == 4e-4
     assert settings.anchors.factor == 2.0
     assert settings.detections >= detections
     on_gpu = recommend(parts[0], task, on_cpu=False, batch=16, pretrained=True, most_objects=most)
-    assert on_gpu.side > side
+    assert on_gpu.short_side > side
     assert on_gpu.iterations * 16 >= 16_000
-    assert on_gpu.rate == 2e-4
+    assert on_gpu.learning_rate == 2e-4
 
 
-def test_to_coco_keeps_the_rest(tmp_path):
-    """A broken image is one problem of a YOLO set; the others are converted."""
-    write_set(tmp_path / "images")
+def test_to_coco_skips_broken_images(tmp_path):
+    """A broken image is reported as one problem, and the other images are converted."""
+    write_dataset(tmp_path / "images")
     (tmp_path / "images/broken.jpg").write_bytes(b"x")
     (tmp_path / "classes.txt").write_text("cat\n")
     (tmp_path / "labels").mkdir()

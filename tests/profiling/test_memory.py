@@ -1,4 +1,4 @@
-"""The peak of a call is seen, though all of its memory is freed before it returns."""
+"""Peak memory is measured even if the call frees all of its memory before it returns."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def peak_of(mebibytes: int) -> tuple[float, float]:
     return peak_memory(lambda: allocate(mebibytes), CPU), resident_memory(peak=True)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not reset the peak")
-def test_peak_of_a_call():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak")
+def test_peak_memory_of_a_call():
     peak, whole = run_in_own_process(peak_of, 200)
     assert 190 < peak < 230
     assert whole > peak

@@ -1,4 +1,4 @@
-"""Steps run every kind of model that a config describes, on fixed images, from gradients set to None."""
+"""Profiled steps run all types of models on fixed images, with gradients set to None before each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONFIGS = ("retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "semantic_fpn_pvt_tiny", 
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_head_gets_gradients_from_random_images(repo_root, name):
+def test_all_parameters_get_gradients_from_random_images(repo_root, name):
     case = Case(str(repo_root / f"configs/{name}.yaml"), "detector", "training", "fp32", 1, 64, 64)
     module, forward = build_model(case, CPU)
     build_step((module, forward), case, CPU)()
@@ -20,7 +20,7 @@ def test_every_head_gets_gradients_from_random_images(repo_root, name):
     assert missing == []
 
 
-def test_gradients_do_not_add_up_over_steps():
+def test_gradients_do_not_accumulate_over_steps():
     case = Case("pvt_v2_b0", "pyramid", "training", "fp32", 1, 32, 32)
     module, forward = build_model(case, CPU)
     step = build_step((module, forward), case, CPU)
@@ -31,7 +31,7 @@ def test_gradients_do_not_add_up_over_steps():
     assert first.any()
 
 
-def test_a_run_is_built_with_its_weights(untrained_run, saved_weights):
+def test_run_is_built_with_its_weights(untrained_run, saved_weights):
     case = Case(str(untrained_run), "detector", "inference", "fp32", 1, 64, 64)
     module, _ = build_model(case, CPU)
     saved = saved_weights(untrained_run / "model_final.pth")
@@ -39,7 +39,7 @@ def test_a_run_is_built_with_its_weights(untrained_run, saved_weights):
     assert not module.training
 
 
-def test_a_trunk_can_be_checkpointed():
+def test_checkpointed_trunk():
     case = Case("pvt_v2_b0", "classifier", "training", "fp32", 1, 32, 32, checkpointed=True)
     module, forward = build_model(case, CPU)
     assert module.checkpoint_stages == {1, 2, 3, 4}

@@ -1,4 +1,4 @@
-"""The largest batch that fits is predicted from one image and three."""
+"""Prediction of the largest batch that fits in memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pvt_det.profiling import Case
 
 
 def test_plan_of_a_detector(repo_root, monkeypatch):
-    # A new process takes seconds to import everything.
+    # A new process needs seconds for its imports.
     monkeypatch.setattr(profiling, "run_in_own_process", lambda function, *arguments: function(*arguments))
     case = Case(str(repo_root / "configs/retinanet_pvt_tiny.yaml"), "detector", "training", "fp32", 1, 64, 64)
     found = profiling.plan_batch(case, 1e6, torch.device("cpu"))
     assert found["fixed_mib"] > 100
     assert found["batch"] > 100
     monkeypatch.setattr(profiling, "run_in_own_process", raise_out_of_memory)
-    with pytest.raises(ConfigError, match=r"too little memory to measure .* three images of 64x64: add --device cpu"):
+    with pytest.raises(
+        ConfigError, match=r"not have enough memory to measure .* three images of 64x64. Add --device cpu"
+    ):
         profiling.plan_batch(case, 1e6, torch.device("cpu"))
 
 
@@ -27,8 +29,8 @@ def raise_out_of_memory(*_):
 
 
 @pytest.mark.parametrize(("memory", "batch"), [(1000, 0), (1249, 0), (1250, 1), (2000, 4)])
-def test_the_batch_is_the_largest_whose_memory_fits(monkeypatch, memory, batch):
-    # 1000 MiB and 250 for each image.
+def test_largest_batch_that_fits(monkeypatch, memory, batch):
+    # 1000 MiB plus 250 MiB per image.
     monkeypatch.setattr(profiling, "run_in_own_process", lambda function, case, *_: 1000.0 + 250 * case.batch)
     case = Case("m", "pyramid", "training", "fp32", 7, 32, 32)
     found = profiling.plan_batch(case, memory, torch.device("cpu"))

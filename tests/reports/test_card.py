@@ -1,4 +1,4 @@
-"""A run becomes a folder to share: card, weights, config; the hub gets just that."""
+"""Model cards, and the folder with card, weights and config that is shared or pushed to the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = Path(__file__).parents[2] / "configs/shapes/retinanet_pvt_tiny.yaml"
 
 @pytest.fixture
 def run(tmp_path):
-    """What a training run leaves, with weights of two tensors."""
+    """A run folder after training, with weights of two tensors."""
     folder = tmp_path / "run"
     folder.mkdir()
     train = tmp_path / "secret place" / "train.json"
@@ -47,7 +47,7 @@ def run(tmp_path):
     return folder
 
 
-def test_the_folder_has_card_weights_and_config(run, tmp_path):
+def test_shared_folder_has_card_weights_and_config(run, tmp_path):
     output = tmp_path / "share"
     write_folder(run, output, Terms("cc-by-4.0", "cc0-1.0", "Ada Lovelace"))
     assert sorted(path.name for path in output.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
@@ -62,34 +62,34 @@ def test_the_folder_has_card_weights_and_config(run, tmp_path):
     assert header["pipeline_tag"] == "object-detection"
     metrics = header["model-index"][0]["results"][0]["metrics"]
     assert metrics == [{"type": "bbox/AP", "value": 61.54}, {"type": "bbox/AP50", "value": 88.2}]
-    for told in (
+    for line in (
         "train.json, 7 images, 30 objects",
         "classes: red cell, white cell",
         "recipe: adamw lr 0.001",
         "seed: 7",
         "versions: torch 2.14",
-        "of these weights: cc-by-4.0",
-        "of the training data: cc0-1.0",
+        "- weights: cc-by-4.0",
+        "- training data: cc0-1.0",
         "trained by: Ada Lovelace",
         "| boxes | 61.5 | 88.2 | - |",
     ):
-        assert told in card, told
+        assert line in card, line
 
 
-def test_no_path_of_this_machine_is_shared(run, tmp_path):
+def test_shared_folder_has_no_local_paths(run, tmp_path):
     output = tmp_path / "share"
     write_folder(run, output, Terms())
     for name in ("README.md", "config.yaml"):
         assert str(tmp_path) not in (output / name).read_text()
-    assert "of these weights: not stated" in (output / "README.md").read_text()
+    assert "- weights: not stated" in (output / "README.md").read_text()
 
 
-def test_the_runs_own_folder_is_refused(run):
-    with pytest.raises(ConfigError, match="choose another with --output"):
+def test_run_folder_is_refused_as_output(run):
+    with pytest.raises(ConfigError, match="Choose another folder with --output"):
         write_folder(run, run, Terms())
 
 
-def test_a_card_lies_beside_the_checkpoint_and_leaves_others_pages_alone(run):
+def test_card_in_run_folder_does_not_replace_a_users_readme(run):
     cfg = load_config(run / "config.yaml")
     write_card(run, cfg)
     card = (run / "README.md").read_text()
@@ -105,7 +105,7 @@ def test_a_card_lies_beside_the_checkpoint_and_leaves_others_pages_alone(run):
     assert (run / "README.md").read_text() == "# My notes\n"
 
 
-def test_pushing_makes_the_repository_first():
+def test_push_creates_the_repository_before_uploading():
     calls = []
 
     class FakeHub:
@@ -130,5 +130,5 @@ def test_pushing_makes_the_repository_first():
         ("panoptic_fpn_pvt_small", "Panoptic FPN pvt_small"),
     ],
 )
-def test_models_are_called_by_their_names(repo_root, config, name):
+def test_model_names(repo_root, config, name):
     assert model_name(load_config(repo_root / f"configs/{config}.yaml")) == name

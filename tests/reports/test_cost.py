@@ -1,4 +1,4 @@
-"""GMACs of a whole detector, at the size its test images have."""
+"""GMACs of a whole detector at the size of its test images."""
 
 import json
 
@@ -13,7 +13,7 @@ from pvt_det.reports.compare import describe_gmacs
 
 @pytest.fixture
 def annotations(tmp_path):
-    """Images of which the median is 80 high and 100 wide."""
+    """An annotation file whose median image is 80 pixels high and 100 wide."""
     file = tmp_path / "truth.json"
     sizes = [(80, 100), (80, 100), (500, 20)]
     images = [{"id": i, "height": h, "width": w, "file_name": f"{i}.jpg"} for i, (h, w) in enumerate(sizes)]
@@ -31,6 +31,6 @@ def test_detector_costs_more_than_its_trunk(repo_root, tmp_path, annotations):
     assert 1.5 * trunk < float(gmacs) < 10 * trunk
 
 
-def test_unusable_config_is_no_failure(tmp_path, annotations, caplog):
+def test_unusable_config_gives_a_warning(tmp_path, annotations, caplog):
     assert describe_gmacs(tmp_path / "absent.yaml", annotations) == "-"
     assert "absent.yaml" in caplog.text

@@ -1,4 +1,4 @@
-"""The published tables are FACTS of the field: spot checks, and a config for every row of the paper."""
+"""Spot checks of the published results, and a config for every published row."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     assert missing == []
 
 
-def test_semantic_rows_are_of_ade20k():
+def test_semantic_segmentation_rows_are_on_ade20k():
     rows = [row for row in published_results() if row.dataset != "coco_2017_val"]
     found = {row.config: row.value("sem_seg", "mIoU") for row in rows}
     assert found == {

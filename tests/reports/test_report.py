@@ -1,4 +1,4 @@
-"""The report page of a run: what it tells, that it needs nothing else, and how it looks in a browser."""
+"""The HTML report of a run: its content, that it is self-contained, and its layout in a browser."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pvt_det.errors import DataError
 from pvt_det.reports.page import write_report
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-SIZES = [40, 40, 40, 12]  # sides of each image's object in pixels
+SIZES = [40, 40, 40, 12]  # side of each image's object in pixels
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on four images of two classes: two right detections, one of the wrong class, one object missed."""
+    """A run on four images with two correct detections, one with the wrong class, and one missed object."""
     folder = tmp_path_factory.mktemp("run")
     images = folder / "images"
     images.mkdir()
@@ -71,7 +71,7 @@ def page(run):
     return run / "out" / "report.html"
 
 
-def test_the_page_tells_what_the_run_left(page):
+def test_report_shows_the_results_of_the_run(page):
     text = page.read_text()
     headings = [html_parser.unescape(heading) for heading in re.findall("<h2>(.*?)</h2>", text)]
     assert headings == [
@@ -79,7 +79,7 @@ def test_the_page_tells_what_the_run_left(page):
         f"Compared with {page.parents[1].name}",
         "Boxes: classes and sizes",
         "Boxes: precision and recall",
-        "Boxes: errors and scores",
+        "Boxes: errors and calibration",
         "Boxes: confusion",
         "Worst images",
         "Training",
@@ -96,58 +96,58 @@ def test_the_page_tells_what_the_run_left(page):
     assert '<td class="number">37.6</td><td class="number">37.6</td><td class="number">+0.0</td>' in text
 
 
-def test_classes_have_their_numbers(page):
+def test_per_class_results(page):
     table = page.read_text().split("classes and sizes")[1].split("</table>")[0]
     rows = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", table)
     numbers = {name: re.findall(r">([\d.]*)</td>", cells) for name, cells in rows}
-    # Both cats were to be found and one was; of the dogs the large one, after a cat that was taken for a dog.
+    # One of two cats was found, and the large one of two dogs. The other cat was detected as a dog.
     assert numbers["cat"][:2] == ["2", "50.5"]
     assert numbers["&lt;dog&gt;"][0] == "2"
     assert numbers["cat"][4] == ""  # no small cat
     assert numbers["&lt;dog&gt;"][4] == "0.0"
 
 
-def test_the_page_needs_nothing_else_and_names_are_escaped(page):
+def test_report_is_self_contained_and_escapes_names(page):
     text = page.read_text()
     assert "<dog>" not in text
     assert not re.findall(r'(?:src|href|srcset)="(?!data:)', text)
     assert "<script" not in text
 
 
-def test_a_run_without_its_images_has_a_page_that_says_so(run, tmp_path):
+def test_report_of_a_run_without_images_says_so(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     (moved / "config.yaml").unlink()
     (moved / "metrics.json").unlink()
     write_report(moved, moved / "report.html")
     text = (moved / "report.html").read_text()
-    assert "No pictures: " in text
+    assert "No visualizations: " in text
     assert "config.yaml is missing" in text
     assert "<h2>Training</h2>" not in text
 
 
-def test_a_folder_without_results_is_refused(tmp_path):
+def test_folder_without_results_is_refused(tmp_path):
     with pytest.raises(DataError, match="results"):
         write_report(tmp_path, tmp_path / "report.html")
 
 
-def test_pictures_of_turned_photographs_are_upright(run, tmp_path):
-    """Boxes are of the upright image, and so have to be the pixels that they are drawn on."""
-    turned = tmp_path / "turned"
-    shutil.copytree(run, turned)
-    (turned / "val.json").rename(turned / "turned.json")  # a data set of its own
+def test_images_with_exif_rotation_are_drawn_upright(run, tmp_path):
+    """Boxes refer to the upright image, so the image must be upright too."""
+    rotated = tmp_path / "rotated"
+    shutil.copytree(run, rotated)
+    (rotated / "val.json").rename(rotated / "rotated.json")  # use a new data set name
     for file in ("config.yaml", "results.json"):
-        text = (turned / file).read_text().replace(str(run), str(turned)).replace("val.json", "turned.json")
-        (turned / file).write_text(text.replace('"dataset": "val"', '"dataset": "turned"'))
-    photo = turned / "images/4.png"
+        text = (rotated / file).read_text().replace(str(run), str(rotated)).replace("val.json", "rotated.json")
+        (rotated / file).write_text(text.replace('"dataset": "val"', '"dataset": "rotated"'))
+    photo = rotated / "images/4.png"
     exif = Image.Exif()
-    exif[274] = 6  # lies on its side
+    exif[274] = 6  # rotated by 90 degrees
     left_is_white = np.zeros((96, 128, 3), np.uint8)
     left_is_white[:, :64] = 255
     Image.fromarray(np.rot90(left_is_white).copy()).save(photo, exif=exif)
-    write_report(turned, turned / "report.html")
+    write_report(rotated, rotated / "report.html")
     caption = '4.png: 1 missed, 0 false" src="data:image/jpeg;base64,'
-    pictures = [text.split('"')[0] for text in (turned / "report.html").read_text().split(caption)[1:]]
+    pictures = [text.split('"')[0] for text in (rotated / "report.html").read_text().split(caption)[1:]]
     assert len(pictures) == 2  # ground truth, detections
     for data in pictures:
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
@@ -156,7 +156,7 @@ def test_pictures_of_turned_photographs_are_upright(run, tmp_path):
         assert shown[-60:, -200:].max() < 60
 
 
-def test_a_run_whose_scores_are_all_low_shows_what_it_misses(run, tmp_path):
+def test_all_objects_are_missed_if_all_scores_are_low(run, tmp_path):
     low = tmp_path / "low"
     shutil.copytree(run, low)
     found = json.loads((low / "detections.json").read_text())
@@ -166,7 +166,7 @@ def test_a_run_whose_scores_are_all_low_shows_what_it_misses(run, tmp_path):
     assert all(f"{number}.png: 1 missed, 0 false" in text for number in (1, 2, 3, 4))
 
 
-def test_a_run_on_several_data_sets_is_refused(run, tmp_path):
+def test_run_on_several_data_sets_is_refused(run, tmp_path):
     results = json.loads((run / "results.json").read_text()) | {"metrics": {"a": {"bbox": {"AP": 1.0}}, "b": {}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(DataError, match=r"several data sets \(a\)"):
@@ -174,14 +174,14 @@ def test_a_run_on_several_data_sets_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_nothing_sticks_out_in_a_browser(page, width, tmp_path):
+def test_page_fits_the_browser_window(page, width, tmp_path):
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is installed")
-    # The page has no script and allows none; its copy gets one that tells how wide it is. It stands in a frame, since a
-    # browser's window may not be as narrow as a phone.
-    told = "[document.documentElement.scrollWidth, [...document.images].every(i => i.naturalWidth > 0)].join(' ')"
-    script = f"<script>onload = () => {{ parent.document.title = {told} }}</script>"
+        pytest.skip(f"no browser is installed: expected one of {', '.join(BROWSERS)}")
+    # The page does not allow scripts, so a copy gets a script that reports its width. The copy is in a frame because a
+    # browser window cannot be as narrow as a phone.
+    layout = "[document.documentElement.scrollWidth, [...document.images].every(i => i.naturalWidth > 0)].join(' ')"
+    script = f"<script>onload = () => {{ parent.document.title = {layout} }}</script>"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page.read_text())
     text = text.replace('loading="lazy"', "").replace("</body>", f"{script}</body>")
     frame = f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{html_parser.escape(text)}"></iframe>'
