@@ -150,14 +150,14 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tol
             and run.dataset == published.dataset
         ):
             result = verdict(measured, reference, tolerance)
-            row[f"{title} less published"] = f"{measured - reference:+.2f} ({result}, ±{tolerance:g})"
+            row[f"{title} vs. published"] = f"{measured - reference:+.2f} ({result}, ±{tolerance:g})"
         else:
-            row[f"{title} less published"] = "-"
+            row[f"{title} vs. published"] = "-"
         if task not in _WITH_INTERVAL:
             continue
         has_both = measured is not None and base.value(task) is not None
         with_interval = run is not base and has_both and same_data(run, base)
-        row[f"{title} less first [95%]"] = str(difference(run, base, task, samples=samples)) if with_interval else "-"
+        row[f"{title} vs. first [95%]"] = str(difference(run, base, task, samples=samples)) if with_interval else "-"
     return row
 
 

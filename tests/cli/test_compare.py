@@ -93,10 +93,10 @@ def test_csv(make_run, capsys, tmp_path):
     assert first["GMACs"] == "-"  # these runs have no config.yaml
     assert (first["box AP published"], first["box AP"]) == ("36.7", "50.00")
     # Published numbers are subtracted on COCO val2017 only.
-    assert (first["box AP less published"], second["box AP less published"]) == ("-", "+10.30 (above, ±0.3)")
-    assert first["box AP less first [95%]"] == "-"
-    assert second["box AP less first [95%]"].startswith("-")
-    assert "[" in second["box AP less first [95%]"]
+    assert (first["box AP vs. published"], second["box AP vs. published"]) == ("-", "+10.30 (above, ±0.3)")
+    assert first["box AP vs. first [95%]"] == "-"
+    assert second["box AP vs. first [95%]"].startswith("-")
+    assert "[" in second["box AP vs. first [95%]"]
     assert "data sets differ" in printed.err
 
 
@@ -108,9 +108,9 @@ def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
     )
     run_command("compare", [str(a), str(b), "--format", "csv"])
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    measured = (first["mIoU published"], first["mIoU"], first["mIoU less published"])
+    measured = (first["mIoU published"], first["mIoU"], first["mIoU vs. published"])
     assert measured == ("36.6", "37.00", "+0.40 (above, ±0.3)")
-    assert (second["mIoU"], second["mIoU less published"], second["PQ"]) == ("80.00", "-", "61.00")
+    assert (second["mIoU"], second["mIoU vs. published"], second["PQ"]) == ("80.00", "-", "61.00")
     assert "box AP" not in first
 
 

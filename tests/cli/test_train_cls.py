@@ -90,7 +90,7 @@ def test_train_evaluate_and_stop(data, tmp_path, capsys):
     assert compare.run(compare.build_parser().parse_args([*folders, "--format", "csv"])) == 0
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert first["top-1"] == second["top-1"] == f"{top1:.2f}"
-    assert (first["data"], first["top-1 published"], first["top-1 less published"]) == ("set_val", "70.5", "-")
+    assert (first["data"], first["top-1 published"], first["top-1 vs. published"]) == ("set_val", "70.5", "-")
     assert first["parameters (M)"] == "3.4"
 
 
