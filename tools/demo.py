@@ -23,8 +23,8 @@ from pvt_det.config import load_config
 from pvt_det.data.images import read_image
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.utils.cli import ArgumentParser, run_cli
-from pvt_det.utils.paths import make_place
-from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, captioned, draw, sheet
+from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.visualizer import MAX_SHOWN, caption_of, captioned, draw, sheet
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/shapes/retinanet_pvt_tiny.yaml"
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; gives 1 where the detector is so bad that something must be broken."""
     args = build_parser().parse_words(argv)
     if args.picture:
-        make_place(args.picture)
+        make_parent_folder(args.picture)
     shapes = args.output / "shapes"
     sizes = ["--train", str(args.train), "--val", str(args.val)]
     if code := subprocess.call([sys.executable, ROOT / "datasets/make_shapes.py", "--root", shapes, *sizes]):
@@ -144,7 +144,7 @@ def beside_truth(
         for d in sorted(detections, key=lambda d: d["score"])
     ]
     truth = record["annotations"]
-    halves = ((caption_of("ground truth", len(truth)), truth[:MOST_SHOWN]), ("detections", found))
+    halves = ((caption_of("ground truth", len(truth)), truth[:MAX_SHOWN]), ("detections", found))
     names = metadata.thing_classes
     return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
