@@ -34,7 +34,7 @@ class FolderLock:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise ConfigError(
-                f"OUTPUT_DIR {self._path.parent} cannot be written to: {error.strerror}. Choose another with --output."
+                f"Folder {self._path.parent} cannot be written to: {error.strerror}. Choose another with --output."
             ) from error
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
