@@ -34,7 +34,7 @@ from pvt_det.models.variants import VARIANTS
 from pvt_det.profiling import DTYPES, MODES
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.environment import environment
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 
 _EXAMPLES = """
 examples:
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The suite's own parser knows which of its options was meant.
         args.suite.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.plot:
-        make_place(args.plot)
+        make_parent_folder(args.plot)
     return report(args, args.run)
 
 

@@ -27,7 +27,7 @@ from pvt_det.data.images import read_image
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.run_folder import PAGE_NAME
 from pvt_det.utils.cli import ArgumentParser, run_cli
-from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, captioned, draw, sheet
+from pvt_det.utils.visualizer import MAX_SHOWN, caption_of, captioned, draw, sheet
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "datasets/blood_cells"
@@ -148,7 +148,7 @@ def beside_truth(
         for d in sorted(detections, key=lambda d: d["score"])
     ]
     truth = record["annotations"]
-    halves = ((caption_of("ground truth", len(truth)), truth[:MOST_SHOWN]), ("detections", found))
+    halves = ((caption_of("ground truth", len(truth)), truth[:MAX_SHOWN]), ("detections", found))
     names = metadata.thing_classes
     return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 

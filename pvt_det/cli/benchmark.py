@@ -28,7 +28,7 @@ from pvt_det.models.variants import VARIANTS
 from pvt_det.profiling import DTYPES, MODES, Case, find_config, measure_latency, plan_batch
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.environment import environment
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.tables import as_table
 
 _REPEATS, _MEMORY_GIB = 5, 16.0
@@ -108,7 +108,7 @@ def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace], Res
         measure: Returns the measurements, as values for JSON under their names, and their table.
     """
     if args.json:
-        make_place(args.json)
+        make_parent_folder(args.json)
     torch.set_num_threads(args.threads)
     found = environment(args.device)
     # The tables have many columns, and a file or a pipe has no width.

@@ -20,7 +20,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, comparison_rows, comparison_warnings, describe_gmacs
 from pvt_det.run_folder import CONFIG_NAME, Run, load_run
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
 
 # Wide enough for the plain table in a file.
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.tolerance >= 0:
         raise ConfigError(f"--tolerance {args.tolerance:g}: expected 0 points or more.")
     if args.output:
-        make_place(args.output)
+        make_parent_folder(args.output)
     runs = [load_run(path) for path in args.runs]
     for warning in comparison_warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_checkpoint, save_safetensors
 
 _EXAMPLES = """
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--output {args.output}: expected a name that ends in {suffix if args.to else '.pth or .safetensors'}"
         )
-    make_place(args.output)
+    make_parent_folder(args.output)
     if args.config_file:
         tensors = for_config(args.source, args.config_file)
     else:

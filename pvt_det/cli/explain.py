@@ -14,7 +14,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.inference.attention import compute_attention, draw_attention
 from pvt_det.inference.trunks import classifier, detector_trunk
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 
 _EXAMPLES = """
 examples:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw; gives the exit code."""
     if args.output.suffix != ".png":
         raise ConfigError(f"--output {args.output}: expected a name that ends in .png")
-    make_place(args.output)
+    make_parent_folder(args.output)
     pixels = read_image(args.image, "RGB")
     at = _share(args.query, pixels) if isinstance(args.query, tuple) else None
     trunk, image = (

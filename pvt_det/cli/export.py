@@ -15,7 +15,7 @@ from pvt_det.export.files import Kind, require_compiler, require_onnx
 from pvt_det.inference.sources import find_sources
 from pvt_det.run_folder import named_weights
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 
 _SIDE = 224
 _EXAMPLES = """
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Export; gives the exit code."""
     _refuse_idle(args)
     kind = _kind(args)
-    make_place(args.output)
+    make_parent_folder(args.output)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     sources = find_sources(args.images)
     if videos := [str(source.path) for source in sources if source.is_video]:

@@ -30,7 +30,7 @@ from pvt_det.inspection.terminal import show, show_advice
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 from pvt_det.weights.source import locate
 
 _BATCHES = {"cpu": 4, "gpu": 16}
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.write_config:
         check_place(args.write_config)
     if args.html:
-        make_place(args.html)
+        make_parent_folder(args.html)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
         parts = _inspect(args, Path(temporary))

@@ -154,7 +154,7 @@ def disk(name: str, folder: Path, remedy: str) -> Finding:
 def weights() -> Finding:
     """Published weights that are here already."""
     folder = cache_folder()
-    here = {name: path for name, remote in CATALOG.items() if (path := folder / remote.place).is_file()}
+    here = {name: path for name, remote in CATALOG.items() if (path := folder / remote.cache_path).is_file()}
     if not here:
         return Finding("weights", "ok", f"none in {folder}: each file is fetched when it is first named")
     total = sum(path.stat().st_size for path in here.values())

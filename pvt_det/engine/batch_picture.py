@@ -11,7 +11,7 @@ from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
 
 from pvt_det.structures.masks import RunLengthMasks
-from pvt_det.utils.visualizer import MOST_SHOWN, Picture, caption_of, captioned, class_colours, draw, sheet
+from pvt_det.utils.visualizer import MAX_SHOWN, Picture, caption_of, captioned, class_colors, draw, sheet
 
 _MOST = 8
 _COLUMNS = 4
@@ -41,7 +41,7 @@ def _picture(sample: dict[str, Any], class_names: Sequence[str], image_format: s
     if "sem_seg" in sample:
         image = _with_labels(image, sample["sem_seg"].numpy())
     count = len(sample["instances"]) if "instances" in sample else 0
-    objects = _objects(sample["instances"][:MOST_SHOWN]) if count else []
+    objects = _objects(sample["instances"][:MAX_SHOWN]) if count else []
     most = max((o["category_id"] for o in objects), default=-1)
     names = class_names if most < len(class_names) else [str(number) for number in range(most + 1)]
     picture = draw(image, objects, names, _WIDTH, _LONGEST)
@@ -64,5 +64,5 @@ def _objects(instances: Instances) -> list[dict[str, Any]]:
 
 def _with_labels(image: Picture, labels: np.ndarray) -> Picture:
     """Half of each pixel's colour from its class; unlabelled ones stay."""
-    tinted = (image // 2 + class_colours()[labels.clip(0, 255)] // 2).astype(np.uint8)
+    tinted = (image // 2 + class_colors()[labels.clip(0, 255)] // 2).astype(np.uint8)
     return np.where((labels == 255)[:, :, None], image, tinted)

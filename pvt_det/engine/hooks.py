@@ -12,7 +12,7 @@ from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
 from pvt_det.run_folder import BEST_NAME
-from pvt_det.utils.rng import random_state_kept
+from pvt_det.utils.rng import preserve_random_state
 from pvt_det.utils.text import listed
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class EvaluationHook(HookBase):
     def _run(self, done: int, *, is_final: bool = False) -> None:
         self.trainer.save_once()
         try:
-            with random_state_kept():
+            with preserve_random_state():
                 results = self.trainer.evaluate()
         except (Interrupted, NumericError, ConfigError):
             raise

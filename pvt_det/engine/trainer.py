@@ -36,7 +36,7 @@ from pvt_det.run_folder import BATCH_PICTURE_NAME, CONFIG_NAME, FINAL_NAME, METR
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.distributed import restarts
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.rng import random_state, random_state_kept, set_random_state
+from pvt_det.utils.rng import preserve_random_state, random_state, set_random_state
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
 from pvt_det.weights import load_pretrained
@@ -272,7 +272,7 @@ class PVTTrainer(TrainerBase):
         """Return the same batches after saving the first of them as a picture."""
         first = next(batches)
         names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-        with random_state_kept():
+        with preserve_random_state():
             path = self.store.folder / BATCH_PICTURE_NAME
             save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
         logger.info("The first training images with their labels are in %s.", path)

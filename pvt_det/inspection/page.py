@@ -14,7 +14,7 @@ from pvt_det.errors import DataError
 from pvt_det.inspection.inspect import Advice, Inspection
 from pvt_det.inspection.terminal import advice_line, by_frequency, summary
 from pvt_det.utils import html
-from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, draw
+from pvt_det.utils.visualizer import MAX_SHOWN, caption_of, draw
 
 _WIDTH = 400
 _SAMPLES = 12
@@ -128,7 +128,7 @@ def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str,
         # The name of a single class is not informative and would cover small objects.
         classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
         names = [*classes, "unknown class"]
-        picture = draw(pixels, _objects(shown[:MOST_SHOWN], found), names, _WIDTH)
+        picture = draw(pixels, _objects(shown[:MAX_SHOWN], found), names, _WIDTH)
         yield html.picture(picture, caption_of(caption, len(shown)))
 
 

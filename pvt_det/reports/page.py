@@ -21,7 +21,7 @@ from pvt_det.reports.pictures import worst_images
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME, Run, load_run
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
-from pvt_det.utils.paths import make_place
+from pvt_det.utils.paths import make_parent_folder
 
 _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
@@ -43,7 +43,7 @@ def write_report(run: Path, output: Path, base: Path | None = None) -> None:
         ConfigError: The report cannot be written to `output`.
         DataError: A file of a run is missing or broken, or a run was evaluated on several data sets.
     """
-    make_place(output)
+    make_parent_folder(output)
     about, other = load_run(run), None if base is None else load_run(base)
     for each in (about, other) if other else (about,):
         _require_one_data_set(each)

@@ -16,7 +16,7 @@ from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
 from pvt_det.reports.figures import SHOWN_SCORE
 from pvt_det.run_folder import Run
 from pvt_det.utils.html import Html, join, pair
-from pvt_det.utils.visualizer import MOST_SHOWN, caption_of, draw
+from pvt_det.utils.visualizer import MAX_SHOWN, caption_of, draw
 
 _WORST = 12
 _WIDTH = 560  # pixels of each of the two drawings
@@ -55,7 +55,7 @@ def worst_images(run: Run, images: Mapping[int, Mapping[str, Any]]) -> Html:
         file, objects = Path(images[image]["file_name"]), images[image]["annotations"]
         caption = caption_of(f"{file.name}: {missed} missed, {wrong} false", len(objects))
         pixels = read_image(file, "RGB")
-        left, right = (draw(pixels, each, names, _WIDTH) for each in (objects[:MOST_SHOWN], own))
+        left, right = (draw(pixels, each, names, _WIDTH) for each in (objects[:MAX_SHOWN], own))
         pictures.append(pair(left, right, caption, quality=80))
     return join(*pictures)
 

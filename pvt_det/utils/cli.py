@@ -1,4 +1,4 @@
-"""What every script in `tools/` shares: one-line errors, documented exit codes, options that suggest a spelling."""
+"""Shared by all command-line scripts: one-line errors, exit codes and spelling suggestions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import NoReturn
 from pvt_det.errors import ConfigError, Interrupted, PvtDetError
 from pvt_det.utils.text import closest
 
-# What a shell reports for a program that Ctrl-C ended.
+# Exit code that a shell reports for a program that was stopped by Ctrl-C.
 EXIT_CTRL_C = 130
-# What the system refuses because of where a user wants something read or written.
-_NOT_OURS = frozenset(
+# Errors of the operating system that are caused by the file or folder that the user chose.
+_USER_ERRNOS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
         *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
@@ -24,15 +24,21 @@ _NOT_OURS = frozenset(
 
 
 def run_cli(main: Callable[[], int | None]) -> int:
-    """Run a script's `main` and turn a user's error into one line on stderr and its exit code.
+    """Run a script's `main`, and report user errors as one line on stderr and an exit code.
 
-    Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable, 130 stopped by Ctrl-C at
-    once. A folder that cannot be written, or a disk that is full, is a user's error too, with exit code 2.
-    Any other exception is our own mistake and keeps its traceback.
+    Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable, 130 stopped immediately by
+    Ctrl-C. A folder that is not writable and a full disk also count as user errors, with exit code 2. Any other
+    exception is a bug and keeps its traceback.
+
+    Args:
+        main: The function to run. It returns an exit code, or None for 0.
+
+    Returns:
+        The exit code of the program.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name of a file need not be Unicode, nor a terminal able to show it.
+            # File names may not be valid Unicode, and terminals may not support all characters.
             stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
@@ -41,21 +47,28 @@ def run_cli(main: Callable[[], int | None]) -> int:
         print(f"{kind}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except OSError as error:
-        if error.errno not in _NOT_OURS:
+        if error.errno not in _USER_ERRNOS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}. Free some room, or name another file or folder.", file=sys.stderr)
+        print(f"error: {where}{error.strerror}. Free some space, or choose another file or folder.", file=sys.stderr)
         return ConfigError.exit_code
     except KeyboardInterrupt:
-        print("stopped: by Ctrl-C, at once; what was saved before is whole.", file=sys.stderr, flush=True)
+        print("stopped: by Ctrl-C, immediately. Files saved earlier are intact.", file=sys.stderr, flush=True)
         return EXIT_CTRL_C
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser whose errors are `ConfigError`s that suggest the option which was meant."""
+    """An argument parser that raises `ConfigError` and suggests the option that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise `ConfigError`, where argparse would print its usage and exit."""
+        """Raise `ConfigError`, whereas argparse prints its usage and exits.
+
+        Args:
+            message: What argparse found wrong.
+
+        Raises:
+            ConfigError: Always.
+        """
         words = message.removeprefix("unrecognized arguments: ").split()
         guesses = [match for word in words if word.startswith("-") for match in self._near(word)]
         hint = f" Did you mean {' or '.join(guesses)}?" if guesses else ""
@@ -64,9 +77,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def _near(self, word: str) -> list[str]:
         name = word.split("=")[0].rstrip(",:")
         known = self._option_string_actions
-        # One that is spelled right is told of for another reason.
+        # An option that is spelled correctly was refused for another reason.
         return [] if name in known else closest(name, known)
 
     def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse `argv` (None: the program's own), options and positional words in any order."""
+        """Parse options and positional arguments in any order.
+
+        Args:
+            argv: The arguments, without the program's name. If None, those of the current process.
+
+        Returns:
+            The parsed arguments.
+        """
         return self.parse_intermixed_args(argv)

@@ -1,4 +1,4 @@
-"""The processes of a distributed run: joining the group that `torchrun` started, and the collectives a run needs.
+"""Join the process group that `torchrun` started, and provide the collectives that a run needs.
 
 This is the only module that reads the environment variables of `torchrun`. It does not need Detectron2.
 """
@@ -17,26 +17,26 @@ from torch import Tensor
 
 from pvt_det.errors import ConfigError
 
-_NEEDED = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+_TORCHRUN_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 
 
 def under_torchrun() -> bool:
-    """Whether `torchrun`, or a launcher that sets the same variables, started this process as one of a group."""
-    return os.environ.keys() >= _NEEDED
+    """Return whether `torchrun`, or a launcher with the same variables, started this process."""
+    return os.environ.keys() >= _TORCHRUN_VARIABLES
 
 
 def local_rank() -> int:
-    """Index of this process on its machine, from 0; 0 for a process that runs alone."""
+    """Return the index of this process on its machine, from 0; 0 for a single process."""
     return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
 
 
 def local_world_size() -> int:
-    """Number of processes on this machine; 1 for a process that runs alone."""
+    """Return the number of processes on this machine; 1 for a single process."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else 1
 
 
 def restarts() -> int:
-    """How many times `torchrun --max-restarts` has restarted this group."""
+    """Return how many times `torchrun --max-restarts` has restarted this group."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -45,14 +45,14 @@ def join_torchrun_group(backend: str, timeout: timedelta) -> None:
 
     Args:
         backend: "nccl" or "gloo".
-        timeout: How long to wait for the other processes, now and in every collective operation.
+        timeout: Maximum time to wait for the other processes, on joining and in every collective operation.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout)
         return
-    # torchrun keeps one store for all its attempts (torch 2.14): without a prefix, a restarted process would find the
-    # addresses of processes that have died, and wait for them.
+    # torchrun keeps one store for all its attempts (torch 2.14). Without a prefix, a restarted process would find the
+    # addresses of dead processes and wait for them.
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.PrefixStore(f"attempt_{restarts()}", dist.TCPStore(address, port, is_master=False, timeout=timeout))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
@@ -60,11 +60,11 @@ def join_torchrun_group(backend: str, timeout: timedelta) -> None:
 
 @dataclass(frozen=True)
 class Process:
-    """This process and its place in the group. Its collectives do nothing in a run of one process.
+    """This process and its rank in the group. The collectives do nothing in a run of one process.
 
     Attributes:
-        device: The device that it computes on.
-        rank: Its index in the group, from 0.
+        device: The device that the process computes on.
+        rank: Index of the process in the group, from 0.
         world_size: Number of processes in the group.
     """
 
@@ -74,21 +74,39 @@ class Process:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes files and logs."""
+        """Whether this process writes the files and logs."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum `values` over all processes, in place."""
+        """Sum a tensor over all processes, in place.
+
+        Args:
+            values: The tensor, with the same shape in every process.
+
+        Returns:
+            The same tensor, which holds the sums.
+        """
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in at least one process."""
+        """Return whether a flag is set in at least one process.
+
+        Args:
+            flag: The flag of this process.
+        """
         return bool(self.sum(torch.tensor([int(flag)], device=self.device)).item()) if self.world_size > 1 else flag
 
     def gather(self, value: object) -> list:
-        """Gather `value` from every process, in order of rank. For small objects only."""
+        """Gather an object from every process.
+
+        Args:
+            value: The object of this process. It is pickled and should be small.
+
+        Returns:
+            The objects of all processes, in order of rank.
+        """
         if self.world_size == 1:
             return [value]
         values: list = [None] * self.world_size
@@ -96,13 +114,13 @@ class Process:
         return values
 
     def barrier(self) -> None:
-        """Wait until every process has arrived here."""
+        """Wait until every process has reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in the main process first, then in all others."""
+        """Run a block in the main process first, then in all other processes."""
         if not self.is_main_process:
             self.barrier()
         yield
@@ -112,16 +130,21 @@ class Process:
 
 @contextmanager
 def start_process(device: str) -> Iterator[Process]:
-    """Join the group that `torchrun` started, if it did, with NCCL on GPUs and gloo on CPUs. Leave it on exit.
+    """Join the process group if `torchrun` started this process, and leave it on exit.
+
+    The backend is NCCL on GPUs and gloo on CPUs.
 
     Args:
-        device: "auto" (a GPU if there is one), "cuda" or "cpu".
+        device: "auto" (a GPU if one is available), "cuda" or "cpu".
+
+    Yields:
+        This process.
 
     Raises:
-        ConfigError: There is no GPU, or not one for each process.
+        ConfigError: No GPU is available, or there are fewer GPUs than processes.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda': PyTorch sees no GPU here. Give --device cpu, or fix the driver.")
+        raise ConfigError("device = 'cuda': PyTorch sees no GPU. Use --device cpu, or fix the GPU driver.")
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if not under_torchrun():
         yield Process(torch.device(kind))
@@ -129,7 +152,7 @@ def start_process(device: str) -> Iterator[Process]:
     if kind == "cuda":
         if local_rank() >= (gpus := torch.cuda.device_count()):
             raise ConfigError(
-                f"Process {local_rank()} of this machine has no GPU: PyTorch sees {gpus}. Give torchrun "
+                f"Process {local_rank()} of this machine has no GPU: PyTorch sees {gpus}. Start torchrun with "
                 f"--nproc-per-node {gpus}."
             )
         torch.cuda.set_device(local_rank())

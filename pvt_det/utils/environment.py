@@ -1,4 +1,4 @@
-"""The machine and the software that a result was obtained with."""
+"""Describe the machine and software that produced a result."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def environment(device: torch.device) -> dict[str, object]:
 
     Args:
         device: The device that computed the result.
+
+    Returns:
+        Values that can be saved as JSON, by name.
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -32,13 +35,13 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def commit_or_version(package: Path) -> str:
-    """Return the commit of the checkout that holds a package, or this version where the package was installed.
+    """Return the commit of a package's checkout, or its version if the package is installed.
 
-    An installed package often lies inside another repository, for example in a virtual environment in someone's
-    project. That repository's commit says nothing about the package.
+    An installed package is often inside another repository, for example in a virtual environment in a user's project.
+    The commit of that repository is unrelated to the package.
 
     Args:
-        package: The folder of the package. In a checkout it lies at the root of the repository and is tracked there.
+        package: The folder of the package. In a checkout it is at the root of the repository and tracked there.
     """
     root = package.parent
     toplevel = _git(root, "rev-parse", "--show-toplevel")
@@ -48,7 +51,7 @@ def commit_or_version(package: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return the output of a git command, or "" where it fails or git is not installed."""
+    """Return the output of a git command, or "" if it fails or git is not installed."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -58,7 +61,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _version(distribution: str) -> str:
-    """Return the version of an installed distribution, or ""."""
+    """Return the version of a distribution, or "" if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader finds the old file or the new one, never a part."""
+"""Write files atomically: readers see either the old file or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# Unfinished files are named `.NAME.PID.tmp`; whoever owns the folder may delete those that a killed process left.
+# Unfinished files are named `.NAME.PID.tmp`. The owner of a folder may delete those that a killed process left.
 TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path` as a whole, flushed to disk, when the block ends without an error.
+    """Open a temporary file for writing that replaces `path` when the block ends without an error.
+
+    The file is flushed to disk before it replaces the old one.
 
     Args:
-        path: The file; its folder must exist.
+        path: The file to replace. Its folder must exist.
+
+    Yields:
+        The temporary file, opened in binary mode.
 
     Raises:
-        OSError: The file cannot be written; the old one is untouched.
+        OSError: The file cannot be written. The old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -36,22 +41,26 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file as a whole, and flush it to disk.
+    """Write a file atomically and flush it to disk.
 
     Args:
-        path: The file; its folder must exist.
-        content: Text is written as UTF-8; characters that UTF-8 lacks (halves of surrogate pairs, from file names that
-            are not Unicode) are written as backslash escapes, which mean the same in JSON.
+        path: The file to write or replace. Its folder must exist.
+        content: The new content. A string is written as UTF-8. Unpaired surrogates, which come from file names that are
+            not Unicode, are written as backslash escapes, which JSON decodes to the same characters.
 
     Raises:
-        OSError: The file cannot be written; the old one is untouched.
+        OSError: The file cannot be written. The old file is unchanged.
     """
     with open_atomically(path) as file:
         file.write(content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of files to disk, so that a rename in it survives a power cut."""
+    """Flush a folder's list of files to disk, so that a rename in it survives a power failure.
+
+    Args:
+        folder: An existing folder.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages for reports: one file with inline style and pictures, no script, no network.
+"""Build self-contained HTML pages for reports: one file with inline styles and images, no scripts.
 
-Plain texts are escaped wherever they enter a page, since class and file names come from users; only `Html`, which the
-functions here return, goes in as it is.
+Strings are escaped when they are inserted into a page, since class and file names come from users. Only `Html`, which
+the functions of this module return, is inserted unchanged.
 """
 
 from __future__ import annotations
@@ -18,28 +18,36 @@ from PIL import Image
 
 
 class Html(str):
-    """A piece of a page that is markup already."""
+    """A string that already is markup and is not escaped."""
 
     __slots__ = ()
 
 
 def escape(value: Any) -> Html:
-    """`value` as markup: escaped, unless it is `Html`."""
+    """Convert a value to markup, escaping it unless it is `Html`.
+
+    Args:
+        value: Any value. It is converted to a string.
+    """
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
 def join(*parts: Any) -> Html:
-    """Pieces one after another, plain texts escaped."""
+    """Concatenate pieces of a page, separated by line breaks.
+
+    Args:
+        parts: The pieces. They are escaped unless they are `Html`.
+    """
     return Html("\n".join(escape(part) for part in parts))
 
 
 def page(title: str, sections: Iterable[tuple[str, Any]], *, lead: Any = "") -> str:
-    """A whole page, light or dark as the reader's system is, readable down to a phone's width.
+    """Build a whole page, which follows the reader's light or dark color scheme and fits small screens.
 
     Args:
-        title: of the page.
-        sections: heading and content of each.
-        lead: what stands above the first section.
+        title: Title of the page, which is also its heading.
+        sections: Heading and content of each section.
+        lead: Introduction above the first section.
     """
     body = [Html(f"<h1>{escape(title)}</h1>"), paragraph(lead) if lead else Html("")]
     body += [Html(f"<section><h2>{escape(heading)}</h2>\n{escape(content)}</section>") for heading, content in sections]
@@ -47,22 +55,31 @@ def page(title: str, sections: Iterable[tuple[str, Any]], *, lead: Any = "") -> 
 
 
 def paragraph(content: Any) -> Html:
-    """A paragraph; line breaks of a plain text stay."""
+    """Build a paragraph. Line breaks in the content are kept.
+
+    Args:
+        content: Content of the paragraph, escaped unless it is `Html`.
+    """
     return Html(f"<p>{escape(content)}</p>")
 
 
 def notice(content: Any, level: str) -> Html:
-    """A paragraph that stands out.
+    """Build a highlighted paragraph.
 
     Args:
-        content: what it says.
-        level: "good", "warning" or "bad".
+        content: Content of the paragraph, escaped unless it is `Html`.
+        level: Color of the highlight: "good", "warning" or "bad".
     """
     return Html(f'<p class="notice {escape(level)}">{escape(content)}</p>')
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table that scrolls sideways where it is too wide; numbers stand to the right."""
+    """Build a table that scrolls horizontally if it is too wide. Numbers are aligned to the right.
+
+    Args:
+        header: Headings of the columns.
+        rows: Cells of each row, as many as there are columns. They are escaped unless they are `Html`.
+    """
     rows = [list(row) for row in rows]
     numeric = [any(_is_number(row[column]) for row in rows) for column in range(len(header))]
     head = "".join(
@@ -82,7 +99,11 @@ def _is_number(value: Any) -> bool:
 
 
 def bars(values: Mapping[str, float]) -> Html:
-    """A bar chart: a labelled row for each value, 0 or greater."""
+    """Build a bar chart with a labeled row for each value.
+
+    Args:
+        values: Label → value, 0 or greater.
+    """
     most = max(values.values(), default=0) or 1
     rows = [
         f'<span>{escape(label)}</span><span class="bar" style="--share:{value / most:.4f}">{value:,}</span>'
@@ -92,18 +113,25 @@ def bars(values: Mapping[str, float]) -> Html:
 
 
 def picture(pixels: npt.NDArray[np.uint8], caption: Any = "", *, quality: int = 85) -> Html:
-    """A picture with its caption, inside the page as JPEG.
+    """Embed an image in the page as JPEG, with a caption.
 
     Args:
-        pixels: `H×W×3` RGB, or `H×W` grey, uint8.
-        caption: what stands below it.
-        quality: of the JPEG, 1 … 95.
+        pixels: The image, uint8, `H×W×3` RGB or `H×W` grayscale.
+        caption: Caption below the image.
+        quality: JPEG quality, 1 to 95.
     """
     return Html(f"<figure>{_image(pixels, caption, quality)}<figcaption>{escape(caption)}</figcaption></figure>")
 
 
 def pair(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], caption: Any = "", *, quality: int = 85) -> Html:
-    """Two pictures with one caption, side by side, one below the other on a phone; as `picture`."""
+    """Embed two images with one caption, side by side, or one below the other on small screens.
+
+    Args:
+        left: The left image, uint8, `H×W×3` RGB or `H×W` grayscale.
+        right: The right image, in the same format.
+        caption: Caption below the images.
+        quality: JPEG quality, 1 to 95.
+    """
     images = "".join(_image(pixels, caption, quality) for pixels in (left, right))
     return Html(f'<figure><div class="pair">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
@@ -118,12 +146,12 @@ def _image(pixels: npt.NDArray[np.uint8], caption: Any, quality: int) -> str:
 
 
 def drawing(light: str, dark: str, caption: Any = "") -> Html:
-    """A drawing with its caption, as wide as it fits.
+    """Embed an SVG drawing at the available width, with a caption.
 
     Args:
-        light: SVG for readers whose system is light.
-        dark: SVG for the others.
-        caption: what stands below it.
+        light: SVG for the light color scheme.
+        dark: SVG for the dark color scheme.
+        caption: Caption below the drawing.
     """
     light, dark = (base64.b64encode(svg.encode()).decode("ascii") for svg in (light, dark))
     kind = "data:image/svg+xml;base64"
@@ -135,22 +163,39 @@ def drawing(light: str, dark: str, caption: Any = "") -> Html:
 
 
 def drawings(parts: Iterable[Html]) -> Html:
-    """Drawings side by side where two fit, one below another on a phone."""
+    """Arrange drawings side by side if two fit, or one below the other on small screens.
+
+    Args:
+        parts: The drawings, as `drawing` returns them.
+    """
     return Html(f'<div class="drawings">{"".join(parts)}</div>')
 
 
 def gallery(pictures: Iterable[Html]) -> Html:
-    """Pictures side by side, as many as fit."""
+    """Arrange images in rows of as many as fit.
+
+    Args:
+        pictures: The images, as `picture` returns them.
+    """
     return Html(f'<div class="gallery">{"".join(pictures)}</div>')
 
 
 def code(text: str) -> Html:
-    """Lines as they are; they scroll sideways where they are too long."""
+    """Build a block of preformatted lines, which scrolls horizontally if they are too long.
+
+    Args:
+        text: The lines. They are escaped.
+    """
     return Html(f"<pre>{html.escape(text)}</pre>")
 
 
 def details(summary: Any, content: Any) -> Html:
-    """Content that opens on a click."""
+    """Build a section that is collapsed until it is clicked.
+
+    Args:
+        summary: The line that is always shown.
+        content: The content that is shown after a click, escaped unless it is `Html`.
+    """
     return Html(f"<details><summary>{escape(summary)}</summary>\n{escape(content)}</details>")
 
 

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder."""
+"""Lock an output folder so that only one run writes to it at a time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ LOCK_NAME = ".lock"
 
 
 class FolderLock:
-    """While entered, no other process can enter the same folder.
+    """Context manager that locks a folder for one process.
 
-    The lock is the operating system's: it ends with the process, however that dies, so nothing stale stays behind.
-    It is of the kind that child processes do not inherit; data loader workers cannot keep it alive.
+    The operating system releases the lock when the process ends, even if it is killed, so no stale lock remains. Child
+    processes do not inherit the lock, so data loader workers cannot keep it alive.
 
     Args:
         folder: An existing folder.
 
     Raises:
-        ConfigError: On entering: another process holds the folder, or it cannot be written.
+        ConfigError: On entering, if another process holds the lock or the folder is not writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class FolderLock:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise ConfigError(
-                f"OUTPUT_DIR {self._path.parent} cannot be written: {error.strerror}. Choose another with --output."
+                f"Folder {self._path.parent} cannot be written to: {error.strerror}. Choose another with --output."
             ) from error
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,12 +42,12 @@ class FolderLock:
             holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
             self._close()
             raise ConfigError(
-                f"Another run (process {holder}) is writing in {self._path.parent}. Wait for it, or choose another "
-                "folder with --output."
+                f"Another run (process {holder}) is writing to {self._path.parent}. Wait for it to end, or choose "
+                "another folder with --output."
             ) from error
         except OSError as error:
             logging.getLogger(__name__).warning(
-                "%s knows no file locks (%s): make sure that no second run writes there.",
+                "%s does not support file locks (%s). Make sure that no other run writes to it.",
                 self._path.parent,
                 error.strerror,
             )

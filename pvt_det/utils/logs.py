@@ -1,4 +1,4 @@
-"""Logging of a run: short messages on the console, everything in the output folder's `log.txt`."""
+"""Set up the logging of a run: short messages on the console and full details in `log.txt`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
-# For the file only: Python's own warnings, which libraries use for what does not concern a user, and PyTorch's advice
-# to Detectron2 on how to ask whether a model is being traced.
+# Logged to the file only: Python warnings, which libraries use for details that do not concern users, and PyTorch's
+# advice to Detectron2 on how to check whether a model is being traced.
 _FILE_ONLY = ("py.warnings", "torch.fx._symbolic_trace")
 _LOGGERS = ("pvt_det", "detectron2", "fvcore", *_FILE_ONLY)
 
 
 @contextmanager
 def run_logging(folder: Path, rank: int, console: Console) -> Iterator[None]:
-    """While entered, send messages to the console (main process only) and, with all details, to a file.
+    """Context manager that sends log messages to the console and, with all details, to a file.
 
-    Messages of Detectron2 and fvcore reach the console only if they are warnings or errors.
+    Only the main process logs to the console. Messages of Detectron2 and fvcore reach it only if they are warnings or
+    errors.
 
     Args:
-        folder: The output folder, which gets `log.txt`. Processes other than the main one write `log.txt.rank1` ….
+        folder: The run folder, where the main process writes `log.txt` and the others `log.txt.rank1` and so on.
         rank: Rank of this process.
-        console: Where a progress bar may live.
+        console: The console that is logged to. It may also show a progress bar.
     """
     name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
     to_file = logging.FileHandler(folder / name, encoding="utf-8", errors="backslashreplace")

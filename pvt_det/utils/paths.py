@@ -1,4 +1,4 @@
-"""Paths that a user names: what is wrong with one to read, told without waiting for a pipe; folders to write in."""
+"""Check input paths without opening them, and create folders for output."""
 
 from __future__ import annotations
 
@@ -13,56 +13,75 @@ ABSENT = "does not exist"
 
 
 def file_fault(path: str | os.PathLike[str]) -> str:
-    """What keeps a path from being read as a file: "does not exist", "is a folder" …; "" where nothing does.
+    """Say why a path cannot be read as a file.
 
-    Pipes and devices count as faults, as they may never end.
+    Pipes and devices are refused because reading them may never end.
+
+    Args:
+        path: The path to check.
+
+    Returns:
+        A phrase that follows the path in a message, such as "does not exist" or "is a folder"; "" if it is a file.
     """
     mode = _mode(path)
     if isinstance(mode, str):
         return mode
     if stat.S_ISDIR(mode):
         return "is a folder"
-    return "" if stat.S_ISREG(mode) else "is no regular file"
+    return "" if stat.S_ISREG(mode) else "is not a regular file"
 
 
 def folder_fault(path: str | os.PathLike[str]) -> str:
-    """What keeps a path from being read as a folder; "" where nothing does."""
+    """Say why a path cannot be read as a folder.
+
+    Args:
+        path: The path to check.
+
+    Returns:
+        A phrase that follows the path in a message, such as "does not exist"; "" if it is a folder.
+    """
     mode = _mode(path)
     if isinstance(mode, str):
         return mode
-    return "" if stat.S_ISDIR(mode) else "is no folder"
+    return "" if stat.S_ISDIR(mode) else "is not a folder"
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder for output where it is absent, with those above it, and try whether files can be made in it.
+    """Create an output folder and its missing parents, and check that files can be written to it.
 
-    Called before work that takes long, it keeps the work from being lost.
+    Call it before long work, so that the work is not lost because its results cannot be saved.
+
+    Args:
+        folder: The folder to create.
 
     Raises:
-        ConfigError: It cannot be made, or nothing can be written in it.
+        ConfigError: The folder cannot be created or written to.
     """
     path = Path(folder)
-    fault = "made"
+    action = "created"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        fault = "written in"
+        action = "written to"
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-        reason = "a file is in its place" if in_the_way else error.strerror
-        raise ConfigError(f"folder {path} cannot be {fault}: {reason}. Name another folder for the output.") from error
+        reason = "a file is in the way" if in_the_way else error.strerror
+        raise ConfigError(f"folder {path} cannot be {action}: {reason}. Choose another output folder.") from error
 
 
-def make_place(file: str | os.PathLike[str]) -> None:
-    """Make the folder of a file for output, as `make_folder` does.
+def make_parent_folder(file: str | os.PathLike[str]) -> None:
+    """Create the folder of an output file, as `make_folder` does.
+
+    Args:
+        file: The file that will be written.
 
     Raises:
-        ConfigError: As of `make_folder`; or a folder is where the file shall be.
+        ConfigError: The folder cannot be created or written to, or `file` is an existing folder.
     """
     make_folder(Path(file).parent)
     if Path(file).is_dir():
-        raise ConfigError(f"{file} is a folder: name a file for the output.")
+        raise ConfigError(f"{file} is a folder. Choose a file name for the output.")
 
 
 def _mode(path: str | os.PathLike[str]) -> int | str:
@@ -70,7 +89,7 @@ def _mode(path: str | os.PathLike[str]) -> int | str:
         return Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ABSENT
-    except OSError as error:  # too long a name, a folder that may not be entered, links in a circle
+    except OSError as error:  # name too long, permission denied, or a loop of links
         return f"cannot be reached ({error.strerror})"
-    except ValueError:  # a zero byte, or what is no Unicode
-        return "is no possible name of a file"
+    except ValueError:  # a null byte or invalid Unicode
+        return "is not a valid file name"

@@ -1,4 +1,4 @@
-"""YAML files that a user hands in, read without running anything in them, and without growing beyond their size."""
+"""Read YAML files from users safely: no code runs, and aliases cannot expand to huge values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import yaml
 
 from pvt_det.errors import PvtDetError
 
-# How many values all aliases of a file together may stand for; a dumped config has some dozens.
-_MOST_ALIASED = 10_000
-_KINDS = {str: "a text", int: "a number"}
+# Limit on the number of values that all aliases of a file expand to. A dumped config has a few dozen.
+_MAX_ALIASED = 10_000
+_KINDS = {str: "a string", int: "an integer"}
 
 
 def read_text(path: Path, error: type[PvtDetError]) -> str:
@@ -19,10 +19,13 @@ def read_text(path: Path, error: type[PvtDetError]) -> str:
 
     Args:
         path: An existing file.
-        error: What to raise.
+        error: Type of the error to raise.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        PvtDetError: The given kind of it: the file cannot be read, or is no UTF-8.
+        PvtDetError: The file cannot be read, or is not UTF-8. The error has the given type.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -35,16 +38,19 @@ def read_text(path: Path, error: type[PvtDetError]) -> str:
 def read_plain_yaml(path: Path, error: type[PvtDetError], *, keys: tuple[type, ...] = (str,)) -> Any:
     """Read a file of plain YAML: mappings, lists and scalars, without tags.
 
-    A key of a mapping stands once. Aliases stand for flat lists only, as in dumped configs, and for few values in all:
-    no circle or explosion can be made of them.
+    Duplicate keys are refused. Aliases may refer only to flat lists, as in dumped configs, and their total size is
+    limited, so they can neither be circular nor expand exponentially.
 
     Args:
         path: An existing file.
-        error: What to raise.
-        keys: What the keys of mappings may be.
+        error: Type of the error to raise.
+        keys: Types that the keys of mappings may have.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        PvtDetError: The given kind of it: the file cannot be read, is no UTF-8, or not plain YAML.
+        PvtDetError: The file cannot be read, is not UTF-8, or is not plain YAML. The error has the given type.
     """
     text = read_text(path, error)
     try:
@@ -52,8 +58,8 @@ def read_plain_yaml(path: Path, error: type[PvtDetError], *, keys: tuple[type, .
     except yaml.YAMLError as fault:
         raise error(f"{path}: {_one_line(fault)}") from fault
     except RecursionError as fault:
-        raise error(f"{path}: nested too deep: expected a few levels.") from fault
-    except (ValueError, OverflowError) as fault:  # a number of thousands of digits, a date in month 13
+        raise error(f"{path}: nested too deeply. Expected a few levels.") from fault
+    except (ValueError, OverflowError) as fault:  # a number with thousands of digits, or a date in month 13
         raise error(f"{path}: {fault}.") from fault
 
 
@@ -76,7 +82,7 @@ class _PlainLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             problem = self._alias_problem(event.anchor)
         elif event.tag is not None:
-            problem = f"tag {event.tag} is refused: plain values alone can stand here, and nothing is run"
+            problem = f"tag {event.tag} is refused: only plain values are allowed, and no code is run"
         if problem:
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
@@ -84,9 +90,9 @@ class _PlainLoader(yaml.SafeLoader):
     def _alias_problem(self, anchor: str | None) -> str:
         values = _flat_list(self.anchors.get(anchor))
         if values is None:
-            return f"alias *{anchor} is refused: only flat lists can be named; write the value out"
+            return f"alias *{anchor} is refused: only flat lists can be aliased. Write the value out"
         self._aliased += len(values)
-        return f"aliases stand for more than {_MOST_ALIASED} values" if self._aliased > _MOST_ALIASED else ""
+        return f"aliases expand to more than {_MAX_ALIASED} values" if self._aliased > _MAX_ALIASED else ""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -96,13 +102,14 @@ class _PlainLoader(yaml.SafeLoader):
                 problem = f"key {key!r} is not {' or '.join(_KINDS[kind] for kind in self._keys)}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
-                problem = f"{key} stands twice, first in line {seen[key]}; merge the two"
+                problem = f"{key} appears twice, first in line {seen[key]}. Merge the two"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
 
 def _flat_list(node: yaml.Node | None) -> list[yaml.Node] | None:
-    if not isinstance(node, yaml.SequenceNode) or node.end_mark is None:  # without an end mark it is still being read
+    # A list without an end mark is still being read, so the alias is circular.
+    if not isinstance(node, yaml.SequenceNode) or node.end_mark is None:
         return None
     return node.value if all(isinstance(item, yaml.ScalarNode) for item in node.value) else None

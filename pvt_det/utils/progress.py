@@ -1,4 +1,4 @@
-"""Shows how far a training run is: a live bar on a terminal, a log line now and then elsewhere."""
+"""Show the progress of a training run, as a live bar on a terminal and as log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressDisplay:
-    """A live bar where `console` is a terminal, and log lines where it is not.
+    """Shows a live progress bar if `console` is a terminal, and log lines otherwise.
 
     Args:
-        console: Where the bar is drawn. Log lines must go through the same console, or they tear the bar apart.
-        total: Iterations of the whole run.
-        done: Iterations already done, which is above 0 in a resumed run.
+        console: The console that the bar is drawn on. Log lines must use the same console to not break the bar.
+        total: Number of iterations of the whole run.
+        done: Number of iterations already done, above 0 in a resumed run.
     """
 
     def __init__(self, console: Console, total: int, done: int = 0) -> None:
@@ -29,7 +29,7 @@ class ProgressDisplay:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a bar, whose status may change at every iteration."""
+        """Whether a bar is shown, whose status can be updated at every iteration."""
         return self._bar is not None
 
     def start(self) -> None:
@@ -43,11 +43,11 @@ class ProgressDisplay:
             self._bar.stop()
 
     def update(self, done: int, status: str = "") -> None:
-        """Move the bar, or log a line if there is something to say.
+        """Update the bar, or log a line if there is a status.
 
         Args:
-            done: Iterations done in the whole run.
-            status: Losses, speed and the like. If it is empty, the bar keeps its last one and no line is logged.
+            done: Number of iterations done in the whole run.
+            status: Losses, speed and similar values. If empty, the bar keeps its last status and no line is logged.
         """
         if self._bar is not None:
             self._bar.update(self._task, completed=done)

@@ -1,4 +1,4 @@
-"""Random states of Python, NumPy and torch, kept in a form that a safe checkpoint reader accepts."""
+"""Seed, save and restore the random states of Python, NumPy and PyTorch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,39 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices) with a number from 0 to 2³² - 1."""
+    """Seed Python, NumPy and PyTorch on all devices.
+
+    Args:
+        seed: The seed, 0 to 2³² - 1.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator of this process, of GPUs the current one's: plain numbers and tensors only."""
+    """Return the states of all random number generators of this process and of the current GPU.
+
+    Returns:
+        States by library. They consist of plain values and tensors only, so that `torch.load(weights_only=True)`
+        accepts them.
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)),
         "torch": torch.get_rng_state(),
-        # A run on the CPU shall not take memory of a GPU, and has drawn nothing there.
+        # Reading the GPU's state would allocate GPU memory in a run on the CPU, which does not use it.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` gave; a GPU's state is left alone where there is none on either side."""
+    """Restore the states that `random_state` returned.
+
+    Args:
+        state: The states. The GPU's state is skipped if it was not saved or no GPU is available.
+    """
     random.setstate(state["python"])
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, gauss))
@@ -41,8 +54,8 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """A block that leaves no trace in the random states, so that training goes on as if it had not run."""
+def preserve_random_state() -> Iterator[None]:
+    """Restore the random states after a block, so that training continues as if it had not run."""
     state = random_state()
     try:
         yield

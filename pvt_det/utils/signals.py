@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop that the training loop grants after the step it is in."""
+"""Handle Ctrl-C, SIGTERM and a closed terminal as requests to stop training after the current step."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from typing import Any
 
 from pvt_det.errors import Interrupted
 
-# Launchers such as torchrun pass a Ctrl-C on to processes that have got it from the terminal already.
-_SAME_CTRL_C = 2.0
+# Seconds. Launchers such as torchrun forward a Ctrl-C to processes that already got it from the terminal.
+_REPEATED_CTRL_C = 2.0
 
 
 class StopRequest:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP sets `signal_name`; Ctrl-C seconds later interrupts at once.
+    """Context manager in which the first SIGINT, SIGTERM or SIGHUP only sets `signal_name`.
+
+    A Ctrl-C that follows more than two seconds later raises `KeyboardInterrupt`.
 
     Attributes:
-        signal_name: "SIGINT", "SIGTERM", "SIGHUP" or, before any came, None.
+        signal_name: "SIGINT", "SIGTERM" or "SIGHUP", or None before the first signal.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._asked_at = 0.0
+        self._requested_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
         self._terminals: list[int] = []
 
     def __enter__(self) -> StopRequest:
         self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Under `nohup`, a terminal may close.
+            # Under `nohup`, SIGHUP stays ignored.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -43,35 +45,37 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            _silence(self._terminals)
+            _discard(self._terminals)
         now = time.monotonic()
         if self.signal_name is None:
-            self.signal_name, self._asked_at = signal.Signals(number).name, now
-        elif number == signal.SIGINT and now - self._asked_at > _SAME_CTRL_C:
+            self.signal_name, self._requested_at = signal.Signals(number).name, now
+        elif number == signal.SIGINT and now - self._requested_at > _REPEATED_CTRL_C:
             raise KeyboardInterrupt
 
 
-def _silence(streams: list[int]) -> None:
-    """Send to nowhere what would go to a closed terminal: writing there raises, perhaps before all is saved."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _discard(streams: list[int]) -> None:
+    """Discard output to a closed terminal: writing there raises, possibly before everything is saved."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
+        os.dup2(devnull, stream)
+    os.close(devnull)
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM; like Ctrl-C no `Exception`, so that nothing takes it for a fault of what it met."""
+    """Raised on SIGTERM. Not an `Exception`, so that error handlers do not catch it."""
 
 
 @contextmanager
-def termination_reported(go_on: str) -> Iterator[None]:
-    """While entered, SIGTERM ends the program with an error that says how to go on, where no `StopRequest` is entered.
+def termination_reported(resume_command: str) -> Iterator[None]:
+    """Context manager in which SIGTERM raises an error that says how to resume.
+
+    While a `StopRequest` is active inside it, SIGTERM is handled by that instead.
 
     Args:
-        go_on: The command that goes on; "" leaves it out.
+        resume_command: The command that resumes the run. If empty, the error does not mention one.
 
     Raises:
-        Interrupted: SIGTERM came.
+        Interrupted: The process received SIGTERM.
     """
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -81,7 +85,7 @@ def termination_reported(go_on: str) -> Iterator[None]:
     try:
         yield
     except _Terminated:
-        way_on = f" Go on with: {go_on}" if go_on else ""
-        raise Interrupted(f"by SIGTERM, before there was anything new to save.{way_on}") from None
+        hint = f" Resume with: {resume_command}" if resume_command else ""
+        raise Interrupted(f"by SIGTERM, before there was anything new to save.{hint}") from None
     finally:
         signal.signal(signal.SIGTERM, previous)

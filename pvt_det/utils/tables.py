@@ -1,4 +1,4 @@
-"""Metrics as text tables for logs."""
+"""Format metrics as tables: plain text for logs and terminals, Markdown, and CSV."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Class names with their AP stand in so many columns side by side.
+# Number of side-by-side pairs of class name and AP.
 _COLUMNS = 3
 _WIDTH = 120
 
 
 def metric_table(values: Mapping[str, float]) -> str:
-    """One row of all metrics but those of single classes, in percent."""
+    """Return a plain-text table with one row of all metrics except those of single classes.
+
+    Args:
+        values: Metrics by name, in percent. Names of per-class metrics begin with "AP-".
+    """
     whole = {name: value for name, value in values.items() if not name.startswith("AP-")}
     table = Table(*whole, box=box.SIMPLE_HEAD)
     table.add_row(*(_number(value) for value in whole.values()))
@@ -25,7 +29,11 @@ def metric_table(values: Mapping[str, float]) -> str:
 
 
 def class_table(values: Mapping[str, float]) -> str:
-    """AP of every class, in percent."""
+    """Return a plain-text table of the AP of each class.
+
+    Args:
+        values: Metrics by name, in percent. Names of per-class metrics begin with "AP-"; others are skipped.
+    """
     classes = [(name.removeprefix("AP-"), _number(value)) for name, value in values.items() if name.startswith("AP-")]
     table = Table(*(["class", "AP"] * min(_COLUMNS, len(classes))), box=box.SIMPLE_HEAD)
     rows = -(-len(classes) // _COLUMNS)
@@ -35,7 +43,12 @@ def class_table(values: Mapping[str, float]) -> str:
 
 
 def render(table: Table, width: int = _WIDTH) -> str:
-    """A table as plain text; texts that look like markup, such as a class "[a]", stay as they are."""
+    """Render a table as plain text. Strings that look like markup, such as a class "[a]", are unchanged.
+
+    Args:
+        table: The table.
+        width: Maximum width in characters.
+    """
     console = Console(
         file=io.StringIO(), width=width, color_system=None, legacy_windows=False, markup=False, emoji=False
     )
@@ -49,7 +62,11 @@ def _number(value: float) -> str:
 
 
 def as_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows with the same keys as a table with lines for a terminal."""
+    """Build a table for a terminal.
+
+    Args:
+        rows: The rows, at least one, all with the same keys. Each maps a column's name to the cell.
+    """
     table = Table(box=box.SIMPLE_HEAD)
     for name in rows[0]:
         table.add_column(Text(name), overflow="fold")
@@ -59,13 +76,21 @@ def as_table(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same keys as a Markdown table."""
+    """Format rows as a Markdown table.
+
+    Args:
+        rows: The rows, at least one, all with the same keys. Each maps a column's name to the cell.
+    """
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same keys as comma-separated values, with a header."""
+    """Format rows as comma-separated values with a header.
+
+    Args:
+        rows: The rows, at least one, all with the same keys. Each maps a column's name to the cell.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()

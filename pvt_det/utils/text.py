@@ -1,4 +1,4 @@
-"""Helpers for user-facing messages: which characters are safe to print, how to join names, spelling, old names."""
+"""Helpers for user-facing messages: lists of names, spelling suggestions and deprecation warnings."""
 
 from __future__ import annotations
 
@@ -8,43 +8,54 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 # Control characters, line and paragraph separators and changes of the writing direction, which confuse terminals and
-# logs, and halves of surrogate pairs, which cannot be written to a UTF-8 file.
+# logs, and unpaired surrogates, which cannot be written to a UTF-8 file.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Join names with commas; beyond `most`, show the first ones and the total: "a, b, … (7 in all)"."""
+    """Join names with commas, shortening long lists to the first names: "a, b, … (7 in all)".
+
+    Args:
+        names: The names.
+        most: Maximum number of names shown.
+    """
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
 
 
 def closest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """Return up to `most` of the `known` names that are spelled like `word`, the closest first; case is ignored."""
+    """Return the names with the most similar spelling, the closest first. Case is ignored.
+
+    Args:
+        word: The name that was not found.
+        known: All valid names.
+        most: Maximum number of names returned.
+    """
     by_folded = {name.lower(): name for name in known}
     return [by_folded[name] for name in difflib.get_close_matches(word.lower(), by_folded, n=most)]
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
-    """Suggest the names that a misspelled one may mean.
+    """Suggest valid names for a misspelled one.
 
     Args:
         word: The name that was not found.
         known: All valid names.
-        most: The largest number of suggestions.
+        most: Maximum number of suggestions.
 
     Returns:
-        A sentence with a space before it, " Did you mean a or b?"; "" where no name is close.
+        A sentence with a leading space, " Did you mean a or b?"; "" if no name is similar.
     """
     names = closest(word, known, most)
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def warn_deprecated(old: str, new: str) -> None:
-    """Warn about an old name.
+    """Warn about a deprecated name.
 
     The category is `FutureWarning` because Python shows it to users by default, unlike `DeprecationWarning`.
 
     Args:
-        old: What the user wrote, such as "--config".
-        new: What to write in its place, such as "--config-file".
+        old: The deprecated name that the user wrote, such as "--config".
+        new: The name to use instead, such as "--config-file".
     """
     warnings.warn(f"{old} is deprecated and will stop working in the next version. Use {new}.", FutureWarning, 3)

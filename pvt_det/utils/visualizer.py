@@ -1,4 +1,4 @@
-"""Pictures of objects and of classes' areas."""
+"""Draw objects and segmentation label maps on images."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ from detectron2.utils.visualizer import GenericMask, VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-# RGB, H×W×3.
+# An RGB image, H×W×3.
 Picture = NDArray[np.uint8]
 Objects = Sequence[dict[str, Any]]
 
-# Of the objects of a labelled image; each takes milliseconds, and thousands hide one another.
-MOST_SHOWN = 300
+# Number of labeled objects that are drawn on one image. Each takes milliseconds, and thousands hide one another.
+MAX_SHOWN = 300
 _CAPTION_HEIGHT = 18
-_GAP = 4  # pixels of white between pictures
-_LONGEST = 65_000  # pixels of a side, about what a JPEG file can have
-_OPACITY = 0.5  # of the classes' areas
+_GAP = 4  # white pixels between images
+_LONGEST = 65_000  # pixels; the side of a JPEG image is limited to 65,535
+_OPACITY = 0.5  # of the colored regions
 _NO_CLASS = 255  # in label maps
-# Pixels of a label map's picture: matplotlib takes 85 bytes for each, 1 GB.
-_MOST_LABELLED = 12_000_000
+# Limit for drawing a label map: matplotlib takes 85 bytes per pixel, so 1 GB.
+_MAX_LABELED_PIXELS = 12_000_000
 
 
 def sheet(pictures: Sequence[Picture], columns: int) -> Picture:
-    """Lay pictures out in rows of `columns`, on white; each row is as high as its highest."""
+    """Arrange images in a grid on a white background. Each row is as high as its highest image.
+
+    Args:
+        pictures: The images, `H×W×3`.
+        columns: Number of images in a row.
+
+    Returns:
+        The grid as one image.
+    """
     rows = [_join(pictures[start : start + columns], axis=1) for start in range(0, len(pictures), columns)]
     return _join(rows, axis=0)
 
@@ -48,16 +56,19 @@ def _join(pictures: Sequence[Picture], axis: int) -> Picture:
 
 
 def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: int, longest: int = _LONGEST) -> Picture:
-    """Draw an image with its objects.
+    """Draw objects on an image.
 
     Args:
-        image: the image.
-        objects: as in the "annotations" of Detectron2's records, perhaps with a `score`; masks are drawn where all have
-            one.
-        class_names: by class number.
-        width: of the outcome, in pixels, unless its longer side became longer than `longest` or its shorter one less
-            than a pixel.
-        longest: side of the outcome, in pixels.
+        image: The image, `H×W×3`, RGB.
+        objects: Objects in the format of "annotations" in Detectron2's records, optionally with a `score`. Masks are
+            drawn only if all objects have one.
+        class_names: Names of the classes, by class index.
+        width: Width of the result in pixels. It is adjusted if the longer side would exceed `longest` or the shorter
+            side would be less than a pixel.
+        longest: Maximum length of the longer side of the result in pixels.
+
+    Returns:
+        The drawing, `H×W×3`, RGB.
     """
     visualizer = Visualizer(image, scale=_scale(image, width, longest))
     if objects:
@@ -67,39 +78,42 @@ def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: in
 
 def _add_objects(visualizer: Visualizer, objects: Objects, class_names: Sequence[str]) -> None:
     classes = [o["category_id"] for o in objects]
-    colours = colormap(rgb=True, maximum=1)
+    colors = colormap(rgb=True, maximum=1)
     masks = [o.get("segmentation") for o in objects]
     size = visualizer.output.height, visualizer.output.width
     visualizer.overlay_instances(
         boxes=np.array([BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]),
-        # As polygons, one at a time: Detectron2 would keep all of them as pixels.
+        # Masks are converted to polygons one at a time. Detectron2 would keep all of them as bitmaps.
         masks=[GenericMask(mask, *size).polygons for mask in masks] if all(masks) else None,
         labels=[_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)],
-        assigned_colors=[colours[c % len(colours)] for c in classes],
+        assigned_colors=[colors[c % len(colors)] for c in classes],
     )
 
 
 def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence[str], width: int) -> Picture:
-    """Draw an image with the areas of its classes and their names.
+    """Draw a label map and the names of its classes on an image.
 
     Args:
-        image: the image.
-        labels: `H×W` numbers of its pixels' classes; 255, which is no class, stays as it is.
-        class_names: by class number.
-        width: of the outcome, in pixels, with the limits of `draw`; an image of more than 12 million pixels is
-            drawn with so many.
+        image: The image, `H×W×3`, RGB.
+        labels: Label map, `H×W`, with the class index of each pixel. Pixels with 255 have no class and are unchanged.
+        class_names: Names of the classes, by class index.
+        width: Width of the result in pixels, adjusted as in `draw`. An image of more than 12 million pixels is first
+            reduced to that number.
+
+    Returns:
+        The drawing, `H×W×3`, RGB.
     """
-    factor = min(1, math.sqrt(_MOST_LABELLED / labels.size))
+    factor = min(1, math.sqrt(_MAX_LABELED_PIXELS / labels.size))
     if factor < 1:
         image, labels = _resized(image, labels, factor)
         width = min(width, labels.shape[1])
-    elif labels.shape[1] == 2:  # Detectron2 takes such a mask for something else
+    elif labels.shape[1] == 2:  # Detectron2 mistakes a mask of width 2 for another format
         image, labels = _resized(image, labels, 2)
-    colours = Metadata(stuff_classes=class_names, stuff_colors=class_colours().tolist())
-    visualizer = Visualizer(image, colours, scale=_scale(image, width, _LONGEST))
+    colors = Metadata(stuff_classes=class_names, stuff_colors=class_colors().tolist())
+    visualizer = Visualizer(image, colors, scale=_scale(image, width, _LONGEST))
     canvas = _Canvas(visualizer.output)
     numbers, areas = np.unique(labels[labels < len(class_names)], return_counts=True)
-    # A class at a time, the largest first: the layers of all take gigabytes.
+    # One class at a time, the largest first: the layers of all classes together would take gigabytes.
     for number in numbers[np.argsort(-areas)]:
         only = np.where(labels == number, labels, np.uint8(_NO_CLASS))
         visualizer.draw_sem_seg(only, area_threshold=0, alpha=_OPACITY)
@@ -114,13 +128,13 @@ def _resized(image: Picture, labels: NDArray[np.uint8], factor: float) -> tuple[
 
 
 class _Canvas:
-    """The pixels that are drawn on, of an image in the size of its picture.
+    """The pixels of a drawing, starting with the image at the size of the drawing.
 
-    Matplotlib's own way to show an image takes 120 bytes a pixel, 6 GB for one of 8000×6000; this one takes 4. The
-    outcome is the same.
+    Matplotlib takes 120 bytes per pixel to show an image, 6 GB for one of 8000×6000. This class takes 4 bytes per
+    pixel, with the same result.
 
     Args:
-        output: of a visualizer, with its image as the only artist.
+        output: Output of a visualizer whose only artist is the image.
     """
 
     def __init__(self, output: VisImage) -> None:
@@ -130,7 +144,7 @@ class _Canvas:
         for shown in list(output.ax.images):
             shown.remove()
         height, width = self._pixels.shape[:2]
-        # Detectron2's figures are 0.01 pixels too large, and what does not fit into whole pixels is cut off at the top.
+        # Detectron2's figures are 0.01 pixels too large, and a fraction of a pixel is cut off at the top.
         cut = output.height * output.scale + 0.01 - height
         rows = (np.arange(height) + 0.5 + cut) * output.height / (height + cut)
         columns = (np.arange(width) + 0.5) * output.width / (output.width * output.scale + 0.01)
@@ -138,19 +152,19 @@ class _Canvas:
         self._pixels[:, :, 3] = 255
 
     def flatten(self) -> None:
-        """Draw what was added as images, and forget it. Outlines and texts come above all of these in any case."""
+        """Draw all added image layers and remove them. Outlines and labels are drawn above them in any case."""
         for layer in list(self._output.ax.images):
             layer.draw(self._renderer)
             layer.remove()
 
     def finish(self) -> Picture:
-        """The picture with all that was added."""
+        """Draw everything that was added and return the pixels."""
         self._output.fig.draw(self._renderer)
         return self._pixels[:, :, :3].copy()
 
 
-def class_colours() -> NDArray[np.uint8]:
-    """Colours of 256 classes, `256×3` RGB, by the golden ratio around the colour wheel."""
+def class_colors() -> NDArray[np.uint8]:
+    """Return the colors of 256 classes, `256×3` RGB, spaced by the golden ratio around the color wheel."""
     hue = (np.arange(256) * 0.618 % 1 * 255).astype(np.uint8)
     wheel = np.stack([hue, hue * 0 + 200, hue * 0 + 230], axis=1)
     return np.asarray(Image.fromarray(wheel[None], "HSV").convert("RGB"))[0]
@@ -166,12 +180,25 @@ def _label(name: str, shown: dict[str, Any]) -> str:
 
 
 def caption_of(text: str, count: int) -> str:
-    """The caption of a picture of so many objects, with "300 of 2000 objects" where it shows the first ones only."""
-    return text if count <= MOST_SHOWN else ", ".join(filter(None, (text, f"{MOST_SHOWN} of {count} objects")))
+    """Extend the caption of a drawing by "300 of 2000 objects" if it shows only the first objects.
+
+    Args:
+        text: The caption without the number of objects; may be empty.
+        count: Number of objects in the image, of which at most `MAX_SHOWN` are drawn.
+    """
+    return text if count <= MAX_SHOWN else ", ".join(filter(None, (text, f"{MAX_SHOWN} of {count} objects")))
 
 
 def captioned(picture: Picture, text: str) -> Picture:
-    """The picture below a line of black text on white."""
+    """Add a caption above an image, as a line of black text on white.
+
+    Args:
+        picture: The image, `H×W×3`, RGB.
+        text: The caption.
+
+    Returns:
+        The image with its caption, 18 pixels higher.
+    """
     strip = Image.new("RGB", (picture.shape[1], _CAPTION_HEIGHT), "white")
     ImageDraw.Draw(strip).text((2, 2), text, fill="black")
     return np.concatenate([np.asarray(strip), picture])

@@ -1,4 +1,4 @@
-"""Weights: where they are, how they are read, and the one strict way into a model."""
+"""Find, read, convert, load and save model weights."""
 
 from pvt_det.weights.loader import load_pretrained, read_checkpoint, read_translation
 from pvt_det.weights.matching import LoadReport

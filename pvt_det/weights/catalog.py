@@ -1,4 +1,4 @@
-"""Where every published file of weights is."""
+"""Catalog of published weight files and their URLs."""
 
 from __future__ import annotations
 
@@ -16,33 +16,42 @@ class Remote:
     """A file on the internet.
 
     Attributes:
-        url: Its address.
-        place: Its path inside the cache folder; a file put there by hand is used.
-        sha256: Hex digits of its SHA-256, all 64 or the first few, as far as its publisher gives them; else "".
+        url: URL of the file.
+        cache_path: Path relative to the cache folder. A file that was put there by hand is used.
+        sha256: Hex digits of the file's SHA-256, all 64 or as many of the first as are published; "" if none are.
     """
 
     url: str
-    place: str
+    cache_path: str
     sha256: str = ""
 
 
 def hub_file(repository: str, file: str = "model.safetensors") -> Remote:
-    """A file of a Hugging Face repository `owner/name`."""
+    """Return the location of a file on the Hugging Face Hub.
+
+    Args:
+        repository: The repository, as `owner/name`.
+        file: Path of the file in the repository.
+    """
     return Remote(f"{_HUB}/{repository}/resolve/main/{file}", f"hf/{repository}/{file}")
 
 
 def detectron2_file(path: str) -> Remote:
-    """A file of Detectron2's own storage, such as `ImageNetPretrained/MSRA/R-50.pkl`."""
+    """Return the location of a file in Detectron2's storage.
+
+    Args:
+        path: Path of the file there, such as `ImageNetPretrained/MSRA/R-50.pkl`.
+    """
     return Remote(f"{_DETECTRON2}/{path}", f"detectron2/{path}")
 
 
-def _in_name(base: str, file: str) -> Remote:
-    """A file whose name ends in the first 8 hex digits of its SHA-256: `…-1234abcd.pth` or `…_1234abcd.pth`."""
+def _hash_in_name(base: str, file: str) -> Remote:
+    """Read 8 digits of the SHA-256 from a file name such as `…-1234abcd.pth` or `…_1234abcd.pth`."""
     return Remote(f"{base}/{file}", file, file.removesuffix(".pth")[-8:])
 
 
 def _zoo(name: str, stamp: str) -> dict[str, Remote]:
-    return {name: _in_name(f"{_MMDET}/{name}", f"{name}_{stamp}.pth")}
+    return {name: _hash_in_name(f"{_MMDET}/{name}", f"{name}_{stamp}.pth")}
 
 
 CLASSIFIERS = (
@@ -50,9 +59,9 @@ CLASSIFIERS = (
     *("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"),
 )
 
-# Name → file. The classifiers are those of the papers' authors; detectors end in their schedule.
+# Name → file. The names of detectors end in their schedule and data set.
 CATALOG: dict[str, Remote] = {
-    # Published by the authors, layout "published PVT". https://github.com/whai362/PVT
+    # Classifiers of the papers' authors, in the layout "published PVT". https://github.com/whai362/PVT
     **{name: Remote(f"{_PVT}/{name}.pth", f"{name}.pth") for name in CLASSIFIERS},
     # The same classifiers in the layouts of transformers and timm.
     **{
@@ -61,7 +70,7 @@ CATALOG: dict[str, Remote] = {
     },
     **{f"OpenGVLab/pvt_v2_b{i}": hub_file(f"OpenGVLab/pvt_v2_b{i}") for i in range(6)},
     **{f"timm/{name}.in1k": hub_file(f"timm/{name}.in1k") for name in CLASSIFIERS if "v2" in name},
-    # Detectors of MMDetection's model zoo (configs/pvt/metafile.yml): RetinaNet 1x on COCO.
+    # Detectors from MMDetection's model zoo (configs/pvt/metafile.yml): RetinaNet, 1x schedule, on COCO.
     **_zoo("retinanet_pvt-t_fpn_1x_coco", "20210831_103110-17b566bd"),
     **_zoo("retinanet_pvt-s_fpn_1x_coco", "20210906_142921-b6c94a5b"),
     **_zoo("retinanet_pvt-m_fpn_1x_coco", "20210831_103243-55effa1b"),
@@ -72,10 +81,10 @@ CATALOG: dict[str, Remote] = {
     **_zoo("retinanet_pvtv2-b4_fpn_1x_coco", "20210901_170151-83795c86"),
     **_zoo("retinanet_pvtv2-b5_fpn_1x_coco", "20210902_201800-3420eb57"),
     # ImageNet classifiers of torchvision, for the baselines.
-    "resnet18": _in_name(_TORCHVISION, "resnet18-f37072fd.pth"),
-    "resnet50": _in_name(_TORCHVISION, "resnet50-0676ba61.pth"),
-    "resnet101": _in_name(_TORCHVISION, "resnet101-63fe2227.pth"),
-    # The same baselines as Detectron2's own configs start from.
+    "resnet18": _hash_in_name(_TORCHVISION, "resnet18-f37072fd.pth"),
+    "resnet50": _hash_in_name(_TORCHVISION, "resnet50-0676ba61.pth"),
+    "resnet101": _hash_in_name(_TORCHVISION, "resnet101-63fe2227.pth"),
+    # The ImageNet weights of the same baselines that Detectron2's own configs start from.
     "ImageNetPretrained/MSRA/R-50.pkl": detectron2_file("ImageNetPretrained/MSRA/R-50.pkl"),
     "ImageNetPretrained/MSRA/R-101.pkl": detectron2_file("ImageNetPretrained/MSRA/R-101.pkl"),
     "ImageNetPretrained/torchvision/R-50.pkl": detectron2_file("ImageNetPretrained/torchvision/R-50.pkl"),

@@ -1,7 +1,8 @@
-"""The key layouts ("dialects") of PVT and ResNet weights found in the world, as data; `translate.py` applies them.
+"""Key layouts ("dialects") of published PVT and ResNet weights, as tables that `translate.py` applies.
 
-A dialect is a marker, a regular expression that some key must match whole, and rules from its keys to the published
-ones (Detectron2's, for ResNet and for everything outside the trunk). To support another layout, add an entry here.
+A dialect has a marker, which is a regular expression that at least one whole key must match, and rules that rename its
+keys to the published names (to Detectron2's names for ResNet and for everything outside the trunk). To support another
+layout, add an entry here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rule:
-    """One renaming.
+    """A rule that renames keys.
 
     Attributes:
-        sources: Regular expressions, each matching one whole key. More than one: their tensors are joined by `op`.
-        targets: Names, in which `{group}` stands for a named group and `{group+1}`, `{group*2}` for a sum, a product.
-        op: Key of `translate.OPS`.
+        sources: Regular expressions that each match one whole key. If there are several, `op` joins their tensors.
+        targets: New names. `{group}` is replaced by a named group of the match, and `{group+1}`, `{group-1}` or
+            `{group*2}` by the result of that calculation.
+        op: The operation on the tensors, a key of `translate.OPS`.
     """
 
     sources: tuple[str, ...]
@@ -26,7 +28,7 @@ class Rule:
 
 
 def _spell_out(pattern: str) -> str:
-    """The tables below write `<s>` for a number that is called s, and `P` at the end for weight or bias, called p."""
+    """Expand the shorthand: `<s>` is a number in group s, a final `P` is weight or bias in group p."""
     return re.sub(r"(?<!\?P)<(\w)>", r"(?P<\1>\\d+)", re.sub(r"P$", "(?P<p>weight|bias)", pattern))
 
 
@@ -35,11 +37,12 @@ class Dialect:
     """A key layout.
 
     Attributes:
-        name: For messages.
-        marker: A regular expression; the layout is this one if some key matches it whole.
-        rules: Tried in order; the first that matches a key is used.
-        prefix: What a trunk's keys may begin with in this layout, or the keys of a detector's trunk must begin with.
-        note: What else differs where these weights were made; told when they are loaded.
+        name: The name of the layout, for messages.
+        marker: A regular expression. A checkpoint has this layout if at least one whole key matches it.
+        rules: The rules, tried in order. The first that matches a key is used.
+        prefix: The prefix that keys may have in the layout of a trunk, or that the trunk's keys must have in the layout
+            of a detector.
+        note: Another difference between this package and the code that produced the weights. It is logged on loading.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Dialect:
 
 
 def _dialect(name: str, marker: str, *rows: tuple, prefix: str = "", note: str = "") -> Dialect:
-    """Build a dialect from rows of a rule's source or sources, its target or targets and, where it has one, its op."""
+    """Build a dialect from rows that hold the source(s), the target(s) and optionally the op of a rule."""
     rules = []
     for source, target, *op in rows:
         sources, targets = ((names,) if isinstance(names, str) else names for names in (source, target))
@@ -58,11 +61,11 @@ def _dialect(name: str, marker: str, *rows: tuple, prefix: str = "", note: str =
     return Dialect(name, marker, tuple(rules), prefix, note)
 
 
-_AS_IS = (r"(?P<k>.+)", "{k}")
+_UNCHANGED = (r"(?P<k>.+)", "{k}")
 
 
 def _mmdet_blocks(first: int, fc2: int) -> list[tuple]:
-    """Rules for MMDetection's own PVT; `first` is the index of block 0, `fc2` that of the last layer of its MLP."""
+    """Return rules for MMDetection's PVT, given the indices of block 0 and of its MLP's last layer."""
     block = r"layers\.<s>\.1\.<b>\."
     to = f"block{{s+1}}.{{b-{first}}}."
     return [
@@ -83,11 +86,11 @@ _BLOCK = "block{s+1}.{b}."
 
 
 def _hf_block(block: str, within: str, reduction: str, projection: str) -> list[tuple]:
-    """Rules for the blocks of transformers' PVT.
+    """Return rules for the blocks of transformers' PVT.
 
     Args:
-        block: What a block's keys begin with.
-        within: What stands between `attention.` and the names of its layers.
+        block: Prefix of a block's keys.
+        within: Infix between `attention.` and the names of its layers.
         reduction: Name of the layer that shortens the sequence.
         projection: Name of the attention's last layer.
     """
@@ -106,11 +109,11 @@ def _hf_block(block: str, within: str, reduction: str, projection: str) -> list[
 _RESNET_BN = "(?P<p>weight|bias|running_mean|running_var|num_batches_tracked)"
 _RESNET_BLOCK = "res{s+1}.{b}."
 
-_EPS_NOTE = "for exactly MMDetection's outputs, set MODEL.PVT.EMBED_NORM_EPS to 1e-6"
+_EPS_NOTE = "to reproduce MMDetection's outputs exactly, set MODEL.PVT.EMBED_NORM_EPS to 1e-6"
 
-# Layouts of a trunk or classifier.
+# Layouts of a trunk or a classifier.
 TRUNKS = (
-    _dialect("published PVT", r"patch_embed1\.proj\.weight", _AS_IS, prefix="backbone."),
+    _dialect("published PVT", r"patch_embed1\.proj\.weight", _UNCHANGED, prefix="backbone."),
     _dialect(
         "MMDetection PVT",
         r"layers\.0\.1\.0\.pos_embed",
@@ -202,12 +205,12 @@ TRUNKS = (
         (r"(pred|fc1000)_w", "stem.fc.weight"),
         (r"(pred|fc1000)_b", "stem.fc.bias"),
     ),
-    _dialect("Detectron2 ResNet", r"stem\.conv1\.weight", _AS_IS),
+    _dialect("Detectron2 ResNet", r"stem\.conv1\.weight", _UNCHANGED),
 )
 
-# Layouts of a whole detector; the keys that begin with `prefix` are its trunk's, in a layout of `TRUNKS`.
+# Layouts of a whole detector. The keys that begin with `prefix` belong to its trunk, in one of the layouts of `TRUNKS`.
 DETECTORS = (
-    _dialect("Detectron2 detector", r"backbone\.bottom_up\..+", _AS_IS, prefix="backbone.bottom_up."),
+    _dialect("Detectron2 detector", r"backbone\.bottom_up\..+", _UNCHANGED, prefix="backbone.bottom_up."),
     _dialect(
         "MMDetection RetinaNet",
         r"bbox_head\.retina_cls\.weight",

@@ -1,4 +1,4 @@
-"""The one way weights get into a model."""
+"""Load pretrained weights into a model, strictly: every tensor is set or accounted for."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def load_pretrained(
 ) -> LoadReport:
     """Load weights into a classifier, a trunk, a backbone or a whole detector.
 
-    A classifier's or trunk's file goes to the trunk of a detector; of a detector's file, a trunk takes its part. Every
-    tensor of the model is set, apart from named exceptions (such as a detector's heads when the file is a classifier,
-    or a head for another number of classes), which the report lists. On an error the model is left as it was.
+    Weights of a classifier or trunk are loaded into the trunk of a detector. A trunk takes its own part of a detector's
+    weights. Every tensor of the model is set, except those that the report lists, such as a detector's heads when the
+    file holds a classifier, or a head for a different number of classes. On an error the model is left unchanged.
 
     Args:
-        model: The model; its tensors are overwritten in place, on their device and in their number format.
-        source: What `locate` takes: a catalog name (`pvt://pvt_small`), a path, a URL, `hf://…`, `torchvision://…`
-            or `detectron2://…`; or weights that `read_translation` has read already.
-        allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
+        model: The model. Its tensors are overwritten in place and keep their device and dtype.
+        source: The weights: a catalog name (`pvt://pvt_small`), a path, a URL, `hf://…`, `torchvision://…` or
+            `detectron2://…` (see `pvt_det.weights.source.locate`), or weights that `read_translation` returned.
+        allow_partial: Patterns (`*`, `?`) of tensor names that may be missing, unexpected or have a different shape.
 
     Returns:
-        The report, which is also logged.
+        A report of what was loaded, which is also logged.
 
     Raises:
-        CheckpointError: If the file cannot be had, is broken or unsafe, or does not fit.
-        NumericError: If it holds NaN or infinity.
+        CheckpointError: If the file is not available, is broken or unsafe, or does not fit the model.
+        NumericError: If the file holds NaN or infinity.
     """
     translation = source if isinstance(source, Translation) else read_translation(source)
     current = model.state_dict()
@@ -48,30 +48,36 @@ def load_pretrained(
 
 
 def read_translation(source: str | Path) -> Translation:
-    """Read a checkpoint and bring its tensors under this package's names.
+    """Read a checkpoint and rename its tensors to this package's names.
 
     Args:
-        source: As for `load_pretrained`.
+        source: The checkpoint: a catalog name, a path or a URL, in any form that `load_pretrained` accepts.
+
+    Returns:
+        The renamed tensors, on the CPU, and the layout that was recognized.
 
     Raises:
-        CheckpointError: If the file cannot be had, is broken or unsafe, or its layout is unknown.
+        CheckpointError: If the file is not available, is broken or unsafe, or its layout is unknown.
     """
     return translate(read_checkpoint(source), str(source))
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors, on the CPU, under the names in the file; fetches it where needed.
+    """Read a checkpoint's tensors under the names in the file, downloading it if needed.
 
     Args:
-        source: As for `load_pretrained`.
+        source: The checkpoint: a catalog name, a path or a URL, in any form that `load_pretrained` accepts.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        CheckpointError: If the file cannot be had, is broken, holds no tensors, or would run code.
+        CheckpointError: If the file is not available, is broken, holds no tensors, or would run code.
     """
     return read_tensors(locate(source))
 
 
 def _grids(model: nn.Module) -> Sequence[Grid]:
-    """Grids of the position embeddings, which the trunk knows; empty where there are none."""
+    """Return the grids of the trunk's position embeddings, or an empty tuple if it has none."""
     trunk: Any = next((module for module in model.modules() if hasattr(module, "pos_embed1")), None)
     return getattr(trunk, "grids", ())

@@ -1,4 +1,4 @@
-"""Decide and report, tensor by tensor, what a file gives to a model: strict, with named exceptions."""
+"""Match the tensors of a checkpoint to those of a model, strictly, and report the allowed differences."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pvt_det.layers.position import resize_position
 from pvt_det.models.variants import VARIANTS
 from pvt_det.weights.translate import TRUNK_PREFIX, Translation
 
-# What a file may hold and the model not need: name → pattern of keys. The first are a classifier's, for dense
-# prediction.
+# Tensors that a file may hold although the model does not need them: label → pattern of keys. The first table is for
+# tensors that only classifiers need.
 _CLASSIFIER_ONLY = {"head": r"head\..+", "norm": r"norm\..+", "cls_token": r"cls_token", "fc": r"stem\.fc\..+"}
 _BOOKKEEPING = {
     "num_batches_tracked": r".+\.num_batches_tracked",
     "anchors": r"(proposal_generator\.)?anchor_generator\.cell_anchors\..+",
     "pixel statistics": r"pixel_(mean|std)",
 }
-# What a model may need and the file not hold.
+# Tensors that the file may lack although the model has them.
 _COUNTERS = {"loss_normalizer": r"(.+\.)?loss_normalizer", "num_batches_tracked": r".+\.num_batches_tracked"}
 _FOLDED = {"batch-norm statistics (folded into the file's scales)": r".+\.norm\.running_(mean|var)"}
 # Layers whose number of outputs follows the number of classes.
@@ -38,24 +38,24 @@ _CLASS_LAYERS = {
 }
 _RESNETS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
 _POSITION = re.compile(r"(?:.*\.)?pos_embed([1-4])")
-# The reason given for what the user's patterns name.
+# Label in the report for tensors that match the user's patterns.
 _ALLOWED = "allowed partial"
 Grid = tuple[int, int]
 
 
 @dataclass
 class LoadReport:
-    """The outcome of loading; printed, it is the coverage line.
+    """The result of loading weights. `str()` returns one line that says how much was loaded.
 
     Attributes:
         source: Where the weights came from.
-        dialect: The layout that they were in.
-        total: Number of tensors of the file, under this package's names.
+        dialect: Name of the key layout of the file.
+        total: Number of tensors in the file, counted under this package's names.
         loaded: Names of the model's tensors that were set.
-        dropped: Reason → names in the file that the model has no use for.
-        new: Reason → names in the model that keep their initial values and have yet to be trained.
-        defaults: Reason → names in the model that are not weights and stay at their defaults.
-        notes: Anything else to know, such as resized position embeddings.
+        dropped: Reason → names of tensors in the file that the model does not use.
+        new: Reason → names of weights of the model that keep their initial values and still need training.
+        defaults: Reason → names of tensors of the model that are not weights and keep their defaults.
+        notes: Further remarks, such as resized position embeddings.
     """
 
     source: str
@@ -68,18 +68,18 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
     def require_whole(self) -> None:
-        """Check that no weight of the model was left at its initial value, for a model that is not going to be trained.
+        """Check that no weight of the model kept its initial value; for models that are not trained further.
 
-        What `allow_partial` named counts as wanted so.
+        Tensors that `allow_partial` named are not checked.
 
         Raises:
-            CheckpointError: If some were.
+            CheckpointError: If a weight kept its initial value.
         """
-        if lacking := [reason for reason in self.new if reason != _ALLOWED]:
-            count = sum(len(self.new[reason]) for reason in lacking)
+        if untrained := [reason for reason in self.new if reason != _ALLOWED]:
+            count = sum(len(self.new[reason]) for reason in untrained)
             raise CheckpointError(
-                f"{self.source} ({self.dialect}) leaves {count} tensors of the model untrained: {', '.join(lacking)}; "
-                "give weights of a whole model with the same classes"
+                f"{self.source} ({self.dialect}) leaves {count} tensors of the model untrained: "
+                f"{', '.join(untrained)}. Use the weights of a whole model with the same classes."
             )
 
     def __str__(self) -> str:
@@ -97,21 +97,21 @@ def match(
     grids: Sequence[Grid] = (),
     allow_partial: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Choose the tensors of a file that go into a model.
+    """Select the tensors of a file that are loaded into a model.
 
     Args:
         model: The model's state dict.
         translation: The file's tensors under this package's names.
-        grids: Height and width in tokens of the model's four position embeddings; square if empty.
-        allow_partial: Patterns (`*`, `?`) of names that may be missing, unexpected or of another shape.
+        grids: Height and width of each of the model's four position embeddings, in tokens. If empty, they are square.
+        allow_partial: Patterns (`*`, `?`) of tensor names that may be missing, unexpected or have a different shape.
 
     Returns:
-        Tensors by name in the model, and the report.
+        The selected tensors by their name in the model, and the report.
 
     Raises:
-        CheckpointError: If a tensor of the model is not in the file, or one of the file not in the model, or its shape
-            or kind of number differs, and neither a named exception nor `allow_partial` covers it.
-        NumericError: If a tensor holds NaN or infinity.
+        CheckpointError: If a tensor is missing or unexpected, or its shape or type differs, and neither a built-in
+            exception nor `allow_partial` covers it.
+        NumericError: If a selected tensor holds NaN or infinity.
     """
     report = LoadReport(translation.source, translation.dialect, len(translation.tensors) + len(translation.unknown))
     report.notes += [translation.note] if translation.note else []
@@ -122,25 +122,27 @@ def match(
     matcher.account_for_unexpected(found, translation.unknown)
     if matcher.faults:
         raise CheckpointError(_explain(translation, model, matcher.faults))
-    # As the model's numbers: what is finite in a file of float64 need not be so in float32.
+    # Checked in the model's dtype: a finite float64 value may overflow in float32.
     if broken := [name for name, value in chosen.items() if not value.to(model[name].dtype).isfinite().all()]:
-        raise NumericError(f"{report.source}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:10])}")
+        raise NumericError(f"{report.source}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:10])}.")
     report.loaded = list(chosen)
     return chosen, report
 
 
 class _Matcher:
+    """Sorts the tensors of a model and a file into matches, exceptions and faults."""
+
     def __init__(
         self, model: Mapping[str, Tensor], report: LoadReport, grids: Sequence[Grid], allow_partial: Sequence[str]
     ) -> None:
         self.model, self.report, self.grids, self.allow_partial = model, report, grids, allow_partial
-        # Tensors that keep the file from fitting the model, by what is wrong with them.
+        # Kind of mismatch → tensors that keep the file from fitting the model.
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.prefix = TRUNK_PREFIX if any(name.startswith(TRUNK_PREFIX) for name in model) else ""
         self.from_trunk = False
 
     def align(self, translation: Translation) -> dict[str, Tensor]:
-        """Bring a trunk's tensors to a detector, and a detector's to a trunk."""
+        """Rename a trunk's tensors for a detector, and select a detector's for a trunk."""
         tensors = translation.tensors
         if self.prefix and not translation.is_detector:
             self.from_trunk = True
@@ -153,56 +155,56 @@ class _Matcher:
         return dict(tensors)
 
     def choose(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take the tensors that fit, resizing position embeddings."""
+        """Select the tensors that fit, after resizing position embeddings."""
         chosen = {}
         for name in (name for name in self.model if name in found):
-            value, wanted = self._fit_position(name, found[name]), self.model[name]
-            fits = value.shape == wanted.shape
-            if fits and (value.is_floating_point() or not wanted.is_floating_point()):
+            value, expected = self._fit_position(name, found[name]), self.model[name]
+            fits = value.shape == expected.shape
+            if fits and (value.is_floating_point() or not expected.is_floating_point()):
                 chosen[name] = value
-            elif not fits and (label := _other_classes(name, value, wanted)):
-                self._put(self.report.new, f"{label} ({len(wanted)} outputs, {len(value)} in the file)", name)
+            elif not fits and (label := _class_layer(name, value, expected)):
+                self._add(self.report.new, f"{label} ({len(expected)} outputs, {len(value)} in the file)", name)
             elif self._is_allowed(name):
-                self._put(self.report.new, _ALLOWED, name)
+                self._add(self.report.new, _ALLOWED, name)
             elif fits:
-                self.faults["without fractions"].append(f"{name} is {_type(value)}, the model's {_type(wanted)}")
+                self.faults["with an integer dtype"].append(f"{name} is {_type(value)}, expected {_type(expected)}")
             else:
-                self.faults["of another shape"].append(f"{name} is {_shape(value)}, the model's {_shape(wanted)}")
+                self.faults["with a different shape"].append(f"{name} is {_shape(value)}, expected {_shape(expected)}")
         return chosen
 
     def account_for_missing(self, found: Mapping[str, Tensor]) -> None:
-        """Sort what the model has and the file has not into exceptions and faults."""
+        """Sort the tensors that the file lacks into exceptions and faults."""
         exceptions = _COUNTERS | (_FOLDED if self._is_folded(found) else {})
         for name in (name for name in self.model if name not in found):
             if label := _label(exceptions, name):
-                self._put(self.report.defaults, label, name)
+                self._add(self.report.defaults, label, name)
             elif self.from_trunk and not name.startswith(self.prefix):
-                self._put(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
+                self._add(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
             elif self._is_allowed(name):
-                self._put(self.report.new, _ALLOWED, name)
+                self._add(self.report.new, _ALLOWED, name)
             else:
                 self.faults["missing"].append(name)
 
     def account_for_unexpected(self, found: Mapping[str, Tensor], unknown: Mapping[str, Tensor]) -> None:
-        """Sort what the file has and the model has not into exceptions and faults."""
+        """Sort the tensors that the model lacks into exceptions and faults."""
         for name in (name for name in [*found, *unknown] if name not in self.model):
             label = _label(_BOOKKEEPING, name)
             if self.prefix + "head.weight" not in self.model and name.startswith(self.prefix):
                 label = label or _label(_CLASSIFIER_ONLY, name.removeprefix(self.prefix))
             if label and name in found:
-                self._put(self.report.dropped, label, name)
+                self._add(self.report.dropped, label, name)
             elif self._is_allowed(name):
-                self._put(self.report.dropped, _ALLOWED, name)
+                self._add(self.report.dropped, _ALLOWED, name)
             else:
                 self.faults["unexpected"].append(name)
 
     def _fit_position(self, name: str, value: Tensor) -> Tensor:
-        found, wanted = _POSITION.fullmatch(name), self.model[name]
-        if found is None or value.shape == wanted.shape:
+        found, expected = _POSITION.fullmatch(name), self.model[name]
+        if found is None or value.shape == expected.shape:
             return value
         stage = int(found[1])
         grid = self.grids[stage - 1] if self.grids else None
-        fitted = _fit_position(value, wanted, stage, grid, needs_slot=self.prefix + "cls_token" in self.model)
+        fitted = _fit_position(value, expected, stage, grid, needs_slot=self.prefix + "cls_token" in self.model)
         if fitted is None:
             return value
         change = f"{value.shape[1]} to {fitted.shape[1]} positions"
@@ -211,7 +213,8 @@ class _Matcher:
         return fitted
 
     def _is_folded(self, found: Mapping[str, Tensor]) -> bool:
-        # FrozenBatchNorm2d, which starts as the identity, counts no batches; a BatchNorm2d would train on.
+        # FrozenBatchNorm2d has no batch counter and starts as the identity, which suits folded statistics. BatchNorm2d
+        # would continue to train them.
         frozen = not any(name.endswith(".num_batches_tracked") for name in self.model)
         return frozen and not any(name.endswith("running_var") for name in found)
 
@@ -219,7 +222,7 @@ class _Matcher:
         return any(fnmatchcase(name, pattern) for pattern in self.allow_partial)
 
     @staticmethod
-    def _put(groups: dict[str, list[str]], label: str, name: str) -> None:
+    def _add(groups: dict[str, list[str]], label: str, name: str) -> None:
         groups.setdefault(label, []).append(name)
 
 
@@ -227,9 +230,9 @@ def _label(table: Mapping[str, str], name: str) -> str | None:
     return next((label for label, pattern in table.items() if re.fullmatch(pattern, name)), None)
 
 
-def _other_classes(name: str, value: Tensor, wanted: Tensor) -> str | None:
-    """The label of a layer whose shape differs in its number of outputs alone, which follows the number of classes."""
-    return _label(_CLASS_LAYERS, name) if value.dim() and value.shape[1:] == wanted.shape[1:] else None
+def _class_layer(name: str, value: Tensor, expected: Tensor) -> str | None:
+    """Return a layer's label if only its number of outputs, which depends on the classes, differs."""
+    return _label(_CLASS_LAYERS, name) if value.dim() and value.shape[1:] == expected.shape[1:] else None
 
 
 def _shape(tensor: Tensor) -> str:
@@ -241,23 +244,23 @@ def _type(tensor: Tensor) -> str:
 
 
 def _explain(translation: Translation, model: Mapping[str, Tensor], faults: Mapping[str, Sequence[str]]) -> str:
-    here, there = _identify(translation.tensors), _identify(model)
-    hint = f"this file is a {here}, the model is {there}; " if here and there and here != there else ""
-    kinds = ("missing", "unexpected", "of another shape", "without fractions")
-    told = "; ".join(
+    ours, theirs = _identify(model), _identify(translation.tensors)
+    hint = f"this file is a {theirs}, the model is {ours}; " if ours and theirs and ours != theirs else ""
+    kinds = ("missing", "unexpected", "with a different shape", "with an integer dtype")
+    details = "; ".join(
         f"{len(faults[kind])} {kind}: {', '.join(faults[kind][:10])}{', …' if len(faults[kind]) > 10 else ''}"
         for kind in kinds
         if kind in faults
     )
     total = len(translation.tensors) + len(translation.unknown)
     return (
-        f"{translation.source} ({translation.dialect}, {total} tensors) does not fit the model: {hint}{told}. "
-        "Choose the model and file that belong together, or name what may differ with --allow-partial PATTERN"
+        f"{translation.source} ({translation.dialect}, {total} tensors) does not fit the model: {hint}{details}. "
+        "Use a file that matches the model, or name the tensors that may differ with --allow-partial PATTERN."
     )
 
 
 def _identify(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name the variant that tensors under this package's names belong to; None if it is none that is known."""
+    """Return the name of the variant that the tensors belong to, or None if it is unknown."""
     local = {name.removeprefix(TRUNK_PREFIX): tensor for name, tensor in tensors.items()}
     if "stem.conv1.weight" in local:
         name = _RESNETS.get(_depths(local, r"res([2-5])\.(\d+)\.conv1\.weight"))
@@ -279,27 +282,27 @@ def _depths(names: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
     return tuple(count[stage] for stage in sorted(count))
 
 
-def _fit_position(table: Tensor, wanted: Tensor, stage: int, grid: Grid | None, needs_slot: bool) -> Tensor | None:
-    """Resize a file's position embeddings to a model's, bilinearly; the class token's slot stays as it is.
+def _fit_position(table: Tensor, expected: Tensor, stage: int, grid: Grid | None, needs_slot: bool) -> Tensor | None:
+    """Resize position embeddings bilinearly to the model's size, except the slot of the class token.
 
     Args:
-        table: The file's, `1×L×C`, made for a square image. In stage 4 the class token's slot comes first, or is left
-            out, as MMDetection does.
-        wanted: The model's, `1×L'×C`. In stage 4 the slot comes first.
-        stage: 1 … 4.
-        grid: Height and width in tokens of the model's; square if None.
-        needs_slot: Whether the model has a class token, so that the slot may not be made up.
+        table: Position embeddings of the file, `1×L×C`, for a square image. In stage 4 they start with the slot of the
+            class token, which MMDetection omits.
+        expected: Position embeddings of the model, `1×L'×C`. In stage 4 they start with the slot.
+        stage: Stage of the trunk, 1 to 4.
+        grid: Height and width of the model's position embeddings in tokens. If None, they are square.
+        needs_slot: Whether the model has a class token, so that a missing slot cannot be filled with zeros.
 
     Returns:
-        `1×L'×C`, or None where the file's embeddings cannot be made to fit.
+        Resized position embeddings, `1×L'×C`, or None if the file's cannot be resized to fit.
     """
-    if table.dim() != 3 or table.shape[::2] != wanted.shape[::2]:
+    if table.dim() != 3 or table.shape[::2] != expected.shape[::2]:
         return None
     slots = 1 if stage == 4 else 0
     slot, tokens = table[:, :slots], table[:, slots:]
     if slots and _side(tokens) is None and not needs_slot:
         slot, tokens = table.new_zeros(table[:, :1].shape), table
-    old, new = _side(tokens), grid or _side(wanted[:, slots:])
+    old, new = _side(tokens), grid or _side(expected[:, slots:])
     if old is None or new is None:
         return None
     return torch.cat([slot, resize_position(tokens, old, new)], dim=1)

@@ -1,4 +1,4 @@
-"""From what a user writes to a file on this machine."""
+"""Resolve a weight source, such as a path, catalog name or URL, to a local file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ _RESNETS = ("resnet18", "resnet50", "resnet101")
 
 
 def locate(source: str | Path, fetch: Callable[[Remote], Path] = fetch) -> Path:
-    """Turn a source into a path, fetching the file where it is not here yet.
+    """Return the local path of a weight source, downloading the file if it is not cached.
 
     Args:
-        source: One of: a path; a name of the catalog, `pvt://pvt_small` or just `pvt_small`; `https://…`, with
-            `#sha256=…` at its end to have that checked; `hf://owner/repository` or `hf://owner/repository/file`;
-            `torchvision://resnet50`; `detectron2://ImageNetPretrained/MSRA/R-50.pkl`. `http://…` needs the hash.
-        fetch: Brings a remote file here.
+        source: One of the following: a path; a catalog name, as `pvt://pvt_small` or `pvt_small`; `https://…`,
+            optionally followed by `#sha256=…` to verify the file; `http://…#sha256=…`, where the hash is required;
+            `hf://owner/repository` or `hf://owner/repository/file`; `torchvision://resnet50`;
+            `detectron2://ImageNetPretrained/MSRA/R-50.pkl`.
+        fetch: Function that downloads a remote file and returns its local path.
 
     Returns:
         Path of the file.
 
     Raises:
-        CheckpointError: If there is no such file, name or scheme, or it cannot be fetched.
+        CheckpointError: If the file, name or scheme does not exist, or the file cannot be downloaded.
     """
     text = str(source)
     path = Path(source).expanduser()
@@ -42,35 +43,36 @@ def locate(source: str | Path, fetch: Callable[[Remote], Path] = fetch) -> Path:
         if text in CATALOG:
             return fetch(CATALOG[text])
         if fault != ABSENT:
-            raise CheckpointError(f"{path} {fault}; give the file of weights itself")
-        raise CheckpointError(_unknown(text, "no such file, and no such name in the catalog"))
+            raise CheckpointError(f"{path} {fault}. Expected a weight file.")
+        raise CheckpointError(_unknown(text, "not an existing file or a name in the catalog"))
     if scheme not in _SCHEMES:
-        raise CheckpointError(f"{text}: unknown scheme {scheme!r}; known are {', '.join(f'{s}://' for s in _SCHEMES)}")
+        known = ", ".join(f"{s}://" for s in _SCHEMES)
+        raise CheckpointError(f"{text}: unknown scheme {scheme!r}. Expected one of {known}.")
     return fetch(_SCHEMES[scheme](text, rest))
 
 
 def _catalog(text: str, name: str) -> Remote:
     if name not in CATALOG:
-        raise CheckpointError(_unknown(name, "no such name in the catalog"))
+        raise CheckpointError(_unknown(name, "not a name in the catalog"))
     return CATALOG[name]
 
 
 def _torchvision(text: str, name: str) -> Remote:
     if name not in _RESNETS:
-        raise CheckpointError(f"{text}: known are {', '.join(f'torchvision://{n}' for n in _RESNETS)}")
+        raise CheckpointError(f"{text}: expected one of {', '.join(f'torchvision://{n}' for n in _RESNETS)}.")
     return CATALOG[name]
 
 
 def _hub(text: str, rest: str) -> Remote:
     owner_and_name, file = "/".join(rest.split("/")[:2]), "/".join(rest.split("/")[2:])
     if "/" not in owner_and_name or not _is_plain(rest):
-        raise CheckpointError(f"{text}: expected hf://owner/repository or hf://owner/repository/file")
+        raise CheckpointError(f"{text}: expected hf://owner/repository or hf://owner/repository/file.")
     return hub_file(owner_and_name, file) if file else hub_file(owner_and_name)
 
 
 def _detectron2(text: str, rest: str) -> Remote:
     if not _is_plain(rest):
-        raise CheckpointError(f"{text}: expected a path such as detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+        raise CheckpointError(f"{text}: expected a path such as detectron2://ImageNetPretrained/MSRA/R-50.pkl.")
     return detectron2_file(rest)
 
 
@@ -79,12 +81,12 @@ def _url(text: str, rest: str) -> Remote:
     digest = ""
     if fragment:
         if not (found := re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)):
-            raise CheckpointError(f"{text}: after '#', expected sha256= and 64 hex digits")
+            raise CheckpointError(f"{text}: expected sha256= and 64 hex digits after '#'.")
         digest = found[1].lower()
     name = Path(urlsplit(url).path).name
     if not name or not _is_plain(name):
-        raise CheckpointError(f"{text}: the address does not end in a file name")
-    # Many addresses end in the same name, such as model.safetensors.
+        raise CheckpointError(f"{text}: the URL does not end in a file name.")
+    # Many URLs end in the same file name, such as model.safetensors.
     return Remote(url, f"urls/{hashlib.sha256(url.encode()).hexdigest()[:8]}/{name}", digest)
 
 
@@ -102,6 +104,7 @@ def _is_plain(path: str) -> bool:
     return all(re.fullmatch(r"(?!\.+$)[\w.+=@-]+", part) for part in path.split("/"))
 
 
-def _unknown(name: str, where: str) -> str:
+def _unknown(name: str, problem: str) -> str:
     hint = did_you_mean(name, CATALOG)
-    return f"{name}: {where}.{hint} Names are {', '.join(CLASSIFIERS)} and others, see pvt_det/weights/catalog.py"
+    names = ", ".join(CLASSIFIERS)
+    return f"{name}: {problem}.{hint} Expected one of {names} or another name in pvt_det/weights/catalog.py."

@@ -1,4 +1,4 @@
-"""Recognise the layout of a checkpoint from its keys, and bring it into the layout of this package."""
+"""Recognize the key layout of a checkpoint and convert it to the layout of this package."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pvt_det.errors import CheckpointError
 from pvt_det.utils.text import listed
 from pvt_det.weights.dialects import DETECTORS, TRUNKS, Rule
 
-# What the keys of a detector's trunk begin with.
+# Prefix of the keys of a detector's trunk.
 TRUNK_PREFIX = "backbone.bottom_up."
-# Left by nn.DataParallel, DistributedDataParallel and torch.compile.
+# Prefixes added by nn.DataParallel, DistributedDataParallel and torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
-# RetinaNet has three aspect ratios and three sizes at every place, in the papers and in both code bases.
+# RetinaNet has three aspect ratios and three sizes per location, in the paper and in both code bases.
 _RATIOS, _SIZES = 3, 3
 
 
@@ -26,12 +26,12 @@ class Translation:
     """Tensors under the names of this package.
 
     Attributes:
-        source: Where they are from, for messages.
-        dialect: Name of the layout they came in.
-        tensors: Translated tensors by name.
-        unknown: Keys of the source that no rule fits.
-        is_detector: Whether the names are a detector's (`backbone.bottom_up.…`) or a bare trunk's.
-        note: The dialect's.
+        source: Where the tensors come from, for messages.
+        dialect: Name of the layout that they had.
+        tensors: Translated tensors by their new name.
+        unknown: Tensors that no rule matches, by their name in the source.
+        is_detector: Whether the tensors are a detector's (`backbone.bottom_up.…`) rather than a bare trunk's.
+        note: The note of the dialect: how the code that produced the weights differs.
     """
 
     source: str
@@ -43,11 +43,14 @@ class Translation:
 
 
 def translate(tensors: Mapping[str, Tensor], source: str) -> Translation:
-    """Recognise the layout of a checkpoint's tensors from their keys, and rename them.
+    """Recognize the layout of a checkpoint's tensors from their keys and rename them.
 
     Args:
-        tensors: By name, as `read_checkpoint` returns them.
-        source: Where they are from, for messages.
+        tensors: Tensors by name, as `read_checkpoint` returns them.
+        source: Where the tensors come from, for messages.
+
+    Returns:
+        The renamed tensors, and those that no rule of the layout matches.
 
     Raises:
         CheckpointError: If the layout is unknown.
@@ -59,12 +62,12 @@ def translate(tensors: Mapping[str, Tensor], source: str) -> Translation:
     trunk = _translate_trunk(inside, source)
     if trunk is None:
         raise CheckpointError(
-            f"{source}: its {len(tensors)} tensors are in no known layout of PVT or ResNet weights (first keys: "
-            f"{', '.join(list(tensors)[:5])}); check that it is the right file"
+            f"{source}: its {len(tensors)} tensors match no known layout of PVT or ResNet weights (first keys: "
+            f"{', '.join(list(tensors)[:5])}). Check that it is the right file."
         )
     if detector is None:
         return trunk
-    # Detectron2's FPN keys begin with `backbone.` too, but not with the trunk's prefix.
+    # Detectron2's FPN keys also begin with `backbone.`, but not with the trunk's prefix.
     done, unknown = _apply(detector.rules, {k: v for k, v in unwrapped.items() if not k.startswith(prefix)})
     done |= {TRUNK_PREFIX + k: v for k, v in trunk.tensors.items()}
     unknown |= {prefix + k: v for k, v in trunk.unknown.items()}
@@ -72,22 +75,25 @@ def translate(tensors: Mapping[str, Tensor], source: str) -> Translation:
 
 
 def rename(tensors: Mapping[str, Tensor], source: str, *, published: bool = False) -> dict[str, Tensor]:
-    """Rename the tensors of a classifier, trunk or detector in any known layout, all of them.
+    """Rename all tensors of a classifier, trunk or detector in any known layout.
 
     Args:
-        tensors: By name, as `read_checkpoint` gives them.
-        source: Where they are from, for messages.
-        published: Whether to give a trunk's published names, and of a detector its trunk alone; otherwise this
-            package's names.
+        tensors: Tensors by name, as `read_checkpoint` returns them.
+        source: Where the tensors come from, for messages.
+        published: Whether to use the published names of a trunk, and to return only the trunk of a detector. By
+            default, this package's names are used.
+
+    Returns:
+        Tensors by their new name.
 
     Raises:
-        CheckpointError: If the layout is unknown, or it has names that none of its rules knows.
+        CheckpointError: If the layout is unknown, or a name does not belong to it.
     """
     translation = translate(tensors, source)
     if translation.unknown:
         raise CheckpointError(
-            f"{source}: {listed(list(translation.unknown), 10)}: not in weights of the layout {translation.dialect}; "
-            "check that it is the right file, of one model alone"
+            f"{source}: {listed(list(translation.unknown), 10)}: not part of the layout {translation.dialect}. "
+            "Check that it is the right file and holds a single model."
         )
     ours = translation.tensors
     trunk = {name.removeprefix(TRUNK_PREFIX): t for name, t in ours.items() if name.startswith(TRUNK_PREFIX)}
@@ -116,7 +122,7 @@ def _has(marker: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _apply(rules: tuple[Rule, ...], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rename; returns the renamed tensors, and those that no rule fits or whose counterpart is not there."""
+    """Return the renamed tensors, and those that match no rule or whose counterpart is missing."""
     joined: dict[tuple[Rule, tuple[str, ...]], dict[int, str]] = {}
     unknown = {}
     for key in tensors:
@@ -137,7 +143,7 @@ def _apply(rules: tuple[Rule, ...], tensors: Mapping[str, Tensor]) -> tuple[dict
 
 
 def _change(op: str, parts: list[Tensor], wanted: int) -> list[Tensor] | None:
-    """Change the numbers; None where parts are lacking, or have shapes that no layer has."""
+    """Apply an operation; None if a part is missing or has a shape that does not fit."""
     try:
         return OPS[op](parts) if len(parts) == wanted else None
     except (IndexError, RuntimeError):
@@ -156,27 +162,27 @@ def _fill(template: str, match: re.Match[str]) -> str:
 
 
 def _concat(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Stack along the output channels: key and value become `kv`."""
+    """Concatenate along the output channels, as in key and value to `kv`."""
     return [torch.cat(list(parts))]
 
 
 def _split_q_kv(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Take `nn.MultiheadAttention`'s fused projection `3C×…` apart into query `C×…` and key-and-value `2C×…`."""
+    """Split `nn.MultiheadAttention`'s fused projection `3C×…` into query `C×…` and key-value `2C×…`."""
     channels = parts[0].shape[0] // 3
     return [parts[0][:channels], parts[0][channels:]]
 
 
 def _conv_to_linear(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Drop the two spatial axes of a 1×1 convolution's weight; a bias stays as it is."""
+    """Remove the two spatial axes of a 1×1 convolution's weight; a bias is unchanged."""
     return [part.flatten(1) if part.dim() == 4 and part.shape[2:] == (1, 1) else part for part in parts]
 
 
 def _ratio_major_to_size_major(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Reorder output channels from (ratio, size, …) as MMDetection has them to (size, ratio, …) of Detectron2."""
+    """Reorder output channels from MMDetection's (ratio, size, …) to Detectron2's (size, ratio, …)."""
     return [part.unflatten(0, (_RATIOS, _SIZES, -1)).transpose(0, 1).flatten(0, 2) for part in parts]
 
 
-# The parts come in the order of a rule's sources, the results in the order of its targets.
+# Each operation takes parts in the order of a rule's sources and returns results in the order of its targets.
 OPS: dict[str, Callable[[Sequence[Tensor]], list[Tensor]]] = {
     "same": list,
     "concat": _concat,

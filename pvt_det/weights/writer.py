@@ -1,4 +1,4 @@
-"""Write weight files, each of them whole or not at all."""
+"""Write weight files atomically."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
     """Write tensors to a `.safetensors` file, atomically, with a checksum that `read_checkpoint` verifies.
 
     Args:
-        path: The file; its folder is made where missing.
-        tensors: Tensors by name, on any device; written contiguous.
-        metadata: Text about the file, for its header.
+        path: The file. Missing parent folders are created.
+        tensors: Tensors by name, on any device. They are written as contiguous tensors.
+        metadata: Strings that describe the file, written to its header.
 
     Raises:
         CheckpointError: If the file cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # An empty entry, so that both headers are alike but for its value.
+    # The empty entry makes both headers identical except for its value.
     digest = safetensors_digest(io.BytesIO(safetensors.torch.save(plain, {**metadata, DIGEST_KEY: ""})))
     _write(Path(path), safetensors.torch.save(plain, {**metadata, DIGEST_KEY: digest}))
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a `.pth` file, atomically: tensors by name, the published layout, or those under "model", Detectron2's.
+    """Write tensors to a `.pth` file, atomically.
 
     Args:
-        path: The file; its folder is made where missing.
-        content: Tensors, or dictionaries of tensors, by name.
+        path: The file. Missing parent folders are created.
+        content: Tensors by name, as in the published layout, or a dictionary of them under "model", as in Detectron2's.
 
     Raises:
         CheckpointError: If the file cannot be written.
@@ -49,7 +49,7 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def _detached(content: Mapping[str, Any]) -> dict[str, Any]:
-    # Copies, so that a view does not bring the whole memory behind it into the file.
+    # Cloned because torch.save would write the whole storage behind a view.
     return {
         name: value.detach().cpu().clone() if isinstance(value, Tensor) else _detached(value)
         for name, value in content.items()
@@ -61,4 +61,4 @@ def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}).") from error

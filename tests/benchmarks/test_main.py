@@ -55,5 +55,5 @@ def test_a_wrong_option_is_named(words, error, message):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work():
-    with pytest.raises(ConfigError, match=r"^folder /proc/absent\S* cannot be made: "):
+    with pytest.raises(ConfigError, match=r"^folder /proc/absent\S* cannot be created: "):
         main(["mapper", "--data", "absent", "--json", "/proc/absent/found.json"])

@@ -65,7 +65,7 @@ def test_dumped_config_loads_unchanged(tmp_path):
         ("lr: fast", r"lr = 'fast': expected a number"),
         ("compile: 1", r"compile = 1: expected true or false"),
         ("model: [pvt_small]", r"model = \['pvt_small'\]: expected a string"),
-        ("epochs: 3\nepochs: 4", r"line 3: epochs stands twice, first in line 2"),
+        ("epochs: 3\nepochs: 4", r"line 3: epochs appears twice, first in line 2"),
         ("- epochs", r"expected lines such as `epochs: 300`"),
         ("epochs: !!python/object/apply:os.getcwd []", r"line 2: tag .*os.getcwd is refused"),
         ("epochs: &a {x: 1}\nlr: *a", r"line 3: alias \*a is refused"),

@@ -77,7 +77,7 @@ def test_mmdetections_detector_becomes_ours_and_its_trunk_the_published_one(
 def test_a_classifier_is_no_detector(repo_root: Path, tmp_path: Path) -> None:
     torch.save(create_model("pvt_tiny").state_dict(), tmp_path / "a.pth")
     config = repo_root / "configs/retinanet_pvt_tiny.yaml"
-    with pytest.raises(CheckpointError, match="untrained: fpn, head; give weights of a whole model"):
+    with pytest.raises(CheckpointError, match=r"untrained: fpn, head\. Use the weights of a whole model"):
         run(tmp_path / "a.pth", "--config-file", config, "--output", tmp_path / "b.pth")
     assert not (tmp_path / "b.pth").exists()
 

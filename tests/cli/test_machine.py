@@ -104,7 +104,7 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch):
 def test_weights_and_data_sets_that_are_here(monkeypatch, tmp_path):
     monkeypatch.setenv("PVT_DET_CACHE", str(tmp_path))
     assert "none in" in doctor.weights().found
-    place = Path(tmp_path / doctor.CATALOG["pvt_tiny"].place)
+    place = Path(tmp_path / doctor.CATALOG["pvt_tiny"].cache_path)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"x" * 2**20)
     assert doctor.weights().found == f"pvt_tiny in {tmp_path}, 1 MiB"

@@ -308,8 +308,8 @@ def test_F31_json_that_is_no_file(refused, tiny_set):
     """A pipe or device would be read for ever, and a name that is too long is no bug of ours."""
     os.mkfifo(tiny_set.folder / "pipe.json")
     for path, reason in (
-        (tiny_set.folder / "pipe.json", "is no regular file"),
-        ("/dev/zero", "is no regular file"),
+        (tiny_set.folder / "pipe.json", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
         (tiny_set.folder, "is a folder"),
         ("x" * 300, "File name too long"),
     ):

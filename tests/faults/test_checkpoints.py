@@ -110,8 +110,8 @@ def trunk():
 @pytest.mark.parametrize("fault", ["no key matches", "wrong prefix", "other architecture"])
 def test_F35_weights_of_something_else(refused, trunk, tmp_path, fault):
     content, reason = {
-        "no key matches": ({"encoder.0.weight": torch.zeros(2)}, "in no known layout"),
-        "wrong prefix": ({f"net.{name}": value for name, value in trunk.items()}, "in no known layout"),
+        "no key matches": ({"encoder.0.weight": torch.zeros(2)}, "match no known layout"),
+        "wrong prefix": ({f"net.{name}": value for name, value in trunk.items()}, "match no known layout"),
         "other architecture": (
             create_model("pvt_v2_b1", num_classes=0).state_dict(),
             "this file is a pvt_v2_b1, the model is pvt_v2_b0",
@@ -126,10 +126,10 @@ def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.pth")
     signed = f"https://127.0.0.1:9/{'x' * 300}.pth"
     for source, reason in (
-        (tmp_path / "pipe.pth", "is no regular file"),
+        (tmp_path / "pipe.pth", "is not a regular file"),
         (tmp_path, "is a folder"),
         ("x" * 300 + ".pth", "File name too long"),
-        (f"https://{'x' * 70}/a.pth", "cannot be fetched"),  # no host can have such a name
+        (f"https://{'x' * 70}/a.pth", "cannot be downloaded"),  # no host can have such a name
     ):
         refused(4, str(source), reason, MODEL__WEIGHTS=source)
     evaluation = {"val": True, "MODEL__RETINANET__NUM_CLASSES": 4, "MODEL__WEIGHTS": signed}
@@ -141,7 +141,7 @@ def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (torch.zeros(1).expand(10**6, 10**6), "one of 4,000,000,000,000 bytes, more than are in the file"),
+        (torch.zeros(1).expand(10**6, 10**6), "a tensor of 4,000,000,000,000 bytes, more than the file holds"),
         (torch.zeros(3, dtype=torch.complex64), "torch.complex64"),
         (torch.zeros(3).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
         (torch.zeros(3).to_sparse(), "torch.sparse_coo"),
@@ -159,7 +159,7 @@ def test_F35_tensors_that_are_no_weights(tmp_path, tensor, reason):
 
 
 def test_F35_names_that_hide_or_replace_others(tmp_path):
-    for names, reason in ((["a\x1b[2K\nb"], r"'a\\x1b\[2K\\nb'"), ([1, "1"], "two of its entries are called 1")):
+    for names, reason in ((["a\x1b[2K\nb"], r"'a\\x1b\[2K\\nb'"), ([1, "1"], "two entries are named 1")):
         torch.save({**TENSORS, **{name: torch.zeros(3) for name in names}}, tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match=rf"x\.pth: .*{reason}"):
             read_tensors(tmp_path / "x.pth")
@@ -186,8 +186,8 @@ def test_F35_broken_file_without_advice_to_read_it_unsafely(tmp_path):
 @pytest.mark.parametrize(
     ("change", "code", "reason"),
     [
-        (lambda weight: weight.int(), 4, "is int32, the model's float32"),
-        (lambda weight: weight.sum(), 4, r"is (), the model's (32, 3, 7, 7)"),
+        (lambda weight: weight.int(), 4, "is int32, expected float32"),
+        (lambda weight: weight.sum(), 4, r"is (), expected (32, 3, 7, 7)"),
         (lambda weight: weight.double() * 1e300, 5, "NaN or infinity in 1 tensors"),
     ],
     ids=["integers", "one number", "too large for float32"],
@@ -299,7 +299,7 @@ def test_F43_a_disk_that_fills_while_writing_leaves_no_partial_file(store):
 
 def test_F43_folder_that_cannot_be_written(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(2, str(tmp_path / "file"), "Name another folder", output=tmp_path / "file/run")
+    refused(2, str(tmp_path / "file"), "Choose another output folder", output=tmp_path / "file/run")
 
 
 def test_mutated_files_are_refused_or_read_without_an_untold_change(tmp_path):

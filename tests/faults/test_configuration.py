@@ -34,7 +34,7 @@ def refused_text(refused, tmp_path):
         ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "negative"]),
         ('MODEL: {WEIGHTS: "a\\ud800"}', ["MODEL.WEIGHTS", "Unicode"]),
         ('OUTPUT_DIR: "a\\0"', ["OUTPUT_DIR", "zero bytes"]),
-        ("MODEL:\n  MASK_ON: false\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL stands twice"]),
+        ("MODEL:\n  MASK_ON: false\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL appears twice"]),
     ],
     ids=["unknown key", "wrong type", "null", "negative", "no Unicode", "zero byte", "duplicate section"],
 )
@@ -61,9 +61,9 @@ def test_F09_config_that_is_no_file(refused, tmp_path):
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "base.yaml").write_text("_BASE_: pipe.yaml\n")
     for name, parts in (
-        ("pipe.yaml", ["pipe.yaml", "is no regular file"]),
+        ("pipe.yaml", ["pipe.yaml", "is not a regular file"]),
         ("folder.yaml", ["folder.yaml", "is a folder"]),
-        ("base.yaml", ["pipe.yaml (named by _BASE_ in", "is no regular file"]),
+        ("base.yaml", ["pipe.yaml (named by _BASE_ in", "is not a regular file"]),
         ("x" * 300 + ".yaml", ["File name too long"]),
     ):
         refused(2, *parts, options=("--config-file", tmp_path / name))

@@ -141,7 +141,7 @@ def test_F11_classification_reads_neither_postscript_nor_bombs_nor_pipes(tmp_pat
     with pytest.raises(BrokenImageError, match="12000x12000 is too large"):
         decode_rgb(bomb)
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(OSError, match=r"pipe\.jpg is no regular file"):
+    with pytest.raises(OSError, match=r"pipe\.jpg is not a regular file"):
         FileImages(tmp_path, ["pipe.jpg"], [0], ["a"]).read(0)
 
 

@@ -111,7 +111,7 @@ def test_F42_sigterm_before_the_first_step(command, monkeypatch, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     ending = command(**THREE)
     assert ending.code == 75
-    assert ending.error.startswith("stopped: by SIGTERM, before there was anything new to save. Go on with: ")
+    assert ending.error.startswith("stopped: by SIGTERM, before there was anything new to save. Resume with: ")
     assert signal.getsignal(signal.SIGTERM) is before
     assert not list((tmp_path / "run").glob("*.pth"))
 

@@ -27,7 +27,7 @@ from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Video, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.structures.masks import RunLengthMasks
-from pvt_det.utils.visualizer import class_colours, draw_labels
+from pvt_det.utils.visualizer import class_colors, draw_labels
 from pvt_det.weights import load_pretrained
 from tests.command_line import run_command
 
@@ -106,7 +106,7 @@ def test_pipes_and_broken_links_are_reported(run, tmp_path, given):
     (tmp_path / "in/z.png").symlink_to(tmp_path / "nowhere.png")
     errors, results, _, printed = run(tmp_path / given)
     assert len(results) == 1
-    reasons = {"pipe.jpg": "is no regular file", "pipe.mp4": "is no regular file", "z.png": "does not exist"}
+    reasons = {"pipe.jpg": "is not a regular file", "pipe.mp4": "is not a regular file", "z.png": "does not exist"}
     assert len(errors) == len(reasons)
     for error, (name, reason) in zip(errors, reasons.items(), strict=True):
         assert name in error
@@ -250,7 +250,7 @@ def test_predict_command_reports_unreadable_files(untrained_run, shapes, tmp_pat
     for near in ("stra", "STAR"):
         with pytest.raises(ConfigError, match=rf"--classes {near}: .*Did you mean star"):
             run_command("predict", [*words, "--classes", near])
-    with pytest.raises(ConfigError, match=r"damaged\.png cannot be made: a file is in its place\. Name another folder"):
+    with pytest.raises(ConfigError, match=r"damaged\.png cannot be created: a file is in the way\. Choose another"):
         run_command("predict", [*words, "--output", str(tmp_path / "damaged.png")])
     with pytest.raises(ConfigError, match=r"Device cuda:99 is not available: PyTorch can use .*GPU"):
         run_command("predict", [*words, "--device", "cuda:99"])
@@ -358,5 +358,5 @@ def test_class_has_the_same_color_in_every_drawing():
     labels = np.full((64, 96), 255, np.uint8)
     labels[:32] = 4
     drawn = draw_labels(picture(), labels, ("a", "b", "c", "d", "e"), 96)
-    assert drawn[4, 4].tolist() == pytest.approx(class_colours()[4] / 2, abs=2)
+    assert drawn[4, 4].tolist() == pytest.approx(class_colors()[4] / 2, abs=2)
     assert drawn[60, 4].max() == 0

@@ -154,11 +154,11 @@ def test_yolo_without_class_names_or_images(tmp_path):
         ("data.yaml", b"names: [caf\xe9]\n", "not a text file in UTF-8"),
         ("data.yaml", b"names: " + b"[" * 5000, "nested too deep"),
         ("data.yaml", b"a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", r"line 3: alias \*b is refused"),
-        ("data.yaml", b"a: &a [" + b"x, " * 9000 + b"]\nnames: [*a, *a]\n", "line 2: aliases stand for more than"),
+        ("data.yaml", b"a: &a [" + b"x, " * 9000 + b"]\nnames: [*a, *a]\n", "line 2: aliases expand to more than"),
         ("data.yaml", b"names: [cat, [dog]]\n", r"class 1 is \['dog'\]. Expected a name. Put it in quotes"),
         ("data.yaml", b"names: {0: cat, 1: null}\n", "class 1 is None"),
         ("data.yaml", b"names: [yes]\n", "class 0 is True"),
-        ("data.yaml", b"names: [cat]\nnames: [dog]\n", "line 2: names stands twice"),
+        ("data.yaml", b"names: [cat]\nnames: [dog]\n", "line 2: names appears twice"),
     ],
 )
 def test_unreadable_yolo_class_names(tmp_path, file, content, message):

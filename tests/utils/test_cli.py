@@ -1,4 +1,4 @@
-"""Exit codes, one-line messages, suggestions, the folder lock and the random states."""
+"""Exit codes, one-line messages, suggestions, the folder lock and random states."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 from pvt_det import errors
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.lock import FolderLock
-from pvt_det.utils.rng import random_state, random_state_kept, seed_all, set_random_state
+from pvt_det.utils.rng import preserve_random_state, random_state, seed_all, set_random_state
 
 
 @pytest.mark.parametrize("error", errors.PvtDetError.__subclasses__())
-def test_a_users_mistake_is_one_line_and_its_exit_code(error, capsys):
+def test_user_error_prints_one_line_and_returns_exit_code(error, capsys):
     def main():
         raise error("a.json: broken.")
 
@@ -29,7 +29,7 @@ def test_a_users_mistake_is_one_line_and_its_exit_code(error, capsys):
     assert capsys.readouterr().err == f"{kind}: a.json: broken.\n"
 
 
-def test_ctrl_c_before_training_and_success(capsys):
+def test_exit_codes_of_ctrl_c_and_success(capsys):
     def interrupted():
         raise KeyboardInterrupt
 
@@ -39,7 +39,7 @@ def test_ctrl_c_before_training_and_success(capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
-def test_a_folder_that_cannot_be_used_is_a_users_error(number, capsys):
+def test_unusable_folder_is_a_user_error(number, capsys):
     def main():
         raise OSError(number, os.strerror(number), "found/results.json")
 
@@ -47,19 +47,19 @@ def test_a_folder_that_cannot_be_used_is_a_users_error(number, capsys):
     assert capsys.readouterr().err.startswith(f"error: found/results.json: {os.strerror(number)}. ")
 
 
-def test_names_that_are_not_unicode_can_be_printed(monkeypatch):
+def test_unprintable_characters_are_escaped(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert run_cli(lambda: print("a\udcff → b", flush=True)) == 0
     assert written.getvalue() == b"a\\udcff \\u2192 b\n"
 
 
-def test_our_own_mistakes_keep_their_traceback():
+def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_cli(lambda: 1 // 0)
 
 
-def test_options_and_words_in_any_order_and_suggestions():
+def test_arguments_in_any_order_and_suggestions():
     parser = ArgumentParser(prog="x")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--count", type=int)
@@ -78,7 +78,7 @@ def _hold(folder, held, done):
         done.wait(30)
 
 
-def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
+def test_folder_is_locked_until_its_process_ends(tmp_path):
     processes = multiprocessing.get_context("fork")
     held, done = processes.Event(), processes.Event()
     holder = processes.Process(target=_hold, args=(tmp_path, held, done))
@@ -94,21 +94,21 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+def test_lock_refuses_folder_that_is_not_writable(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(errors.ConfigError, match="cannot be written"), FolderLock(tmp_path):
         pass
 
 
-def test_random_states_come_back():
+def test_random_states_are_restored():
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item(), np.random.randn()
 
     seed_all(5)
-    np.random.randn()  # leaves a second normal number waiting in NumPy's state
+    np.random.randn()  # NumPy draws normal numbers in pairs and keeps the second in its state
     state = random_state()
     first = draw()
     set_random_state(state)
-    with random_state_kept():
+    with preserve_random_state():
         draw()
     assert draw() == first

@@ -1,4 +1,4 @@
-"""Which process this is, in a run of one process and under torchrun; two of them are in tests/classification."""
+"""Process ranks alone and under torchrun. Tests in tests/classification run two processes."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pvt_det.utils.distributed import local_rank, local_world_size, start_proces
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def test_a_missing_gpu_is_a_config_error(monkeypatch):
+def test_missing_gpu_is_a_config_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="PyTorch sees no GPU"), start_process("cuda"):
         pass
 
 
-def test_a_gpu_for_each_process(monkeypatch):
+def test_each_process_needs_a_gpu(monkeypatch):
     for name in _TORCHRUN:
         monkeypatch.setenv(name, "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert (local_rank(), local_world_size()) == (2, 2)
     with (
-        pytest.raises(ConfigError, match=r"Process 2 of this machine has no GPU: PyTorch sees 2\. Give"),
+        pytest.raises(ConfigError, match=r"Process 2 of this machine has no GPU: PyTorch sees 2\. Start torchrun"),
         start_process("auto"),
     ):
         pass
 
 
 @pytest.mark.parametrize("missing", _TORCHRUN)
-def test_a_process_alone(monkeypatch, missing):
+def test_single_process(monkeypatch, missing):
     for name in _TORCHRUN:
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv(missing)

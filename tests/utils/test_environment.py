@@ -1,4 +1,4 @@
-"""The recorded commit is this project's own, never that of a repository which happens to surround the package."""
+"""The recorded commit is this project's, never that of another repository that contains the package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def copy_package(folder: Path) -> Path:
     return Path(shutil.copytree(Path(pvt_det.__file__).parent, folder / "pvt_det", ignore=ignored))
 
 
-def test_a_checkout_gives_its_commit_and_says_whether_it_was_changed(repository):
+def test_checkout_reports_commit_and_changes(repository):
     package = copy_package(repository)
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "--message", "Add the package")
@@ -48,26 +48,26 @@ def test_a_checkout_gives_its_commit_and_says_whether_it_was_changed(repository)
 
 
 @pytest.mark.parametrize("place", [".venv/lib/python3.11/site-packages", "."])
-def test_a_package_installed_inside_another_repository_gives_its_version(repository, place):
+def test_package_installed_in_another_repository_reports_version(repository, place):
     folder = repository / place
     folder.mkdir(parents=True, exist_ok=True)
     assert commit_or_version(copy_package(folder)) == pvt_det.__version__
 
 
-def test_a_vendored_package_does_not_give_the_commit_of_the_project_around_it(repository):
+def test_vendored_package_reports_version(repository):
     package = copy_package(repository / "third_party")
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "--message", "Vendor the package")
     assert commit_or_version(package) == pvt_det.__version__
 
 
-def test_without_git_the_version_is_given(repository, monkeypatch):
+def test_version_is_reported_without_git(repository, monkeypatch):
     package = copy_package(repository)
     monkeypatch.setenv("PATH", str(repository / "empty"))
     assert commit_or_version(package) == pvt_det.__version__
 
 
-def test_environment_names_everything_a_number_depends_on():
+def test_environment_is_complete():
     found = environment(torch.device("cpu"))
     assert list(found) == ["device", "threads", "python", "system", "versions", "commit", "date"]
     assert found["threads"] == torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Pages: texts of users are escaped, pictures travel inside, nothing is loaded from elsewhere."""
+"""HTML pages escape strings of users, embed their images and load nothing from elsewhere."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ _VOID = {"meta", "img", "br"}
 
 
 class _Balance(HTMLParser):
-    """Collects start tags, and checks that each is closed."""
+    """Collects start tags and checks that each is closed."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class _Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_page_is_whole_and_loads_nothing():
+def test_page_is_well_formed_and_self_contained():
     nasty = "<script>alert(\"x\")</script> & 'y'"
     text = html.page(
         nasty,
@@ -53,7 +53,7 @@ def test_a_page_is_whole_and_loads_nothing():
     assert ("td", {"class": "number"}) in page.seen
 
 
-def test_a_picture_comes_out_as_it_went_in():
+def test_picture_keeps_its_pixels():
     pixels = np.full((8, 16, 3), (200, 40, 90), np.uint8)
     markup = html.picture(pixels, "a red field")
     data = base64.b64decode(re.search(r"base64,([^\"]+)", markup)[1])
@@ -63,5 +63,5 @@ def test_a_picture_comes_out_as_it_went_in():
     assert 'alt="a red field"' in markup
 
 
-def test_bars_are_as_long_as_their_values():
+def test_bar_lengths_are_proportional():
     assert re.findall(r"--share:([\d.]+)", html.bars({"a": 10, "b": 5, "c": 0})) == ["1.0000", "0.5000", "0.0000"]

@@ -1,4 +1,4 @@
-"""A bar on a terminal, lines elsewhere, and everything in log.txt."""
+"""Progress is shown as a bar on a terminal and as lines elsewhere, and log.txt has all messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shown():
     return io.StringIO()
 
 
-def test_a_terminal_has_a_bar_that_keeps_its_status(shown, capsys):
+def test_bar_on_terminal_keeps_its_status(shown, capsys):
     display = ProgressDisplay(Console(file=shown, force_terminal=True, width=120), total=40, done=10)
     assert display.is_live
     display.start()
@@ -30,7 +30,7 @@ def test_a_terminal_has_a_bar_that_keeps_its_status(shown, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_elsewhere_a_line_is_logged_where_there_is_something_to_say(shown, tmp_path, capsys):
+def test_status_is_logged_without_terminal(shown, tmp_path, capsys):
     console = Console(file=shown, force_terminal=False)
     with run_logging(tmp_path, 0, console):
         display = ProgressDisplay(console, total=40)
@@ -45,7 +45,7 @@ def test_elsewhere_a_line_is_logged_where_there_is_something_to_say(shown, tmp_p
     assert "iteration 20/40  loss 0.5" in (tmp_path / "log.txt").read_text()
 
 
-def test_the_file_has_what_the_console_is_spared(shown, tmp_path, capsys):
+def test_log_file_has_more_details_than_console(shown, tmp_path, capsys):
     with run_logging(tmp_path, 0, Console(file=shown, force_terminal=False)):
         logging.getLogger("pvt_det.data").debug("a detail")
         logging.getLogger("detectron2.data").info("a library's detail")
@@ -56,7 +56,7 @@ def test_the_file_has_what_the_console_is_spared(shown, tmp_path, capsys):
     assert all(said in text for said in ("a detail", "a library's detail", "a library's warning"))
 
 
-def test_other_processes_write_to_a_file_of_their_own(shown, tmp_path, capsys):
+def test_other_processes_log_to_their_own_files(shown, tmp_path, capsys):
     with run_logging(tmp_path, 3, Console(file=shown, force_terminal=False)):
         logging.getLogger("pvt_det").info("here too")
     assert capsys.readouterr().out == ""

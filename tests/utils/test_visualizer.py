@@ -1,4 +1,4 @@
-"""Pictures show what is there, where it is, and nothing else."""
+"""Drawings equal those of Detectron2."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from detectron2.utils.visualizer import Visualizer
 from hotcoco import mask as mask_util
 
 from pvt_det.utils import visualizer as pictures
-from pvt_det.utils.visualizer import class_colours, draw, draw_labels, sheet
+from pvt_det.utils.visualizer import class_colors, draw, draw_labels, sheet
 
 
-def test_a_sheet_has_rows_on_white() -> None:
+def test_sheet_pads_rows_with_white() -> None:
     result = sheet([np.zeros((h, w, 3), np.uint8) for h, w in ((4, 6), (2, 6), (3, 5))], columns=2)
     assert result.shape == (4 + 4 + 3, 6 + 4 + 6, 3)
     assert (result[:, 6:10] == 255).all()
@@ -22,8 +22,8 @@ def test_a_sheet_has_rows_on_white() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "drawn"), [(33, 47, 640), (97, 101, 384), (48, 64, 64)])
-def test_pictures_are_those_of_detectron2(height: int, width: int, drawn: int) -> None:
-    """To the pixel, at whole and broken scales, though without matplotlib's own way to show an image."""
+def test_drawings_equal_detectron2(height: int, width: int, drawn: int) -> None:
+    """All pixels are equal at integer and fractional scales, although matplotlib does not draw the image."""
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     ring = np.zeros((height, width), np.uint8)
     ring[5:30, 5:30] = 1
@@ -41,17 +41,17 @@ def test_pictures_are_those_of_detectron2(height: int, width: int, drawn: int) -
     assert np.array_equal(draw(image, [shown], ["cat", "dog"], drawn), wanted)
     labels = np.where(ring, np.uint8(1), np.uint8(255))
     visualizer = Visualizer(image, scale=drawn / width)
-    visualizer.draw_binary_mask(ring, class_colours()[1] / 255, text="dog", area_threshold=0)
+    visualizer.draw_binary_mask(ring, class_colors()[1] / 255, text="dog", area_threshold=0)
     wanted = visualizer.output.get_image()
     assert np.abs(draw_labels(image, labels, ["cat", "dog"], drawn).astype(int) - wanted).max() <= 2
 
 
-def test_label_maps_too_large_to_draw_are_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_MOST_LABELLED", 60 * 40)
+def test_large_label_maps_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_MAX_LABELED_PIXELS", 60 * 40)
     labels = np.zeros((80, 120), np.uint8)
     labels[:, 60:] = 255
     result = draw_labels(np.zeros((80, 120, 3), np.uint8), labels, ["a"], 120)
     assert result.shape == (40, 60, 3)
-    assert result[3, 3].tolist() == pytest.approx(class_colours()[0] / 2, abs=2)
+    assert result[3, 3].tolist() == pytest.approx(class_colors()[0] / 2, abs=2)
     assert result[:, 32:].max() == 0
     assert draw_labels(np.zeros((5, 2, 3), np.uint8), np.zeros((5, 2), np.uint8), ["a"], 64).shape == (160, 64, 3)

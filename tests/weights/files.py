@@ -1,4 +1,4 @@
-"""Small weight files of every kind that is read."""
+"""Small weight files in every supported format."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Record what MMDetection's own detectors compute, for `test_mmdet_parity.py`.
+"""Record the outputs of MMDetection's detectors for `test_mmdet_parity.py`.
 
-Needs an environment of its own, since MMDetection holds other packages back:
+Run it in a separate environment, since MMDetection requires older versions of other packages:
 
     python3.11 -m venv mmdet_env
     mmdet_env/bin/pip install mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0 torch torchvision
     mmdet_env/bin/python tests/weights/make_mmdet_reference.py tests/weights/golden/mmdet_reference.json
 
-MMDetection's compiled operators are absent from mmcv-lite. None of them is needed before non-maximum suppression apart
-from RoIAlign, for which mmcv offers torchvision's in a configuration key. The absent module is replaced by one whose
-functions fail when they are called.
+mmcv-lite does not include the compiled operators of mmcv. Only RoIAlign is needed before non-maximum suppression, and
+mmcv can take it from torchvision through a config key. The missing module is replaced by one whose functions raise an
+error when they are called.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAMPLES = 48
 LAYERS = [2, 2, 2, 2]
 TINY = {"type": "PyramidVisionTransformer", "num_layers": LAYERS, "_delete_": True}
 B0 = {"type": "PyramidVisionTransformerV2", "embed_dims": 32, "num_layers": LAYERS, "_delete_": True}
-# Our config → MMDetection's, and what to change in it: backbone, channels of its maps.
+# Our config → MMDetection's config, and the changes to it: backbone and number of channels of its feature maps.
 CASES = {
     "retinanet_pvt_tiny": ("pvt/retinanet_pvt-t_fpn_1x_coco.py", None, None),
     "retinanet_pvt_v2_b0": ("pvt/retinanet_pvtv2-b0_fpn_1x_coco.py", None, None),
@@ -44,13 +44,13 @@ class _Absent(types.ModuleType):
             raise AttributeError(name)
 
         def fail(*args, **kwargs):
-            raise RuntimeError(f"mmcv's compiled operator {name} is not here")
+            raise RuntimeError(f"mmcv's compiled operator {name} is not available")
 
         return fail
 
 
 def seeded(key, shape):
-    """The same value for a key on every machine; batch-norm variances are positive."""
+    """Return values that depend only on the key and shape; batch-norm variances are positive."""
     v = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
@@ -62,13 +62,13 @@ def seeded(key, shape):
 
 
 def image(height, width):
-    """Pixels 0 … 255, 3×H×W, RGB."""
+    """Return a random RGB image, `3×H×W`, with values from 0 to 255."""
     generator = torch.Generator().manual_seed(height * 10007 + width)
     return torch.randint(0, 256, (3, height, width), generator=generator).float()
 
 
 def boxes(height, width):
-    """Eight proposals of all sizes inside an image, x0 y0 x1 y1."""
+    """Return eight random proposals inside an image, `8×4`, as x0, y0, x1, y1."""
     fractions = torch.rand(8, 4, generator=torch.Generator().manual_seed(height + width))
     corners = torch.stack([fractions[:, :2], fractions[:, 2:]]).sort(dim=0).values
     return torch.cat([corners[0], corners[1]], dim=1) * torch.tensor([width, height, width, height])
@@ -106,7 +106,7 @@ def build(name):
 
 
 def run(model, height, width):
-    # MMDetection reads images as BGR and turns them into RGB.
+    # MMDetection reads images as BGR and converts them to RGB.
     data = model.data_preprocessor({"inputs": [image(height, width).flip(0)], "data_samples": None})
     maps = model.backbone(data["inputs"])
     pyramid = model.neck(maps)
@@ -124,7 +124,7 @@ def run(model, height, width):
 
 
 def anchors(model):
-    """Anchors at the first place of every level, in MMDetection's order."""
+    """Return the anchors at the first location of every level, in MMDetection's order."""
     head = model.bbox_head if hasattr(model, "bbox_head") else model.rpn_head
     return [[[round(x, 4) for x in a] for a in level.tolist()] for level in head.prior_generator.base_anchors]
 

@@ -1,4 +1,4 @@
-"""Every key layout is translated exactly: the models that own a layout and ours compute the same."""
+"""Every key layout is translated exactly: the original models and ours compute the same outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SQUARE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 @torch.no_grad()
 def scramble(model: nn.Module) -> nn.Module:
-    """Give every tensor values of its own, so that no two can be confused."""
+    """Fill every tensor with different random values, so that mixed-up tensors are detected."""
     generator = torch.Generator().manual_seed(2)
     for t in model.state_dict().values():
         if t.is_floating_point():
@@ -46,7 +46,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, row in VARIANTS.items() if row.family == "v2"])
-def test_timm_names_and_shapes_of_every_variant(name: str) -> None:
+def test_timm_names_and_shapes_of_all_variants(name: str) -> None:
     with torch.device("meta"):
         theirs, model = timm.create_model(name), create_model(name)
     translation = translate(theirs.state_dict(), "x.pth")
@@ -89,13 +89,13 @@ def test_transformers_v2(name: str, linear: bool) -> None:
     close(model(IMAGE), theirs(IMAGE).logits)
 
 
-def test_a_trunk_of_transformers_without_its_prefix() -> None:
+def test_transformers_trunk_without_prefix() -> None:
     theirs = transformers.PvtV2Model(transformers.PvtV2Config())
     translation = translate(theirs.state_dict(), "x.pth")
     assert translation.tensors.keys() == create_model("pvt_v2_b0", num_classes=0).state_dict().keys()
 
 
-# The layouts of code that cannot be installed here, spelled out from its sources.
+# The layout of OpenMixup, which is not installed for tests, written from its source code.
 OPENMIXUP = (
     (r"patch_embed(\d)\.proj\.", r"patch_embed\1.projection."),
     (r"^block(\d)\.", r"blocks\1."),
@@ -131,14 +131,14 @@ def test_openmixup() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "_orig_mod.", "module._orig_mod.", "module.backbone."])
-def test_published_with_prefixes(prefix: str) -> None:
+def test_published_layout_with_prefixes(prefix: str) -> None:
     state = scramble(create_model("pvt_v2_b0", num_classes=0)).state_dict()
     translation = translate({prefix + k: v for k, v in state.items()}, "x.pth")
     assert translation.dialect == "published PVT"
     assert equal(translation.tensors, state)
 
 
-def test_published_detector_has_the_published_trunk_under_mmdetections_heads() -> None:
+def test_published_detector_has_mmdetection_heads_and_published_trunk() -> None:
     state = scramble(create_model("pvt_tiny", num_classes=0)).state_dict()
     heads = {
         "neck.lateral_convs.0.conv.weight": torch.randn(256, 128, 1, 1),
@@ -154,7 +154,7 @@ def test_published_detector_has_the_published_trunk_under_mmdetections_heads() -
         "backbone.fpn_lateral3.weight": heads["neck.lateral_convs.0.conv.weight"],
         "backbone.top_block.p6.bias": heads["neck.fpn_convs.3.conv.bias"],
         "head.cls_subnet.4.weight": heads["bbox_head.cls_convs.2.conv.weight"],
-        # Anchor 1 of MMDetection, ratio 0.5 and the second size, is Detectron2's anchor 3.
+        # Anchor 1 of MMDetection (ratio 0.5, second size) is anchor 3 of Detectron2.
         "head.cls_score.weight": translation.tensors["head.cls_score.weight"],
     }
     assert equal(translation.tensors, expected)
@@ -162,7 +162,7 @@ def test_published_detector_has_the_published_trunk_under_mmdetections_heads() -
     assert torch.equal(moved[3 * 80 : 4 * 80], heads["bbox_head.retina_cls.weight"][80:160])
 
 
-def test_caffe2_resnet_as_detectron2_reads_it() -> None:
+def test_caffe2_resnet_matches_detectron2() -> None:
     from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
     convs = ["conv1"] + [
@@ -214,7 +214,7 @@ def test_torchvision_resnet(depth: int) -> None:
         close(model(IMAGE)["res5"], x)
 
 
-def test_half_of_a_joined_pair_is_not_used() -> None:
+def test_half_of_a_joined_pair_is_unknown() -> None:
     theirs = transformers.PvtV2ForImageClassification(transformers.PvtV2Config()).state_dict()
     lost = "pvt_v2.encoder.layers.1.blocks.0.attention.key.weight"
     del theirs[lost]
@@ -223,7 +223,7 @@ def test_half_of_a_joined_pair_is_not_used() -> None:
     assert "block2.0.attn.kv.weight" not in translation.tensors
 
 
-def test_what_has_a_shape_of_no_layer_is_not_used() -> None:
+def test_tensor_with_impossible_shape_is_unknown() -> None:
     odd = {"layers.0.1.0.attn.attn.in_proj_weight": torch.tensor(1.0), "layers.0.1.0.norm1.weight": torch.ones(3)}
     translation = translate(odd, "x.pth")
     assert list(translation.unknown) == ["layers.0.1.0.attn.attn.in_proj_weight"]
@@ -232,12 +232,12 @@ def test_what_has_a_shape_of_no_layer_is_not_used() -> None:
 
 def test_unknown_layout() -> None:
     for names in (["layer.0.weight"], ["backbone.bottom_up.net.weight"], []):
-        with pytest.raises(CheckpointError, match=rf"^x\.pth: its {len(names)} tensors are in no known layout"):
+        with pytest.raises(CheckpointError, match=rf"^x\.pth: its {len(names)} tensors match no known layout"):
             translate(dict.fromkeys(names, torch.zeros(1)), "x.pth")
 
 
 @pytest.mark.parametrize("dialect", [*TRUNKS, *DETECTORS], ids=lambda d: d.name)
-def test_tables_are_sound(dialect: object) -> None:
+def test_tables_are_consistent(dialect: object) -> None:
     for rule in dialect.rules:
         assert rule.op in OPS
         for source in rule.sources:

@@ -1,4 +1,4 @@
-"""Files are fetched once, whole and unchanged, or the message says what to do."""
+"""Files are downloaded once and verified, or an error says what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A file server on the loopback that can fail on demand and remembers what it was asked."""
+    """A local file server that can fail on demand and records the requested ranges."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -34,10 +34,10 @@ class Server(http.server.ThreadingHTTPServer):
         self.status = 200
         self.cut_after: list[int] = []
         self.redirect = ""
-        self.asked: list[str] = []
+        self.requested_ranges: list[str] = []
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing when a client hangs up."""
+        """Ignore clients that close the connection."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,8 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
-        asked = self.headers.get("Range", "")
-        server.asked.append(asked)
+        byte_range = self.headers.get("Range", "")
+        server.requested_ranges.append(byte_range)
         if server.redirect:
             self.send_response(302)
             self.send_header("Location", server.redirect)
@@ -55,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.status != 200:
             self.send_error(server.status)
             return
-        start = int(asked[6:-1]) if asked and self.headers.get("If-Range") == server.etag else 0
+        start = int(byte_range[6:-1]) if byte_range and self.headers.get("If-Range") == server.etag else 0
         if start >= len(server.content):
             self.send_error(416)
             return
@@ -71,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Rewriting:
-    """Sends requests for https://weights.test to the server on the loopback."""
+    """Sends requests for https://weights.test to the local server."""
 
     def __init__(self, server: Server) -> None:
         self.base = f"http://127.0.0.1:{server.server_port}"
@@ -107,34 +107,34 @@ def files(cache: Path) -> list[str]:
     return sorted(p.name for p in cache.rglob("*") if p.is_file() and p.name != ".lock")
 
 
-def test_fetched_once_and_recorded(server: Server, cache: Path) -> None:
+def test_file_is_downloaded_once_and_its_hash_recorded(server: Server, cache: Path) -> None:
     opener = Rewriting(server)
     path = fetch(REMOTE, opener)
     assert path == cache / "model.pth"
     assert path.read_bytes() == CONTENT
     assert json.loads((cache / "sha256.json").read_text()) == {"model.pth": DIGEST}
     assert fetch(REMOTE, opener) == path
-    assert server.asked == [""]
+    assert server.requested_ranges == [""]
     assert files(cache) == ["model.pth", "sha256.json"]
 
 
-def test_cut_off_and_taken_up_again(server: Server, cache: Path) -> None:
+def test_interrupted_download_is_resumed(server: Server, cache: Path) -> None:
     server.cut_after = [1_000_000, 2_000_000]
     assert fetch(REMOTE, Rewriting(server)).read_bytes() == CONTENT
-    assert server.asked == ["", "bytes=1000000-", "bytes=3000000-"]
+    assert server.requested_ranges == ["", "bytes=1000000-", "bytes=3000000-"]
     assert files(cache) == ["model.pth", "sha256.json"]
 
 
-def test_cut_off_for_good_then_taken_up_by_the_next_run(server: Server, cache: Path) -> None:
+def test_failed_download_is_resumed_by_the_next_run(server: Server, cache: Path) -> None:
     server.cut_after = [100, 100, 100]
-    with pytest.raises(CheckpointError, match=r"cut off after 300 of .* put it at .*model\.pth"):
+    with pytest.raises(CheckpointError, match=r"connection closed after 300 of .* put it at .*model\.pth"):
         fetch(REMOTE, Rewriting(server))
     assert files(cache) == ["model.pth.part", "model.pth.part.etag"]
     assert fetch(REMOTE, Rewriting(server)).read_bytes() == CONTENT
-    assert server.asked[3] == "bytes=300-"
+    assert server.requested_ranges[3] == "bytes=300-"
 
 
-def test_the_file_changed_between_two_attempts(server: Server, cache: Path) -> None:
+def test_file_that_changed_on_the_server_is_downloaded_again(server: Server, cache: Path) -> None:
     server.cut_after = [100, 100, 100]
     with pytest.raises(CheckpointError):
         fetch(REMOTE, Rewriting(server))
@@ -142,22 +142,22 @@ def test_the_file_changed_between_two_attempts(server: Server, cache: Path) -> N
     assert fetch(REMOTE, Rewriting(server)).read_bytes() == CONTENT[::-1]
 
 
-def test_a_part_that_is_longer_than_the_file(server: Server, cache: Path) -> None:
+def test_partial_file_longer_than_the_file(server: Server, cache: Path) -> None:
     cache.mkdir()
     (cache / "model.pth.part").write_bytes(CONTENT + b"more")
     (cache / "model.pth.part.etag").write_text('"one"')
     assert fetch(REMOTE, Rewriting(server)).read_bytes() == CONTENT
 
 
-def test_a_part_without_a_tag_is_started_again(server: Server, cache: Path) -> None:
+def test_partial_file_without_etag_is_downloaded_again(server: Server, cache: Path) -> None:
     cache.mkdir()
     (cache / "model.pth.part").write_bytes(b"garbage")
     assert fetch(REMOTE, Rewriting(server)).read_bytes() == CONTENT
-    assert server.asked == [""]
+    assert server.requested_ranges == [""]
 
 
 @pytest.mark.parametrize("digits", [8, 64])
-def test_the_published_hash_is_checked(server: Server, cache: Path, digits: int) -> None:
+def test_published_hash_is_verified(server: Server, cache: Path, digits: int) -> None:
     good = Remote(REMOTE.url, "good.pth", DIGEST[:digits])
     assert fetch(good, Rewriting(server)).is_file()
     bad = Remote(REMOTE.url, "bad.pth", "0" * digits)
@@ -166,25 +166,25 @@ def test_the_published_hash_is_checked(server: Server, cache: Path, digits: int)
     assert files(cache) == ["good.pth", "sha256.json"]
 
 
-def test_the_recorded_hash_is_checked_at_every_use(server: Server, cache: Path) -> None:
+def test_recorded_hash_is_verified_on_every_use(server: Server, cache: Path) -> None:
     path = fetch(REMOTE, Rewriting(server))
     changed = bytearray(CONTENT)
     changed[5] ^= 1
     path.write_bytes(changed)
-    with pytest.raises(CheckpointError, match=r"its SHA-256 is .* recorded in .*sha256\.json is .* delete it"):
+    with pytest.raises(CheckpointError, match=r"its SHA-256 is .* recorded in .*sha256\.json is .* Delete it"):
         fetch(REMOTE, Rewriting(server))
 
 
-def test_a_file_put_there_by_hand_is_used_and_checked(server: Server, cache: Path) -> None:
+def test_manually_placed_file_is_used_and_verified(server: Server, cache: Path) -> None:
     cache.mkdir()
     (cache / "model.pth").write_bytes(CONTENT)
     assert fetch(REMOTE, Rewriting(server)) == cache / "model.pth"
-    assert server.asked == []
+    assert server.requested_ranges == []
     with pytest.raises(CheckpointError, match="published is 12345678…"):
         fetch(Remote(REMOTE.url, "model.pth", "12345678"), Rewriting(server))
 
 
-def test_without_a_network_the_message_says_what_to_fetch_and_where_to_put_it(cache: Path) -> None:
+def test_offline_error_names_url_and_cache_path(cache: Path) -> None:
     class Offline:
         def open(self, *_: object, **__: object) -> Any:
             raise urllib.error.URLError("Name or service not known")
@@ -196,47 +196,47 @@ def test_without_a_network_the_message_says_what_to_fetch_and_where_to_put_it(ca
 
 
 @pytest.mark.parametrize("status", [404, 403, 500])
-def test_the_servers_answer_is_told(server: Server, cache: Path, status: int) -> None:
+def test_http_error_is_reported(server: Server, cache: Path, status: int) -> None:
     server.status = status
-    with pytest.raises(CheckpointError, match=f"the server answers {status}"):
+    with pytest.raises(CheckpointError, match=f"the server returned {status}"):
         fetch(REMOTE, Rewriting(server))
     assert files(cache) == []
 
 
-def test_a_web_page_is_not_taken_for_the_file(server: Server, cache: Path) -> None:
+def test_web_page_is_refused(server: Server, cache: Path) -> None:
     server.kind = "text/html; charset=utf-8"
     with pytest.raises(CheckpointError, match="sent a web page"):
         fetch(REMOTE, Rewriting(server))
     assert files(cache) == []
 
 
-def test_plain_http_needs_the_whole_hash(server: Server, cache: Path) -> None:
+def test_plain_http_requires_the_full_hash(server: Server, cache: Path) -> None:
     url = f"http://127.0.0.1:{server.server_port}/model.pth"
     with pytest.raises(CheckpointError, match="plain http can be tampered with"):
         fetch(Remote(url, "model.pth", DIGEST[:8]))
-    assert server.asked == []
+    assert server.requested_ranges == []
     assert fetch(Remote(url, "model.pth", DIGEST)).read_bytes() == CONTENT
 
 
-def test_a_redirect_to_plain_http_is_not_followed(server: Server, cache: Path) -> None:
+def test_redirect_to_plain_http_is_not_followed(server: Server, cache: Path) -> None:
     opener = download.default_opener(REMOTE)
     server.redirect = f"http://127.0.0.1:{server.server_port}/elsewhere"
     with pytest.raises(CheckpointError, match="plain http"):
         opener.open(urllib.request.Request(f"http://127.0.0.1:{server.server_port}/"), timeout=5)
-    assert len(server.asked) == 1
+    assert len(server.requested_ranges) == 1
 
 
-def test_a_cache_folder_that_cannot_be_written(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_that_is_not_writable(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PVT_DET_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(CheckpointError, match="cannot be written"):
         fetch(REMOTE, Rewriting(server))
 
 
-def test_a_torn_record_file_is_named(server: Server, cache: Path) -> None:
+def test_broken_record_file_is_named(server: Server, cache: Path) -> None:
     fetch(REMOTE, Rewriting(server))
     (cache / "sha256.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"sha256\.json: not readable as json"):
+    with pytest.raises(CheckpointError, match=r"sha256\.json: not valid json"):
         fetch(REMOTE, Rewriting(server))
 
 
@@ -251,7 +251,7 @@ def _fetch_in_process(port: int, cache: str) -> None:
     fetch(REMOTE, Rewriting(Here()))
 
 
-def test_several_processes_fetch_it_once(server: Server, cache: Path) -> None:
+def test_concurrent_processes_download_once(server: Server, cache: Path) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_fetch_in_process, args=(server.server_port, str(cache))) for _ in range(4)]
     for worker in workers:
@@ -259,23 +259,23 @@ def test_several_processes_fetch_it_once(server: Server, cache: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert server.asked == [""]
+    assert server.requested_ranges == [""]
     assert (cache / "model.pth").read_bytes() == CONTENT
 
 
-def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PVT_DET_CACHE")
     assert download.cache_folder() == Path.home() / ".cache/pvt_det"
 
 
-def test_catalog_is_sound() -> None:
-    places = [remote.place for remote in CATALOG.values()]
-    assert len(set(places)) == len(places)
+def test_catalog_is_consistent() -> None:
+    paths = [remote.cache_path for remote in CATALOG.values()]
+    assert len(set(paths)) == len(paths)
     for name, remote in CATALOG.items():
         assert remote.url.startswith("https://"), name
-        assert remote.url.endswith(Path(remote.place).name), name
+        assert remote.url.endswith(Path(remote.cache_path).name), name
         assert remote.sha256 == "" or (len(remote.sha256) == 8 and int(remote.sha256, 16) >= 0), name
     for name in CLASSIFIERS:
-        assert CATALOG[name].place == f"{name}.pth"
+        assert CATALOG[name].cache_path == f"{name}.pth"
     assert CATALOG["retinanet_pvt-t_fpn_1x_coco"].sha256 == "17b566bd"
     assert CATALOG["resnet50"].sha256 == "0676ba61"

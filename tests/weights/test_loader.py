@@ -1,4 +1,4 @@
-"""The contract of `load_pretrained`: every tensor of the model is set or named in the report, or nothing changes."""
+"""`load_pretrained` sets every tensor or names it in the report. On an error nothing changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_check
 
 
 class Fpn(nn.Module):
-    """A stand-in for a detector: a trunk where Detectron2 has it, and something around it."""
+    """Stand-in for a detector: a trunk at Detectron2's place, an FPN layer and a head."""
 
     def __init__(self, trunk: nn.Module, classes: int = 4) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
-    """File and tensors of a published-style PVT-Tiny classifier."""
+    """Return the file and tensors of a PVT-Tiny classifier in the published layout."""
     state = fresh(tiny()).state_dict()
     path = tmp_path_factory.mktemp("weights") / "pvt_tiny.pth"
     save_checkpoint(path, state)
     return path, state
 
 
-def test_a_whole_classifier(classifier: tuple, caplog: pytest.LogCaptureFixture) -> None:
+def test_classifier(classifier: tuple, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pvt_det")
     path, state = classifier
     model = tiny()
@@ -61,7 +61,7 @@ def test_a_whole_classifier(classifier: tuple, caplog: pytest.LogCaptureFixture)
     assert str(report) in caplog.text
 
 
-def test_a_trunk_drops_what_only_the_classifier_needs(classifier: tuple) -> None:
+def test_trunk_drops_classifier_tensors(classifier: tuple) -> None:
     path, state = classifier
     model = tiny(num_classes=0)
     report = load_pretrained(model, path)
@@ -69,7 +69,7 @@ def test_a_trunk_drops_what_only_the_classifier_needs(classifier: tuple) -> None
     assert str(report).endswith("161 tensors: 156 loaded, 5 dropped: cls_token, norm, head")
 
 
-def test_a_detector_takes_a_classifier_into_its_trunk(classifier: tuple) -> None:
+def test_detector_loads_classifier_into_its_trunk(classifier: tuple) -> None:
     path, state = classifier
     model = fresh(Fpn(tiny(num_classes=0)), seed=2)
     before = snapshot(model)
@@ -80,11 +80,11 @@ def test_a_detector_takes_a_classifier_into_its_trunk(classifier: tuple) -> None
     assert list(report.new) == ["fpn", "head"]
     assert list(report.defaults) == ["loss_normalizer"]
     assert len(report.loaded) == 156
-    with pytest.raises(CheckpointError, match=r"leaves 4 tensors of the model untrained: fpn, head;"):
+    with pytest.raises(CheckpointError, match=r"leaves 4 tensors of the model untrained: fpn, head\."):
         report.require_whole()
 
 
-def test_a_trunk_takes_its_part_of_a_detector(tmp_path: Path) -> None:
+def test_trunk_loads_its_part_of_a_detector(tmp_path: Path) -> None:
     detector = fresh(Fpn(tiny(num_classes=0)))
     save_checkpoint(tmp_path / "d.pth", {"model": detector.state_dict()})
     model = tiny(num_classes=0)
@@ -93,7 +93,7 @@ def test_a_trunk_takes_its_part_of_a_detector(tmp_path: Path) -> None:
     assert list(report.dropped) == ["the rest of the detector"]
 
 
-def test_our_own_detector(tmp_path: Path) -> None:
+def test_detector_of_this_package(tmp_path: Path) -> None:
     detector = fresh(Fpn(tiny(num_classes=0)))
     save_checkpoint(tmp_path / "d.pth", {"model": detector.state_dict()})
     model = Fpn(tiny(num_classes=0))
@@ -102,7 +102,7 @@ def test_our_own_detector(tmp_path: Path) -> None:
     assert (report.new, report.dropped, report.defaults) == ({}, {}, {})
 
 
-def test_others_detectors_have_no_loss_normalizer_and_anchors_in_the_file(tmp_path: Path) -> None:
+def test_detector_file_without_loss_normalizer_and_with_anchors(tmp_path: Path) -> None:
     state = fresh(Fpn(tiny(num_classes=0))).state_dict()
     del state["loss_normalizer"]
     extra = {"anchor_generator.cell_anchors.0": torch.zeros(9, 4), "pixel_mean": torch.zeros(3, 1, 1)}
@@ -116,7 +116,7 @@ def test_others_detectors_have_no_loss_normalizer_and_anchors_in_the_file(tmp_pa
     assert not report.new
 
 
-def test_a_head_for_other_classes_stays_new_and_is_told(classifier: tuple, tmp_path: Path) -> None:
+def test_head_for_different_classes_keeps_initial_values_and_is_reported(classifier: tuple, tmp_path: Path) -> None:
     path, _ = classifier
     model = fresh(tiny(num_classes=10), seed=3)
     before = snapshot(model)
@@ -130,7 +130,7 @@ def test_a_head_for_other_classes_stays_new_and_is_told(classifier: tuple, tmp_p
     assert report.new == {"cls_score (36 outputs, 720 in the file)": ["head.cls_score.weight", "head.cls_score.bias"]}
 
 
-def test_position_embeddings_of_another_size(classifier: tuple) -> None:
+def test_position_embeddings_are_resized(classifier: tuple) -> None:
     path, state = classifier
     model = tiny(img_size=(256, 320))
     report = load_pretrained(model, path)
@@ -143,7 +143,7 @@ def test_position_embeddings_of_another_size(classifier: tuple) -> None:
     assert "pos_embed1: resized, 3136 to 5120 positions" in str(report)
 
 
-def test_a_missing_class_slot_is_added_only_where_it_is_not_used(classifier: tuple, tmp_path: Path) -> None:
+def test_missing_class_slot_is_added_only_if_unused(classifier: tuple, tmp_path: Path) -> None:
     _, state = classifier
     save_checkpoint(tmp_path / "x.pth", state | {"pos_embed4": state["pos_embed4"][:, 1:]})
     model = tiny(num_classes=0)
@@ -151,11 +151,12 @@ def test_a_missing_class_slot_is_added_only_where_it_is_not_used(classifier: tup
     assert torch.equal(model.pos_embed4[:, 1:], state["pos_embed4"][:, 1:])
     assert not model.pos_embed4[:, 0].any()
     assert "unused class slot added" in str(report)
-    with pytest.raises(CheckpointError, match=r"1 of another shape: pos_embed4 is \(1, 49, 512\), the model's \(1, 50"):
+    message = r"1 with a different shape: pos_embed4 is \(1, 49, 512\), expected \(1, 50"
+    with pytest.raises(CheckpointError, match=message):
         load_pretrained(tiny(), tmp_path / "x.pth")
 
 
-def test_every_single_loss_and_surplus_is_found(tmp_path: Path) -> None:
+def test_missing_unexpected_and_misshapen_tensors_are_refused(tmp_path: Path) -> None:
     state = fresh(create_model("pvt_v2_b0", num_classes=0)).state_dict()
     model = create_model("pvt_v2_b0", num_classes=0)
     for key in [k for k in state if not k.startswith("patch_embed1.proj.weight")][::25]:
@@ -166,18 +167,18 @@ def test_every_single_loss_and_surplus_is_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"1 unexpected: extra\.weight"):
         load_pretrained(model, tmp_path / "x.pth")
     save_checkpoint(tmp_path / "x.pth", state | {"norm1.weight": torch.zeros(5)})
-    with pytest.raises(CheckpointError, match=r"1 of another shape: norm1\.weight is \(5,\), the model's \(32,\)"):
+    with pytest.raises(CheckpointError, match=r"1 with a different shape: norm1\.weight is \(5,\), expected \(32,\)"):
         load_pretrained(model, tmp_path / "x.pth")
 
 
-def test_a_classifier_may_not_lose_its_head(classifier: tuple, tmp_path: Path) -> None:
+def test_classifier_requires_its_head(classifier: tuple, tmp_path: Path) -> None:
     _, state = classifier
     save_checkpoint(tmp_path / "x.pth", {k: v for k, v in state.items() if not k.startswith(("head", "norm", "cls"))})
     with pytest.raises(CheckpointError, match=r"5 missing: cls_token, norm\.weight, norm\.bias, head"):
         load_pretrained(tiny(), tmp_path / "x.pth")
 
 
-def test_allow_partial_covers_exactly_what_it_names(classifier: tuple, tmp_path: Path) -> None:
+def test_allow_partial_covers_only_matching_tensors(classifier: tuple, tmp_path: Path) -> None:
     _, state = classifier
     changed = {k: v for k, v in state.items() if not k.startswith("block1.0")} | {
         "extra.a": torch.zeros(1),
@@ -186,7 +187,7 @@ def test_allow_partial_covers_exactly_what_it_names(classifier: tuple, tmp_path:
     save_checkpoint(tmp_path / "x.pth", changed)
     model = fresh(tiny(), seed=4)
     before = snapshot(model)
-    with pytest.raises(CheckpointError, match=r"1 unexpected: extra\.a; 1 of another shape"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected: extra\.a; 1 with a different shape"):
         load_pretrained(model, tmp_path / "x.pth", allow_partial=["block1.0.*"])
     patterns = ["block1.0.*", "extra.*", "block2.0.norm1.weight"]
     report = load_pretrained(model, tmp_path / "x.pth", allow_partial=patterns)
@@ -199,7 +200,7 @@ def test_allow_partial_covers_exactly_what_it_names(classifier: tuple, tmp_path:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(classifier: tuple, tmp_path: Path, value: float) -> None:
+def test_nonfinite_weights_are_refused(classifier: tuple, tmp_path: Path, value: float) -> None:
     _, state = classifier
     broken = state["norm.weight"].clone()
     broken[3] = value
@@ -208,7 +209,7 @@ def test_weights_that_are_not_finite_are_refused(classifier: tuple, tmp_path: Pa
         load_pretrained(tiny(), tmp_path / "x.pth")
 
 
-def test_half_precision_is_widened(classifier: tuple, tmp_path: Path) -> None:
+def test_half_precision_is_converted_to_fp32(classifier: tuple, tmp_path: Path) -> None:
     _, state = classifier
     save_checkpoint(tmp_path / "x.pth", {k: v.half() for k, v in state.items()})
     model = tiny()
@@ -217,7 +218,7 @@ def test_half_precision_is_widened(classifier: tuple, tmp_path: Path) -> None:
     assert torch.equal(model.head.weight, state["head.weight"].half().float())
 
 
-def test_folded_batch_norm_fits_a_frozen_one_only(tmp_path: Path) -> None:
+def test_folded_batch_norm_fits_only_frozen_batch_norm(tmp_path: Path) -> None:
     from detectron2.layers import ShapeSpec
     from detectron2.modeling import build_resnet_backbone
 
@@ -236,7 +237,7 @@ def test_folded_batch_norm_fits_a_frozen_one_only(tmp_path: Path) -> None:
         load_pretrained(build_resnet_backbone(cfg, ShapeSpec(channels=3)), tmp_path / "x.pth")
 
 
-def test_round_trip_to_the_published_layout_is_exact(classifier: tuple, tmp_path: Path) -> None:
+def test_round_trip_to_published_layout_is_exact(classifier: tuple, tmp_path: Path) -> None:
     path, state = classifier
     detector = Fpn(tiny(num_classes=0))
     load_pretrained(detector, path)
@@ -247,9 +248,9 @@ def test_round_trip_to_the_published_layout_is_exact(classifier: tuple, tmp_path
     assert list(read_checkpoint(tmp_path / "t.pth")) == list(trunk)
 
 
-def test_rename_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(CheckpointError, match=r"^x\.pth: its 1 tensors are in no known layout"):
+def test_rename_refuses_unknown_layouts_and_names() -> None:
+    with pytest.raises(CheckpointError, match=r"^x\.pth: its 1 tensors match no known layout"):
         rename({"a": torch.zeros(1)}, "x.pth", published=True)
     mixed = {"layers.0.1.0.pos_embed": torch.zeros(1, 9, 8), "stranger.weight": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"^x\.pth: stranger\.weight: not in weights of the layout MMDet"):
+    with pytest.raises(CheckpointError, match=r"^x\.pth: stranger\.weight: not part of the layout MMDet"):
         rename(mixed, "x.pth", published=True)

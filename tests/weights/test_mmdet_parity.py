@@ -1,7 +1,7 @@
-"""Guards the claim that a converted MMDetection checkpoint computes what it computed in MMDetection.
+"""A converted MMDetection checkpoint computes the same outputs as in MMDetection.
 
-`golden/mmdet_reference.json` holds the key names of MMDetection's own detectors and samples of their outputs under
-weights that anyone can regenerate; `make_mmdet_reference.py` made it.
+`golden/mmdet_reference.json` holds the key names of MMDetection's detectors and samples of their outputs for weights
+that can be regenerated. It was written by `make_mmdet_reference.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build(name: str, repo_root: Path) -> nn.Module:
 
 @pytest.fixture(scope="module", params=list(REFERENCE["cases"]))
 def case(request: pytest.FixtureRequest, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Our detector under weights that were converted from MMDetection's layout, and MMDetection's outputs."""
+    """Return our detector with weights converted from MMDetection's layout, and MMDetection's outputs."""
     name = request.param
     record = REFERENCE["cases"][name]
     folder = tmp_path_factory.mktemp(name)
@@ -52,7 +52,7 @@ def case(request: pytest.FixtureRequest, repo_root: Path, tmp_path_factory: pyte
 
 
 def to_mmdet_order(t: Tensor) -> Tensor:
-    """From Detectron2's (3 sizes, 3 ratios, …) channels to MMDetection's (3 ratios, 3 sizes, …)."""
+    """Reorder channels from Detectron2's (3 sizes, 3 ratios, …) to MMDetection's (3 ratios, 3 sizes, …)."""
     n, c, h, w = t.shape
     return t.reshape(n, 3, 3, c // 9, h, w).transpose(1, 2).reshape(n, c, h, w)
 
@@ -63,7 +63,7 @@ def run(model: nn.Module, height: int, width: int, is_retina: bool) -> dict[str,
     images: ImageList = model.preprocess_image([{"image": maker.image(height, width)}])
     maps = model.backbone.bottom_up(images.tensor)
     pyramid = list(model.backbone(images.tensor).values())
-    # stage1 … stage4 or res2 … res5, those that the FPN reads.
+    # The FPN reads some of stage1 … stage4 or res2 … res5.
     first = 1 if "stage4" in maps else 2
     out = {f"backbone{int(name[-1]) - first}": m for name, m in maps.items()}
     out |= {f"fpn{i}": p for i, p in enumerate(pyramid)}
@@ -80,7 +80,7 @@ def run(model: nn.Module, height: int, width: int, is_retina: bool) -> dict[str,
 
 
 @pytest.mark.parametrize("size", ["200x250", "320x416"])
-def test_outputs_before_suppression_equal_mmdetections(case: tuple, size: str) -> None:
+def test_outputs_before_nms_match_mmdetection(case: tuple, size: str) -> None:
     name, model, record = case
     wanted = record["outputs"][size]
     got = run(model, *map(int, size.split("x")), is_retina="retina" in name)
@@ -97,7 +97,7 @@ def test_outputs_before_suppression_equal_mmdetections(case: tuple, size: str) -
         assert flat.std().item() == pytest.approx(sample["std"], abs=TOLERANCE), key
 
 
-def test_anchors_are_mmdetections_in_the_order_that_the_heads_are_converted_to(case: tuple) -> None:
+def test_anchors_match_mmdetection_in_converted_order(case: tuple) -> None:
     name, model, record = case
     is_retina = "retina" in name
     generator = model.anchor_generator if is_retina else model.proposal_generator.anchor_generator

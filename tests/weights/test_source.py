@@ -1,4 +1,4 @@
-"""What a user may write where weights are wanted."""
+"""All forms of weight sources that a user can give."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ URL = "https://example.org/a/b/model.safetensors"
 
 
 def located(source: str) -> Remote:
-    """The remote file that a source stands for."""
-    asked = []
+    """Return the remote file that a source resolves to."""
+    requested = []
 
     def fetch(remote: Remote) -> Path:
-        asked.append(remote)
+        requested.append(remote)
         return Path("fetched")
 
     assert locate(source, fetch) == Path("fetched")
-    return asked[0]
+    return requested[0]
 
 
 @pytest.mark.parametrize(
-    ("source", "url", "place"),
+    ("source", "url", "cache_path"),
     [
         (
             "pvt://pvt_small",
@@ -69,21 +69,21 @@ def located(source: str) -> Remote:
         (URL, URL, f"urls/{hashlib.sha256(URL.encode()).hexdigest()[:8]}/model.safetensors"),
     ],
 )
-def test_remote_sources(source: str, url: str, place: str) -> None:
+def test_remote_sources(source: str, url: str, cache_path: str) -> None:
     remote = located(source)
-    assert (remote.url, remote.place) == (url, place)
+    assert (remote.url, remote.cache_path) == (url, cache_path)
 
 
-def test_a_url_may_bring_its_hash() -> None:
+def test_url_with_hash() -> None:
     remote = located(f"{URL}#sha256={DIGEST.upper()}")
     assert (remote.url, remote.sha256) == (URL, DIGEST)
     assert located(f"http://example.org/x.pth#sha256={DIGEST}").sha256 == DIGEST
 
 
-def test_a_file_comes_before_a_catalog_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_preferred_over_catalog_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pvt_tiny").mkdir()
-    assert located("pvt_tiny").place == "pvt_tiny.pth"
+    assert located("pvt_tiny").cache_path == "pvt_tiny.pth"
     (tmp_path / "pvt_small").write_bytes(b"x")
     assert locate("pvt_small") == Path("pvt_small")
     assert locate(tmp_path / "pvt_small") == tmp_path / "pvt_small"
@@ -92,27 +92,27 @@ def test_a_file_comes_before_a_catalog_name(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("pvt_smal", "no such file, and no such name in the catalog. Did you mean pvt_small"),
-        ("pvt://pvt_v2_b9", "no such name in the catalog. Did you mean pvt_v2_b"),
-        ("missing.pth", "no such file"),
-        ("s3://bucket/x.pth", "unknown scheme 's3'; known are pvt://, https://"),
+        ("pvt_smal", "not an existing file or a name in the catalog. Did you mean pvt_small"),
+        ("pvt://pvt_v2_b9", "not a name in the catalog. Did you mean pvt_v2_b"),
+        ("missing.pth", "not an existing file"),
+        ("s3://bucket/x.pth", "unknown scheme 's3'. Expected one of pvt://, https://"),
         ("file:///etc/passwd", "unknown scheme 'file'"),
         ("hf://onlyowner", "expected hf://owner/repository"),
         ("hf://a/../../etc/passwd", "expected hf://owner/repository"),
         ("hf://a/b/..", "expected hf://owner/repository"),
         ("detectron2://../x.pkl", "expected a path such as detectron2://"),
-        ("torchvision://resnet34", "known are torchvision://resnet18"),
+        ("torchvision://resnet34", "expected one of torchvision://resnet18"),
         ("https://example.org/", "does not end in a file name"),
         ("https://example.org/x.pth#sha256=12", "expected sha256= and 64 hex digits"),
         ("https://example.org/x.pth#md5=12", "expected sha256= and 64 hex digits"),
     ],
 )
-def test_refusals(source: str, reason: str) -> None:
+def test_invalid_sources_are_refused(source: str, reason: str) -> None:
     with pytest.raises(CheckpointError) as error:
         located(source)
     assert reason in str(error.value)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder; give the file"):
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder\. Expected a weight file"):
         locate(tmp_path)
