@@ -199,7 +199,7 @@ def test_F27_corrupt_rle(refused_or_dropped, counts, reason):
 @pytest.mark.parametrize("size", [[SIDE, 2 * SIDE], [float(SIDE), float(SIDE)]], ids=["other", "fractions"])
 def test_F27_rle_of_another_size(refused_or_dropped, size):
     rle = {"size": size, "counts": [int(size[0] * size[1])]}
-    refused_or_dropped("RLE whose size is not its image's [height, width], two integers", segmentation=rle)
+    refused_or_dropped("RLE whose size is not its image's [height, width] as integers", segmentation=rle)
 
 
 def test_F28_rle_and_polygons_both_train(tiny_set, repo_root):

@@ -132,7 +132,7 @@ def test_F11_postscript_is_not_run(refused_set, tiny_set):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_F11_classification_reads_neither_postscript_nor_bombs_nor_pipes(tmp_path):
-    with pytest.raises(BrokenImageError, match=r"no image \(it starts with b'%!PS-Adobe"):
+    with pytest.raises(BrokenImageError, match=r"not an image \(it starts with b'%!PS-Adobe"):
         decode_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
     content = io.BytesIO()
     Image.new("RGB", (64, 64)).save(content, "JPEG")

@@ -43,7 +43,7 @@ def test_an_unknown_class_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [((), "no such folder"), (("train",), "expected one folder of images a class"), (("other",), "It holds other")],
+    [((), "folder does not exist"), (("train",), "one folder of images per class"), (("other",), "found other")],
 )
 def test_no_data_set(tmp_path, names, message):
     for name in names:
@@ -95,14 +95,14 @@ def test_ilsvrc_with_the_devkit(tmp_path):
     (root / "val/ILSVRC2012_val_00000002.JPEG").unlink()
     assert open_images(root, "val").labels.tolist() == [2, 1, 1]
     (devkit / "meta.mat").write_bytes(b"no table")
-    with pytest.raises(DataError, match=r"meta.mat: is not the devkit's table"):
+    with pytest.raises(DataError, match=r"meta.mat: is not the devkit's class table"):
         open_images(root, "val")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cat\nant\nbee\n", r"ILSVRC2012_val_00000004.JPEG needs a number from 1 to 3"),
+        ("cat\nant\nbee\n", r"ILSVRC2012_val_00000004.JPEG must end with a number from 1 to 3"),
         ("cat\nant\nbee\nowl\n", r"class 'owl' of ILSVRC2012_val_00000004.JPEG"),
         ("x.JPEG cat\n", r"no line for the validation image ILSVRC2012_val_00000001"),
         ("1\n2\n3\n1\n", r"meta.mat: is missing"),
@@ -168,9 +168,9 @@ def test_a_faulty_shard_is_named(tmp_path, fault):
     message = {
         "truncated": "set-train-0001.tar: cannot be read as a shard",
         "unlabelled": "1.jpg has no label",
-        "empty": "no images in it",
+        "empty": "contains no images",
         "label": "cannot be read as a shard.*negative",
-        "class": "a label in the shards is 2, but only 2 classes",
+        "class": "shards contain label 2, but there are only 2 classes",
     }[fault]
     with pytest.raises(DataError, match=message):
         open_images(root, "train")

@@ -72,7 +72,7 @@ def test_ade20k_names_stand_in_the_order_of_the_challenge(shared_dir):
     ("fault", "message"),
     [
         (lambda root: next((root / "images/training").iterdir()).unlink(), "ADE_val_00000001.jpg does not exist"),
-        (lambda root: shutil.rmtree(root / "annotations/validation"), "holds no PNG file"),
+        (lambda root: shutil.rmtree(root / "annotations/validation"), "contains no PNG files"),
         (lambda root: paint(root / "annotations/training/ADE_val_00000002.png", 151), "value 151.*0 to 150"),
     ],
 )
@@ -348,8 +348,8 @@ def test_skip_leaves_broken_pairs_out(shapes):
     ("task", "changes", "message"),
     [
         ("semantic", {"DATASETS__LABEL_NAMES": "[]"}, "LABEL_NAMES"),
-        ("semantic", {"DATASETS__LABEL_NAMES": "['a', 'a']"}, "each once"),
-        ("semantic", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES is 4.*set it to 5"),
+        ("semantic", {"DATASETS__LABEL_NAMES": "['a', 'a']"}, "unique class names"),
+        ("semantic", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES is 4.*Set it to 5"),
         ("semantic", {"DATASETS__TRAIN_IMAGES": ""}, "TRAIN_IMAGES is empty"),
         ("semantic", {"MODEL__META_ARCHITECTURE": "PVTRetinaNet"}, "expected SemanticSegmentor"),
         ("panoptic", {"DATASETS__VAL_PANOPTIC_JSON": ""}, "VAL_PANOPTIC_JSON"),
