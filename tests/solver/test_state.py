@@ -23,6 +23,6 @@ def test_shapes_are_compared(kind):
     load_optimizer(same, saved)
     for name, value in saved["state"][0].items():
         assert torch.equal(next(iter(same.state.values()))[name], value)
-    with pytest.raises(CheckpointError, match=r"is \(4, 3\) where the model's parameter is \(400, 3\)"):
+    with pytest.raises(CheckpointError, match=r"has shape \(4, 3\), but the model's parameter has \(400, 3\)"):
         load_optimizer(other, saved)
     assert not other.state
