@@ -28,5 +28,5 @@ def test_exactness_of_every_implementation(tmp_path):
 
 
 def test_a_folder_without_photos(tmp_path):
-    with pytest.raises(DataError, match="no JPEG files"):
+    with pytest.raises(DataError, match="contains no JPEG files"):
         list(run_inputs(tmp_path, limit=2, repeats=1))

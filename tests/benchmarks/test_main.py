@@ -42,7 +42,7 @@ def test_growth_is_plotted(tmp_path):
         (["trunk", "--device", "gpu"], ConfigError, "argument --device: gpu: expected cpu or cuda"),
         (["trunk", "--repeats", "0"], ConfigError, "'0' is not an integer of 1 or more"),
         (["detector", "--data", ".", "--workers", "-1"], ConfigError, "--workers"),
-        (["detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected config files, such as configs/"),
+        (["detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected a config file such as configs/"),
         (["trunk", "--models", "pvt_smal"], ConfigError, "invalid choice: 'pvt_smal' .choose from 'pvt_tiny'"),
         (["mapper", "--data", "."], DataError, "expected COCO's layout, with annotations/instances_train"),
         (["grwoth"], ConfigError, "invalid choice: 'grwoth' .choose from 'trunk', 'growth'"),
