@@ -1,4 +1,4 @@
-"""The command line of `python -m benchmarks SUITE`: each suite has its own options and refuses others."""
+"""The command line of the benchmarks: each suite has its own options and refuses others."""
 
 from __future__ import annotations
 

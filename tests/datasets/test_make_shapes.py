@@ -1,4 +1,4 @@
-"""The generated data set: exact annotations, identical on every machine, and no overlap between splits."""
+"""The generated data set: exact annotations, identical on every machine, no overlap between splits."""
 
 from __future__ import annotations
 

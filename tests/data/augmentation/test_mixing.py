@@ -195,7 +195,7 @@ def test_batches_do_not_depend_on_workers_or_restarts(cfg):
 
 
 def test_unreadable_partner_image(cfg, tmp_path):
-    """With "stop", an error names the file. With "skip", a different partner replaces it, and it is counted."""
+    """With "stop", an error names the file. With "skip", it is replaced and counted."""
     write_shapes(tmp_path, train=3, val=1)
     cfg.DATASETS.TRAIN_JSON = str(tmp_path / "annotations/instances_train.json")
     cfg.DATASETS.TRAIN_IMAGES = str(tmp_path / "train")

@@ -136,11 +136,8 @@ def test_shards(tmp_path):
     images = open_images(root, "train")
     assert images.classes == ("ant", "bee", "cat")
     assert images.labels.tolist() == [2, 0, 1, 1]
-    for copy in (
-        images,
-        open_images(root, "train"),
-        pickle.loads(pickle.dumps(images)),
-    ):  # the second one uses the cached index
+    # The second one uses the cached index.
+    for copy in (images, open_images(root, "train"), pickle.loads(pickle.dumps(images))):
         assert [copy.read(index) for index in range(4)] == [jpeg(0), jpeg(1), jpeg(2), jpeg(9)]
     assert images.name(3) == f"{root / 'set-train-0001.tar'}: 00009.JPEG"
     assert open_images(_shards(tmp_path / "bare"), "train").classes == ("0", "1", "2")

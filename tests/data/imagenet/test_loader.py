@@ -1,4 +1,4 @@
-"""Decoding, augmentation and evaluation crop, and randomness that depends only on a sample's position."""
+"""Decoding, augmentation, evaluation crop, and randomness that depends only on a sample's position."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_broken_image_is_detected(content):
 
 
 def test_training_crop_matches_pillow_closely():
-    """Without other augmentations, the crop is timm's and differs from Pillow's resize by at most a few levels."""
+    """Without other augmentations, the crop differs from timm's by at most a few levels."""
     image = decode_rgb(jpeg(5, (200, 160)))
     plain = Augmentation(crop_scale=(0.3, 0.9), flip=0.0, rand_augment="", color_jitter=0.0)
     transform = TrainTransform(64, plain)
