@@ -1,7 +1,7 @@
-"""Compare this package with other implementations in time, memory and exactness.
+"""Compare the time, memory and exactness of this package with other implementations.
 
-Run it in the root of a checkout. benchmarks/README.md describes the suites. Latency and memory of your own model are
-measured by `pvt-det benchmark`.
+Run it in the root of a checkout. benchmarks/README.md describes the suites. To measure the latency and memory of your
+own model, use `pvt-det benchmark`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def _add_trunk(parser: argparse.ArgumentParser) -> None:
         "--tasks", nargs="+", choices=_TASKS, default=["pyramid"], help="outputs of the trunk (pyramid)"
     )
     add_model_options(parser)
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile too; a CPU needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="also measure torch.compile; on a CPU this needs a C++ compiler"
+    )
 
 
 def _run_trunk(args: argparse.Namespace) -> Results:
@@ -71,7 +73,7 @@ def _add_growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="inference")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     add_device(parser)
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot time and memory by the side of the image")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot time and memory over the image side")
 
 
 def _run_growth(args: argparse.Namespace) -> Results:
@@ -97,15 +99,15 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", type=_config_file, default=list(CONFIGS), metavar="CONFIG")
     add_sizes(parser, (1, 800, 1333))
     add_model_options(parser, dtype="bf16")
-    parser.add_argument("--compile", action="store_true", help="measure a compiled trunk too, on a GPU")
+    parser.add_argument("--compile", action="store_true", help="also measure a compiled trunk, on a GPU only")
     parser.add_argument(
-        "--workers", type=non_negative_int, default=0, metavar="N", help="processes of each data loader (0)"
+        "--workers", type=non_negative_int, default=0, metavar="N", help="worker processes per data loader (0)"
     )
 
 
 def _run_detector(args: argparse.Namespace) -> Results:
     if args.compile and args.device.type == "cpu":
-        raise ConfigError("--compile: detectors are compiled on a GPU only. Leave it out on a CPU.")
+        raise ConfigError("--compile: detectors are compiled on a GPU only. Omit it on a CPU.")
     cases = build_cases(args.models, args.sizes, ["detector"], args.modes, args.dtypes)
     setup = Setup(args.data, args.limit, args.device, args.workers)
     rows = list(run_detectors(cases, setup, args.repeats, compiled=args.compile))
@@ -123,7 +125,9 @@ def _run_mapper(args: argparse.Namespace) -> Results:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=positive_int, default=IMAGES, metavar="N", help=f"to generate ({IMAGES})")
+    parser.add_argument(
+        "--images", type=positive_int, default=IMAGES, metavar="N", help=f"number of images to generate ({IMAGES})"
+    )
 
 
 def _run_evaluation(args: argparse.Namespace) -> Results:
@@ -137,28 +141,34 @@ def _add_coco(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--limit", type=positive_int, default=200, metavar="N", help="photos to use (%(default)s)")
+    parser.add_argument(
+        "--limit", type=positive_int, default=200, metavar="N", help="number of photos to use (%(default)s)"
+    )
 
 
-def _config_file(text: str) -> str:
-    if not text.endswith((".yaml", ".yml")):
-        raise argparse.ArgumentTypeError(f"{text}: expected config files, such as {CONFIGS[0]}")
-    return text
+def _config_file(path: str) -> str:
+    if not path.endswith((".yaml", ".yml")):
+        raise argparse.ArgumentTypeError(f"{path}: expected a config file such as {CONFIGS[0]}")
+    return path
 
 
-# Name: what it compares, its options, how it runs.
+# name: (description, function that adds its options, function that runs it)
 _SUITES: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Results]]] = {
-    "trunk": ("the trunk beside its textbook form, timm and transformers", _add_trunk, _run_trunk),
-    "growth": ("time and memory of the trunk by the side of the image", _add_growth, _run_growth),
-    "input": ("decoding and augmentation for classifiers beside Pillow, OpenCV and timm", _add_input, _run_input),
-    "detector": ("whole detectors beside Detectron2's on photos", _add_detector, _run_detector),
-    "mapper": ("training input of detectors beside Detectron2's DatasetMapper", _add_mapper, _run_mapper),
-    "evaluation": ("COCO metrics beside pycocotools", _add_evaluation, _run_evaluation),
+    "trunk": ("the trunk compared with its textbook form, timm and transformers", _add_trunk, _run_trunk),
+    "growth": ("time and memory of the trunk as the image side grows", _add_growth, _run_growth),
+    "input": (
+        "decoding and augmentation for classifiers compared with Pillow, OpenCV and timm",
+        _add_input,
+        _run_input,
+    ),
+    "detector": ("whole detectors on photos compared with Detectron2's", _add_detector, _run_detector),
+    "mapper": ("training input of detectors compared with Detectron2's DatasetMapper", _add_mapper, _run_mapper),
+    "evaluation": ("COCO metrics compared with pycocotools", _add_evaluation, _run_evaluation),
 }
 
 
 def build_parser() -> ArgumentParser:
-    """Build the parser, with one subcommand for each suite."""
+    """Build the command-line parser, with one subcommand per suite."""
     parser = ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -166,20 +176,27 @@ def build_parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     suites = parser.add_subparsers(required=True, metavar="SUITE", title="suites")
-    for name, (text, add_options, run) in _SUITES.items():
-        suite = suites.add_parser(name, help=text, description=f"Measure {text}.")
+    for name, (description, add_options, run) in _SUITES.items():
+        suite = suites.add_parser(name, help=description, description=f"Measure {description}.")
         add_options(suite)
-        suite.add_argument("--repeats", type=positive_int, default=5, metavar="N", help="rounds that are timed (5)")
+        suite.add_argument("--repeats", type=positive_int, default=5, metavar="N", help="number of timed rounds (5)")
         add_run_options(suite)
         suite.set_defaults(run=run, suite=suite, plot=None, device=torch.device("cpu"))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a suite, print its table, and write its results where asked; return the exit code."""
+    """Run a suite, print its table, and optionally write its results.
+
+    Args:
+        argv: Command-line arguments. By default those of the process.
+
+    Returns:
+        Exit code of the process.
+    """
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
-        # The suite's own parser knows which of its options was meant.
+        # Only the suite's parser can suggest its own options.
         args.suite.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.plot:
         make_parent_folder(args.plot)

@@ -1,8 +1,8 @@
-"""The detector suite: whole detectors on photos, from the image file to kept detections or to updated weights.
+"""The detector suite: whole detectors on photos, from image files to detections or updated weights.
 
-pvt_det uses its own mapper, training step and packed detections, with autocast for bf16. Detectron2 uses its own
-classes throughout: its mapper, its trainer's step, its form of detections, and the textbook form of the trunk with the
-same weights (`benchmarks.stock`).
+pvt_det uses its own mapper, training step and packed detections, with autocast for bf16. Detectron2 uses only its own
+classes: its mapper, its trainer's step and its detection format. Its detector contains the textbook form of the trunk
+with the same weights (`benchmarks.stock`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml
 
 @dataclass(frozen=True)
 class Setup:
-    """What all cases have in common.
+    """Settings that all cases share.
 
     Attributes:
-        folder: Photos in COCO's layout, with `val2017` for inference and `train2017` for training.
-        limit: Number of photos with objects that are used, over and over.
-        device: Where to measure.
-        workers: Processes of each implementation's data loader; 0 reads the photos within the step.
+        folder: Folder in COCO's layout, with `val2017` for inference and `train2017` for training.
+        limit: Number of photos with objects to use repeatedly.
+        device: Device to measure on.
+        workers: Worker processes of each implementation's data loader. 0 reads the photos during the step.
     """
 
     folder: Path
@@ -58,18 +58,23 @@ class Setup:
 def run_detectors(
     cases: Iterable[Case], setup: Setup, repeats: int, *, compiled: bool = False, memory: bool = True
 ) -> Iterator[Row]:
-    """Compare this package's detector with Detectron2's on photos, in time and in memory.
+    """Compare the time and memory of this package's detectors and Detectron2's on photos.
 
     Args:
-        cases: `model` is a config file; height and width bound the short and the long side of the resized photos. The
-            dtype is this package's. Detectron2 runs in fp32, in training on a GPU in fp16 where the dtype is not fp32.
+        cases: What to measure. `model` is a config file. Height and width are the upper bounds of the short and the
+            long side of the resized photos. The dtype applies to this package. Detectron2 runs in fp32, except that
+            training on a GPU uses fp16 if the dtype is not fp32.
         setup: Photos and device.
-        repeats: Number of rounds that are timed.
-        compiled: Measure this package's detector with a compiled trunk too, on a GPU.
-        memory: Measure memory where it stands out, by two more steps of each implementation in a process of its own.
+        repeats: Number of timed rounds.
+        compiled: Also measure this package's detectors with a compiled trunk. Requires a GPU.
+        memory: Also measure memory where it is meaningful, with two more steps of each implementation in a separate
+            process.
+
+    Yields:
+        One row per case and implementation.
 
     Raises:
-        DataError: The folder has another layout.
+        DataError: The folder does not have COCO's layout.
     """
     names = (OURS, *([COMPILED] if compiled else []), DETECTRON2)
     for case in cases:
@@ -82,25 +87,39 @@ def run_detectors(
         measured = names if memory and measures_memory(case, setup.device) else ()
         peaks = measure_peaks(measured, partial(run_in_own_process, _step_peak, case, setup))
         for name in names:
-            own = replace(case, dtype=_detectron2_dtype(case, setup.device)) if name == DETECTRON2 else case
-            yield build_row(own, name, seconds, peaks)
+            measured_case = replace(case, dtype=_detectron2_dtype(case, setup.device)) if name == DETECTRON2 else case
+            yield build_row(measured_case, name, seconds, peaks)
 
 
 def record_graphs(step: Callable[[], object], case: Case, setup: Setup) -> None:
-    """Run a compiled detector on all photos, so that no CUDA graph is recorded while it is timed.
+    """Run a compiled detector on all photos, so that no CUDA graphs are recorded during timing.
 
-    The first batch of each image size warms up and the second is recorded. All photos come twice, so that the timing
-    starts at the same photo as for the other implementations.
+    For each image size, the first batch warms up and the second one is recorded. All photos are used twice, so that
+    timing starts at the same photo as for the other implementations.
+
+    Args:
+        step: Runs the detector on the next batch.
+        case: What to measure.
+        setup: Photos and device.
     """
     count = len(read_records(setup.folder, "val2017", setup.limit))
-    # The timing reports where memory is not enough.
+    # Timing runs out of memory again and reports it.
     with suppress(torch.OutOfMemoryError):
         for _ in range(2 * math.lcm(count, case.batch) // case.batch):
             step()
 
 
 def build_step(implementation: str, case: Case, setup: Setup) -> Callable[[], list[Any] | None]:
-    """Return a function that runs one step on the next photos; in inference it returns their kept detections."""
+    """Build one step of an implementation.
+
+    Args:
+        implementation: `OURS`, `COMPILED` or `DETECTRON2`.
+        case: What to measure.
+        setup: Photos and device.
+
+    Returns:
+        A function that runs a step on the next photos. In inference it returns their detections.
+    """
     is_train, device = case.mode == "training", setup.device
     cfg = _load_config(case, device, "reduce-overhead" if implementation == COMPILED else "")
     records = read_records(setup.folder, "train2017" if is_train else "val2017", setup.limit)
@@ -120,7 +139,7 @@ def build_step(implementation: str, case: Case, setup: Setup) -> Callable[[], li
         pin=is_ours and device.type == "cuda",
     )
     if not is_train:
-        return _build_inference(model.eval(), batches, *_keeping(implementation, cfg))
+        return _build_inference(model.eval(), batches, *_postprocessing(implementation, cfg))
     model.train()
     return (_build_training if is_ours else _build_detectron2_training)(cfg, model, batches, device)
 
@@ -129,8 +148,8 @@ def _load_config(case: Case, device: torch.device, compile_mode: str) -> CfgNode
     sides: list[Any] = ["INPUT.MIN_SIZE_TRAIN", f"[{case.height}]", "INPUT.MAX_SIZE_TRAIN", str(case.width)]
     sides += ["INPUT.MIN_SIZE_TEST", str(case.height), "INPUT.MAX_SIZE_TEST", str(case.width)]
     amp = ["SOLVER.AMP.ENABLED", str(case.dtype != "fp32"), "TEST.PRECISION", case.dtype]
-    how = ["MODEL.DEVICE", str(device), "MODEL.PVT.COMPILE", compile_mode]
-    return load_config(case.model, [*how, *AS_DETECTRON2, *amp, *sides])
+    model = ["MODEL.DEVICE", str(device), "MODEL.PVT.COMPILE", compile_mode]
+    return load_config(case.model, [*model, *AS_DETECTRON2, *amp, *sides])
 
 
 def _detectron2_dtype(case: Case, device: torch.device) -> str:
@@ -138,8 +157,8 @@ def _detectron2_dtype(case: Case, device: torch.device) -> str:
     return "fp16" if is_mixed else "fp32"
 
 
-def _keeping(implementation: str, cfg: CfgNode) -> tuple[Callable[..., Any], AbstractContextManager[Any]]:
-    """Return the function by which an implementation keeps an image's detections, and its autocast."""
+def _postprocessing(implementation: str, cfg: CfgNode) -> tuple[Callable[..., Any], AbstractContextManager[Any]]:
+    """Return the function that converts an image's detections for storage, and the autocast context."""
     if implementation == DETECTRON2:
         return instances_to_coco_json, nullcontext()
     return pack_detections, inference_autocast(cfg)
@@ -148,7 +167,7 @@ def _keeping(implementation: str, cfg: CfgNode) -> tuple[Callable[..., Any], Abs
 def _build_inference(
     model: nn.Module,
     batches: Iterator[list[dict[str, Any]]],
-    keep: Callable[..., Any],
+    convert: Callable[..., Any],
     autocast: AbstractContextManager[Any],
 ) -> Callable[[], list[Any]]:
     def infer() -> list[Any]:
@@ -156,7 +175,7 @@ def _build_inference(
         with torch.no_grad(), autocast:
             outputs = model(batch)
         return [
-            keep(output["instances"].to("cpu"), record["image_id"])
+            convert(output["instances"].to("cpu"), record["image_id"])
             for record, output in zip(batch, outputs, strict=True)
         ]
 
@@ -193,6 +212,6 @@ def _build_detectron2_training(
 
 def _step_peak(case: Case, setup: Setup, implementation: str) -> float:
     step = build_step(implementation, case, replace(setup, workers=0))
-    # The optimizer allocates its state in the first step.
+    # The first step allocates the optimizer's state.
     step()
     return peak_memory(step, setup.device)

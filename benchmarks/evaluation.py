@@ -1,4 +1,4 @@
-"""The evaluation suite: COCO metrics by hotcoco and by pycocotools, on generated detections at COCO's scale."""
+"""The evaluation suite: COCO metrics by hotcoco and pycocotools on generated detections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pvt_det.profiling import peak_memory, resident_memory, run_in_own_process
 
 HOTCOCO = "hotcoco (pvt_det)"
 PYCOCOTOOLS = "pycocotools"
-# COCO val2017 has 5,000 images and about 36,000 objects of 80 classes; a detector gives 100 detections per image.
+# COCO val2017 has 5,000 images and about 36,000 objects of 80 classes. Detectors return 100 detections per image.
 IMAGES = 5000
 _OBJECTS_PER_IMAGE = 7.2
 _CLASSES = 80
@@ -42,10 +42,10 @@ class EvaluationRow:
         images: Number of images, with 100 detections each.
         objects: Number of annotated objects.
         seconds: Median time from detections in memory to the 12 COCO metrics.
-        speedup: This implementation's time as a multiple of hotcoco's, the median of the rounds' ratios.
-        difference: Largest difference of the 12 metrics (0 … 1) from pycocotools.
-        kept_mib: Memory in MiB that a run's evaluator keeps of all detections; None for pycocotools.
-        peak_mib: Memory in MiB that computing the metrics takes on top of that at its peak, or None.
+        speedup: This implementation's time divided by hotcoco's, as the median of the rounds' ratios.
+        difference: Largest difference of the 12 metrics (0 to 1) from pycocotools.
+        kept_mib: Memory in MiB that an evaluator needs to keep all detections; None for pycocotools.
+        peak_mib: Additional peak memory in MiB of computing the metrics; None for pycocotools.
     """
 
     implementation: str
@@ -58,16 +58,19 @@ class EvaluationRow:
     peak_mib: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Return the values under their names, for JSON."""
+        """Return the attributes by name, for JSON."""
         return asdict(self)
 
 
 def run_evaluation(images: int, repeats: int) -> Iterator[EvaluationRow]:
-    """Measure both implementations of the box metrics.
+    """Compare both implementations of the box metrics.
 
     Args:
         images: Number of images to generate.
-        repeats: Number of rounds that are timed.
+        repeats: Number of timed rounds.
+
+    Yields:
+        One row per implementation.
     """
     truth = generate_truth(images)
     found = list(generate_detections(truth))
@@ -76,7 +79,7 @@ def run_evaluation(images: int, repeats: int) -> Iterator[EvaluationRow]:
         HOTCOCO: lambda: results.update({HOTCOCO: evaluate_hotcoco(truth, found, "bbox")}),
         PYCOCOTOOLS: lambda: results.update({PYCOCOTOOLS: evaluate_pycocotools(truth, found, "bbox")}),
     }
-    # Neither needs a warm-up, and pycocotools takes a minute.
+    # No warm-up: neither implementation needs one, and pycocotools takes a minute.
     seconds = time_interleaved(calls, torch.device("cpu"), repeats, warm_up=False)
     memory = run_in_own_process(_streaming_memory, images)
     for name, times in seconds.items():
@@ -92,7 +95,11 @@ def run_evaluation(images: int, repeats: int) -> Iterator[EvaluationRow]:
 
 
 def generate_truth(images: int) -> GroundTruth:
-    """Generate random objects in `images` images; one in a hundred is a crowd region."""
+    """Generate random objects, of which 1 % are crowd regions.
+
+    Args:
+        images: Number of images.
+    """
     generator = np.random.default_rng(0)
     count = round(images * _OBJECTS_PER_IMAGE)
     boxes = _random_boxes(generator, count)
@@ -113,13 +120,22 @@ def generate_truth(images: int) -> GroundTruth:
 
 
 def generate_detections(truth: GroundTruth) -> Iterator[Detections]:
-    """Generate 100 detections per image: up to three inexact ones of every object, and random boxes of low score."""
+    """Generate 100 detections per image.
+
+    Each object has up to three inexact detections. The others are random boxes with low scores.
+
+    Args:
+        truth: Images and their objects.
+
+    Yields:
+        The detections of each image.
+    """
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth.images}
     for annotation in truth.annotations:
         objects[annotation["image_id"]].append(annotation)
-    for image_id, their_objects in objects.items():
+    for image_id, image_objects in objects.items():
         generator = np.random.default_rng((1, image_id))
-        near = (their_objects * 3)[: _DETECTIONS // 2]
+        near = (image_objects * 3)[: _DETECTIONS // 2]
         rest = _DETECTIONS - len(near)
         exact = np.array([a["bbox"] for a in near]).reshape(-1, 4)
         boxes = exact + exact[:, [2, 3, 2, 3]] * generator.normal(0, 0.1, exact.shape)
@@ -139,10 +155,14 @@ def generate_detections(truth: GroundTruth) -> Iterator[Detections]:
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
-    """Show time, agreement and memory."""
+    """Build the table of time, agreement and memory.
+
+    Args:
+        rows: Results of all implementations.
+    """
     table = Table(
-        caption=f"boxes, {_DETECTIONS} detections per image; speed-up of hotcoco over the implementation; difference: "
-        "the largest of the 12 metrics, from 0 to 1; kept: by a run's evaluator; peak: added by computing the metrics"
+        caption=f"boxes, {_DETECTIONS} detections per image; speed-up: hotcoco over the implementation; difference: "
+        "largest of the 12 metrics, from 0 to 1; kept: memory of all detections; peak: added by computing the metrics"
     )
     for heading in ("implementation", "images", "objects"):
         table.add_column(heading)
@@ -156,14 +176,14 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
 
 
 def _random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return boxes `count×4` (x, y, width, height in pixels) of COCO's sizes, inside the image."""
+    """Return boxes `count×4` (x, y, width, height in pixels) inside the image, with sizes as in COCO."""
     sides = np.exp(generator.normal(4, 0.9, (count, 2))).clip(4, np.array(_SIZE[::-1]))
     corners = generator.random((count, 2)) * (np.array(_SIZE[::-1]) - sides)
     return np.concatenate([corners, sides], axis=1)
 
 
 def _streaming_memory(images: int) -> tuple[float, float]:
-    """Return the MiB that an evaluator keeps of a model's outputs, and the MiB that its metrics add at their peak."""
+    """Return the memory in MiB that an evaluator keeps, and the additional peak of computing its metrics."""
     truth = generate_truth(images)
     with tempfile.TemporaryDirectory() as folder:
         json_file = Path(folder) / "truth.json"
@@ -173,18 +193,18 @@ def _streaming_memory(images: int) -> tuple[float, float]:
         )
         register_coco("generated", json_file, folder)
         evaluator = COCOEvaluator("generated", ("bbox",), folder)
-        arriving = generate_detections(truth)
-        first = next(arriving)
+        stream = generate_detections(truth)
+        first = next(stream)
         evaluator.process([{"image_id": first.image_id}], [_as_output(first)])
         before = resident_memory()
-        for found in arriving:
+        for found in stream:
             evaluator.process([{"image_id": found.image_id}], [_as_output(found)])
         kept = resident_memory() - before
         return kept, peak_memory(evaluator.evaluate, torch.device("cpu"))
 
 
 def _as_output(found: Detections) -> dict[str, Any]:
-    """Turn detections into the output of a model."""
+    """Convert detections to the output of a model."""
     instances = Instances(found.size)
     corners = torch.from_numpy(found.boxes.copy())
     corners[:, 2:] += corners[:, :2]

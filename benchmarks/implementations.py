@@ -1,4 +1,4 @@
-"""The implementations of the trunk that are compared: this package's, the textbook form, timm's and transformers'."""
+"""The implementations of the trunk to compare: pvt_det, the textbook form, timm and transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pvt_det.models import create_model
 from pvt_det.models.variants import VARIANTS
 from pvt_det.profiling import Case, Runnable, build_model
 
-# The names in the tables. Speed-ups and memory ratios are relative to the first.
+# Names in the tables. Speed-ups and memory ratios are relative to the first one.
 OURS = "pvt_det"
 COMPILED = "pvt_det compiled"
 TEXTBOOK = "textbook"
@@ -25,11 +25,11 @@ RESNET = "resnet50"
 def list_implementations(case: Case, compiled: bool) -> list[str]:
     """List the implementations that can run a case.
 
-    timm has PVT v2 alone; transformers has PVT v1 as a classifier of 224×224 pixels.
+    timm has only PVT v2. transformers has only PVT v1, as a classifier of 224×224 pixels.
 
     Args:
-        case: What to measure, on a variant.
-        compiled: List `COMPILED` too.
+        case: What to measure. `model` is a variant of PVT.
+        compiled: Include `COMPILED`.
     """
     names = [OURS, *([COMPILED] if compiled else []), TEXTBOOK]
     fixed_size = (case.height, case.width) == (224, 224) and case.task == "classifier"
@@ -39,7 +39,13 @@ def list_implementations(case: Case, compiled: bool) -> list[str]:
 
 
 def build_step(case: Case, implementation: str, device: torch.device) -> Callable[[], None]:
-    """Return a function that runs one step of a case by an implementation, on a fixed batch of random images."""
+    """Build one step of an implementation on a fixed batch of random images.
+
+    Args:
+        case: What to measure.
+        implementation: Name of the implementation, such as `OURS` or `TIMM`.
+        device: Device to run on.
+    """
     torch.manual_seed(0)
     module, forward = _BUILDERS[implementation](case, device)
     module.to(device).train(case.mode == "training")
@@ -52,7 +58,7 @@ def _build_ours(case: Case, device: torch.device) -> Runnable:
 
 def _build_compiled(case: Case, device: torch.device) -> Runnable:
     module, forward = build_model(case, device)
-    # In inference, CUDA graphs save a small batch the time of the interpreter.
+    # In inference, CUDA graphs avoid the interpreter's overhead, which dominates small batches.
     return module, torch.compile(forward, mode="reduce-overhead" if case.mode == "inference" else "default")
 
 

@@ -1,6 +1,7 @@
-"""The input suite: how fast one core decodes and augments images for classification, and how exactly.
+"""The input suite: speed and exactness of decoding and augmenting images for classification.
 
-Pixels of every implementation are compared with Pillow's, in levels of 255, after resizing the image to 224 pixels.
+All implementations run on one core. Their pixels are compared with Pillow's, in levels of 255, after resizing the image
+to 224 pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pvt_det.errors import DataError
 
 _SIDE = 224
 _CPU = torch.device("cpu")
-# The published policy without noise in its magnitude, with which timm sometimes fails under Pillow 13.
+# The published policy, but without noise in its magnitude, which makes timm fail sometimes with Pillow 13.
 _RAND_AUGMENT = "rand-m9-inc1"
 
 
@@ -38,11 +39,11 @@ class InputRow:
 
     Attributes:
         step: "decode", "resize", "training" (the whole pipeline) or "evaluation" (the whole pipeline).
-        implementation: Name of the implementation; the first one of each step is this package's.
-        images_per_s: Images per second on one core, median over the rounds.
-        speedup: This implementation's time as a multiple of this package's.
-        mean_difference: Mean difference from Pillow's pixels, in levels of 255; None where the pixels are random.
-        max_difference: The largest difference, or None.
+        implementation: Name of the implementation. The first one of each step is this package's.
+        images_per_s: Images per second on one core, the median over the rounds.
+        speedup: This implementation's time divided by this package's.
+        mean_difference: Mean difference from Pillow's pixels in levels of 255; None if the pixels are random.
+        max_difference: Largest difference from Pillow's pixels in levels of 255, or None.
     """
 
     step: str
@@ -53,7 +54,7 @@ class InputRow:
     max_difference: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Return the values under their names, for JSON."""
+        """Return the attributes by name, for JSON."""
         return asdict(self)
 
 
@@ -61,17 +62,20 @@ def run_inputs(folder: Path, limit: int, repeats: int) -> Iterator[InputRow]:
     """Measure the input pipeline on one thread.
 
     Args:
-        folder: Photos as JPEG files, in folders of any depth.
-        limit: Number of photos to read at most.
-        repeats: Number of rounds that are timed.
+        folder: Folder with JPEG files, also in subfolders.
+        limit: Maximum number of photos to read.
+        repeats: Number of timed rounds.
+
+    Yields:
+        One row per step and implementation.
 
     Raises:
-        DataError: There are no JPEG files.
+        DataError: The folder contains no JPEG files.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:limit]
     contents = [file.read_bytes() for file in files]
     if not contents:
-        raise DataError(f"{folder}: no JPEG files in it. Give a folder of photos with --data.")
+        raise DataError(f"{folder}: contains no JPEG files. Set --data to a folder of photos.")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     images = [decode_rgb(content) for content in contents]
@@ -84,9 +88,13 @@ def run_inputs(folder: Path, limit: int, repeats: int) -> Iterator[InputRow]:
 
 
 def input_table(rows: Sequence[InputRow]) -> Table:
-    """Show images per second and exactness."""
+    """Build the table of images per second and exactness.
+
+    Args:
+        rows: Results of all steps and implementations.
+    """
     table = Table(
-        caption="one core; speed-up of pvt_det over the implementation; differences from Pillow in levels of 255"
+        caption="one core; speed-up: pvt_det over the implementation; differences from Pillow in levels of 255"
     )
     for heading in ("step", "implementation"):
         table.add_column(heading)
@@ -121,7 +129,7 @@ def _rows(
 
 def _call_all(call: Callable, inputs: Sequence) -> Callable[[], None]:
     def run() -> None:
-        # The same random choices for every implementation.
+        # All implementations make the same random choices.
         random.seed(0)
         np.random.seed(0)
         torch.default_generator.manual_seed(0)

@@ -1,8 +1,8 @@
-"""The mapper suite: speed and exactness of a detector's training input, and the memory of its annotations.
+"""The mapper suite: speed, exactness and memory of a detector's training input.
 
-Both implementations read the same files, with annotations stored as their data loaders store them. Detectron2 resizes
-with Pillow. This package resizes as the recipe says: "paper" to 800 pixels with OpenCV, "jitter" to 640 … 800 pixels,
-anti-aliased as in Pillow.
+Both implementations read the same files, and store the annotations as in their data loaders. Detectron2 resizes with
+Pillow. This package resizes as in the recipe: "paper" to 800 pixels with OpenCV, "jitter" to 640 to 800 pixels with
+antialiasing like Pillow's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pvt_det.profiling import MIB, run_in_own_process
 
 RECIPES = {"paper": ("cv2", (800,)), "jitter": ("pil", (640, 672, 704, 736, 768, 800))}
 PLAIN = "a list"
-# Images whose annotations a worker reads; COCO's training set has 118,287.
+# Number of images whose annotations a worker reads. COCO's training set has 118,287.
 _ANNOTATED = 2000
 _WORKERS = 2
 
@@ -41,15 +41,16 @@ class MapperRow:
     """The result of one implementation.
 
     Attributes:
-        recipe: A name of `RECIPES`, or "annotations" for the memory of a data loader's worker.
+        recipe: Key of `RECIPES`, or "annotations" for the memory of a data loader's worker.
         implementation: Name of the implementation.
         images: Number of images.
-        images_per_s: Images per second on one core, median over the rounds.
-        speedup: This implementation's time as a multiple of pvt_det's.
-        box_difference: Largest difference from Detectron2's boxes, in pixels.
-        mask_difference: Largest difference from the coordinates of Detectron2's polygons, in pixels.
-        level_difference: Mean difference from Detectron2's pixels, in levels of 255.
-        worker_mib: MiB that a worker stops sharing by reading the annotations of `images` images.
+        images_per_s: Images per second on one core, the median over the rounds, or None.
+        speedup: This implementation's time divided by pvt_det's, or None.
+        box_difference: Largest difference from Detectron2's boxes in pixels, or None.
+        mask_difference: Largest difference from the coordinates of Detectron2's polygons in pixels, or None.
+        level_difference: Mean difference from Detectron2's pixels in levels of 255, or None.
+        worker_mib: Memory in MiB that a worker no longer shares with its parent after reading the annotations of
+            `images` images, or None.
     """
 
     recipe: str
@@ -63,7 +64,7 @@ class MapperRow:
     worker_mib: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Return the values under their names, for JSON."""
+        """Return the attributes by name, for JSON."""
         return asdict(self)
 
 
@@ -71,13 +72,16 @@ def run_mapper(folder: Path, recipes: Sequence[str], limit: int, repeats: int) -
     """Measure the training input on one thread.
 
     Args:
-        folder: Photos in COCO's layout.
-        recipes: Names of `RECIPES`.
-        limit: Number of photos to read at most.
-        repeats: Number of rounds that are timed.
+        folder: Folder of photos in COCO's layout.
+        recipes: Keys of `RECIPES`.
+        limit: Maximum number of photos to read.
+        repeats: Number of timed rounds.
+
+    Yields:
+        One row per recipe and implementation, followed by rows for the memory of the annotations.
 
     Raises:
-        DataError: The folder has another layout, or no photo has an object.
+        DataError: The folder does not have COCO's layout, or no photo has an object.
     """
     records = read_records(folder, "train2017", limit)
     torch.set_num_threads(1)
@@ -98,8 +102,8 @@ def build_config(recipe: str, flip: str) -> CfgNode:
     """Build the config of Mask R-CNN's training input.
 
     Args:
-        recipe: A name of `RECIPES`.
-        flip: "horizontal" or "none".
+        recipe: Key of `RECIPES`.
+        flip: Random flip, "horizontal" or "none".
     """
     cfg = get_config()
     cfg.MODEL.MASK_ON = True
@@ -111,9 +115,16 @@ def build_config(recipe: str, flip: str) -> CfgNode:
 
 
 def measure_differences(recipe: str, records: Records) -> tuple[float, float, float]:
-    """Return the largest difference of boxes and of polygons in pixels, and the mean one of pixels in levels of 255.
+    """Measure how much the two implementations differ.
 
-    Flips are off: the two implementations draw size and flip in different orders.
+    Flips are off, because the implementations draw size and flip in different orders.
+
+    Args:
+        recipe: Key of `RECIPES`.
+        records: Records of the photos.
+
+    Returns:
+        Largest difference of boxes and of polygons in pixels, and mean difference of pixels in levels of 255.
     """
     readers = build_readers(build_config(recipe, "none"), records, is_train=True)
     boxes, masks, levels = [], [], []
@@ -136,10 +147,14 @@ def measure_differences(recipe: str, records: Records) -> tuple[float, float, fl
 
 
 def mapper_table(rows: Sequence[MapperRow]) -> Table:
-    """Show images per second, exactness, and the memory of a worker."""
+    """Build the table of images per second, exactness, and memory of a worker.
+
+    Args:
+        rows: Results of all recipes and implementations.
+    """
     table = Table(
-        caption="one core; speed-up of pvt_det over the implementation; largest differences from Detectron2; memory "
-        "that each of 2 workers stops sharing by reading all annotations"
+        caption="one core; speed-up: pvt_det over the implementation; largest differences from Detectron2; per worker: "
+        "memory that each of 2 workers no longer shares after reading all annotations"
     )
     for heading in ("recipe", "implementation", "images"):
         table.add_column(heading)
@@ -167,7 +182,7 @@ def mapper_table(rows: Sequence[MapperRow]) -> Table:
 
 def _read_all(read: Callable[[int], Any], count: int) -> Callable[[], None]:
     def run() -> None:
-        # The same sizes for both implementations.
+        # Both implementations draw the same sizes.
         np.random.seed(0)
         for number in range(count):
             read(number)
@@ -176,14 +191,14 @@ def _read_all(read: Callable[[int], Any], count: int) -> Callable[[], None]:
 
 
 def _worker_memory(records: Records, annotated: int) -> dict[str, float]:
-    """Return the MiB that a worker stops sharing by reading `annotated` images' annotations, the largest of two."""
+    """Return the memory in MiB that one of two workers at most stops sharing by reading all records."""
     many = [copy.deepcopy(records[number % len(records)]) for number in range(annotated)]
     stored = {
         OURS: DatasetFromList(pack_records(build_config("paper", "none"), many), copy=False),
         DETECTRON2: DatasetFromList(many),
         PLAIN: many,
     }
-    # Training forks its workers where it can; this process was itself spawned.
+    # Training forks its workers where possible. The default in this spawned process would be to spawn.
     start = "fork" if "fork" in get_all_start_methods() else None
     found = {}
     for name, stored_records in stored.items():
@@ -194,14 +209,14 @@ def _worker_memory(records: Records, annotated: int) -> dict[str, float]:
             num_workers=_WORKERS,
             multiprocessing_context=start,
         )
-        grown = [growth for growth in loader if growth is not None]
-        if grown:
-            found[name] = max(grown)
+        growths = [growth for growth in loader if growth is not None]
+        if growths:
+            found[name] = max(growths)
     return found
 
 
 class _Reading(Dataset[float | None]):
-    """Reads all records per item, and returns the growth of the worker's private memory in MiB."""
+    """Reads all records for each item, and returns the growth of the worker's private memory in MiB."""
 
     def __init__(self, records: Any) -> None:
         self.records = records
@@ -209,7 +224,7 @@ class _Reading(Dataset[float | None]):
     def __getitem__(self, worker: int) -> float | None:
         before = private_memory()
         for number in range(len(self.records)):
-            # Detectron2's mapper starts with a deep copy, which changes the reference count of every object in a list.
+            # Like Detectron2's mapper, which thereby changes the reference count of every object in a list.
             copy.deepcopy(self.records[number])
         after = private_memory()
         return None if before is None or after is None else (after - before) / MIB

@@ -1,4 +1,4 @@
-"""Measures several implementations under the same conditions."""
+"""Measurement of several implementations under the same conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ Size = tuple[int, int, int]
 def build_cases(
     models: Iterable[str], sizes: Iterable[Size], tasks: Iterable[str], modes: Iterable[str], dtypes: Iterable[str]
 ) -> list[Case]:
-    """Combine models, sizes `(batch, height, width)`, tasks, modes and dtypes to one case each."""
+    """Build a case for each combination of the arguments.
+
+    Args:
+        models: Variants or config files.
+        sizes: Batch size, and height and width of the images in pixels.
+        tasks: Tasks such as "pyramid", "classifier" or "detector".
+        modes: "inference" and "training".
+        dtypes: "fp32" and "bf16".
+    """
     combinations = product(sizes, models, tasks, modes, dtypes)
     return [Case(model, task, mode, dtype, *size) for size, model, task, mode, dtype in combinations]
 
@@ -26,21 +34,21 @@ def build_cases(
 def time_interleaved(
     calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Time each call `repeats` times, all calls once per round, so that other load on the machine slows all alike.
+    """Time several calls in rounds, so that other load on the machine affects all of them equally.
 
     Args:
-        calls: The calls, by name.
-        device: The device that the calls run on; a GPU is synchronized before and after each call.
-        repeats: Number of rounds that are timed.
-        warm_up: Run one more round first that is not timed.
+        calls: The calls by name. Each round runs all of them once.
+        device: Device that the calls run on. A GPU is synchronized before and after each call.
+        repeats: Number of timed rounds.
+        warm_up: Run an additional first round without timing.
 
     Returns:
-        The seconds of each round, by the name of the call. A call that runs out of GPU memory is not repeated and has
-        no times.
+        Seconds of each round by the name of the call. A call that runs out of GPU memory is not repeated and has no
+        times.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     failed = set()
-    for turn in range(0 if warm_up else 1, repeats + 1):
+    for round_number in range(0 if warm_up else 1, repeats + 1):
         for name, call in calls.items():
             if name in failed:
                 continue
@@ -49,27 +57,30 @@ def time_interleaved(
                 failed.add(name)
                 seconds[name] = []
                 release_memory(device)
-            elif turn > 0:
+            elif round_number > 0:
                 seconds[name].append(elapsed)
     return seconds
 
 
 def median_ratio(slower: list[float], faster: list[float]) -> float:
-    """Return the median over the rounds of `slower / faster`, a speed-up that load on the machine hardly changes.
+    """Return the median speed-up over all rounds, which load on the machine hardly affects.
 
     Args:
-        slower: Seconds of each round of one call.
-        faster: Seconds of the same rounds of another call.
+        slower: Seconds of each round of the slower call.
+        faster: Seconds of each round of the faster call.
     """
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def measure_peaks(names: Iterable[str], measure: Callable[[str], float]) -> dict[str, float]:
-    """Measure the peak memory of each name in MiB, and leave out those that run out of GPU memory.
+    """Measure the peak memory of several implementations.
 
     Args:
-        names: What to measure.
-        measure: Returns the peak memory of a name in MiB.
+        names: Names of the implementations.
+        measure: Returns the peak memory of an implementation in MiB.
+
+    Returns:
+        Peak memory in MiB by name, without implementations that run out of GPU memory.
     """
     found = {}
     for name in names:
@@ -81,9 +92,10 @@ def measure_peaks(names: Iterable[str], measure: Callable[[str], float]) -> dict
 
 
 def private_memory() -> int | None:
-    """Return the bytes that this process shares with no other, or None where the system is not Linux.
+    """Return the private memory of this process in bytes, or None if the system is not Linux.
 
-    After a fork these are the pages that the process has written to.
+    Private memory is not shared with any other process. After a fork, it is the size of the pages that the process has
+    written to.
     """
     rollup = Path("/proc/self/smaps_rollup")
     if not rollup.exists():
@@ -93,12 +105,12 @@ def private_memory() -> int | None:
 
 
 def release_memory(device: torch.device, *, compiled: bool = False) -> None:
-    """Return unused GPU memory, which PyTorch keeps otherwise, to other processes.
+    """Release the unused GPU memory that PyTorch caches.
 
     Args:
-        device: Nothing is done on a CPU.
-        compiled: Reset `torch.compile` too, with the memory of its CUDA graphs. Otherwise the compiler would take the
-            next image size for a dynamic one, and make a slower program for all sizes.
+        device: Device that was measured. On a CPU, nothing is released.
+        compiled: Also reset `torch.compile`, which releases the memory of its CUDA graphs. Without a reset, the
+            compiler would treat the next image size as dynamic and compile a slower program for all sizes.
     """
     if compiled:
         torch.compiler.reset()
@@ -108,7 +120,7 @@ def release_memory(device: torch.device, *, compiled: bool = False) -> None:
 
 
 def _time_if_it_fits(call: Callable[[], object], device: torch.device) -> float | None:
-    """Return the seconds that a call takes, or None where it runs out of GPU memory."""
+    """Return the duration of a call in seconds, or None if it runs out of GPU memory."""
     try:
         return time_call(call, device)
     except torch.OutOfMemoryError:

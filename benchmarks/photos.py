@@ -1,4 +1,4 @@
-"""Annotated photos, and the readers that turn them into a detector's input: this package's and Detectron2's."""
+"""Readers of annotated photos for detectors, by this package and by Detectron2."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def read_records(folder: Path, part: str, limit: int) -> Records:
     """Read the first records that have an object with a mask.
 
     Args:
-        folder: A folder in COCO's layout.
+        folder: Folder in COCO's layout.
         part: "train2017" or "val2017".
-        limit: Number of records to read at most.
+        limit: Maximum number of records to return.
 
     Raises:
-        DataError: The folder has another layout, or no image has such an object.
+        DataError: The folder does not have COCO's layout, or no image has such an object.
     """
     json_file, images = folder / "annotations" / f"instances_{part}.json", folder / part
     if not json_file.is_file() or not images.is_dir():
-        raise DataError(f"{folder}: expected COCO's layout, with {json_file.relative_to(folder)} and {part}/ in it")
+        raise DataError(f"{folder}: expected COCO's layout, with {json_file.relative_to(folder)} and {part}/")
     records = CocoSource(str(json_file), str(images)).records()
     found = [record for record in records if any(_has_mask(a) for a in record["annotations"])][:limit]
     if not found:
@@ -46,7 +46,16 @@ def read_records(folder: Path, part: str, limit: int) -> Records:
 
 
 def build_readers(cfg: CfgNode, records: Records, *, is_train: bool) -> dict[str, Callable[[int], Any]]:
-    """Build each implementation's data set, as its data loader does: a function from an index to a mapped record."""
+    """Build each implementation's data set in the same way as its data loader.
+
+    Args:
+        cfg: Config of the detector.
+        records: Records of the photos.
+        is_train: Read training input instead of test input.
+
+    Returns:
+        By the name of the implementation, a function that returns the mapped record of an index.
+    """
     ours = MappedDataset(
         pack_records(cfg, records) if is_train else records, PVTDatasetMapper(cfg, is_train=is_train), "stop"
     )
@@ -65,14 +74,14 @@ class _Read(Dataset[Any]):
 def endless_batches(
     read: Callable[[int], Any], count: int, batch: int, workers: int, *, pin: bool
 ) -> Iterator[list[Any]]:
-    """Return batches of the first `count` photos, over and over.
+    """Return an infinite iterator over batches of the first `count` photos.
 
     Args:
         read: Returns the mapped record of an index.
         count: Number of photos.
-        batch: Photos per batch.
-        workers: Processes that read ahead; 0 reads each batch on demand.
-        pin: Whether the images of workers are in pinned memory, as this package's loader has them for a GPU.
+        batch: Number of photos per batch.
+        workers: Worker processes that read ahead. 0 reads each batch on demand.
+        pin: Put the images of workers into pinned memory, as this package's loader does for a GPU.
     """
     numbers = itertools.cycle(range(count))
     batches = iter(lambda: [next(numbers) for _ in range(batch)], None)
@@ -90,7 +99,12 @@ def endless_batches(
 
 
 def pack_records(cfg: CfgNode, records: Records) -> Records:
-    """Pack the annotations of records as the training loader keeps them."""
+    """Pack the annotations of records in the format of the training loader.
+
+    Args:
+        cfg: Config of the detector.
+        records: Records of the photos.
+    """
     return [
         {
             **{key: value for key, value in record.items() if key != "annotations"},

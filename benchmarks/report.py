@@ -1,4 +1,4 @@
-"""The table of a comparison, and the plot of growing cost."""
+"""The table of a comparison, and the plot of the growth suite."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from pvt_det.cli.benchmark import format_time
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """Show time and memory of every implementation beside this package's."""
+    """Build the table of time and memory of all implementations.
+
+    Args:
+        rows: Results of all cases and implementations.
+    """
     table = Table(
-        caption="speed-up of pvt_det over the implementation; peak memory of the step alone; memory ratio: pvt_det's "
-        "peak by the implementation's"
+        caption="speed-up: pvt_det over the implementation; peak memory: of the step alone; memory ratio: pvt_det's "
+        "peak divided by the implementation's"
     )
     for heading in ("model", "task", "mode", "dtype", "images", "implementation"):
         table.add_column(heading)
@@ -41,23 +45,23 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 
 def plot_growth(rows: Sequence[Row], path: Path, caption: str) -> None:
-    """Plot time and memory by the side of the image, one line per model, and save the plot as PNG.
+    """Plot time and memory over the image side, with one line per model, and save the plot.
 
     Args:
-        rows: Of the growth suite.
-        path: The PNG file.
-        caption: What the numbers were measured on.
+        rows: Results of the growth suite.
+        path: PNG file to write.
+        caption: Hardware and software that the results were measured on.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     for model in dict.fromkeys(row.case.model for row in rows):
-        own = [row for row in rows if row.case.model == model]
-        sides = [row.case.height for row in own]
-        # Where a GPU's memory was not enough, the line ends.
-        time_axes.plot(sides, [row.seconds or math.nan for row in own], marker="o", label=model)
-        memory_axes.plot(sides, [(row.memory_mib or math.nan) / 1024 for row in own], marker="o", label=model)
+        model_rows = [row for row in rows if row.case.model == model]
+        sides = [row.case.height for row in model_rows]
+        # The line ends where the GPU ran out of memory.
+        time_axes.plot(sides, [row.seconds or math.nan for row in model_rows], marker="o", label=model)
+        memory_axes.plot(sides, [(row.memory_mib or math.nan) / 1024 for row in model_rows], marker="o", label=model)
     for axes, label in ((time_axes, "seconds per step"), (memory_axes, "peak memory of a step, GiB")):
         axes.set(xlabel="image side, pixels", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)

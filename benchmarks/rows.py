@@ -1,4 +1,4 @@
-"""Results of one implementation beside another."""
+"""Results of a comparison, one row per case and implementation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Row:
     Attributes:
         case: What was measured.
         implementation: Name of the implementation.
-        seconds: Median time of a step; None where it ran out of GPU memory.
-        speedup: This implementation's time as a multiple of pvt_det's, the median of the rounds' ratios; None where
-            one of the two has no time.
-        memory_mib: Peak memory of a step in MiB over the model and its images; None where it was not measured or
+        seconds: Median time of a step; None if it ran out of GPU memory.
+        speedup: This implementation's time divided by pvt_det's, as the median of the rounds' ratios; None if either
+            of them has no time.
+        memory_mib: Peak memory in MiB of a step on top of the model and its images; None if it was not measured or
             exceeded the GPU's memory.
-        memory_ratio: pvt_det's peak memory as a share of this implementation's, or None.
+        memory_ratio: Peak memory of pvt_det divided by this implementation's, or None.
     """
 
     case: Case
@@ -37,11 +37,11 @@ class Row:
 
     @property
     def images_per_s(self) -> float | None:
-        """Images per second at the median time, or None."""
+        """Images per second at the median time, or None if there is no time."""
         return None if self.seconds is None else self.case.batch / self.seconds
 
     def as_dict(self) -> dict[str, object]:
-        """Return the values under their names, for JSON."""
+        """Return the attributes by name, for JSON."""
         own = {key: value for key, value in asdict(self).items() if key != "case"}
         return asdict(self.case) | own | {"images_per_s": self.images_per_s}
 
@@ -51,9 +51,9 @@ def build_row(case: Case, name: str, seconds: Mapping[str, list[float]], memory:
 
     Args:
         case: What was measured.
-        name: The implementation.
-        seconds: Times of all implementations, by name; an empty list where one has none.
-        memory: Peak memory in MiB of the implementations that have one, by name.
+        name: Name of the implementation.
+        seconds: Times of all implementations by name. The list of an implementation may be empty.
+        memory: Peak memory in MiB by name, of the implementations that were measured.
     """
     own, ours = seconds[name], seconds[OURS]
     return Row(
@@ -67,5 +67,12 @@ def build_row(case: Case, name: str, seconds: Mapping[str, list[float]], memory:
 
 
 def measures_memory(case: Case, device: torch.device) -> bool:
-    """Whether the peak of a step stands out: in inference on a CPU it is hardly above the noise of the heap."""
+    """Return whether the peak memory of a step is meaningful.
+
+    In inference on a CPU, the peak is hardly above the noise of the heap.
+
+    Args:
+        case: What to measure.
+        device: Device to measure on.
+    """
     return case.mode == "training" or device.type == "cuda"

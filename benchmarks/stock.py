@@ -1,4 +1,4 @@
-"""This package's detectors built from Detectron2's own classes, to compare with."""
+"""This package's detectors, rebuilt from Detectron2's own classes for comparison."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from benchmarks.textbook import Textbook
 from pvt_det.modeling.backbone import STAGES, PVTBackbone
 from pvt_det.models.trunk import STRIDES
 
-# Settings without an alternative in Detectron2. Apart from a ReLU on P6 they do not change the amount of computation.
+# Detectron2 supports only these settings. Except for a ReLU on P6, they do not change the amount of computation.
 AS_DETECTRON2 = (
     *("MODEL.FPN.P7_RELU", "True"),
     *("MODEL.RETINANET.LOSS_NORMALIZER", "ema"),
     *("MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES", "False"),
 )
 
-# Scores of an image above the threshold; a trained RetinaNet or Mask R-CNN has some hundreds to thousands.
+# Number of scores above the threshold. A trained RetinaNet or Mask R-CNN has hundreds to thousands per image.
 _CANDIDATES = 1000
 
 
 class TextbookBackbone(Backbone):
-    """The textbook form of a backbone's trunk."""
+    """The textbook form of a backbone's trunk, as a Detectron2 backbone.
+
+    Args:
+        backbone: Backbone whose weights are copied.
+    """
 
     def __init__(self, backbone: PVTBackbone) -> None:
         super().__init__()
@@ -42,25 +46,29 @@ class TextbookBackbone(Backbone):
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the four maps of images `N×3×H×W`, by their names."""
+        """Compute the four feature maps by name.
+
+        Args:
+            x: Images `N×3×H×W`.
+        """
         return dict(zip(STAGES, self.textbook.forward_pyramid(x), strict=True))
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return channels and stride of each map."""
+        """Return the channels and stride of each feature map."""
         return self.shapes
 
     @property
     def size_divisibility(self) -> int:
-        """The multiple that image sides are padded to, as in this package's backbone."""
+        """Image sides are padded to multiples of this, as in this package's backbone."""
         return STRIDES[-1]
 
 
 def build_stock_detector(cfg: CfgNode, ours: nn.Module) -> nn.Module:
-    """Build Detectron2's detector with the weights of this package's.
+    """Build Detectron2's detector with the weights of one of this package's detectors.
 
     Args:
-        cfg: The config of `ours`, with the settings `AS_DETECTRON2`.
-        ours: RetinaNet or Mask R-CNN by this package.
+        cfg: Config of `ours`, with the settings `AS_DETECTRON2`.
+        ours: RetinaNet or Mask R-CNN of this package.
     """
     is_dense = isinstance(ours, RetinaNet)
     bottom_up = cast(Any, ours).backbone.bottom_up
@@ -89,20 +97,24 @@ def build_stock_detector(cfg: CfgNode, ours: nn.Module) -> nn.Module:
 
 
 def spread_scores(model: nn.Module, records: Sequence[dict[str, Any]]) -> None:
-    """Give an untrained detector scores like a trained one's, so that it has as much to decode and to suppress.
+    """Give an untrained detector scores like a trained one's, so that postprocessing takes as long.
 
-    Scales the classification layer until its outputs vary about as much as a trained layer's, and shifts it until
-    `_CANDIDATES` scores of the given images are above the threshold.
+    The classification layer is scaled until its outputs vary about as much as those of a trained layer, and shifted
+    until `_CANDIDATES` scores are above the threshold.
+
+    Args:
+        model: RetinaNet or Mask R-CNN of this package, modified in place.
+        records: Test input of the images that determine the scores.
     """
     is_dense = isinstance(model, RetinaNet)
     parts: Any = model
     layer = parts.head.cls_score if is_dense else parts.roi_heads.box_predictor.cls_score
     threshold = parts.test_score_thresh if is_dense else parts.roi_heads.box_predictor.test_score_thresh
     seen: list[Tensor] = []
-    # Cloned, since RetinaNet turns its outputs into probabilities in place.
+    # A clone, because RetinaNet converts its outputs to probabilities in place.
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     with torch.no_grad():
-        # The bias of a new RetinaNet is so large that the rest of its outputs is lost in rounding.
+        # The initial bias of RetinaNet is so large that the differences between outputs are lost in rounding.
         layer.bias.zero_()
         model.eval()(records)
         hook.remove()
@@ -114,7 +126,7 @@ def spread_scores(model: nn.Module, records: Sequence[dict[str, Any]]) -> None:
         if is_dense:
             layer.bias.add_(math.log(threshold / (1 - threshold)) - _kth_largest(rows))
         else:
-            # A score is above the threshold where the background's exponential is below
+            # A score is above the threshold if the background's exponential is below
             # exp(z) / threshold minus the sum of the other classes' exponentials.
             others = rows[:, :-1].exp()
             layer.bias[-1] = _kth_largest(others / threshold - others.sum(dim=1, keepdim=True)).clamp(min=1e-6).log()

@@ -1,8 +1,8 @@
-"""The same models written as the papers write them: the reference that tests and benchmarks compare with.
+"""The models as written in the papers, as a reference for tests and benchmarks.
 
-Attention is `softmax(q kᵀ / √d) v` with the whole matrix in memory, patches are convolutions on contiguous `N×C×H×W`
-maps, tokens are transposed into maps and back wherever a convolution is met, and position embeddings are resized in
-every forward pass. Nothing else in the package uses this.
+Attention is `softmax(q kᵀ / √d) v` with the whole matrix in memory. Patch embeddings are convolutions on contiguous
+`N×C×H×W` maps. Tokens are transposed to maps and back for every convolution, and position embeddings are resized in
+every forward pass. The package itself does not use this module.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from pvt_det.models.trunk import Trunk, pad_image
 
 
 class Textbook(nn.Module):
-    """Computes what `trunk` computes, with a copy of its weights and the same `forward` and `forward_pyramid`."""
+    """The textbook form of a trunk, with a copy of its weights.
 
-    # Of the model's own class, whose layers are reached by their published names.
+    Args:
+        trunk: Model to copy, whose `forward` and `forward_pyramid` are reimplemented.
+    """
+
+    # Typed as Any, because the layers are accessed by their published names.
     trunk: Any
 
     def __init__(self, trunk: Trunk) -> None:
@@ -36,7 +40,14 @@ class Textbook(nn.Module):
             parameter.data = parameter.data.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits of images `N×3×H×W`."""
+        """Compute the logits.
+
+        Args:
+            x: Images `N×3×H×W`.
+
+        Returns:
+            Logits `N×K` for K classes.
+        """
         if not isinstance(self.trunk, PyramidVisionTransformer):
             return self.trunk.head(self.forward_pyramid(x)[3].flatten(2).mean(dim=2))
         for i in range(1, 4):
@@ -47,7 +58,14 @@ class Textbook(nn.Module):
         return self.trunk.head(self.trunk.norm(self._blocks(4, tokens, size))[:, 0])
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """Return the four maps of images `N×3×H×W`."""
+        """Compute the four feature maps.
+
+        Args:
+            x: Images `N×3×H×W`.
+
+        Returns:
+            Maps `N×Cᵢ×Hᵢ×Wᵢ` of the four stages.
+        """
         maps = [pad_image(x)]
         for i in range(1, 5):
             maps.append(self._stage(i, maps[-1]))
@@ -107,5 +125,5 @@ def _mlp(layer: Mlp | ConvMlp, x: Tensor, size: Size) -> Tensor:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """PyTorch's own product, whatever the layer would take."""
+    """Apply a layer with PyTorch's matrix product instead of the layer's own choice."""
     return F.linear(x, layer.weight, layer.bias)

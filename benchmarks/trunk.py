@@ -1,4 +1,4 @@
-"""The suites trunk and growth: the trunk by several implementations, and its cost by the side of the image."""
+"""The suites `trunk` (several implementations) and `growth` (cost as the image side grows)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ GROWTH_SIDES = (224, 448, 672, 896, 1120, 1344, 1536)
 
 
 def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, *, compiled: bool) -> Iterator[Row]:
-    """Compare all implementations of each case in time, and in memory where it stands out.
+    """Compare the time of all implementations of each case, and their memory where it is meaningful.
 
     Args:
-        cases: What to measure, on variants.
-        device: Where to measure it.
-        repeats: Number of rounds that are timed.
-        compiled: Measure this package's trunk by `torch.compile` too.
+        cases: What to measure. `model` is a variant of PVT.
+        device: Device to measure on.
+        repeats: Number of timed rounds.
+        compiled: Also measure this package's trunk with `torch.compile`.
+
+    Yields:
+        One row per case and implementation.
     """
     for case in cases:
         names = list_implementations(case, compiled)
@@ -34,15 +37,18 @@ def run_trunk(cases: Iterable[Case], device: torch.device, repeats: int, *, comp
 def run_growth(
     models: Iterable[str], sides: Iterable[int], mode: str, dtype: str, device: torch.device, repeats: int
 ) -> Iterator[Row]:
-    """Measure time and memory of one square image of growing side.
+    """Measure the time and memory of one square image for several image sides.
 
     Args:
-        models: Variants, or "resnet50".
-        sides: Sides in pixels.
+        models: Variants of PVT, or "resnet50".
+        sides: Sides of the image in pixels.
         mode: "inference" or "training".
         dtype: "fp32" or "bf16".
-        device: Where to measure it.
-        repeats: Number of steps that are timed.
+        device: Device to measure on.
+        repeats: Number of timed steps.
+
+    Yields:
+        One row per model and side.
     """
     for model in models:
         for side in sides:
@@ -60,11 +66,11 @@ def _run_case(case: Case, names: list[str], device: torch.device, repeats: int, 
 
 
 def _step_peak(case: Case, device: torch.device, implementation: str) -> float:
-    """Measure a step without what libraries allocate once in their first call, and without its compilation."""
+    """Measure a step without its compilation and without one-time allocations of libraries."""
     if implementation != COMPILED:
         build_step(replace(case, batch=1, height=224, width=224), implementation, device)()
         return peak_memory(build_step(case, implementation, device), device)
-    # Another image size would compile a program for dynamic sizes. The second run records CUDA graphs.
+    # A different image size would compile a program for dynamic sizes. The second run records CUDA graphs.
     step = build_step(case, implementation, device)
     for _ in range(2):
         step()

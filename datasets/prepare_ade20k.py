@@ -1,7 +1,7 @@
-"""Converts ADE20K's label maps to what the configs train on.
+"""Convert ADE20K's label maps to the labels that the configs train on.
 
-The data is the scene parsing challenge's ADEChallengeData2016.zip (http://sceneparsing.csail.mit.edu), unpacked in
-datasets/. Its labels, 1 to 150 and 0 for "other", become 0 to 149 and 255 (ignored) in annotations_detectron2/.
+The input is the scene parsing challenge's ADEChallengeData2016.zip (http://sceneparsing.csail.mit.edu), unpacked in
+datasets/. Labels 1 to 150 and 0 ("other") become 0 to 149 and 255 (ignored) in annotations_detectron2/.
 
 Example:
     .venv/bin/python datasets/prepare_ade20k.py --root datasets/ADEChallengeData2016
@@ -30,22 +30,24 @@ SPLITS = ("training", "validation")
 
 
 def prepare_ade20k(root: str | Path, workers: int = 1) -> dict[str, int]:
-    """Convert the label maps of the scene parsing challenge: 1 … 150 become 0 … 149, and 0 ("other") 255.
+    """Convert the label maps of the scene parsing challenge.
+
+    Labels 1 to 150 become 0 to 149, and 0 ("other") becomes 255.
 
     Args:
-        root: The folder ADEChallengeData2016 with `images/{training,validation}/*.jpg` and
-            `annotations/{training,validation}/*.png`; `annotations_detectron2/` is made beside them.
-        workers: Processes.
+        root: Folder ADEChallengeData2016 with `images/{training,validation}/*.jpg` and
+            `annotations/{training,validation}/*.png`. The result is written to its subfolder `annotations_detectron2/`.
+        workers: Number of processes, at least 1.
 
     Returns:
         Number of label maps written for each split.
 
     Raises:
-        ConfigError: A folder cannot be written in, or there are no processes.
+        ConfigError: A folder cannot be written, or `workers` is less than 1.
         DataError: A folder, image or label map is missing, or a label map is not the challenge's.
     """
     if workers < 1:
-        raise ConfigError(f"{workers} processes: expected 1 or more.")
+        raise ConfigError(f"workers is {workers}: expected 1 or more.")
     root = Path(root)
     counts = {}
     for split in SPLITS:
@@ -63,22 +65,29 @@ def _convert(path: Path, images: Path, target: Path) -> None:
     check_size(path, (labels.shape[1], labels.shape[0]), read_header(images / f"{path.stem}.jpg"))
     if labels.max() > CLASSES:
         raise DataError(
-            f"label map {path} holds the value {labels.max()}; the challenge's hold 0 to {CLASSES}. Is it from "
-            "the full ADE20K data set? Expected ADEChallengeData2016"
+            f"label map {path} contains the value {labels.max()}; expected 0 to {CLASSES}. It may be from the full "
+            "ADE20K data set. Use ADEChallengeData2016"
         )
-    # In 8 bits 0 - 1 is 255, the value to ignore.
+    # In uint8, 0 - 1 is 255, the ignored value.
     Image.fromarray(labels - np.uint8(1)).save(target / path.name)
 
 
 def _pngs(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("*.png"))
     if not paths:
-        raise DataError(f"{folder} holds no PNG file: expected the layout of ADEChallengeData2016.zip")
+        raise DataError(f"{folder} contains no PNG files: expected the layout of ADEChallengeData2016.zip")
     return paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert both splits and say how many label maps there are."""
+    """Convert both splits.
+
+    Args:
+        argv: Command-line arguments. By default those of the process.
+
+    Returns:
+        Exit code of the process.
+    """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "ADEChallengeData2016"
     parser.add_argument("--root", type=Path, default=default, help="folder with images/ and annotations/")

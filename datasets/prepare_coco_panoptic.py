@@ -1,7 +1,7 @@
-"""Writes the stuff label maps of COCO 2017 that Panoptic FPN trains on.
+"""Write the stuff label maps of COCO 2017 that Panoptic FPN trains on.
 
-Needs annotations/panoptic_{train,val}2017.json and the folders panoptic_{train,val}2017/ of COCO's panoptic archive;
-writes panoptic_stuff_{train,val}2017/.
+The input is annotations/panoptic_{train,val}2017.json and the folders panoptic_{train,val}2017/ of COCO's panoptic
+archive. The result is written to panoptic_stuff_{train,val}2017/.
 
 Example:
     .venv/bin/python datasets/prepare_coco_panoptic.py --root datasets/coco
@@ -33,22 +33,25 @@ IGNORE = 255
 
 
 def prepare_stuff(panoptic_json: str | Path, target: str | Path, workers: int = 1) -> int:
-    """Write the label maps that Panoptic FPN's semantic head learns from: 0 all things, 1 … the stuff classes in order.
+    """Write the label maps for Panoptic FPN's semantic head.
+
+    Label 0 means any thing. Labels 1, 2, … are the stuff classes in the order of the json file.
 
     Args:
-        panoptic_json: Annotations in COCO's panoptic format, see `pvt_det.data.segmentation.folders.panoptic_folder`.
-        target: Folder to write to; made where absent.
-        workers: Processes.
+        panoptic_json: Annotations in COCO's panoptic format. `pvt_det.data.segmentation.folders.panoptic_folder`
+            describes where their PNG files are.
+        target: Folder to write to. It is created if it does not exist.
+        workers: Number of processes, at least 1.
 
     Returns:
         Number of label maps written.
 
     Raises:
-        ConfigError: The folder cannot be written in, or there are no processes.
+        ConfigError: The folder cannot be written, or `workers` is less than 1.
         DataError: The annotations cannot be read, or a PNG file is missing or broken.
     """
     if workers < 1:
-        raise ConfigError(f"{workers} processes: expected 1 or more.")
+        raise ConfigError(f"workers is {workers}: expected 1 or more.")
     panoptic_json, target = Path(panoptic_json), Path(target)
     try:
         content = json.loads(panoptic_json.read_text(encoding="utf-8"))
@@ -58,23 +61,30 @@ def prepare_stuff(panoptic_json: str | Path, target: str | Path, workers: int = 
         raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r})") from error
     source = panoptic_folder(panoptic_json)
     make_folder(target)
-    number_of = {id_: number for number, id_ in enumerate(stuff, start=1)}
-    write = partial(_write_stuff, source=source, target=target, number_of=number_of)
+    label_of = {id_: label for label, id_ in enumerate(stuff, start=1)}
+    write = partial(_write_stuff, source=source, target=target, label_of=label_of)
     with ProcessPoolExecutor(workers) as pool:
         return sum(1 for _ in pool.map(write, annotations, chunksize=32))
 
 
-def _write_stuff(annotation: dict[str, Any], source: Path, target: Path, number_of: dict[int, int]) -> None:
-    colours = read_image(source / annotation["file_name"], "RGB").astype(np.uint32)
-    segments = colours @ np.array([1, 256, 256**2], dtype=np.uint32)
+def _write_stuff(annotation: dict[str, Any], source: Path, target: Path, label_of: dict[int, int]) -> None:
+    colors = read_image(source / annotation["file_name"], "RGB").astype(np.uint32)
+    segments = colors @ np.array([1, 256, 256**2], dtype=np.uint32)
     ids, places = np.unique(segments, return_inverse=True)
-    labels = {info["id"]: number_of.get(info["category_id"], 0) for info in annotation["segments_info"]}
+    labels = {info["id"]: label_of.get(info["category_id"], 0) for info in annotation["segments_info"]}
     table: npt.NDArray[np.uint8] = np.array([labels.get(int(id_), IGNORE) for id_ in ids], dtype=np.uint8)
     Image.fromarray(table[places].reshape(segments.shape)).save(target / annotation["file_name"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write both splits and say how many label maps there are."""
+    """Write the label maps of both splits.
+
+    Args:
+        argv: Command-line arguments. By default those of the process.
+
+    Returns:
+        Exit code of the process.
+    """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
     parser.add_argument("--root", type=Path, default=default, help="folder with annotations/")

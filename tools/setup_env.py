@@ -1,13 +1,13 @@
-"""Makes everything ready to run: `.venv`, torch, Detectron2, this package and its development tools.
+"""Install PyTorch, Detectron2, this package and its development tools.
 
-    python3 tools/setup_env.py           into .venv beside this checkout, made if absent
+    python3 tools/setup_env.py           into .venv in this checkout, which is created if it does not exist
     python3 tools/setup_env.py --here    into the Python that runs this script (an active environment)
 
-Needs Python 3.11 or newer and nothing else; run it as often as you like, it does only what is left to do.
+The script needs only Python 3.11 or newer. It can be run repeatedly and skips the steps that are already done.
 
-Detectron2 is no package of its own on the index. Where one can be imported already (an official build, say) it stays
-as it is. Otherwise `sal-detectron2` is taken by hash and repacked: its wheel is tagged for CPython 3.10 only because
-of a compiled extension that no other Python loads and that this package does not need.
+Detectron2 is not available under its own name on the package index. If it can already be imported, for example from an
+official build, it is left unchanged. Otherwise `sal-detectron2` is downloaded by hash and repacked. Its wheel is tagged
+for CPython 3.10 only because of a compiled extension, which no other Python loads and this package does not need.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ OLDEST_PYTHON = (3, 11)
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 REPACKED_VERSION = "0.7.2+pure"
-# What the wheel says it needs → what it does need. It runs with numpy 2; no supported Python needs `dataclasses`.
+# Declared requirements and their corrections. The wheel runs with NumPy 2. No supported Python needs `dataclasses`.
 CORRECTED_REQUIREMENTS = {"numpy<2": "numpy>=1.24", 'dataclasses; python_version < "3.7"': None}
-# Imported but not declared; `detectron2.model_zoo` imports pkg_resources, which setuptools 82 no longer has.
+# Imported but not declared. `detectron2.model_zoo` imports pkg_resources, which setuptools 82 removed.
 MISSING_REQUIREMENTS = ("fvcore<0.1.6,>=0.1.5", "iopath>=0.1.7", "setuptools<82")
 
 FIND_DETECTRON2 = "from importlib.util import find_spec; print(find_spec('detectron2') is not None)"
@@ -44,11 +44,18 @@ print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, detect
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the message says what to do."""
+    """Raised when set-up cannot continue. The message says what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Set up and return the exit code."""
+    """Run the set-up.
+
+    Args:
+        argv: Command-line arguments. By default those of the process.
+
+    Returns:
+        Exit code of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--here", action="store_true", help="install into the running Python instead of .venv")
     args = parser.parse_args(argv)
@@ -65,17 +72,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_python() -> None:
-    """Raise `SetupError` where the running Python is too old."""
+    """Check the version of the running Python.
+
+    Raises:
+        SetupError: Python is too old.
+    """
     if sys.version_info < OLDEST_PYTHON:
-        have, need = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
+        found, needed = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
         raise SetupError(
-            f"this is Python {have} ({sys.executable}); Python {need} or newer is needed. Run it with a newer one: "
-            f"`python{need} tools/setup_env.py`, or `make PYTHON=python{need} ...`"
+            f"this is Python {found} ({sys.executable}); expected Python {needed} or newer. Run "
+            f"`python{needed} tools/setup_env.py` or `make PYTHON=python{needed} ...`"
         )
 
 
 def set_up_venv(venv: Path) -> None:
-    """Create `venv` where absent and install into it, unless its stamp says that nothing has changed."""
+    """Create a virtual environment if it does not exist, and install into it.
+
+    Nothing is done if nothing has changed since the last installation.
+
+    Args:
+        venv: Folder of the virtual environment.
+
+    Raises:
+        SetupError: The environment has an old Python, or a command fails.
+    """
     python = venv_python(venv)
     stamp = venv / "pvt_det_setup.sha256"
     if python.exists() and stamp.exists() and stamp.read_text() == fingerprint(venv):
@@ -84,19 +104,29 @@ def set_up_venv(venv: Path) -> None:
         create_venv(venv)
     version = output_of([str(python), "-c", "import sys; print(*sys.version_info[:2])"])
     if tuple(map(int, version.split())) < OLDEST_PYTHON:
-        raise SetupError(f"{venv} was made with Python {version.replace(' ', '.')}: delete it and run this again")
+        raise SetupError(f"{venv} has Python {version.replace(' ', '.')}. Delete it and run this again")
     stamp.unlink(missing_ok=True)
     install(str(python))
     stamp.write_text(fingerprint(venv))
 
 
 def venv_python(venv: Path) -> Path:
-    """Return the interpreter inside `venv`."""
+    """Return the interpreter of a virtual environment.
+
+    Args:
+        venv: Folder of the virtual environment.
+    """
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def fingerprint(venv: Path) -> str:
-    """Return a hash of all that set-up depends on: this script, the requirements, the Python and the folder."""
+    """Return a hash of everything that the set-up depends on.
+
+    These are this script, the requirements, the Python version and the location of the checkout.
+
+    Args:
+        venv: Folder of the virtual environment.
+    """
     digest = hashlib.sha256(str(ROOT).encode())
     for path in (Path(__file__), ROOT / "setup.py", venv / "pyvenv.cfg"):
         digest.update(path.read_bytes())
@@ -104,27 +134,41 @@ def fingerprint(venv: Path) -> str:
 
 
 def create_venv(venv: Path) -> None:
-    """Create a virtual environment with pip in it."""
+    """Create a virtual environment with pip.
+
+    Args:
+        venv: Folder to create.
+
+    Raises:
+        SetupError: Python's venv or ensurepip module is missing, or the command fails.
+    """
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SetupError(
-            f"{sys.executable} cannot make a virtual environment: its venv or ensurepip module is missing. "
-            "On Debian or Ubuntu: `apt install python3-venv`"
+            f"{sys.executable} cannot create a virtual environment: its venv or ensurepip module is missing. "
+            "On Debian or Ubuntu, run `apt install python3-venv`"
         )
-    say(f"Making {venv}")
+    say(f"Creating {venv}")
     run([sys.executable, "-m", "venv", str(venv)])
 
 
 def install(python: str) -> None:
-    """Install this package, its development tools and Detectron2 for the interpreter `python`."""
+    """Install this package, its development tools and Detectron2.
+
+    Args:
+        python: Interpreter to install for.
+
+    Raises:
+        SetupError: A command fails.
+    """
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         run([python, "-m", "ensurepip"])
     pip = [python, "-m", "pip"]
-    quiet = [] if sys.stdout.isatty() else ["-qq"]  # someone who watches wants to see the downloads go on
+    quiet = [] if sys.stdout.isatty() else ["-qq"]  # show progress in a terminal only
     say("Installing torch and the other requirements (with an empty cache this takes several minutes and 3 GB)")
     run([*pip, "install", *quiet, "--editable", f"{ROOT}[dev]"])
-    # -P: a folder that happens to be called detectron2 where the user stands is not an installed one.
+    # -P ignores a folder named detectron2 in the current directory.
     if output_of([python, "-P", "-c", FIND_DETECTRON2]) == "True":
-        say("Detectron2 is there already and stays as it is")
+        say("Detectron2 is already installed and is left unchanged")
     else:
         say("Installing Detectron2")
         install_detectron2(python)
@@ -135,7 +179,14 @@ def install(python: str) -> None:
 
 
 def install_detectron2(python: str) -> None:
-    """Download Detectron2's wheel by hash, repack it as pure Python and install it."""
+    """Download Detectron2's wheel by hash, repack it as pure Python and install it.
+
+    Args:
+        python: Interpreter to install for.
+
+    Raises:
+        SetupError: A command fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{DETECTRON2} --hash=sha256:{DETECTRON2_SHA256}\n")
@@ -147,19 +198,24 @@ def install_detectron2(python: str) -> None:
 
 
 def repack(wheel: Path, folder: Path, python: str) -> Path:
-    """Write `wheel` anew as a wheel for any Python 3, without its compiled extension and its scripts.
+    """Convert Detectron2's wheel to a wheel for any Python 3.
+
+    The compiled extension and the scripts are removed.
 
     Args:
-        wheel: the wheel file to start from.
-        folder: where to put the new file; made here.
-        python: an interpreter that has the `wheel` tool.
+        wheel: The wheel file to convert.
+        folder: Folder for the new file. It is created.
+        python: Interpreter with the `wheel` package.
 
     Returns:
         The new wheel file.
+
+    Raises:
+        SetupError: A command fails.
     """
     output_of([python, "-m", "wheel", "unpack", str(wheel), f"--dest={folder}"])
     tree = next(folder.iterdir())
-    # `tools` would be importable by that name and hide this project's folder of scripts.
+    # An installed package named `tools` would hide this project's folder of scripts.
     for unwanted in [*tree.glob("tools/**/*"), *tree.glob("detectron2/_C*")]:
         if unwanted.is_file():
             unwanted.unlink()
@@ -173,10 +229,14 @@ def repack(wheel: Path, folder: Path, python: str) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def pure_metadata(text: str) -> str:
-    """Return a wheel's METADATA with the version and the requirements put right."""
+def pure_metadata(content: str) -> str:
+    """Correct the version and the requirements of a wheel.
+
+    Args:
+        content: Content of the wheel's METADATA file.
+    """
     lines = []
-    for line in text.splitlines():
+    for line in content.splitlines():
         field, _, value = line.partition(": ")
         if field == "Version":
             line = f"Version: {REPACKED_VERSION}"
@@ -189,32 +249,62 @@ def pure_metadata(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pure_tags(text: str) -> str:
-    """Return a wheel's WHEEL file for a wheel that holds Python only."""
-    kept = [line for line in text.splitlines() if line and not line.startswith(("Root-Is-Purelib:", "Tag:"))]
+def pure_tags(content: str) -> str:
+    """Mark a wheel as pure Python.
+
+    Args:
+        content: Content of the wheel's WHEEL file.
+    """
+    kept = [line for line in content.splitlines() if line and not line.startswith(("Root-Is-Purelib:", "Tag:"))]
     return "\n".join([*kept, "Root-Is-Purelib: true", "Tag: py3-none-any"]) + "\n"
 
 
 def run(command: list[str]) -> None:
-    """Run a command; raise `SetupError` where it fails."""
+    """Run a command.
+
+    Args:
+        command: The command and its arguments.
+
+    Raises:
+        SetupError: The command fails.
+    """
     check(command, subprocess.run(command, check=False).returncode)
 
 
 def output_of(command: list[str]) -> str:
-    """Return what a command prints; raise `SetupError` where it fails."""
+    """Run a command and return its output.
+
+    Args:
+        command: The command and its arguments.
+
+    Raises:
+        SetupError: The command fails.
+    """
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     check(command, result.returncode)
     return result.stdout.strip()
 
 
 def check(command: list[str], code: int) -> None:
-    """Raise `SetupError` where a command's exit code is not 0."""
+    """Check the exit code of a command.
+
+    Args:
+        command: The command and its arguments.
+        code: Its exit code.
+
+    Raises:
+        SetupError: The exit code is not 0.
+    """
     if code:
-        raise SetupError(f"`{' '.join(command)}` ended with exit code {code}; its own message stands above")
+        raise SetupError(f"`{' '.join(command)}` ended with exit code {code}. Its own message is above")
 
 
 def say(line: str) -> None:
-    """Print a line at once, so that it stands before the output of the command it announces."""
+    """Print a line and flush it, so that it appears before the output of the next command.
+
+    Args:
+        line: The line to print.
+    """
     print(f"[setup] {line}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and gradient clipping from a config."""
+"""Build the optimizer, learning-rate schedule and gradient clipping of a config."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
 
-# Takes the parameters and the norm over all their gradients; changes the gradients in place.
+# Takes the parameters and the norm of all their gradients, and clips the gradients in place.
 GradientClipper = Callable[[Sequence[nn.Parameter], Tensor], None]
 
 OPTIMIZERS = ("adamw", "sgd")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build AdamW or SGD (`SOLVER.OPTIMIZER`) over the parameters that take a gradient.
+    """Build AdamW or SGD (`SOLVER.OPTIMIZER`) for the parameters that require gradients.
 
-    Parameters fall into groups by Detectron2's rules: `WEIGHT_DECAY` on all, but `WEIGHT_DECAY_NORM` on those of
-    normalisation layers and `WEIGHT_DECAY_BIAS` on biases where these are set; the learning rate of biases is
-    multiplied by `BIAS_LR_FACTOR`. The published PVT detectors decay everything alike, norms included.
+    Parameter groups follow Detectron2's rules. `WEIGHT_DECAY` applies to all parameters. If they are set,
+    `WEIGHT_DECAY_NORM` replaces it for normalization layers and `WEIGHT_DECAY_BIAS` for biases. The learning rate of
+    biases is multiplied by `BIAS_LR_FACTOR`. The published PVT detectors use the same decay for all parameters,
+    including normalization layers.
+
+    Args:
+        cfg: Config whose `SOLVER` is read.
+        model: Model to optimize.
 
     Raises:
-        ConfigError: No parameter takes a gradient, or the optimizer's name is unknown.
+        ConfigError: No parameter requires a gradient, or the optimizer's name is unknown.
     """
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
@@ -40,8 +45,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
     if not groups:
-        raise ConfigError("No parameter of the model takes a gradient: freeze fewer of its parts.")
-    # The fused kernels are the fastest on both CPU and GPU.
+        raise ConfigError("No parameter of the model requires a gradient. Freeze fewer of its parts.")
+    # The fused kernels are the fastest on both CPUs and GPUs.
     if solver.OPTIMIZER == "adamw":
         return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), fused=True)
     if solver.OPTIMIZER == "sgd":
@@ -52,10 +57,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build the schedule: a warm-up, then Detectron2's steps, cosine or fixed decay, or a power; one tick an iteration.
+    """Build the learning-rate schedule of a config, to be stepped once per iteration.
+
+    `SOLVER.LR_SCHEDULER_NAME` selects one of Detectron2's schedules (multi-step, cosine, fixed gamma) or the polynomial
+    "WarmupPolyLR". All of them start with a warm-up.
+
+    Args:
+        cfg: Config whose `SOLVER` is read.
+        optimizer: Optimizer whose learning rates are scheduled.
 
     Raises:
-        ConfigError: The schedule's name or numbers are wrong.
+        ConfigError: The schedule's name or values are invalid.
     """
     try:
         if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR":
@@ -65,13 +77,13 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
         solver = cfg.SOLVER
         raise ConfigError(
             f"SOLVER.LR_SCHEDULER_NAME = {solver.LR_SCHEDULER_NAME!r} with STEPS = {tuple(solver.STEPS)}, MAX_ITER = "
-            f"{solver.MAX_ITER}, WARMUP_METHOD = {solver.WARMUP_METHOD!r}: {error or 'impossible values'}. "
-            "Known names: WarmupMultiStepLR, WarmupCosineLR, WarmupStepWithFixedGammaLR, WarmupPolyLR; STEPS must rise."
+            f"{solver.MAX_ITER}, WARMUP_METHOD = {solver.WARMUP_METHOD!r}: {error or 'invalid values'}. "
+            "Expected WarmupMultiStepLR, WarmupCosineLR, WarmupStepWithFixedGammaLR or WarmupPolyLR, and rising STEPS."
         ) from error
 
 
 def _build_poly_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """MMSegmentation's "poly" policy (DeepLab, arXiv 1606.00915, section 4.1), after Detectron2's warm-up."""
+    """Build MMSegmentation's "poly" policy (DeepLab, arXiv 1606.00915, section 4.1) after a warm-up."""
     solver = cfg.SOLVER
     schedule = WarmupParamScheduler(
         PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
@@ -84,20 +96,26 @@ def _build_poly_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> tor
 
 
 def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
-    """Build the clipping of `SOLVER.CLIP_GRADIENTS`, or None when it is off.
+    """Build the gradient clipping of `SOLVER.CLIP_GRADIENTS`.
 
-    `CLIP_TYPE` "full_model" scales all gradients so that their common norm is at most `CLIP_VALUE`; "norm" does so
-    for each parameter by itself and "value" clamps every element (both as in Detectron2).
+    `CLIP_TYPE` "full_model" scales all gradients so that their total norm is at most `CLIP_VALUE`. As in Detectron2,
+    "norm" does so for each parameter separately, and "value" clamps every element.
+
+    Args:
+        cfg: Config whose `SOLVER.CLIP_GRADIENTS` is read.
+
+    Returns:
+        A function that clips gradients in place, or None if clipping is disabled.
 
     Raises:
-        ConfigError: The type is unknown or the value is not above zero.
+        ConfigError: The type is unknown or the value is not positive.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:
         return None
     limit, norm_type = float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
     if limit <= 0:
-        raise ConfigError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE = {limit}: expected a number above zero.")
+        raise ConfigError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE = {limit}: expected a positive number.")
 
     def clip_full_model(parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
@@ -122,5 +140,13 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
 
 
 def total_gradient_norm(parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
-    """Norm over all elements of all gradients; a scalar that is not finite when any element is not."""
+    """Compute the norm of all gradients together.
+
+    Args:
+        parameters: Parameters. Those without a gradient are ignored.
+        norm_type: Order of the norm, such as 2.0 or infinity.
+
+    Returns:
+        A scalar, which is not finite if any element of a gradient is not finite.
+    """
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)

@@ -9,15 +9,15 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """Build an average that `update_parameters(model)` moves towards the model's weights.
+    """Build an exponential moving average of a model, to be updated by `update_parameters(model)`.
 
-    After update n (from 0) the weight of the past is min(`decay`, (1 + n) / (10 + n)), the rule of TensorFlow's
-    ExponentialMovingAverage with `num_updates`: without it, short runs would average the random start. Buffers are
+    Update n (from 0) uses the decay min(`decay`, (1 + n) / (10 + n)), like TensorFlow's ExponentialMovingAverage with
+    `num_updates`. Otherwise the average of a short run would contain too much of the random initialization. Buffers are
     copied, not averaged.
 
     Args:
-        model: The bare model, not wrapped for distributed training.
-        decay: Weight of the past in the long run, in [0, 1).
+        model: The model without any wrapper for distributed training.
+        decay: Final weight of the previous average, in [0, 1).
     """
 
     def average(averages: _Tensors, weights: _Tensors, updates: Tensor | int) -> None:

@@ -1,4 +1,4 @@
-"""Putting an optimizer's saved state back."""
+"""Loading of an optimizer's saved state, with a check of its shapes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from pvt_det.errors import CheckpointError
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load what `optimizer.state_dict()` gave, and compare its shapes with the parameters'.
+    """Load an optimizer's state, and check that its shapes match the parameters.
 
-    PyTorch does not, and its fused kernels write past the end of what is too small.
+    PyTorch does not check them, and its fused kernels write past the end of tensors that are too small.
+
+    Args:
+        optimizer: Optimizer to load into.
+        state: Result of `optimizer.state_dict()`.
 
     Raises:
-        CheckpointError: A tensor has not its parameter's shape; the optimizer is left without state.
-        RuntimeError, ValueError, KeyError: As PyTorch raises them for the state of another optimizer.
+        CheckpointError: A tensor's shape differs from its parameter's. The optimizer's state is cleared.
+        RuntimeError, ValueError, KeyError: PyTorch rejects the state, for example that of a different optimizer.
     """
     optimizer.load_state_dict(state)
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
+    for parameter, tensors in optimizer.state.items():
+        for name, value in tensors.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 optimizer.state.clear()
-                found, wanted = tuple(value.shape), tuple(parameter.shape)
-                raise CheckpointError(f"its optimizer's {name} is {found} where the model's parameter is {wanted}")
+                found, expected = tuple(value.shape), tuple(parameter.shape)
+                raise CheckpointError(
+                    f"its optimizer's {name} has shape {found}, but the model's parameter has {expected}"
+                )

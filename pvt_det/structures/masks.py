@@ -1,4 +1,4 @@
-"""Binary masks of one image as run lengths."""
+"""A memory-efficient container of an image's binary masks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pvt_det.structures.rle import decode, encode
 
 
 class RunLengthMasks:
-    """Masks kept as COCO's compressed run lengths: a sequence of `H×W` bool tensors, made when asked for.
+    """A sequence of `H×W` bool masks, stored as run lengths and decoded on access.
 
-    A hundred masks of a picture of 48 megapixels are 4.8 GB as a tensor, and some 100 kB so. Detectron2 takes them as
-    the field `pred_masks` of `Instances`; `numpy.asarray` and `tensor` give all of them at once.
+    The format is COCO's compressed RLE. A hundred masks of a 48-megapixel image take 4.8 GB as a tensor and about
+    100 kB as run lengths. Detectron2 accepts this class as the field `pred_masks` of `Instances`. `numpy.asarray` and
+    `tensor` decode all masks at once.
 
     Args:
-        counts: run lengths of each mask.
-        size: height and width in pixels.
+        counts: Compressed run lengths of each mask.
+        size: Height and width of the image in pixels.
     """
 
     def __init__(self, counts: Sequence[bytes], size: tuple[int, int]) -> None:
@@ -29,30 +30,38 @@ class RunLengthMasks:
 
     @classmethod
     def encode(cls, masks: Tensor) -> RunLengthMasks:
-        """Encode `N×H×W` masks, bool or 0 and 1, of any device."""
+        """Encode masks.
+
+        Args:
+            masks: Masks `N×H×W` on any device, bool or with values 0 and 1.
+        """
         height, width = (int(side) for side in masks.shape[1:])
-        # Transposed where the masks are, since a GPU does that faster; the runs go down the columns.
+        # Runs go down the columns. A GPU transposes the masks faster than the CPU.
         columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
         return cls([rle["counts"] for rle in encode(columns.transpose(0, 2, 1))], (height, width))
 
     @classmethod
     def cat(cls, parts: Sequence[RunLengthMasks]) -> RunLengthMasks:
-        """Join masks of one size."""
+        """Concatenate masks.
+
+        Args:
+            parts: One or more sequences of masks with the same image size.
+        """
         assert len({part.size for part in parts}) == 1, [part.size for part in parts]
         return cls([counts for part in parts for counts in part.counts], parts[0].size)
 
     def rles(self) -> list[dict[str, Any]]:
-        """The masks as COCO's tools take them."""
+        """Return the masks as COCO run-length dicts."""
         return [{"size": list(self.size), "counts": counts} for counts in self.counts]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(N, H, W)`."""
+        """Shape `(N, H, W)` of all masks."""
         return (len(self), *self.size)
 
     @property
     def tensor(self) -> Tensor:
-        """All masks, `N×H×W` bool, on the CPU."""
+        """All masks as a bool tensor `N×H×W` on the CPU."""
         return torch.stack(list(self)) if len(self) else torch.zeros(self.shape, dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -66,12 +75,19 @@ class RunLengthMasks:
     @overload
     def __getitem__(self, item: slice | Tensor | Sequence[int]) -> RunLengthMasks: ...
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Tensor | RunLengthMasks:
-        """The mask of a number, `H×W` bool; or those that a slice, a list, or a bool or integer tensor selects."""
+        """Decode one mask, or select several without decoding them.
+
+        Args:
+            item: Index of a mask; or a slice, a list of indices, or a bool or integer tensor.
+
+        Returns:
+            A bool tensor `H×W` on the CPU for an index, otherwise the selected masks.
+        """
         if isinstance(item, int):
             (rle,) = RunLengthMasks([self.counts[item]], self.size).rles()
             return torch.from_numpy(decode(rle)).bool()
-        chosen = torch.arange(len(self))[item.cpu() if isinstance(item, Tensor) else item]
-        return RunLengthMasks([self.counts[index] for index in chosen.tolist()], self.size)
+        selected = torch.arange(len(self))[item.cpu() if isinstance(item, Tensor) else item]
+        return RunLengthMasks([self.counts[index] for index in selected.tolist()], self.size)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self.tensor.numpy().astype(dtype or bool)

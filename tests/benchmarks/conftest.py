@@ -1,4 +1,4 @@
-"""Fixtures of the suites' tests."""
+"""Fixtures for the benchmark tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks import evaluation, mapper
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Measure memory in this process: a new one takes seconds to import everything."""
+    """Measure memory in this process, because a new process needs seconds to import everything."""
     for suite in (evaluation, mapper):
         monkeypatch.setattr(suite, "run_in_own_process", lambda function, *arguments: function(*arguments))
 

@@ -1,4 +1,4 @@
-"""Both detectors of the detector suite are the same model, and the suite times them as it says."""
+"""The detector suite: both detectors are the same model, and all implementations are timed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SMALL += ("INPUT.MIN_SIZE_TEST", "64", "INPUT.RESIZE_BACKEND", "pil", "INPUT.RAN
 
 
 @pytest.mark.parametrize("name", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny"])
-def test_both_detectors_are_one_model(repo_root, coco_mini, name):
-    """The same losses, and the same detections, as many as a trained model has."""
+def test_both_detectors_are_the_same_model(repo_root, coco_mini, name):
+    """Both have the same losses and detections, with about as many detections as a trained model."""
     cfg = load_config(repo_root / "configs" / f"{name}.yaml", [*SMALL, *AS_DETECTRON2])
     torch.manual_seed(0)
     ours = build_model(cfg)
@@ -34,7 +34,7 @@ def test_both_detectors_are_one_model(repo_root, coco_mini, name):
             losses.append(model.train()([train]))
         with torch.no_grad():
             found.append(model.eval()([test])[0]["instances"])
-    # Small differences of untrained features are large ones of spread scores.
+    # Spreading the scores amplifies small differences between untrained features.
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-3, atol=1e-4)
     assert len(found[0]) == len(found[1]) > 50
     torch.testing.assert_close(found[0].scores, found[1].scores, rtol=0, atol=2e-3)
@@ -54,7 +54,7 @@ def test_detector_suite(repo_root, coco_mini, workers, names):
 
 
 @pytest.mark.parametrize(("batch", "photos"), [(1, 5), (2, 5), (3, 6), (8, 5)])
-def test_graphs_are_recorded_on_photos_that_all_come_twice(monkeypatch, tmp_path, batch, photos):
+def test_graph_recording_uses_each_photo_twice(monkeypatch, tmp_path, batch, photos):
     monkeypatch.setattr(detectors, "read_records", lambda *_: [{}] * photos)
     batches = endless_batches(int, photos, batch, 0, pin=False)
     seen = []

@@ -1,4 +1,4 @@
-"""The input suite measures what is trained with, and tells exact decoders from approximate ones."""
+"""The input suite measures the training pipeline and distinguishes exact from approximate decoders."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def test_exactness_of_every_implementation(tmp_path):
     assert all(row.implementation in capture.get() for row in rows)
 
 
-def test_a_folder_without_photos(tmp_path):
-    with pytest.raises(DataError, match="no JPEG files"):
+def test_folder_without_photos_is_refused(tmp_path):
+    with pytest.raises(DataError, match="contains no JPEG files"):
         list(run_inputs(tmp_path, limit=2, repeats=1))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks SUITE` as it is typed: each suite has its own options and refuses the others."""
+"""The command line of the benchmarks: each suite has its own options and refuses others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.__main__ import main
 from pvt_det.errors import ConfigError, DataError
 
 
-def test_the_trunk_beside_other_implementations(tmp_path, capsys):
-    words = ["--models", "pvt_v2_b0", "--sizes", "2x32x64", "--dtypes", "fp32", "bf16", "--modes", "inference"]
-    assert main(["trunk", *words, "--repeats", "1", "--json", str(tmp_path / "found.json")]) == 0
+def test_trunk_suite_compares_all_implementations(tmp_path, capsys):
+    args = ["--models", "pvt_v2_b0", "--sizes", "2x32x64", "--dtypes", "fp32", "bf16", "--modes", "inference"]
+    assert main(["trunk", *args, "--repeats", "1", "--json", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     rows = [(row["dtype"], row["implementation"]) for row in found["rows"]]
     assert rows == [(dtype, name) for dtype in ("fp32", "bf16") for name in ("pvt_det", "textbook", "timm")]
@@ -22,15 +22,15 @@ def test_the_trunk_beside_other_implementations(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_growth_is_plotted(tmp_path):
+def test_growth_suite_writes_a_plot(tmp_path):
     plot = tmp_path / "growth.png"
-    words = ["growth", "--models", "pvt_v2_b0", "resnet50", "--sides", "32", "64", "--repeats", "1"]
-    assert main([*words, "--plot", str(plot)]) == 0
+    args = ["growth", "--models", "pvt_v2_b0", "resnet50", "--sides", "32", "64", "--repeats", "1"]
+    assert main([*args, "--plot", str(plot)]) == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "message"),
+    ("args", "error", "message"),
     [
         (["mapper"], ConfigError, "benchmarks mapper: the following arguments are required: --data"),
         (["mapper", "--data", ".", "--compile"], ConfigError, "benchmarks mapper: unrecognized arguments: --compile"),
@@ -42,18 +42,18 @@ def test_growth_is_plotted(tmp_path):
         (["trunk", "--device", "gpu"], ConfigError, "argument --device: gpu: expected cpu or cuda"),
         (["trunk", "--repeats", "0"], ConfigError, "'0' is not an integer of 1 or more"),
         (["detector", "--data", ".", "--workers", "-1"], ConfigError, "--workers"),
-        (["detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected config files, such as configs/"),
+        (["detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected a config file such as configs/"),
         (["trunk", "--models", "pvt_smal"], ConfigError, "invalid choice: 'pvt_smal' .choose from 'pvt_tiny'"),
         (["mapper", "--data", "."], DataError, "expected COCO's layout, with annotations/instances_train"),
         (["grwoth"], ConfigError, "invalid choice: 'grwoth' .choose from 'trunk', 'growth'"),
     ],
 )
-def test_a_wrong_option_is_named(words, error, message):
+def test_invalid_options_are_reported(args, error, message):
     with pytest.raises(error, match=message):
-        main(words)
+        main(args)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
-def test_a_folder_that_cannot_be_made_is_refused_before_the_work():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_output_folder_is_checked_before_the_benchmark():
     with pytest.raises(ConfigError, match=r"^folder /proc/absent\S* cannot be created: "):
         main(["mapper", "--data", "absent", "--json", "/proc/absent/found.json"])

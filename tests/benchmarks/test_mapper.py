@@ -1,4 +1,4 @@
-"""The mapper suite: this package's training input is Detectron2's, and its annotations take less memory."""
+"""The mapper suite: the training input equals Detectron2's, and the annotations need less memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An implementation that runs out of GPU memory has a row that says so, and the others go on."""
+"""An implementation that runs out of GPU memory is reported in its row, and the others continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pvt_det.profiling import Case
 
 
 @pytest.mark.parametrize("fails", [OURS, TEXTBOOK])
-def test_out_of_gpu_memory_gives_a_row_that_says_so(fails):
+def test_out_of_gpu_memory_is_reported_in_the_row(fails):
     def step(name):
         calls.append(name)
         if name == fails and calls.count(name) == 3:
@@ -41,7 +41,7 @@ def test_out_of_gpu_memory_gives_a_row_that_says_so(fails):
     assert shown.get().count("out of memory") == 1
 
 
-def test_cases_combine_everything():
+def test_cases_are_all_combinations():
     sizes = [(1, 32, 64), (2, 32, 64)]
     cases = build_cases(["a", "b"], sizes, ["pyramid"], ["inference", "training"], ["fp32"])
     assert len(cases) == len(set(cases)) == 8

@@ -62,7 +62,7 @@ def test_help_lists_every_option_with_an_example(capsys):
         (["--model", "pvt_smal"], 2, "Did you mean pvt_small"),
         (["--modle", "pvt_small"], 2, "Did you mean --model"),
         (["--model", "pvt_small"], 2, "--data DIR"),
-        (["--model", "pvt_small", "--data", "nowhere"], 3, "nowhere: no such folder"),
+        (["--model", "pvt_small", "--data", "nowhere"], 3, "nowhere: folder does not exist"),
         (["--model", "pvt_small", "--data", "{data}", "--eval-only", "--weights", "none.pth"], 4, "none.pth"),
     ],
 )

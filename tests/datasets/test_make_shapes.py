@@ -1,4 +1,4 @@
-"""The generated set: honest annotations, the same everywhere, nothing shared between the splits."""
+"""The generated data set: exact annotations, identical on every machine, no overlap between splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CATEGORIES, make_image, write_shapes = make_shapes.CATEGORIES, make_shapes.make_
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set large enough to hold hidden, split and absent objects."""
+    """A data set large enough to contain partly hidden and split objects, and images without objects."""
     return write_shapes(tmp_path_factory.mktemp("shapes"), train=60, val=40, image_size=96, seed=3)
 
 
@@ -50,7 +50,7 @@ def test_polygons_boxes_and_areas_describe_the_same_pixels(root: Path, split: st
         assert annotation["area"] == mask.sum() > 0
         assert annotation["iscrowd"] == 0
         parts.add(len(annotation["segmentation"]))
-    assert len(parts) > 1  # some object is cut in two by another
+    assert len(parts) > 1  # at least one object is split by another one
 
 
 def test_no_pixel_belongs_to_two_objects(root: Path) -> None:
@@ -60,17 +60,17 @@ def test_no_pixel_belongs_to_two_objects(root: Path) -> None:
         assert not masks or np.sum(masks, axis=0).max() == 1
 
 
-def test_images_are_what_the_json_says(root: Path) -> None:
+def test_images_match_the_json_file(root: Path) -> None:
     for split, count in (("train", 60), ("val", 40)):
         content = annotations(root, split)
         assert len(content["images"]) == count == len(list((root / split).iterdir()))
         for image in content["images"]:
-            with Image.open(root / split / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"]) == (96, 96)
-                assert picture.mode == "RGB"
+            with Image.open(root / split / image["file_name"]) as opened:
+                assert opened.size == (image["width"], image["height"]) == (96, 96)
+                assert opened.mode == "RGB"
 
 
-def test_every_class_occurs_and_some_image_is_empty(root: Path) -> None:
+def test_all_classes_and_images_without_objects_occur(root: Path) -> None:
     empty = 0
     for split in ("train", "val"):
         content = annotations(root, split)
@@ -80,19 +80,19 @@ def test_every_class_occurs_and_some_image_is_empty(root: Path) -> None:
     assert empty > 0
 
 
-def test_the_splits_share_neither_ids_nor_pixels(root: Path) -> None:
+def test_splits_share_neither_ids_nor_pixels(root: Path) -> None:
     train, val = ({image["id"] for image in annotations(root, split)["images"]} for split in ("train", "val"))
     assert not train & val
     pixels = [path.read_bytes() for split in ("train", "val") for path in (root / split).iterdir()]
     assert len(set(pixels)) == 100
 
 
-def test_it_is_the_same_on_every_machine(tmp_path: Path) -> None:
+def test_data_set_is_identical_on_every_machine(tmp_path: Path) -> None:
     root = write_shapes(tmp_path, train=6, val=3, image_size=64, seed=1)
     assert digest(root) == "d8611e658cb1aceb4eaf2a49cd1d8550263dc25e23f10676560c20a4470b885e"
 
 
-def test_more_images_leave_the_first_ones_as_they_are(root: Path, tmp_path: Path) -> None:
+def test_more_images_leave_the_first_ones_unchanged(root: Path, tmp_path: Path) -> None:
     more = write_shapes(tmp_path, train=61, val=1, image_size=96, seed=3)
     for path in (root / "train").iterdir():
         assert (more / "train" / path.name).read_bytes() == path.read_bytes()
@@ -100,7 +100,7 @@ def test_more_images_leave_the_first_ones_as_they_are(root: Path, tmp_path: Path
     assert after["annotations"][: len(before["annotations"])] == before["annotations"]
 
 
-def test_shapes_lie_behind_one_another_in_drawing_order() -> None:
+def test_later_shapes_hide_earlier_ones() -> None:
     hidden = 0
     for seed in range(40):
         _, shapes = make_image(np.random.RandomState(seed), 128)
@@ -118,6 +118,6 @@ def test_shapes_lie_behind_one_another_in_drawing_order() -> None:
     ("numbers", "message"),
     [({"image_size": 31}, "31"), ({"val": 0}, "val is 0"), ({"seed": -1}, "-1")],
 )
-def test_numbers_out_of_range_are_named(tmp_path: Path, numbers: dict[str, int], message: str) -> None:
+def test_numbers_out_of_range_are_reported(tmp_path: Path, numbers: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
         write_shapes(tmp_path, **numbers)

@@ -1,6 +1,6 @@
-"""Long-running drills of what must never go wrong: killed saves, resumed runs, mutated files, growing memory.
+"""Long-running tests of reliability: killed saves, resumed runs, mutated files and growing memory.
 
-Each drill prints a summary and ends with exit code 0, or with 1 if anything failed. Run them in the root of a checkout.
+Each drill prints a summary. Its exit code is 0, or 1 if anything failed. Run them in the root of a checkout.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def _evaluation(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_evaluation(folder, args.count, detections=100)
 
 
-# name: (drill, what it does, default of --count or --minutes)
+# name: (drill, description, default of --count or --minutes)
 _DRILLS: dict[str, tuple[Drill, str, int]] = {
-    "kills": (_kills, "kill -9 a process that saves checkpoints: no file is torn, and every run resumes", 200),
+    "kills": (_kills, "kill -9 a process that saves checkpoints: all files stay intact, and every run resumes", 200),
     "resume": (
         _resume,
-        "stop and resume runs of --count seeds five times: they equal uninterrupted runs bit for bit",
+        "stop and resume runs of --count seeds five times: they are bit-identical to uninterrupted runs",
         3,
     ),
     "restarts": (_restarts, "kill -9 one of two processes under torchrun: the run restarts and finishes", 20),
@@ -74,14 +74,18 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",
         10_000,
     ),
-    "evaluation": (_evaluation, "evaluate --count images of 100 detections: peak memory stays below 3 GiB", 10_000),
+    "evaluation": (
+        _evaluation,
+        "evaluate --count images with 100 detections each: peak memory stays below 3 GiB",
+        10_000,
+    ),
     "loader": (_loader, "read training data with 2 workers: memory and open files do not grow", 60),
     "training": (_training, "train: memory and open files do not grow", 30),
 }
 
 
 def build_parser() -> ArgumentParser:
-    """Build the parser, with one subcommand for each drill."""
+    """Build the command-line parser, with one subcommand per drill."""
     parser = ArgumentParser(
         prog="python -m tests.drills",
         description=__doc__,
@@ -89,11 +93,13 @@ def build_parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     drills = parser.add_subparsers(dest="drill", required=True, metavar="DRILL")
-    for name, (_, text, default) in _DRILLS.items():
+    for name, (_, description, default) in _DRILLS.items():
         timed = name in ("loader", "training")
         example = f"example: python -m tests.drills {name} {'--minutes' if timed else '--count'} {default}"
-        drill = drills.add_parser(name, help=text, description=text, epilog=example)
-        drill.add_argument("--folder", metavar="DIR", help="empty folder for its files (default: a temporary one)")
+        drill = drills.add_parser(name, help=description, description=description, epilog=example)
+        drill.add_argument(
+            "--folder", metavar="DIR", help="empty folder for the files of the drill (default: a temporary folder)"
+        )
         if timed:
             drill.add_argument("--minutes", type=float, default=default)
             continue
@@ -102,13 +108,22 @@ def build_parser() -> ArgumentParser:
         if name == "fuzz":
             drill.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
         if name == "resume":
-            drill.add_argument("--config-file", action="append", help="a detector (default: RetinaNet and Mask R-CNN)")
+            drill.add_argument(
+                "--config-file", action="append", help="config of a detector (default: RetinaNet and Mask R-CNN)"
+            )
             drill.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a drill; return 1 if anything failed."""
+    """Run a drill.
+
+    Args:
+        argv: Command-line arguments. By default those of the process.
+
+    Returns:
+        Exit code of the process: 0, or 1 if anything failed.
+    """
     args = build_parser().parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Mutated annotation files, images and checkpoints: refused with a reason, or read without a silent change."""
+"""Mutated files are refused with a reason or read without silent changes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _MAX_MEMORY = 2 * 2**30
 _BATCH = 200
 _SIDE = 64
 
-# The result of a mutation: "refused" or "read", or the reason of a failure.
+# Result of a mutation: "refused", "read", "read, other pixels", or the reason of a failure.
 _Verdict = str
 
 
 def run_fuzz(folder: Path, count: int, *, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> Outcome:
-    """Read `count` mutations of each kind, in child processes whose memory is watched.
+    """Read mutated files in child processes, and monitor their memory.
 
     Args:
         folder: Folder for the files.
         count: Number of mutations of each kind.
-        seed: Mutation n of a seed is always the same.
-        kinds: Some of `KINDS`.
+        seed: Seed of the mutations. Mutation n of a seed is always the same.
+        kinds: Kinds of files, a subset of `KINDS`.
     """
     outcome = Outcome("fuzz")
     context = multiprocessing.get_context("fork")
@@ -67,15 +67,15 @@ def run_fuzz(folder: Path, count: int, *, seed: int = 0, kinds: tuple[str, ...] 
             if child.exitcode:
                 outcome.failures.append(f"{kind} {numbers[min(read, len(numbers) - 1)]}: exit code {child.exitcode}")
             outcome.tried += len(numbers)
-        outcome.facts[kind] = ", ".join(f"{number} {what}" for what, number in sorted(verdicts.items()))
+        outcome.facts[kind] = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
     outcome.facts["peak memory of a process"] = f"{peak / 2**20:.0f} MiB"
     if peak > _MAX_MEMORY:
-        outcome.failures.append(f"a process took more than {_MAX_MEMORY / 2**30:.0f} GiB")
+        outcome.failures.append(f"a process used more than {_MAX_MEMORY / 2**30:.0f} GiB")
     return outcome
 
 
 def _receive(receiver: Connection, verdicts: Counter[str], failures: list[str]) -> tuple[int, int]:
-    """Collect a child's verdicts, and return their number and its peak memory in bytes."""
+    """Collect the verdicts of a child process, and return their number and its peak memory in bytes."""
     read, peak = 0, 0
     while True:
         try:
@@ -133,11 +133,11 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
     content = _content()
     for _ in range(generator.choice([1, 1, 2, 5])):
         _change_value(content, generator)
-    text = json.dumps(content).encode()
+    encoded = json.dumps(content).encode()
     if generator.random() < 0.4:
-        text = _change_bytes(text, generator)
+        encoded = _change_bytes(encoded, generator)
     path = folder / "mutated.json"
-    path.write_bytes(text)
+    path.write_bytes(encoded)
     verdict = "refused"
     for on_error in CHOICES["DATASETS.ON_ERROR"]:
         findings = Findings()
@@ -147,7 +147,7 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
         except DataError:
             continue
         verdict = "read"
-        change = _silent_changes(json.loads(text), data.images, data.annotations, findings, on_error)
+        change = _silent_changes(json.loads(encoded), data.images, data.annotations, findings, on_error)
         if change:
             return f"{on_error}: {change}"
         # The evaluator must accept what the reader accepted.
@@ -156,7 +156,7 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
 
 
 def _change_value(content: dict[str, Any], generator: random.Random) -> None:
-    """Replace, remove, double or swap one value anywhere."""
+    """Replace, remove, duplicate or nudge a random value."""
     node: Any = content
     while True:
         places = list(node) if isinstance(node, dict) else list(range(len(node)))
@@ -167,12 +167,12 @@ def _change_value(content: dict[str, Any], generator: random.Random) -> None:
         if not isinstance(inner, (dict, list)) or not inner or generator.random() < 0.15:
             break
         node = inner
-    what = generator.choice(["replace", "replace", "remove", "double", "nudge"])
-    if what == "remove":
+    change = generator.choice(["replace", "replace", "remove", "double", "nudge"])
+    if change == "remove":
         del node[place]
-    elif what == "double" and isinstance(node, list):
+    elif change == "double" and isinstance(node, list):
         node.append(inner)
-    elif what == "nudge" and isinstance(inner, (int, float)) and abs(inner) < 2**60:
+    elif change == "nudge" and isinstance(inner, (int, float)) and abs(inner) < 2**60:
         node[place] = inner + generator.choice([-1, 1, 0.0, 0.5, 1e4, 1e7])
     else:
         node[place] = copy.deepcopy(generator.choice(_VALUES))
@@ -181,13 +181,13 @@ def _change_value(content: dict[str, Any], generator: random.Random) -> None:
 def _silent_changes(
     raw: dict[str, Any], images: list[Any], annotations: list[Any], findings: Findings, on_error: str
 ) -> str:
-    """Return what differs between the file and the data read from it without being reported, or ""."""
+    """Return the first unreported difference between a file and the data read from it, or ""."""
     problems = findings.problems.items()
     dropped = sum(problem.count for _, problem in problems if problem.outcome(on_error) == "dropped")
     reported = {key for kind, p in problems if p.repair for key in ("area", "iscrowd", "polygon") if key in kind}
     missing = len(raw["images"]) + len(raw["annotations"]) - len(images) - len(annotations)
     if missing != dropped:
-        return f"{missing} images and annotations are missing, and {dropped} are reported"
+        return f"{missing} images and annotations are missing, but {dropped} are reported"
     originals = {a["id"]: a for a in raw["annotations"] if isinstance(a, dict) and type(a.get("id")) is int}
     files = {i["id"]: i for i in raw["images"] if isinstance(i, dict) and type(i.get("id")) is int}
     if any(repr(files[image["id"]]) != repr(image) for image in images):
@@ -209,7 +209,7 @@ def _silent_changes(
 # --- images ----------------------------------------------------------------------------------------------------------
 @cache
 def _images() -> list[tuple[bytes, np.ndarray]]:
-    """Return files of every kind, with the pixels that are read from them."""
+    """Return image files of many formats with their pixels."""
     pixels = np.random.default_rng(0).integers(0, 255, (_SIDE, _SIDE + 8, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -230,15 +230,15 @@ def _images() -> list[tuple[bytes, np.ndarray]]:
     ]
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, (kept, options) in enumerate(kinds):
+        for number, (variant, options) in enumerate(kinds):
             path = Path(folder, str(number))
-            kept.save(path, **options)
+            variant.save(path, **options)
             found.append((path.read_bytes(), read_image(path, "RGB")))
     return found
 
 
 def _read_image(folder: Path, generator: random.Random) -> _Verdict:
-    original, wanted = generator.choice(_images())
+    original, expected = generator.choice(_images())
     path = folder / "mutated.img"
     path.write_bytes(_change_bytes(original, generator))
     try:
@@ -247,8 +247,8 @@ def _read_image(folder: Path, generator: random.Random) -> _Verdict:
     except DataError as error:
         return "refused" if str(path) in str(error) else f"the message does not name the file: {error}"
     if found.dtype != np.uint8 or found.shape != (height, width, 3):
-        return f"{found.dtype} {found.shape} where the header says {width}x{height}"
-    return "read" if np.array_equal(found, wanted) else "read, other pixels"
+        return f"got {found.dtype} {found.shape}, but the header says {width}x{height}"
+    return "read" if np.array_equal(found, expected) else "read, other pixels"
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -280,35 +280,35 @@ def _read_checkpoint(folder: Path, generator: random.Random) -> _Verdict:
     except CheckpointError as error:
         return "refused" if str(mutated) in str(error) else f"the message does not name the file: {error}"
     if not all(isinstance(value, torch.Tensor) for value in found.values()):
-        return "not only tensors came back"
-    # The old formats have no checksums, so that a change cannot be detected.
+        return "got something other than tensors"
+    # The old formats have no checksums, so changes cannot be detected.
     if kind in ("pth", "safetensors") and not _same(found, tensors):
-        return f"{kind}: other tensors than were saved"
+        return f"{kind}: tensors differ from the saved ones"
     return "read"
 
 
-def _same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(found[name], value) for name, value in wanted.items())
+def _same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def _change_bytes(content: bytes, generator: random.Random) -> bytes:
-    """Flip bits, cut, insert, repeat or overwrite."""
+    """Flip bits, or delete, insert, repeat or overwrite bytes."""
     changed = bytearray(content)
     for _ in range(generator.choice([1, 1, 1, 3, 10])):
         if not changed:
             break
         at = generator.randrange(len(changed))
         length = min(generator.choice([1, 2, 4, 16, 200]), len(changed) - at)
-        what = generator.choice(["flip", "flip", "flip", "cut", "insert", "repeat", "noise", "truncate"])
-        if what == "flip":
+        change = generator.choice(["flip", "flip", "flip", "cut", "insert", "repeat", "noise", "truncate"])
+        if change == "flip":
             changed[at] ^= 1 << generator.randrange(8)
-        elif what == "cut":
+        elif change == "cut":
             del changed[at : at + length]
-        elif what == "insert":
+        elif change == "insert":
             changed[at:at] = generator.randbytes(length)
-        elif what == "repeat":
+        elif change == "repeat":
             changed[at:at] = changed[at : at + length]
-        elif what == "noise":
+        elif change == "noise":
             changed[at : at + length] = generator.randbytes(length)
         elif generator.random() < 0.3:
             del changed[at:]

@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of a save: every file left is intact, and the newest finished save is resumed."""
+"""Kill -9 at random moments of a save: all files stay intact, and the newest save is resumed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ _TIMEOUT = 120.0
 
 
 def run_kills(folder: Path, count: int, *, seed: int = 0, mebibytes: float = 2.0) -> Outcome:
-    """Kill a process that keeps saving, `count` times; each process resumes where the last one died.
+    """Repeatedly kill a process that saves checkpoints.
+
+    Each process resumes from the newest checkpoint of the previous one.
 
     Args:
-        folder: An empty folder for the checkpoints.
+        folder: Empty folder for the checkpoints.
         count: Number of kills.
-        seed: Seed of the moments.
+        seed: Seed of the times of the kills.
         mebibytes: Size of a checkpoint in MiB.
     """
     outcome = Outcome("kills")
@@ -39,7 +41,7 @@ def run_kills(folder: Path, count: int, *, seed: int = 0, mebibytes: float = 2.0
         saver.start()
         if not started.wait(_TIMEOUT):
             outcome.failures.append(f"attempt {attempt}: nothing was saved in {_TIMEOUT:.0f} s")
-        # A pair of saves took this long, so that any moment of the next pair is equally likely.
+        # The first pair of saves took this long, so all moments of the next pair are equally likely.
         time.sleep(generator.uniform(0, time.perf_counter() - start))
         saver.kill()
         saver.join()
@@ -72,15 +74,15 @@ def _state(iteration: int, mebibytes: float) -> dict[str, Any]:
     return {"model": {"weight": weight}, "iteration": iteration, "optimizer": {}, "random": [], "seed": 0}
 
 
-def _check(folder: Path, least: int) -> int:
-    """Check every file, and return the iteration to resume from, which is at least `least`."""
+def _check(folder: Path, minimum: int) -> int:
+    """Check all files, and return the iteration to resume from, which must be at least `minimum`."""
     store = CheckpointStore(folder)
     last = store.latest()
-    assert last is not None, "no checkpoint is left"
+    assert last is not None, "there is no checkpoint"
     for path in sorted(folder.glob("model_*.pth")):
         state = store.load(path)
         weight = state["model"]["weight"]
-        assert bool((weight == state["iteration"]).all()), f"{path.name} is torn"
+        assert bool((weight == state["iteration"]).all()), f"{path.name} is damaged"
     found = int(store.load(last)["iteration"])
-    assert found >= least, f"resumed from iteration {found}, and {least} was saved"
+    assert found >= minimum, f"resumed from iteration {found}, but {minimum} was saved"
     return found

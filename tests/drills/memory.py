@@ -1,4 +1,4 @@
-"""Memory and open files of long runs, and the peak of a large evaluation."""
+"""Memory and open files of long runs, and peak memory of a large evaluation."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from pvt_det.utils.files import write_atomically
 from tests.drills.outcome import Outcome, children, open_files, resident_bytes
 from tests.drills.tiny import tiny_config
 
-# Bytes from the second fifth of the time, when everything is warm, to the last fifth.
+# Maximum growth in bytes from the second fifth of the time, after the warm-up, to the last fifth.
 MAX_GROWTH = 20 * 2**20
 _SAMPLE_SECONDS = 1.0
-_ITERATIONS_WITHOUT_END = 10_000_000
+_MANY_ITERATIONS = 10_000_000
 
 
 class _ResourceMonitor:
-    """Samples once per second the memory of this process and its children, and its open files."""
+    """Samples the memory of this process and its children, and its open files, once per second."""
 
     def __init__(self, minutes: float) -> None:
         self._start, self._seconds = time.monotonic(), 60 * minutes
         self._samples: list[tuple[float, int, int]] = []
 
     def is_over(self) -> bool:
-        """Take a sample if one is due; return whether the time is up."""
+        """Take a sample if it is due, and return whether the time is over."""
         now = time.monotonic() - self._start
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS:
             memory = resident_bytes() + sum(map(resident_bytes, children()))
@@ -50,10 +50,10 @@ class _ResourceMonitor:
         return now >= self._seconds
 
     def report(self, outcome: Outcome) -> Outcome:
-        """Add growth and failures to an outcome."""
+        """Add the growth and any failures to an outcome."""
         early, late = (self._part(fifth) for fifth in (1, 4))
         if not early or not late:
-            outcome.failures.append("too short to compare: give more --minutes")
+            outcome.failures.append("too short to compare. Increase --minutes")
             return outcome
         growth = statistics.median(m for _, m, _ in late) - statistics.median(m for _, m, _ in early)
         files = sorted({count for _, _, count in [*early, *late]})
@@ -74,13 +74,13 @@ class _ResourceMonitor:
 
 
 def run_loader(folder: Path, config_file: str, minutes: float, workers: int = 2) -> Outcome:
-    """Read training batches and watch memory and open files.
+    """Read training batches and monitor memory and open files.
 
     Args:
         folder: Folder for the data.
-        config_file: Config of the detector; it is made tiny.
-        minutes: How long to read.
-        workers: Number of data loader workers; their memory counts too.
+        config_file: Config of the detector, of which a tiny version is used.
+        minutes: Duration in minutes.
+        workers: Number of data loader workers, whose memory is included.
     """
     cfg = tiny_config(config_file, folder, folder / "loader", {"DATALOADER.NUM_WORKERS": workers, "SEED": 0})
     register_datasets(cfg)
@@ -93,7 +93,7 @@ def run_loader(folder: Path, config_file: str, minutes: float, workers: int = 2)
 
 
 class _StopWhenOver(HookBase):
-    """Asks the trainer to stop, as a scheduler does, when the time is up."""
+    """Stops the trainer by SIGTERM, like a scheduler, when the time is over."""
 
     def __init__(self, monitor: _ResourceMonitor) -> None:
         self._monitor = monitor
@@ -106,14 +106,14 @@ class _StopWhenOver(HookBase):
 
 
 def run_training(folder: Path, config_file: str, minutes: float) -> Outcome:
-    """Train with a checkpoint every 50 iterations, and watch memory and open files.
+    """Train with a checkpoint every 50 iterations, and monitor memory and open files.
 
     Args:
-        folder: Folder for data and run.
-        config_file: Config of the detector; it is made tiny.
-        minutes: How long to train.
+        folder: Folder for the data and the run.
+        config_file: Config of the detector, of which a tiny version is used.
+        minutes: Duration in minutes.
     """
-    settings = {"SOLVER.MAX_ITER": _ITERATIONS_WITHOUT_END, "SOLVER.CHECKPOINT_PERIOD": 50, "SEED": 0}
+    settings = {"SOLVER.MAX_ITER": _MANY_ITERATIONS, "SOLVER.CHECKPOINT_PERIOD": 50, "SEED": 0}
     cfg = tiny_config(config_file, folder, folder / "training", settings)
     register_datasets(cfg)
     trainer = PVTTrainer(cfg, console=Console(quiet=True))
@@ -126,7 +126,7 @@ def run_training(folder: Path, config_file: str, minutes: float) -> Outcome:
 
 
 def run_evaluation(folder: Path, images: int, detections: int) -> Outcome:
-    """Evaluate random boxes and report the peak memory of this process.
+    """Evaluate random boxes, and report the peak memory of this process.
 
     Args:
         folder: Folder for the ground truth.
@@ -149,7 +149,7 @@ def run_evaluation(folder: Path, images: int, detections: int) -> Outcome:
     }
     outcome = Outcome("evaluation", images, facts=facts)
     if peak > 3 * 2**20:
-        outcome.failures.append("it took more than 3 GiB")
+        outcome.failures.append("the process used more than 3 GiB")
     return outcome
 
 
@@ -181,7 +181,7 @@ def _random_outputs(images: int, detections: int) -> Iterator[tuple[dict[str, An
 
 
 def _random_boxes(generator: np.random.Generator, number: int) -> np.ndarray:
-    """Return boxes `N×4` (x, y, width, height in pixels) within the image."""
+    """Return boxes `N×4` (x, y, width, height in pixels) inside the image."""
     size = np.array(_SIZE[::-1])
     corner = generator.uniform(0, 0.7, (number, 2)) * size
     return np.hstack([corner, generator.uniform(0.02, 0.3, (number, 2)) * size])

@@ -1,4 +1,4 @@
-"""The result of a drill, and the resources of a process."""
+"""The result of a drill, and measurement of a process's resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Outcome:
         drill: Name of the drill.
         tried: Number of attempts.
         failures: One line per failure.
-        facts: Measured values, by name.
+        facts: Measured values by name.
     """
 
     drill: str
@@ -35,7 +35,11 @@ class Outcome:
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """Return the resident memory of a process (None: this one) in bytes; 0 if it has ended."""
+    """Return the resident memory of a process in bytes, or 0 if it has ended.
+
+    Args:
+        pid: Id of the process. By default this process.
+    """
     try:
         return int(Path(f"/proc/{pid or os.getpid()}/statm").read_text().split()[1]) * _PAGE
     except OSError:
@@ -48,12 +52,16 @@ def open_files() -> int:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """Return the ids of the living child processes of a process (None: this one)."""
+    """Return the ids of the living child processes of a process.
+
+    Args:
+        pid: Id of the process. By default this process.
+    """
     parent = pid or os.getpid()
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The process name, in brackets, may contain spaces and brackets.
+            # The process name is in parentheses and may contain spaces and parentheses.
             state, ppid, *_ = stat.read_text().rpartition(")")[2].split()
         except (OSError, ValueError):
             continue

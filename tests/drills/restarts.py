@@ -1,4 +1,4 @@
-"""A process killed under `torchrun --max-restarts`: all processes restart, and the run resumes and finishes."""
+"""If a process is killed under `torchrun --max-restarts`, all processes restart and the run finishes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.drills.tiny import tiny_words
 
 _ITERATIONS, _PERIOD = 40, 4
 _PROCESSES, _RESTARTS = 2, 3
-# Seconds to wait for the first checkpoint, and for the end after the kill.
+# Maximum seconds until the first checkpoint, and from the kill to the end of the run.
 _START_TIMEOUT, _END_TIMEOUT = 300.0, 300.0
 
 
 def run_restarts(folder: Path, config_file: str, count: int, *, seed: int = 0) -> Outcome:
-    """Kill -9 one of two CPU processes (gloo) during training, once in each of `count` runs.
+    """Kill -9 one of two CPU processes (gloo) during training, once per run.
 
     Args:
-        folder: Folder for data, runs and their logs.
-        config_file: Config of the detector; it is made tiny.
+        folder: Folder for the data, the runs and their logs.
+        config_file: Config of the detector, of which a tiny version is used.
         count: Number of runs.
-        seed: Seed of the moments and of the choice of the process.
+        seed: Seed of the time of the kill and the choice of the process.
     """
     outcome = Outcome("restarts")
     generator = random.Random(seed)
@@ -41,7 +41,7 @@ def run_restarts(folder: Path, config_file: str, count: int, *, seed: int = 0) -
         outcome.tried += 1
         outcome.facts[f"run {attempt}"] = f"{time.perf_counter() - start:.0f} s"
         if failure:
-            outcome.failures.append(f"run {attempt}: {failure}; see {output}")
+            outcome.failures.append(f"run {attempt}: {failure}. See {output}")
     return outcome
 
 
@@ -56,7 +56,7 @@ def _run_once(folder: Path, config_file: str, output: Path, generator: random.Ra
         try:
             return _kill_one(agent, output, generator)
         finally:
-            # A run that hangs is ended with its agent.
+            # Kill a run that hangs together with its agent.
             for pid in [*children(agent.pid), agent.pid]:
                 if agent.poll() is None:
                     os.kill(pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ def _kill_one(agent: subprocess.Popen, output: Path, generator: random.Random) -
     time.sleep(generator.uniform(0, 2))
     ranks = children(agent.pid)
     if len(ranks) != _PROCESSES:
-        return f"{len(ranks)} processes where {_PROCESSES} train"
+        return f"got {len(ranks)} processes, expected {_PROCESSES}"
     os.kill(generator.choice(ranks), signal.SIGKILL)
     try:
         code = agent.wait(_END_TIMEOUT)
@@ -87,4 +87,4 @@ def _kill_one(agent: subprocess.Popen, output: Path, generator: random.Random) -
         return str(error)
     if iteration != _ITERATIONS - 1:
         return f"ended after iteration {iteration}"
-    return "" if "Resumed from" in (output / "log.txt").read_text() else "it started from the beginning"
+    return "" if "Resumed from" in (output / "log.txt").read_text() else "the run started from the beginning"

@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed: weights and optimizer equal those of an uninterrupted run bit for bit."""
+"""Runs that are stopped and resumed end with the same state as an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _SETTINGS: dict[str, Any] = {
 def run_resume(
     folder: Path, config_files: Iterable[str], *, seeds: Iterable[int] = (0, 1, 2), workers: Iterable[int] = (0, 2)
 ) -> Outcome:
-    """Compare a run that is stopped after each of five iterations and resumed with an uninterrupted one.
+    """Compare an uninterrupted run with a run that is stopped and resumed after each of five iterations.
 
-    Both keep an average of the weights and accumulate gradients over two batches.
+    Both average the weights and accumulate gradients over two batches.
 
     Args:
-        folder: Folder for data and runs.
-        config_files: Configs of the detectors; they are made tiny.
+        folder: Folder for the data and the runs.
+        config_files: Configs of the detectors, of which tiny versions are used.
         seeds: Seeds of the runs.
-        workers: Numbers of data loader workers; the uninterrupted run has none.
+        workers: Numbers of data loader workers of the stopped runs. The uninterrupted run has none.
     """
     outcome = Outcome("resume")
     for config_file in config_files:
@@ -52,21 +52,23 @@ def run_resume(
             settings = _SETTINGS | {"SEED": seed}
             whole = folder / f"{Path(config_file).stem}-{seed}-whole"
             _train(tiny_config(config_file, folder, whole, settings))
-            wanted = read_file(whole / FINAL_NAME)
+            expected = read_file(whole / FINAL_NAME)
             for number in workers:
                 parts = folder / f"{Path(config_file).stem}-{seed}-{number}"
                 for cut in (*CUTS, None):
                     cfg = tiny_config(config_file, folder, parts, settings | {"DATALOADER.NUM_WORKERS": number})
                     _train(cfg, cut)
                 outcome.tried += 1
-                if different := list(_differences(wanted, read_file(parts / FINAL_NAME))):
-                    outcome.failures.append(f"{name}, {number} workers: {len(different)} differ, as {different[0]}")
+                if different := list(_differences(expected, read_file(parts / FINAL_NAME))):
+                    outcome.failures.append(
+                        f"{name}, {number} workers: {len(different)} differ, such as {different[0]}"
+                    )
     outcome.facts = {"stopped and resumed in each": f"{len(CUTS)} times, after iterations {CUTS[0]} to {CUTS[-1]}"}
     return outcome
 
 
 class _StopIn(HookBase):
-    """Sends SIGTERM to this process in an iteration, counted from 1."""
+    """Sends SIGTERM to this process in the given iteration, counted from 1."""
 
     def __init__(self, iteration: int) -> None:
         self._iteration = iteration
@@ -78,7 +80,7 @@ class _StopIn(HookBase):
 
 def _train(cfg: CfgNode, cut: int | None = None) -> None:
     register_datasets(cfg)
-    # A new process has different random states, which the saved ones must replace.
+    # A new process has different random states, which the saved states must replace.
     is_resumed = any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
     seed_all(cfg.SEED + 1000 * is_resumed)
     trainer = PVTTrainer(cfg, console=Console(quiet=True))
@@ -91,19 +93,19 @@ def _train(cfg: CfgNode, cut: int | None = None) -> None:
         assert cut is not None
 
 
-def _differences(wanted: Any, found: Any, name: str = "state") -> Iterator[str]:
-    """Yield the names of the entries that differ."""
-    if isinstance(wanted, Tensor):
-        if not (isinstance(found, Tensor) and torch.equal(wanted, found)):
+def _differences(expected: Any, found: Any, name: str = "state") -> Iterator[str]:
+    """Yield the names of all entries that differ."""
+    if isinstance(expected, Tensor):
+        if not (isinstance(found, Tensor) and torch.equal(expected, found)):
             yield name
-    elif isinstance(wanted, dict):
-        for key in wanted.keys() | found.keys():
-            if key not in wanted or key not in found:
+    elif isinstance(expected, dict):
+        for key in expected.keys() | found.keys():
+            if key not in expected or key not in found:
                 yield f"{name}.{key}"
             else:
-                yield from _differences(wanted[key], found[key], f"{name}.{key}")
-    elif isinstance(wanted, (list, tuple)) and len(wanted) == len(found):
-        for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
+                yield from _differences(expected[key], found[key], f"{name}.{key}")
+    elif isinstance(expected, (list, tuple)) and len(expected) == len(found):
+        for number, (one, other) in enumerate(zip(expected, found, strict=True)):
             yield from _differences(one, other, f"{name}.{number}")
-    elif wanted != found:
+    elif expected != found:
         yield name

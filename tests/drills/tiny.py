@@ -1,4 +1,4 @@
-"""A detector that trains an iteration in half a second on a CPU core, on generated shapes."""
+"""A tiny detector on generated shapes, with half a second per iteration on one CPU core."""
 
 from __future__ import annotations
 
@@ -36,19 +36,24 @@ def tiny_words(folder: Path, output: Path, settings: dict[str, Any] | None = Non
     """Return the overrides `KEY VALUE …` that make any detector of `configs/` tiny.
 
     Args:
-        folder: Folder of the data, which is generated if missing.
-        output: The run's `OUTPUT_DIR`.
-        settings: Keys and values that replace these.
-        val: Whether to evaluate too.
+        folder: Folder of the data set, which is generated if it does not exist.
+        output: Run folder (`OUTPUT_DIR`).
+        settings: Additional keys and values, which replace the defaults.
+        val: Also set the data set to evaluate on.
     """
-    chosen = SETTINGS | shapes_keys(folder, "TRAIN") | {"OUTPUT_DIR": output}
+    merged = SETTINGS | shapes_keys(folder, "TRAIN") | {"OUTPUT_DIR": output}
     if val:
-        chosen |= shapes_keys(folder, "VAL")
-    return [str(word) for pair in (chosen | (settings or {})).items() for word in pair]
+        merged |= shapes_keys(folder, "VAL")
+    return [str(word) for pair in (merged | (settings or {})).items() for word in pair]
 
 
 def shapes_keys(folder: Path, part: str) -> dict[str, Path]:
-    """Return the keys of DATASETS for "TRAIN" or "VAL" of the shapes in `folder`, which are generated if missing."""
+    """Return the `DATASETS` keys of the generated shapes.
+
+    Args:
+        folder: Folder of the data set, which is generated if it does not exist.
+        part: "TRAIN" or "VAL".
+    """
     data = folder / "shapes"
     if not data.exists():
         write_shapes(data, train=_TRAIN, val=_VAL, image_size=SIDE)
@@ -60,6 +65,13 @@ def shapes_keys(folder: Path, part: str) -> dict[str, Path]:
 
 
 def tiny_config(config_file: str, folder: Path, output: Path, settings: dict[str, Any] | None = None) -> CfgNode:
-    """Create `output` and return the config of a tiny run. The arguments are those of `tiny_words`."""
+    """Create the run folder of a tiny detector and return its config.
+
+    Args:
+        config_file: Config of the detector.
+        folder: Folder of the data set, which is generated if it does not exist.
+        output: Run folder (`OUTPUT_DIR`).
+        settings: Additional keys and values, which replace the defaults.
+    """
     output.mkdir(parents=True, exist_ok=True)
     return load_config(config_file, tiny_words(folder, output, settings))

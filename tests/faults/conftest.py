@@ -1,4 +1,4 @@
-"""A tiny data set to spoil, and the command line as a user meets it."""
+"""A tiny data set for tests to break, and fixtures that run the command line like a user."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("faults")
 
 
-def sound_content() -> dict[str, Any]:
-    """Four images with one object each, ids 11 to 14."""
+def valid_content() -> dict[str, Any]:
+    """Return annotations of four images with one object each, with ids 11 to 14."""
     return {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": SIDE, "height": SIDE} for i in range(1, 5)],
         "categories": [{"id": 3, "name": "bowl"}, {"id": 9, "name": "cup"}],
@@ -52,10 +52,10 @@ def sound_content() -> dict[str, Any]:
 
 @dataclass
 class TinySet:
-    """A COCO-format data set in a folder of its own; spoil `content` or the files, then use it."""
+    """A COCO-format data set in its own folder. Tests change `content` or the files before they use it."""
 
     folder: Path
-    content: dict[str, Any] = field(default_factory=sound_content)
+    content: dict[str, Any] = field(default_factory=valid_content)
 
     def image(self, number: int = 1) -> Path:
         return self.folder / f"{number}.jpg"
@@ -67,12 +67,12 @@ class TinySet:
 
     @property
     def second(self) -> dict[str, Any]:
-        """Annotation 12."""
+        """The annotation with id 12."""
         return self.content["annotations"][1]
 
     @property
     def json_file(self) -> Path:
-        """The annotation file, written anew."""
+        """Write the annotation file and return its path."""
         path = self.folder / "set.json"
         path.write_text(json.dumps(self.content))
         return path
@@ -92,17 +92,17 @@ def tiny_set(tmp_path: Path) -> TinySet:
 
 
 def in_child(function: Callable[[], Any], *, address_space: int | None = None, file_size: int | None = None) -> tuple:
-    """Run a function in a forked process that may take so many bytes more; gives its result and growth in bytes."""
+    """Run a function in a forked process with limits in bytes, and return its result and memory growth."""
     processes = multiprocessing.get_context("fork")
     receiver, sender = processes.Pipe(duplex=False)
 
     def run() -> None:
         torch.set_num_threads(1)  # a forked process cannot use its parent's threads
         before = resident_bytes()
-        for limit, more in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_FSIZE, file_size)):
-            if more is not None:
-                more += address_space_now() if limit == resource.RLIMIT_AS else 0
-                resource.setrlimit(limit, (more, more))
+        for limit, size in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_FSIZE, file_size)):
+            if size is not None:
+                size += address_space_now() if limit == resource.RLIMIT_AS else 0
+                resource.setrlimit(limit, (size, size))
         result = function()
         sender.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
 
@@ -122,7 +122,7 @@ def address_space_now() -> int:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     error: str
@@ -131,7 +131,7 @@ class Ending:
 
 @pytest.fixture
 def command(tiny_words, repo_root: Path, tmp_path: Path, capsys):
-    """Run `pvt-det train`: `command("--resume", SOLVER__MAX_ITER=2)`; it never ends in a traceback."""
+    """Run `pvt-det train` without a traceback: `command("--resume", SOLVER__MAX_ITER=2)`."""
 
     def run(*options: object, output: Path = tmp_path / "run", val: bool = False, **changes: object) -> Ending:
         words = ["--config-file", repo_root / CONFIG, *options, *tiny_words(output, val=val, **changes)]
@@ -145,7 +145,7 @@ def command(tiny_words, repo_root: Path, tmp_path: Path, capsys):
 
 @pytest.fixture
 def refused(command, tmp_path: Path):
-    """Expect that a command ends with `code` and one message that holds `parts`, before anything was trained."""
+    """Check that a command fails before training, with one message that contains all `parts`."""
 
     def expect(code: int, *parts: str, options: tuple[object, ...] = (), **changes: object) -> str:
         ending = command(*options, **changes)
@@ -162,7 +162,7 @@ def refused(command, tmp_path: Path):
 
 @pytest.fixture
 def refused_set(refused, tiny_set: TinySet):
-    """Expect exit code 3 for the tiny set as it is now, both to train on and to evaluate on."""
+    """Check that training on the tiny data set fails with exit code 3."""
 
     def expect(*parts: str, **changes: object) -> str:
         return refused(3, *parts, **tiny_set.words(), **changes)

@@ -1,4 +1,4 @@
-"""Faults of annotations are found before the first step, named by their ids, and left out where that was asked for."""
+"""Faulty annotations are found before the first step, reported by id, and dropped on request."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
 from tests.command_line import run_command
 from tests.faults.conftest import SIDE, SQUARE, in_child
 
-WAY_OUT = "DATASETS.ON_ERROR skip"
+SKIP_HINT = "DATASETS.ON_ERROR skip"
 
 
 @pytest.fixture
 def refused_or_dropped(refused_set, tiny_set):
-    """Expect annotation 12 to be refused by its id, and to be the only one that "skip" leaves out."""
+    """Check that annotation 12 is refused by its id, and is the only one that "skip" drops."""
 
     def expect(*parts: str, **values: object) -> None:
         tiny_set.second.update(values)
-        refused_set("annotation 12", *parts, WAY_OUT)
+        refused_set("annotation 12", *parts, SKIP_HINT)
         report = check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip")
         assert (report.images, report.annotations) == (4, 3)
         records = CocoSource(report.json_file, str(tiny_set.folder), "skip").records()
@@ -58,7 +58,7 @@ def test_F19_negative_width(refused_or_dropped):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
-def test_F20_box_that_is_not_finite(refused_or_dropped, value):
+def test_F20_nonfinite_box(refused_or_dropped, value):
     refused_or_dropped("bbox with NaN, infinity or a value of 1e8 or more", bbox=[8, value, 24, 16])
 
 
@@ -66,34 +66,34 @@ def test_F22_unknown_category(refused_or_dropped):
     refused_or_dropped("unknown category_id", category_id=7)
 
 
-def test_F22_missing_box(refused_or_dropped, tiny_set):
+def test_F22_missing_bbox(refused_or_dropped, tiny_set):
     del tiny_set.second["bbox"]
     refused_or_dropped("annotation without bbox")
 
 
 def test_F22_duplicate_annotation_id(refused_set, tiny_set):
     tiny_set.second["id"] = 11
-    refused_set("duplicate annotation id: annotation 11; annotation 11", WAY_OUT)
+    refused_set("duplicate annotation id: annotation 11; annotation 11", SKIP_HINT)
     assert check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip").annotations == 2
 
 
 @pytest.mark.parametrize(
     "name", [" ", "bo\x1b[31mwl", "bo\nwl", "bo\u2028wl", "\u202ebowl", "bo\ud800wl", "x" * 1001, 5, None]
 )
-def test_F22_category_whose_name_cannot_be_shown(refused_set, tiny_set, name):
+def test_F22_unprintable_category_name(refused_set, tiny_set, name):
     tiny_set.content["categories"][0]["name"] = name
     refused_set("category without a printable name of at most 1000 characters: category 3")
 
 
-def test_F22_an_id_of_any_kind_is_named_in_a_line(refused_set, tiny_set):
+def test_F22_any_kind_of_id_is_reported_in_one_line(refused_set, tiny_set):
     tiny_set.second["id"] = "\x1b[31m twelve"
     tiny_set.content["annotations"][2]["id"] = {"a": ["long"] * 1000}
     message = refused_set(r"2 x annotation without an integer id: annotation '\x1b[31m twelve'; annotation number 2")
     assert len(message) < 400
 
 
-def test_F22_a_class_that_looks_like_markup_is_but_a_name(command, tiny_set, tmp_path):
-    """Rich would take it for a closing tag without its opening one, and raise in mid-evaluation."""
+def test_F22_class_name_with_markup_is_not_interpreted(command, tiny_set, tmp_path):
+    """Rich would parse it as a closing tag without an opening one, and raise during evaluation."""
     name = "[/red] <script>alert(1)</script>"
     tiny_set.content["categories"][0]["name"] = name
     ending = command(**tiny_set.words(), **tiny_set.words("VAL"), SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
@@ -107,15 +107,15 @@ def test_F22_a_class_that_looks_like_markup_is_but_a_name(command, tiny_set, tmp
 
 
 def test_F23_duplicate_image_id(refused_set, tiny_set):
-    """No telling which of the two images a box belongs to: neither image is used, nor the box."""
+    """It is unknown which image a box belongs to, so neither the images nor the boxes are used."""
     tiny_set.content["images"][1]["id"] = 1
-    refused_set("duplicate image id: image 1; image 1", WAY_OUT)
+    refused_set("duplicate image id: image 1; image 1", SKIP_HINT)
     report = check_dataset(tiny_set.json_file, tiny_set.folder, on_error="skip")
     assert (report.images, report.annotations) == (2, 2)
 
 
 def test_F23_ids_that_evaluators_would_round(refused_set, tiny_set):
-    """As float64, which evaluators use, these are one id."""
+    """In float64, which evaluators use, these ids are equal."""
     for number, image_id in ((0, 2**53 + 1), (1, 2**53 + 2)):
         tiny_set.content["images"][number]["id"] = image_id
         tiny_set.content["annotations"][number]["image_id"] = image_id
@@ -123,13 +123,13 @@ def test_F23_ids_that_evaluators_would_round(refused_set, tiny_set):
 
 
 @pytest.mark.parametrize("part", ["images", "categories"])
-def test_F23_negative_ids_that_evaluators_do_not_take(refused_set, tiny_set, part):
+def test_F23_negative_ids_that_evaluators_refuse(refused_set, tiny_set, part):
     tiny_set.content[part][0]["id"] = -1
     refused_set("without an integer id from 0 to 2^53", " -1")
 
 
 @pytest.mark.parametrize(("key", "repaired"), [("area", 384), ("iscrowd", 0)])
-def test_F25_missing_key_is_filled_in_and_told(tiny_set, refused_set, key, repaired):
+def test_F25_missing_key_is_filled_in_and_reported(tiny_set, refused_set, key, repaired):
     del tiny_set.second[key]
     report = check_dataset(tiny_set.json_file, tiny_set.folder, masks=True)
     assert report.annotations == 4
@@ -152,7 +152,7 @@ WILD = [math.nan, math.inf, -math.inf, 1e8, -1e9, 9e7, 1e300, 10**400]
 
 
 def test_F26_wild_polygon_coordinate(refused_or_dropped, tiny_set):
-    """Drawn, 9e7 alone would take 14 GB; a check that gets 1 GB refuses each by its id."""
+    """Drawing 9e7 alone would need 14 GB. The check needs at most 1 GB to refuse each by its id."""
     files = []
     for number, value in enumerate(WILD):
         tiny_set.second["segmentation"] = [[8, 8, value, 8, 32, 24]]
@@ -167,12 +167,12 @@ def _check(path: Path) -> CheckReport:
     return check_dataset(path, path.parent, on_error="skip", masks=True)
 
 
-def test_F26_outline_that_is_too_long_to_draw(refused_or_dropped):
+def test_F26_outline_too_long_to_draw(refused_or_dropped):
     refused_or_dropped("outline is too long to draw", segmentation=[[8, 8, 9e7, 8, 32, 24]])
 
 
 def test_F26_zigzag_and_tiny_box(refused_or_dropped, tiny_set):
-    """Within the image, but six million pixels long; and one that training would enlarge 280 times."""
+    """An outline of six million pixels inside the image, and a box that training would enlarge 280 times."""
     zigzag = [float(value) for number in range(100_000) for value in (number % 2 * 60, number % 60)]
     refused_or_dropped("outline is too long to draw", segmentation=[zigzag])
     refused_or_dropped("outline is too long to draw", segmentation=[zigzag[:2000]], bbox=[8, 8, 0.01, 16])
@@ -184,7 +184,10 @@ def test_F26_zigzag_and_tiny_box(refused_or_dropped, tiny_set):
     [
         ([5, 5], "RLE whose runs do not cover its image"),
         ([SIDE * SIDE + 5, -5], "RLE whose runs do not cover its image"),
-        ([2**63 - 1, 2**63 - 1, SIDE * SIDE + 2], "RLE whose runs do not cover its image"),  # in 64 bits, they do
+        (
+            [2**63 - 1, 2**63 - 1, SIDE * SIDE + 2],
+            "RLE whose runs do not cover its image",
+        ),  # overflows
         ([[SIDE * SIDE]], "RLE whose counts cannot be read"),
         ("garbage~~~", "RLE whose counts cannot be read"),
         ("", "RLE whose counts cannot be read"),
@@ -196,14 +199,14 @@ def test_F27_corrupt_rle(refused_or_dropped, counts, reason):
     refused_or_dropped(reason, segmentation={"size": [SIDE, SIDE], "counts": counts})
 
 
-@pytest.mark.parametrize("size", [[SIDE, 2 * SIDE], [float(SIDE), float(SIDE)]], ids=["other", "fractions"])
-def test_F27_rle_of_another_size(refused_or_dropped, size):
+@pytest.mark.parametrize("size", [[SIDE, 2 * SIDE], [float(SIDE), float(SIDE)]], ids=["different", "floating point"])
+def test_F27_rle_with_wrong_size(refused_or_dropped, size):
     rle = {"size": size, "counts": [int(size[0] * size[1])]}
-    refused_or_dropped("RLE whose size is not its image's [height, width], two integers", segmentation=rle)
+    refused_or_dropped("RLE whose size is not its image's [height, width] as integers", segmentation=rle)
 
 
 def test_F28_rle_and_polygons_both_train(tiny_set, repo_root):
-    """One image with both kinds of masks, in the format for polygons: the same pixels come out."""
+    """Both kinds of masks in one image, with the polygon format configured, give the same pixels."""
     from pvt_det.config import load_config
 
     mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
@@ -243,8 +246,8 @@ def test_F29_annotation_id_0_counts(evaluate):
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_hotcoco, evaluate_pycocotools])
-def test_F29_what_else_stands_in_the_records_is_nobodys_business(evaluate):
-    """hotcoco takes a license, a date and a super-category of certain types only."""
+def test_F29_unused_keys_of_records_are_ignored(evaluate):
+    """hotcoco accepts only certain types for license, date and supercategory."""
     box = [10.0, 10.0, 50.0, 50.0]
     truth = GroundTruth(
         [{"id": 1, "width": 160, "height": 160, "license": "CC BY", "date_captured": 2020, "coco_url": 5}],
@@ -271,7 +274,7 @@ def test_F30_empty_set(refused_set, tiny_set, change, reason, on_error):
 
 
 @pytest.mark.parametrize("fault", ["cut", "mark", "deep", "Latin-1"])
-def test_F31_truncated_or_marked_json(refused, tiny_set, fault):
+def test_F31_truncated_or_badly_encoded_json(refused, tiny_set, fault):
     path = tiny_set.json_file
     text = path.read_text()
     content, reason = {
@@ -291,7 +294,7 @@ def test_F31_truncated_or_marked_json(refused, tiny_set, fault):
     ids=["whole list", "one value"],
 )
 def test_F31_key_given_twice(refused, tiny_set, text, twice, key):
-    """Python's json would keep the last: a file's first annotations would be gone in silence."""
+    """Python's json keeps the last value, so a file's first annotations would be lost silently."""
     path = tiny_set.json_file
     path.write_text(twice.join(path.read_text().rsplit(text, 1)))
     words = {"DATASETS__TRAIN_JSON": path, "DATASETS__TRAIN_IMAGES": tiny_set.folder}
@@ -304,8 +307,8 @@ def test_F31_key_given_twice_with_one_value(tiny_set):
     assert check_dataset(path, tiny_set.folder).annotations == 4
 
 
-def test_F31_json_that_is_no_file(refused, tiny_set):
-    """A pipe or device would be read for ever, and a name that is too long is no bug of ours."""
+def test_F31_json_that_is_not_a_regular_file(refused, tiny_set):
+    """Reading a pipe or device would never end, and a file name that is too long is the user's mistake."""
     os.mkfifo(tiny_set.folder / "pipe.json")
     for path, reason in (
         (tiny_set.folder / "pipe.json", "is not a regular file"),
@@ -317,7 +320,7 @@ def test_F31_json_that_is_no_file(refused, tiny_set):
     refused(3, "File name too long", DATASETS__TRAIN_JSON=tiny_set.json_file, DATASETS__TRAIN_IMAGES="x" * 300)
 
 
-def test_F31_json_of_another_kind(refused, tiny_set):
+def test_F31_json_with_different_content(refused, tiny_set):
     path = tiny_set.json_file
     path.write_text(json.dumps({"images": [], "annotations": {}, "categories": []}))
     refused(3, str(path), "no list 'annotations'", DATASETS__TRAIN_JSON=path, DATASETS__TRAIN_IMAGES=tiny_set.folder)

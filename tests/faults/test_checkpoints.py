@@ -1,4 +1,4 @@
-"""Whatever happens to a save or to a file, what can be read afterwards is a whole state, or nothing is read."""
+"""After any interrupted save or damage to a file, a checkpoint is either complete or refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cut(path):
 
 # --- damaged and foreign files ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("damage", [flip_bit, cut])
-def test_F34_damaged_checkpoint_is_refused_and_the_intact_one_named(store, command, damage):
+def test_F34_damaged_checkpoint_is_refused_and_the_intact_one_suggested(store, command, damage):
     damage(store.folder / "model_0000019.pth")
     ending = command("--resume")
     assert ending.code == 4
@@ -67,7 +67,7 @@ def test_F34_damaged_checkpoint_is_refused_and_the_intact_one_named(store, comma
 
 
 @pytest.mark.parametrize(("key", "value"), [("iteration", "19"), ("optimizer", []), ("random", 5), ("classes", {})])
-def test_F34_state_of_another_kind(store, key, value):
+def test_F34_training_state_with_wrong_types(store, key, value):
     path = store.save("model_0000029.pth", state(29) | {key: value}, 29)
     with pytest.raises(CheckpointError, match=rf"model_0000029\.pth holds no training state: its '{key}' is one"):
         store.load(path)
@@ -79,7 +79,7 @@ def test_F34_negative_iteration(store):
         store.load(path)
 
 
-def test_F34_weights_cut_short_anywhere(tmp_path):
+def test_F34_weights_truncated_anywhere(tmp_path):
     for path in whole_files(tmp_path):
         content = path.read_bytes()
         for length in {0, 1, 7, 8, 9, 20, len(content) - 1, *range(0, len(content), 1 + len(content) // 40)}:
@@ -89,7 +89,7 @@ def test_F34_weights_cut_short_anywhere(tmp_path):
 
 
 def test_F34_weights_with_one_bit_flipped(tmp_path):
-    """A flip in the numbers is found by the checksums of both formats that this package writes."""
+    """The checksums of both formats that this package writes detect a flipped bit in the values."""
     generator = random.Random(0)
     for path in whole_files(tmp_path)[0::2]:
         content = path.read_bytes()
@@ -108,7 +108,7 @@ def trunk():
 
 
 @pytest.mark.parametrize("fault", ["no key matches", "wrong prefix", "other architecture"])
-def test_F35_weights_of_something_else(refused, trunk, tmp_path, fault):
+def test_F35_weights_of_a_different_model(refused, trunk, tmp_path, fault):
     content, reason = {
         "no key matches": ({"encoder.0.weight": torch.zeros(2)}, "match no known layout"),
         "wrong prefix": ({f"net.{name}": value for name, value in trunk.items()}, "match no known layout"),
@@ -121,7 +121,7 @@ def test_F35_weights_of_something_else(refused, trunk, tmp_path, fault):
     refused(4, str(tmp_path / "x.pth"), reason, MODEL__WEIGHTS=tmp_path / "x.pth")
 
 
-def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
+def test_F35_weights_that_are_not_a_regular_file(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("PVT_DET_CACHE", str(tmp_path / "cache"))
     os.mkfifo(tmp_path / "pipe.pth")
     signed = f"https://127.0.0.1:9/{'x' * 300}.pth"
@@ -129,11 +129,11 @@ def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
         (tmp_path / "pipe.pth", "is not a regular file"),
         (tmp_path, "is a folder"),
         ("x" * 300 + ".pth", "File name too long"),
-        (f"https://{'x' * 70}/a.pth", "cannot be downloaded"),  # no host can have such a name
+        (f"https://{'x' * 70}/a.pth", "cannot be downloaded"),  # not a valid host name
     ):
         refused(4, str(source), reason, MODEL__WEIGHTS=source)
     evaluation = {"val": True, "MODEL__RETINANET__NUM_CLASSES": 4, "MODEL__WEIGHTS": signed}
-    for _ in range(2):  # the folder for it is there the second time
+    for _ in range(2):  # the second time, its folder already exists
         refused(4, "File name too long", options=("--eval-only",), **evaluation)
 
 
@@ -152,7 +152,7 @@ def test_F35_weights_that_are_no_file(refused, tmp_path, monkeypatch):
     ],
     ids=["repeated", "complex", "float8", "sparse", "meta", "nested", "16-bit array", "quantized"],
 )
-def test_F35_tensors_that_are_no_weights(tmp_path, tensor, reason):
+def test_F35_tensors_that_cannot_be_weights(tmp_path, tensor, reason):
     torch.save({"model": {**TENSORS, "head.bias": tensor}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=rf"x\.pth: head\.bias is .*{reason}"):
         read_tensors(tmp_path / "x.pth")
@@ -166,15 +166,15 @@ def test_F35_names_that_hide_or_replace_others(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0x3C20, 0x4B50], ids=["web page", "zip"])
-def test_F35_header_whose_length_looks_like_another_format(tmp_path, length):
-    """These 8 bytes begin with " <", or with "PK"."""
+def test_F35_header_length_that_looks_like_a_different_format(tmp_path, length):
+    """These 8 bytes start with " <" or "PK"."""
     header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     assert read_tensors(tmp_path / "x.safetensors")["a"].tolist() == [0]
 
 
-def test_F35_broken_file_without_advice_to_read_it_unsafely(tmp_path):
-    """PyTorch's own message is to read it with weights_only=False."""
+def test_F35_broken_file_does_not_suggest_unsafe_loading(tmp_path):
+    """PyTorch's own message suggests weights_only=False."""
     torch.save(TENSORS, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     content = (tmp_path / "x.pth").read_bytes()
     at = content.index(b"ctorch._utils")
@@ -192,13 +192,13 @@ def test_F35_broken_file_without_advice_to_read_it_unsafely(tmp_path):
     ],
     ids=["integers", "one number", "too large for float32"],
 )
-def test_F35_numbers_that_are_not_the_models(refused, trunk, tmp_path, change, code, reason):
+def test_F35_weights_with_wrong_dtype_shape_or_range(refused, trunk, tmp_path, change, code, reason):
     name = "patch_embed1.proj.weight"
     save_checkpoint(tmp_path / "x.pth", {**trunk, name: change(trunk[name])})
     refused(code, str(tmp_path / "x.pth"), name, reason, MODEL__WEIGHTS=tmp_path / "x.pth")
 
 
-def test_F35_header_that_asks_for_gigabytes(refused, tmp_path):
+def test_F35_header_that_claims_gigabytes(refused, tmp_path):
     path = tmp_path / "x.safetensors"
     tensor = b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}'
     for content in ((2**40).to_bytes(8, "little") + b"{", len(tensor).to_bytes(8, "little") + tensor + bytes(4)):
@@ -206,7 +206,7 @@ def test_F35_header_that_asks_for_gigabytes(refused, tmp_path):
         refused(4, str(path), "broken or cut short", MODEL__WEIGHTS=path)
 
 
-def test_F35_a_part_is_taken_only_where_allowed(refused, command, trunk, tmp_path):
+def test_F35_partial_weights_load_only_if_allowed(refused, command, trunk, tmp_path):
     partial = {name: value for name, value in trunk.items() if not name.startswith("block4")}
     save_checkpoint(tmp_path / "x.pth", partial)
     words = {"MODEL__WEIGHTS": tmp_path / "x.pth", "SOLVER__MAX_ITER": 1, "SOLVER__STEPS": []}
@@ -215,14 +215,14 @@ def test_F35_a_part_is_taken_only_where_allowed(refused, command, trunk, tmp_pat
 
 
 # --- interrupted saves -----------------------------------------------------------------------------------------------
-def test_F37_kill_during_saves_tears_nothing(tmp_path):
+def test_F37_kill_during_saves_leaves_intact_files(tmp_path):
     outcome = run_kills(tmp_path, 12)
     assert outcome.tried == 12
     assert not outcome.failures, outcome
 
 
 @pytest.mark.parametrize("pointer", [None, b"", b"model_00", b"\xff\xfe", b"model_0000029.pth"])
-def test_F38_without_a_pointer_the_newest_verified_checkpoint_counts(store, pointer):
+def test_F38_without_a_pointer_the_newest_intact_checkpoint_is_used(store, pointer):
     (store.folder / "last_checkpoint").unlink()
     if pointer is not None:
         (store.folder / "last_checkpoint").write_bytes(pointer)
@@ -238,7 +238,7 @@ MANIFESTS = ["{torn", "[]", '{"model_0000019.pth": {"sha256": []}}', '{"a": {"sh
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS)
-def test_F38_without_a_manifest_the_files_own_sums_count(store, manifest):
+def test_F38_without_a_manifest_the_checksums_in_the_files_are_used(store, manifest):
     (store.folder / "checkpoints.json").write_text(manifest)
     assert store.latest().name == "model_0000019.pth"
     flip_bit(store.folder / "model_0000019.pth")
@@ -247,7 +247,7 @@ def test_F38_without_a_manifest_the_files_own_sums_count(store, manifest):
 
 
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
-def test_F39_a_best_model_being_replaced_is_readable_at_any_moment(store, monkeypatch, moment):
+def test_F39_best_model_is_always_readable_while_it_is_replaced(store, monkeypatch, moment):
     store.save("model_best.pth", state(9), 9, is_last=False)
 
     class Killed(BaseException):
@@ -274,14 +274,14 @@ def test_F39_a_best_model_being_replaced_is_readable_at_any_moment(store, monkey
 
 
 # --- full disks ------------------------------------------------------------------------------------------------------
-def test_F43_room_is_checked_before_the_first_step(refused, monkeypatch):
+def test_F43_disk_space_is_checked_before_the_first_step(refused, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=2**20)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
     refused(4, "Not enough room in", "MiB are free", "--output")
 
 
-def test_F43_a_disk_that_fills_while_writing_leaves_no_partial_file(store):
-    """The kernel refuses a file's last bytes: nothing of it stays, and the old one of that name is whole."""
+def test_F43_disk_that_fills_during_a_save_leaves_no_partial_file(store):
+    """If the kernel refuses the last bytes, the new file is removed and the old one is intact."""
     before = names(store)
 
     def save() -> str:
@@ -302,7 +302,7 @@ def test_F43_folder_that_cannot_be_written(refused, tmp_path):
     refused(2, str(tmp_path / "file"), "Choose another output folder", output=tmp_path / "file/run")
 
 
-def test_mutated_files_are_refused_or_read_without_an_untold_change(tmp_path):
+def test_mutated_files_are_refused_or_read_without_silent_changes(tmp_path):
     outcome = run_fuzz(tmp_path, 60, seed=1)
     assert outcome.tried == 180
     assert not outcome.failures, outcome

@@ -1,4 +1,4 @@
-"""A mistake in the configuration ends the run before it began, with exit code 2."""
+"""A mistake in the configuration ends the run with exit code 2 before training starts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.tiny_runs import CONFIG
 
 
 @pytest.fixture
-def refused_text(refused, tmp_path):
-    """Expect exit code 2 for a config file of this text."""
+def refused_config(refused, tmp_path):
+    """Check that a config file with the given content fails with exit code 2."""
 
-    def expect(text: str, *parts: str) -> None:
+    def expect(content: str, *parts: str) -> None:
         path = tmp_path / "config.yaml"
-        path.write_text(text)
+        path.write_text(content)
         refused(2, str(path), *parts, options=("--config-file", path))
 
     return expect
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("content", "parts"),
     [
         ("SOLVER: {BASE_LRR: 1.0}", ["unknown key SOLVER.BASE_LRR", "Did you mean SOLVER.BASE_LR"]),
         ("SOLVER: {MAX_ITER: many}", ["SOLVER.MAX_ITER = 'many'", "an integer"]),
@@ -38,25 +38,25 @@ def refused_text(refused, tmp_path):
     ],
     ids=["unknown key", "wrong type", "null", "negative", "no Unicode", "zero byte", "duplicate section"],
 )
-def test_F08_wrong_key_or_value(refused_text, text, parts):
-    refused_text(text + "\n", *parts)
+def test_F08_wrong_key_or_value(refused_config, content, parts):
+    refused_config(content + "\n", *parts)
 
 
-def test_F08_device_that_there_is_not(refused):
+def test_F08_unknown_device(refused):
     refused(2, "MODEL.DEVICE = 'tpu'", "cpu, cuda", MODEL__DEVICE="tpu")
 
 
 @pytest.mark.parametrize("schedule", ["WarmupCosineLR", "WarmupPolyLR", "WarmupMultiStepLR"])
 def test_F08_warm_up_as_long_as_the_run(refused, command, schedule):
-    """It would rise to the end of the schedule: a learning rate near 0 throughout."""
+    """The warm-up would end at the end of the schedule, so the learning rate would always be near 0."""
     words = {"SOLVER__LR_SCHEDULER_NAME": schedule, "SOLVER__WARMUP_ITERS": 1, "SOLVER__MAX_ITER": 1}
     refused(2, "SOLVER.WARMUP_ITERS = 1", "less than SOLVER.MAX_ITER, 1", SOLVER__STEPS=[1], **words)
-    if schedule == "WarmupMultiStepLR":  # without steps, it rises to the full rate
+    if schedule == "WarmupMultiStepLR":  # without steps, it reaches the full learning rate
         assert command(SOLVER__STEPS=[], **words).code == 0
 
 
-def test_F09_config_that_is_no_file(refused, tmp_path):
-    """A pipe would be waited for."""
+def test_F09_config_that_is_not_a_regular_file(refused, tmp_path):
+    """Reading a pipe would block."""
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "base.yaml").write_text("_BASE_: pipe.yaml\n")
@@ -69,9 +69,9 @@ def test_F09_config_that_is_no_file(refused, tmp_path):
         refused(2, *parts, options=("--config-file", tmp_path / name))
 
 
-@pytest.mark.parametrize("text", ["", "- SEED\n- 1\n"], ids=["empty", "list"])
-def test_F09_yaml_without_keys(refused_text, text):
-    refused_text(text, "found nothing" if not text else "found a list")
+@pytest.mark.parametrize("content", ["", "- SEED\n- 1\n"], ids=["empty", "list"])
+def test_F09_yaml_without_keys(refused_config, content):
+    refused_config(content, "found nothing" if not content else "found a list")
 
 
 def test_F09_circular_base(refused, tmp_path):
@@ -81,7 +81,7 @@ def test_F09_circular_base(refused, tmp_path):
     refused(2, cycle, options=("--config-file", tmp_path / "a.yaml"))
 
 
-def test_F24_class_count_that_is_not_the_datas(refused, tiny_set):
+def test_F24_class_count_that_differs_from_the_data(refused, tiny_set):
     parts = ("MODEL.RETINANET.NUM_CLASSES is 5", "bowl, cup", "Set it to 2")
     refused(2, *parts, MODEL__RETINANET__NUM_CLASSES=5, **tiny_set.words())
     evaluation = {"MODEL__RETINANET__NUM_CLASSES": 5, "MODEL__WEIGHTS": "x.pth", **tiny_set.words("VAL")}
@@ -89,7 +89,7 @@ def test_F24_class_count_that_is_not_the_datas(refused, tiny_set):
 
 
 def test_F47_two_runs_in_one_folder(refused, tmp_path):
-    """The lock is another process's; it ends with that process, however that dies."""
+    """Another process holds the lock, which is released when that process ends in any way."""
     folder = tmp_path / "run"
     folder.mkdir()
     hold = f"""
@@ -126,5 +126,5 @@ def test_F48_torchrun_joins_one_group_and_evaluates_every_image_once(tiny_words,
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("iteration 2/2") == 1
     assert sorted(path.name for path in tmp_path.glob("log.txt*")) == ["log.txt", "log.txt.rank1"]
-    # An image that is missing or comes twice would be an error.
+    # A missing or duplicate image would be an error.
     assert json.loads((tmp_path / "results.json").read_text())["metrics"]["bbox"].keys() >= {"AP", "AP50"}

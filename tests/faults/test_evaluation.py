@@ -1,4 +1,4 @@
-"""An evaluation gives a right number or an error, never a number of something else."""
+"""An evaluation returns a correct metric or raises an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EMPTY.pred_masks = torch.zeros(0, SIDE, SIDE, dtype=torch.bool)
 
 
 @pytest.fixture
-def judge(tiny_set, tmp_path, request):
+def make_evaluator(tiny_set, tmp_path, request):
     def make(evaluator: str = "hotcoco") -> COCOEvaluator:
         register_coco(request.node.nodeid, tiny_set.json_file, tiny_set.folder)
         return COCOEvaluator(request.node.nodeid, ("bbox", "segm"), tmp_path, evaluator=evaluator)
@@ -32,7 +32,7 @@ def judge(tiny_set, tmp_path, request):
 
 
 @pytest.mark.parametrize("field", ["box", "score"])
-def test_F21_predictions_that_are_not_finite(field):
+def test_F21_nonfinite_predictions(field):
     boxes, scores = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([0.9])
     (boxes[0] if field == "box" else scores)[0] = math.nan
     found = Instances((SIDE, SIDE), pred_boxes=Boxes(boxes), scores=scores, pred_classes=torch.tensor([0]))
@@ -42,8 +42,8 @@ def test_F21_predictions_that_are_not_finite(field):
 
 @pytest.mark.parametrize(("name", "part"), [("retinanet", "head.bbox_pred"), ("mask_rcnn", "roi_heads.box_predictor")])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_F21_a_model_that_diverged_does_not_find_nothing(name, part, value):
-    """Detectron2 drops boxes and scores that are not finite, and gives an empty result."""
+def test_F21_diverged_model_is_an_error_instead_of_no_detections(name, part, value):
+    """Detectron2 drops nonfinite boxes and scores, and returns an empty result."""
     model = build(f"{name}_pvt_v2_b0", "MODEL.FPN.OUT_CHANNELS", "32").eval()
     module = model.get_submodule(part)
     bias = (module.bbox_pred if name == "mask_rcnn" else module).bias
@@ -53,7 +53,7 @@ def test_F21_a_model_that_diverged_does_not_find_nothing(name, part, value):
             model(make_batch([(SIDE, SIDE)]))
 
 
-def test_F21_masks_that_are_not_finite():
+def test_F21_nonfinite_masks():
     masks = torch.zeros(1, 28, 28)
     masks[0, 3, 3] = math.nan
     with pytest.raises(NumericError, match="masks that are NaN"):
@@ -61,8 +61,8 @@ def test_F21_masks_that_are_not_finite():
 
 
 @pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
-def test_F32_no_predictions_give_all_rows_with_zero(judge, evaluator, tmp_path):
-    found = judge(evaluator)
+def test_F32_no_predictions_give_zero_for_all_metrics(make_evaluator, evaluator, tmp_path):
+    found = make_evaluator(evaluator)
     found.process([{"image_id": i} for i in range(1, 5)], [{"instances": EMPTY}] * 4)
     results = found.evaluate()
     rows = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "AP-bowl", "AP-cup"}
@@ -83,15 +83,15 @@ def test_F32_no_predictions_give_all_rows_with_zero(judge, evaluator, tmp_path):
     ],
     ids=["missing", "twice", "foreign"],
 )
-def test_F33_images_missing_or_twice(judge, tmp_path, images, message):
-    found = judge()
+def test_F33_missing_or_duplicate_images(make_evaluator, tmp_path, images, message):
+    found = make_evaluator()
     found.process([{"image_id": i} for i in images], [{"instances": EMPTY}] * len(images))
     with pytest.raises(DataError, match=message):
         found.evaluate()
     assert not (tmp_path / "coco_instances_results.json").exists()
 
 
-def test_F36_weights_that_are_not_finite(refused, tiny_set, tiny_cfg, tmp_path):
+def test_F36_nonfinite_weights(refused, tiny_set, tiny_cfg, tmp_path):
     from detectron2.modeling import build_model
 
     state = build_model(tiny_cfg(tmp_path, MODEL__RETINANET__NUM_CLASSES=2)).state_dict()

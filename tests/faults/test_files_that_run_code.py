@@ -1,4 +1,4 @@
-"""Nothing that a user hands in runs, and no file is read from where it should not be."""
+"""No code in a user's files is run, and no files outside the data folder are read."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def test_F02_shipped_yaml_is_plain():
 
 
 class Hostile:
-    """Runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
-    def __init__(self, marker: Path, way: str) -> None:
-        self.marker, self.way = marker, way
+    def __init__(self, marker: Path, method: str) -> None:
+        self.marker, self.method = marker, method
 
     def __reduce__(self) -> tuple:
-        if self.way == "system":
+        if self.method == "system":
             return os.system, (f"touch {self.marker}",)
-        if self.way == "eval":
+        if self.method == "eval":
             return eval, (f"open({str(self.marker)!r}, 'w')",)
         return Path.touch, (self.marker,)
 
 
 @pytest.fixture(params=["system", "eval", "method"])
 def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Hostile:
-    """An object that does run where nothing stops it."""
+    """An object whose command verifiably runs if nothing prevents it."""
     found = Hostile(tmp_path / "it_ran", request.param)
     pickle.loads(pickle.dumps(found))
     assert found.marker.exists()
@@ -68,7 +68,7 @@ def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Hostile:
     return found
 
 
-def unread(path: Path, marker: Path, reason: str = "refused because it holds code or objects") -> None:
+def assert_refused(path: Path, marker: Path, reason: str = "refused because it holds code or objects") -> None:
     with pytest.raises(CheckpointError, match=reason) as error:
         read_tensors(path)
     assert str(path) in str(error.value)
@@ -81,27 +81,27 @@ def unread(path: Path, marker: Path, reason: str = "refused because it holds cod
 def test_F03_hostile_pickle(tmp_path, hostile, name, protocol):
     path = write_pickle(tmp_path / name, {"model": {**ARRAYS, "z": hostile}}, protocol)
     text_pickle = protocol == 0 and name != "x.pkl"
-    unread(path, hostile.marker, *["not a checkpoint"] if text_pickle else [])
+    assert_refused(path, hostile.marker, *["not a checkpoint"] if text_pickle else [])
 
 
 def test_F03_array_of_hostile_objects(tmp_path, hostile):
     path = write_pickle(tmp_path / "x.pkl", {"a": np.array([hostile], dtype=object)})
-    unread(path, hostile.marker)
+    assert_refused(path, hostile.marker)
 
 
-def test_F03_pickle_that_asks_for_gigabytes(tmp_path):
-    """With room for 3.6 billion objects, or a text of 4 GB that is not there."""
+def test_F03_pickle_that_claims_gigabytes(tmp_path):
+    """The pickles claim 3.6 billion objects, or a byte string of 4 GB that is missing."""
     content = pickle.dumps(ARRAYS, protocol=2)
-    asking = (content[:-1] + b"r" + b"\x00\x00\x00\xd8" + b".", b"\x80\x05\x96" + (2**32).to_bytes(8, "little") + b"x.")
-    for number, some in enumerate(asking):
-        (tmp_path / f"{number}.pkl").write_bytes(some)
+    claims = (content[:-1] + b"r" + b"\x00\x00\x00\xd8" + b".", b"\x80\x05\x96" + (2**32).to_bytes(8, "little") + b"x.")
+    for number, claim in enumerate(claims):
+        (tmp_path / f"{number}.pkl").write_bytes(claim)
         (message, growth) = in_child(lambda path=tmp_path / f"{number}.pkl": _refusal(path))
         assert "broken or cut short" in message
         assert growth < 100 * 2**20
 
 
 class Hungry:
-    """Unpickled, calls what is allowed with a size of gigabytes."""
+    """An object whose unpickling calls an allowed function with a size of gigabytes."""
 
     def __init__(self, *call: object) -> None:
         self.call = call
@@ -111,7 +111,7 @@ class Hungry:
 
 
 @pytest.mark.parametrize("where", ["array", "bytearray", "tensor"])
-def test_F03_call_that_asks_for_gigabytes(tmp_path, where):
+def test_F03_call_that_requests_gigabytes(tmp_path, where):
     path = tmp_path / "x.pth"
     if where == "array":
         write_pickle(path, {**ARRAYS, "a": Hungry(np.ndarray, ((2**31,),))})
@@ -133,7 +133,7 @@ def test_F03_hostile_weights_or_proposals_on_the_command_line(refused, tmp_path)
     hostile = Hostile(tmp_path / "it_ran", "system")
     path = write_pickle(tmp_path / "x.pkl", {"model": {**ARRAYS, "z": hostile}})
     refused(4, str(path), "refused", MODEL__WEIGHTS=path)
-    # Detectron2 would unpickle a file of proposals.
+    # Detectron2 would unpickle a proposal file.
     proposals = {"MODEL__LOAD_PROPOSALS": True, "DATASETS__PROPOSAL_FILES_TRAIN": [str(path)]}
     refused(2, "LOAD_PROPOSALS", output=tmp_path / "other", **proposals)
     assert not hostile.marker.exists()
@@ -147,7 +147,7 @@ def test_F04_hostile_torch_file(tmp_path, hostile, place, zipped, force, monkeyp
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     content = {"instead": hostile, "inside": {**TENSORS, "z": hostile}, "beside": {"model": TENSORS, "z": hostile}}
     torch.save(content[place], tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    unread(tmp_path / "x.pth", hostile.marker)
+    assert_refused(tmp_path / "x.pth", hostile.marker)
 
 
 def test_F04_hostile_weights_on_the_command_line(refused, tmp_path, monkeypatch):
@@ -160,14 +160,14 @@ def test_F04_hostile_weights_on_the_command_line(refused, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hostname", "a/../../b.jpg", "C:\\secret.jpg"])
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_F05_file_name_that_leaves_the_folder(refused_set, tiny_set, name, on_error):
+def test_F05_file_name_outside_the_folder(refused_set, tiny_set, name, on_error):
     tiny_set.content["images"][0]["file_name"] = name
     parts = ("outside the image folder", "image 1", "DATASETS.ALLOW_OUTSIDE True")
     for check in ("fast", "off"):
         refused_set(*parts, DATASETS__ON_ERROR=on_error, DATASETS__CHECK=check)
 
 
-def test_F05_the_flag_allows_it(refused_set, tiny_set, command, tmp_path):
+def test_F05_flag_allows_files_outside_the_folder(refused_set, tiny_set, command, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "beside.jpg")
     tiny_set.content["images"][0]["file_name"] = "../beside.jpg"
     refused_set("ALLOW_OUTSIDE")

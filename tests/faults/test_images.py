@@ -1,4 +1,4 @@
-"""Broken, huge and unusual image files: refused by name before the first step, or read with the right pixels."""
+"""Broken, huge and unusual image files are refused by name before the first step, or read correctly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def write_bomb(path: Path) -> None:
-    """A PNG of 50,000×50,000 pixels, 7.5 GB of RGB, in a few hundred bytes."""
+    """Write a PNG of 50,000×50,000 pixels (7.5 GB of RGB) in a few hundred bytes."""
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     end = png_chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + png_chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + end)
@@ -65,7 +65,7 @@ def test_F10_truncated_jpeg(refused_set, tiny_set, check):
 
 
 @pytest.mark.parametrize("name", ["x.bmp", "x.gif", "x.jp2", "x.mpo", "x.ppm", "x.tif", "x.webp"])
-def test_F10_truncated_file_of_another_format_is_found_by_the_fast_check(refused_set, tiny_set, name):
+def test_F10_truncated_file_of_other_formats_is_found_by_the_fast_check(refused_set, tiny_set, name):
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     path = tiny_set.folder / name
     Image.fromarray(pixels).save(path, **{"save_all": True} if name == "x.mpo" else {})
@@ -75,7 +75,7 @@ def test_F10_truncated_file_of_another_format_is_found_by_the_fast_check(refused
     refused_set(str(path), "image 1", "replace it")
 
 
-def test_F10_truncated_gif_with_its_end_mark_among_the_pixels(tmp_path):
+def test_F10_truncated_gif_with_an_end_marker_among_its_pixels(tmp_path):
     path = tmp_path / "x.gif"
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -86,7 +86,7 @@ def test_F10_truncated_gif_with_its_end_mark_among_the_pixels(tmp_path):
 
 
 def test_F10_png_with_one_bit_flipped(refused_set, tiny_set, tmp_path):
-    """Pillow compares no check sum of pixels while it decodes them."""
+    """Pillow does not verify the checksum of pixels while it decodes them."""
     tiny_set.write_image(Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)))
     path = tiny_set.folder / "1.png"
     content = bytearray(path.read_bytes())
@@ -96,7 +96,7 @@ def test_F10_png_with_one_bit_flipped(refused_set, tiny_set, tmp_path):
 
 
 def test_F10_skip_keeps_the_results_of_the_rest(command, tiny_set, tmp_path):
-    """The broken file is counted in the report, left out of training, and loses no evaluation."""
+    """The broken file is counted in the report and dropped from training, and the others are evaluated."""
     tiny_set.image().write_bytes(b"")
     words = tiny_set.words() | tiny_set.words("VAL") | {"DATASETS__ON_ERROR": "skip"}
     ending = command(**words, SOLVER__MAX_ITER=1, SOLVER__STEPS=[], MODEL__RETINANET__SCORE_THRESH_TEST=0.0)
@@ -115,7 +115,7 @@ def test_F10_skip_keeps_the_results_of_the_rest(command, tiny_set, tmp_path):
     [(b"", "empty (0 bytes)"), (b"<!DOCTYPE html>", "not an image (it starts with"), (None, "does not exist")],
     ids=["zero-byte", "html", "missing"],
 )
-def test_F11_no_image_at_all(refused_set, tiny_set, content, reason):
+def test_F11_file_that_is_not_an_image(refused_set, tiny_set, content, reason):
     path = tiny_set.image()
     path.unlink()
     if content is not None:
@@ -124,15 +124,15 @@ def test_F11_no_image_at_all(refused_set, tiny_set, content, reason):
 
 
 def test_F11_postscript_is_not_run(refused_set, tiny_set):
-    """Pillow would hand it to Ghostscript."""
+    """Pillow would run Ghostscript on it."""
     tiny_set.image().write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
     for check in ("fast", "full"):
         refused_set("1.jpg is not an image (it starts with b'%!PS", DATASETS__CHECK=check)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_F11_classification_reads_neither_postscript_nor_bombs_nor_pipes(tmp_path):
-    with pytest.raises(BrokenImageError, match=r"no image \(it starts with b'%!PS-Adobe"):
+def test_F11_classification_refuses_postscript_bombs_and_pipes(tmp_path):
+    with pytest.raises(BrokenImageError, match=r"not an image \(it starts with b'%!PS-Adobe"):
         decode_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
     content = io.BytesIO()
     Image.new("RGB", (64, 64)).save(content, "JPEG")
@@ -146,7 +146,7 @@ def test_F11_classification_reads_neither_postscript_nor_bombs_nor_pipes(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\ud800.jpg", "a\x1b[31m.jpg"])
-def test_F11_name_that_no_file_can_have(refused_set, tiny_set, name):
+def test_F11_invalid_file_name(refused_set, tiny_set, name):
     tiny_set.content["images"][0]["file_name"] = name
     reason = "File name too long" if len(name) > 300 else "image without a printable file_name"
     refused_set("image 1", reason, "ON_ERROR skip")
@@ -167,8 +167,8 @@ def test_F12_32_bit_pixels_are_refused(refused_set, tiny_set):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGBA", "LA", "P", "CMYK"])
-def test_F13_right_pixels_of_every_mode(tmp_path, mode):
-    """A red (or bright) left half and a blue (or dark) right one come out so, whatever the file keeps."""
+def test_F13_correct_pixels_for_every_mode(tmp_path, mode):
+    """A red (or bright) left half and a blue (or dark) right half are read correctly from every mode."""
     rgb = np.zeros((8, 16, 3), np.uint8)
     rgb[:, :8, 0], rgb[:, 8:, 2] = 255, 255
     if mode in ("L", "1", "LA"):
@@ -184,7 +184,7 @@ def test_F13_right_pixels_of_every_mode(tmp_path, mode):
 
 @pytest.mark.filterwarnings("error")
 def test_F13_transparent_palette_without_a_warning(tmp_path):
-    """Pillow would print one for each file."""
+    """Pillow would print a warning for each file."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)).quantize(16)
     image.save(tmp_path / "x.png", transparency=bytes(range(16)))
     assert (read_image(tmp_path / "x.png", "RGB") == np.asarray(image.convert("RGB"))).all()
@@ -193,7 +193,7 @@ def test_F13_transparent_palette_without_a_warning(tmp_path):
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tif", "x.webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_F14_exif_rotation(tmp_path, orientation, name):
-    """A picture that is bright at the left of its upright form comes out so, whatever way the camera was held."""
+    """An image whose upright form is bright on the left is read upright for every camera orientation."""
     upright = Image.fromarray(np.repeat(np.where(np.arange(16) < 8, 255, 0)[None], 8, axis=0).astype(np.uint8))
     undo = {
         1: (),
@@ -218,24 +218,24 @@ def test_F14_exif_rotation(tmp_path, orientation, name):
     assert read_orientation(tmp_path / name) == orientation
 
 
-@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("kind", ["EXIF", "XMP"])
-def test_F14_rotation_told_anywhere_in_a_png(tmp_path, place, kind):
-    """Header and pixels agree, wherever it stands."""
+def test_F14_rotation_tag_anywhere_in_a_png(tmp_path, place, kind):
+    """Header and pixels agree for every position of the tag."""
     path, exif = tmp_path / "x.png", Image.Exif()
     exif[274] = 6
     xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x xmlns:tiff='http://ns.adobe.com/tiff/1.0/' tiff:Orientation=\"6\"/>"
-    told = png_chunk(b"eXIf", exif.tobytes()[6:]) if kind == "EXIF" else png_chunk(b"iTXt", xmp)
+    tag = png_chunk(b"eXIf", exif.tobytes()[6:]) if kind == "EXIF" else png_chunk(b"iTXt", xmp)
     Image.new("RGB", (16, 8)).save(path)
     content = path.read_bytes()
     at = content.index(b"IDAT") - 4 if place == "before" else len(content) - 12
-    path.write_bytes(content[:at] + told + content[at:])
+    path.write_bytes(content[:at] + tag + content[at:])
     assert read_header(path) == (8, 16)
     assert read_image(path, "RGB").shape == (16, 8, 3)
 
 
-def test_F14_rotation_that_there_is_not(tmp_path):
-    """Header and pixels agree on a tag that is out of its range."""
+def test_F14_invalid_rotation_tag(tmp_path):
+    """Header and pixels agree if the value of the tag is out of range."""
     exif = Image.Exif()
     exif[274] = 22
     Image.new("RGB", (16, 8)).save(tmp_path / "x.jpg", exif=exif)
@@ -243,7 +243,7 @@ def test_F14_rotation_that_there_is_not(tmp_path):
     assert read_image(tmp_path / "x.jpg", "RGB").shape == (8, 16, 3)
 
 
-def test_F14_size_that_is_not_the_jsons(refused_set, tiny_set):
+def test_F14_size_that_differs_from_the_json_file(refused_set, tiny_set):
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (SIDE, 32)).save(tiny_set.image(), exif=exif)
@@ -257,7 +257,7 @@ SMALL = ("MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", "32", "INPUT.MIN_SIZE_TE
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_F15_one_pixel_and_a_thin_line(tmp_path, size):
+def test_F15_images_of_one_pixel_and_one_line(tmp_path, size):
     from pvt_det.config import load_config
     from pvt_det.data.mapper import PVTDatasetMapper
 
@@ -275,51 +275,51 @@ def test_F15_one_pixel_and_a_thin_line(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
-def test_F15_a_thin_line_trains(command, tiny_set, tmp_path, size):
-    """And is drawn, within bounds, in the picture of the first batch."""
+def test_F15_training_on_an_image_of_one_line(command, tiny_set, tmp_path, size):
+    """The visualization of the first batch has a limited size."""
     tiny_set.write_image(Image.new("RGB", size))
     tiny_set.content["annotations"][0] |= {"bbox": [0, 0, *size], "segmentation": []}
     del tiny_set.content["images"][1:], tiny_set.content["annotations"][1:]
     ending = command(**tiny_set.words(), SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
     assert ending.code == 0
-    with Image.open(tmp_path / "run/train_batch.jpg") as picture:
-        assert max(picture.size) < 10_000
+    with Image.open(tmp_path / "run/train_batch.jpg") as drawing:
+        assert max(drawing.size) < 10_000
 
 
-def test_F15_a_thin_line_is_drawn_within_bounds():
+def test_F15_drawing_of_one_line_has_a_limited_size():
     assert draw(np.zeros((5000, 1, 3), np.uint8), [], [], 640).shape == (65_000, 13, 3)
     assert draw(np.zeros((1, 5000, 3), np.uint8), [], [], 640).shape == (1, 5000, 3)
     assert draw(np.zeros((30, 40, 3), np.uint8), [], [], 640).shape == (480, 640, 3)
 
 
-def test_F16_masks_pasted_a_few_at_a_time_are_those_pasted_at_once(monkeypatch):
-    """100 masks of 8000×6000 would be 4.8 GB as a tensor: no more than the bound are pasted at a time."""
+def test_F16_masks_pasted_in_chunks_equal_those_pasted_at_once(monkeypatch):
+    """100 masks of 8000×6000 would be 4.8 GB as a tensor, so only a limited number is pasted at a time."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(7, 28, 28, generator=generator)
     corner = torch.rand(7, 2, generator=generator) * 200
     boxes = torch.cat([corner, corner + 90], dim=1)
-    wanted = paste_masks_in_image(masks, boxes, (300, 320))
-    assert wanted.any(dim=(1, 2)).all()
+    expected = paste_masks_in_image(masks, boxes, (300, 320))
+    assert expected.any(dim=(1, 2)).all()
     pasted = []
 
-    def watched(some, their_boxes, size):
-        pasted.append(len(some))
-        return paste_masks_in_image(some, their_boxes, size)
+    def record_paste(chunk, chunk_boxes, size):
+        pasted.append(len(chunk))
+        return paste_masks_in_image(chunk, chunk_boxes, size)
 
-    monkeypatch.setattr(rcnn, "paste_masks_in_image", watched)
+    monkeypatch.setattr(rcnn, "paste_masks_in_image", record_paste)
     monkeypatch.setattr(rcnn, "_PIXELS_AT_ONCE", 2 * 300 * 320)
     found = rcnn.paste_masks(masks, boxes, (300, 320))
     assert pasted == [2, 2, 2, 1]
     assert found.shape == (7, 300, 320)
     assert sum(map(len, found.counts)) < 20_000
-    assert torch.equal(found.tensor, wanted)
-    assert torch.equal(found[torch.tensor([3, 1])].tensor, wanted[[3, 1]])
-    assert (np.asarray(found[5:]) == wanted[5:].numpy()).all()
+    assert torch.equal(found.tensor, expected)
+    assert torch.equal(found[torch.tensor([3, 1])].tensor, expected[[3, 1]])
+    assert (np.asarray(found[5:]) == expected[5:].numpy()).all()
 
 
 @pytest.mark.slow
-def test_F16_a_picture_of_48_million_pixels_takes_less_than_2_gb(tmp_path):
-    """Read, resized, and its 100 masks pasted; Detectron2's own Mask R-CNN takes 5.6 GB."""
+def test_F16_image_of_48_megapixels_takes_less_than_2_gb(tmp_path):
+    """The image is read and resized, and its 100 masks are pasted. Detectron2's Mask R-CNN takes 5.6 GB."""
     model = build("mask_rcnn_pvt_v2_b0", *SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0").eval()
     path = tmp_path / "x.jpg"
     Image.new("RGB", (8000, 6000), (90, 160, 30)).save(path)
@@ -335,8 +335,8 @@ def test_F16_a_picture_of_48_million_pixels_takes_less_than_2_gb(tmp_path):
     assert growth < 2 * 10**9
 
 
-def test_F16_drawing_takes_few_bytes_a_pixel():
-    """Matplotlib's own way to show an image takes 120: 6 GB for 8000×6000."""
+def test_F16_drawing_takes_few_bytes_per_pixel():
+    """Matplotlib's own method takes 120 bytes per pixel, which is 6 GB for 8000×6000."""
     masks = torch.zeros(20, 1000, 2000, dtype=torch.bool)
     masks[:, 200:500, 300:900] = True
     rles = RunLengthMasks.encode(masks).rles()
@@ -345,17 +345,17 @@ def test_F16_drawing_takes_few_bytes_a_pixel():
     objects = [{**box, "segmentation": rle} for rle in rles]
     image = np.zeros((1000, 2000, 3), np.uint8)
 
-    def drawn() -> tuple[int, int]:
-        picture = draw(image, objects, ["a"], 2000)
-        return int(picture[450, 600].max()), int(picture[700:].max())
+    def draw_objects() -> tuple[int, int]:
+        drawing = draw(image, objects, ["a"], 2000)
+        return int(drawing[450, 600].max()), int(drawing[700:].max())
 
-    (inside, below), growth = in_child(drawn)
+    (inside, below), growth = in_child(draw_objects)
     assert inside > 50
     assert below == 0
     assert growth < 40 * image[:, :, 0].size
 
 
-def test_F16_a_picture_beyond_the_bound_is_refused(tmp_path, monkeypatch):
+def test_F16_image_above_the_limit_is_refused(tmp_path, monkeypatch):
     from pvt_det.data import images
 
     Image.new("RGB", (20, 10)).save(tmp_path / "x.png")
@@ -377,13 +377,13 @@ def test_F16_a_picture_beyond_the_bound_is_refused(tmp_path, monkeypatch):
     ],
     ids=["None", "gray", "alpha", "empty", "NaN"],
 )
-def test_F17_predictor_given_no_image(predictor, image, message):
+def test_F17_predictor_refuses_invalid_images(predictor, image, message):
     with pytest.raises(DataError, match=message):
         predictor(image)
 
 
-def test_F10_skip_holds_for_data_that_detectron2_registered(tiny_set, tiny_cfg, tmp_path):
-    """Its own loader would keep the broken image and the objects that the check left out."""
+def test_F10_skip_applies_to_data_registered_by_detectron2(tiny_set, tiny_cfg, tmp_path):
+    """Detectron2's loader would keep the broken image and the objects that the check drops."""
     name = str(tmp_path)
     tiny_set.image().write_bytes(b"")
     tiny_set.second["bbox"] = [8, 8, -3, 16]

@@ -1,4 +1,4 @@
-"""A run that is stopped, that diverges or whose evaluation fails loses nothing, and goes on as if nothing had been."""
+"""Runs that are stopped, diverge or fail in evaluation lose nothing and resume exactly."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ THREE = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": []}
 
 @pytest.fixture
 def evaluations(monkeypatch):
-    """Let each evaluation give the next of these values of bbox/AP, or raise it."""
+    """Values of bbox/AP that successive evaluations return, or exceptions that they raise."""
     values: list[float | Exception] = []
 
-    def evaluated(cfg, model, before_image):
+    def evaluate(cfg, model, before_image):
         value = values.pop(0)
         if isinstance(value, Exception):
             raise value
         return {"bbox": {"AP": value}}
 
-    monkeypatch.setattr(PVTTrainer, "test", staticmethod(evaluated))
+    monkeypatch.setattr(PVTTrainer, "test", staticmethod(evaluate))
     return values
 
 
@@ -65,15 +65,15 @@ def test_F40_resume_keeps_the_best_metric(command, evaluations, monkeypatch, tmp
         pytest.param("mask_rcnn", 2, marks=pytest.mark.slow),
     ],
 )
-def test_F41_a_stopped_and_resumed_run_is_the_run_that_was_not(tmp_path, repo_root, name, workers):
-    """Five times, with an average of the weights and accumulated gradients; all of the state, bit for bit."""
+def test_F41_resumed_run_equals_an_uninterrupted_one(tmp_path, repo_root, name, workers):
+    """All state is bit-identical after five stops, with averaged weights and accumulated gradients."""
     config = str(repo_root / f"configs/{name}_pvt_tiny.yaml")
     outcome = run_resume(tmp_path, [config], seeds=[3], workers=[workers])
     assert outcome.tried == 1
     assert not outcome.failures, outcome
 
 
-def test_F41_resume_takes_no_other_run_for_its_own(command, tiny_set, tmp_path):
+def test_F41_resume_refuses_a_different_run(command, tiny_set, tmp_path):
     assert command(**tiny_set.words(), **THREE).code == 0
     folder = str(tmp_path / "run")
     sgd = command("--resume", **tiny_set.words(), **THREE, SOLVER__OPTIMIZER="sgd")
@@ -88,7 +88,7 @@ def test_F41_resume_takes_no_other_run_for_its_own(command, tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_F42_a_signal_ends_the_run_after_its_step_with_everything_saved(command, monkeypatch, tmp_path, number):
+def test_F42_signal_stops_the_run_after_its_step_and_saves_everything(command, monkeypatch, tmp_path, number):
     with monkeypatch.context() as patch:
         stop_in(patch, 2, number)
         ending = command(**THREE)
@@ -101,11 +101,11 @@ def test_F42_a_signal_ends_the_run_after_its_step_with_everything_saved(command,
 
 
 def test_F42_sigterm_before_the_first_step(command, monkeypatch, tmp_path):
-    """In the check of the data, where there is nothing to save: a scheduler may start the run again."""
+    """During the check of the data there is nothing to save, and a scheduler may start the run again."""
 
     def slow_check(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("SIGTERM came to nothing")
+        raise AssertionError("SIGTERM was ignored")
 
     monkeypatch.setattr(sets, "check_dataset", slow_check)
     before = signal.getsignal(signal.SIGTERM)
@@ -116,8 +116,8 @@ def test_F42_sigterm_before_the_first_step(command, monkeypatch, tmp_path):
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
-def test_F42_a_ctrl_c_that_comes_twice_at_once_is_one(monkeypatch):
-    """As under torchrun, which passes on what its processes got from the terminal; one seconds later means it."""
+def test_F42_two_simultaneous_ctrl_c_count_as_one(monkeypatch):
+    """Under torchrun, processes get the terminal's signal twice. A second one seconds later is meant."""
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -127,7 +127,7 @@ def test_F42_a_ctrl_c_that_comes_twice_at_once_is_one(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_F42_what_is_printed_to_a_closed_terminal_stops_nothing():
+def test_F42_printing_to_a_closed_terminal_does_not_fail():
     terminal, stdout = os.openpty()
     before = os.dup(1)
     os.dup2(stdout, 1)
@@ -145,7 +145,7 @@ def test_F42_what_is_printed_to_a_closed_terminal_stops_nothing():
         os.close(stdout)
 
 
-def test_F42_nohup_outlives_its_terminal():
+def test_F42_nohup_survives_its_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
@@ -176,7 +176,7 @@ def test_F42_sigterm_from_outside_saves_within_30_seconds(tiny_words, repo_root,
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_F44_a_batch_that_is_not_finite_changes_nothing_and_is_counted(bad):
+def test_F44_nonfinite_batch_is_skipped_and_counted(bad):
     step = build(Regression(), ema_decay=0.5, max_nonfinite=2)
     good, broken = batches(1)[0], (torch.full((3, 4), bad), torch.zeros(3, 1))
     step(iter([good]))
@@ -195,18 +195,18 @@ def test_F44_a_batch_that_is_not_finite_changes_nothing_and_is_counted(bad):
         step(iter([broken]))
 
 
-def test_F44_a_run_that_diverges_leaves_no_state_that_is_not_finite(command, tmp_path):
-    # The first step blows the weights up; every later loss is not finite.
-    blown = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__BASE_LR": 1e12, "SOLVER__WARMUP_ITERS": 0}
+def test_F44_diverging_run_saves_no_nonfinite_state(command, tmp_path):
+    # The weights explode in the first step, and all later losses are nonfinite.
+    diverging = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__BASE_LR": 1e12, "SOLVER__WARMUP_ITERS": 0}
     limits = {"SOLVER__MAX_ITER": 20, "SOLVER__STEPS": [], "SOLVER__MAX_NONFINITE_STEPS": 2}
-    ending = command(**blown, **limits)
+    ending = command(**diverging, **limits)
     assert ending.code == 5
     assert "SOLVER.BASE_LR" in ending.error
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
 def test_F44_a_lower_learning_rate_helps_the_resumed_run(command):
-    """It is the way out that the messages name; Detectron2 goes on with the checkpoint's."""
+    """The messages suggest this fix. Detectron2 would continue with the checkpoint's learning rate."""
     steady = {"SOLVER__STEPS": [], "SOLVER__WARMUP_ITERS": 0}
     assert " lr 0.0001 " in command(SOLVER__MAX_ITER=1, **steady).output
     ending = command("--resume", SOLVER__MAX_ITER=2, SOLVER__BASE_LR=3e-7, **steady)
@@ -216,8 +216,8 @@ def test_F44_a_lower_learning_rate_helps_the_resumed_run(command):
     assert ending.output.rpartition("iteration 2/2")[2].split(" lr ")[1].startswith("3e-07 ")
 
 
-def test_F44_a_gradient_whose_square_overflows_is_not_finite():
-    """AdamW's second moment of it would be infinite, and that weight would never move again."""
+def test_F44_gradient_whose_square_overflows_counts_as_nonfinite():
+    """AdamW's second moment would become infinite, and the weight would never change again."""
     model = Regression()
     step = TrainStep(model, torch.optim.AdamW(model.parameters()), device=torch.device("cpu"))
     inputs, targets = batches(1)[0]
@@ -228,17 +228,17 @@ def test_F44_a_gradient_whose_square_overflows_is_not_finite():
     assert not step.optimizer.state
 
 
-def test_F45_weights_that_become_nan_unseen_are_not_the_result(command, monkeypatch, tmp_path):
-    """The last step spoils a weight; no loss tells of it any more."""
+def test_F45_unnoticed_nan_weights_are_not_saved_as_the_result(command, monkeypatch, tmp_path):
+    """The last step sets a weight to NaN, which no later loss can reveal."""
     run = PVTTrainer.after_step
 
-    def spoil(self):
+    def break_weight(self):
         if self.iter == 2:
             with torch.no_grad():
                 self.model.head.cls_score.bias[0] = math.nan
         run(self)
 
-    monkeypatch.setattr(PVTTrainer, "after_step", spoil)
+    monkeypatch.setattr(PVTTrainer, "after_step", break_weight)
     ending = command(**THREE, SOLVER__CHECKPOINT_PERIOD=1)
     assert ending.code == 5
     assert "head.cls_score.bias holds NaN" in ending.error
@@ -246,7 +246,7 @@ def test_F45_weights_that_become_nan_unseen_are_not_the_result(command, monkeypa
     assert CheckpointStore(tmp_path / "run").latest().name == "model_0000001.pth"
 
 
-def test_F46_a_failed_evaluation_stops_with_everything_saved(command, evaluations, tmp_path):
+def test_F46_failed_evaluation_stops_the_run_with_everything_saved(command, evaluations, tmp_path):
     settings = {"val": True, "TEST__EVAL_PERIOD": 2, "SOLVER__MAX_ITER": 3, "SOLVER__STEPS": []}
     evaluations += [DataError("image 7.jpg is gone")]
     ending = command(**settings)
@@ -256,7 +256,7 @@ def test_F46_a_failed_evaluation_stops_with_everything_saved(command, evaluation
     assert command("--resume", **settings).code == 0
 
 
-def test_F46_a_failed_evaluation_is_passed_over_where_that_was_chosen(command, evaluations, tmp_path):
+def test_F46_failed_evaluation_is_skipped_on_request(command, evaluations, tmp_path):
     evaluations += [DataError("image 7.jpg is gone"), 6.0]
     words = {"val": True, "TEST__EVAL_PERIOD": 2, "TEST__ON_ERROR": "continue"} | THREE
     assert command(**words).code == 0
@@ -265,7 +265,7 @@ def test_F46_a_failed_evaluation_is_passed_over_where_that_was_chosen(command, e
 
 
 @pytest.mark.slow
-def test_F49_a_killed_rank_is_restarted_and_the_run_ends(tmp_path, repo_root, monkeypatch):
+def test_F49_killed_rank_is_restarted_and_the_run_finishes(tmp_path, repo_root, monkeypatch):
     monkeypatch.chdir(repo_root)
     outcome = run_restarts(tmp_path, CONFIG, 1)
     assert outcome.tried == 1

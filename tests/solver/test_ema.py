@@ -4,7 +4,7 @@ from torch import nn
 from pvt_det.solver.ema import build_ema
 
 
-def test_average_follows_its_formula_and_buffers_are_copied():
+def test_weights_are_averaged_and_buffers_are_copied():
     model = nn.BatchNorm1d(3)
     decay = 0.6
     ema = build_ema(model, decay)

@@ -24,18 +24,18 @@ def rates(**solver: object) -> list[float]:
     return found
 
 
-def test_the_rate_falls_as_a_power_of_what_is_left():
+def test_learning_rate_is_a_power_of_the_remaining_fraction():
     assert rates() == pytest.approx([0.2 * (1 - i / 10) ** 0.9 for i in range(10)])
     assert rates(POLY_LR_POWER=2.0) == pytest.approx([0.2 * (1 - i / 10) ** 2 for i in range(10)])
 
 
-def test_a_warm_up_joins_it():
+def test_warm_up_precedes_the_polynomial():
     found = rates(WARMUP_ITERS=4, WARMUP_FACTOR=0.1)
     assert found[0] == pytest.approx(0.02)
     assert found[:4] == sorted(found[:4])
     assert found[4:] == pytest.approx([0.2 * (1 - i / 10) ** 0.9 for i in range(4, 10)])
 
 
-def test_an_unknown_schedule_names_those_there_are():
+def test_unknown_schedule_lists_the_known_ones():
     with pytest.raises(ConfigError, match="WarmupPolyLR"):
         rates(LR_SCHEDULER_NAME="Poly")

@@ -1,4 +1,4 @@
-"""Augmentations for semantic segmentation, as in the recipes of MMSegmentation."""
+"""Augmentations for semantic segmentation, as in MMSegmentation's recipes."""
 
 from __future__ import annotations
 
@@ -15,45 +15,87 @@ from pvt_det.data.augmentation.transforms import ResizeShortSide, crop_size
 
 
 class PadTransform(T.Transform):
-    """Add rows below and columns to the right, `bottom` and `right` many, of one colour and label."""
+    """Pad images and label maps at the bottom and on the right."""
 
-    def __init__(self, bottom: int, right: int, colour: tuple[int, ...], label: int) -> None:
+    def __init__(self, bottom: int, right: int, color: tuple[int, ...], label: int) -> None:
+        """Create the transform.
+
+        Args:
+            bottom: Number of rows to add.
+            right: Number of columns to add.
+            color: Value of padded image pixels, from 0 to 255 per channel.
+            label: Value of padded label map pixels.
+        """
         super().__init__()
         self._set_attributes(locals())
 
     def apply_image(self, img: npt.NDArray, interp: int | None = None) -> npt.NDArray:
-        """Pad `H×W×C` pixels."""
-        return cv2.copyMakeBorder(img, 0, self.bottom, 0, self.right, cv2.BORDER_CONSTANT, value=self.colour)
+        """Pad an image.
+
+        Args:
+            img: Pixels `H×W×C`.
+            interp: Ignored.
+
+        Returns:
+            Pixels `(H + bottom)×(W + right)×C`.
+        """
+        return cv2.copyMakeBorder(img, 0, self.bottom, 0, self.right, cv2.BORDER_CONSTANT, value=self.color)
 
     def apply_segmentation(self, segmentation: npt.NDArray) -> npt.NDArray:
-        """Pad `H×W` labels."""
+        """Pad a label map.
+
+        Args:
+            segmentation: Label map `H×W`.
+
+        Returns:
+            Label map `(H + bottom)×(W + right)`.
+        """
         return np.pad(segmentation, ((0, self.bottom), (0, self.right)), constant_values=self.label)
 
     def apply_coords(self, coords: npt.NDArray) -> npt.NDArray:
-        """Give the coordinates back."""
+        """Return the coordinates unchanged.
+
+        Args:
+            coords: Points `N×2` (x, y) in pixels.
+        """
         return coords
 
 
 class PadToSize(T.Augmentation):
-    """Pad images that are smaller than `size` (height, width), so that all of a batch are alike."""
+    """Pad images that are smaller than a fixed size, so that all images of a batch have that size."""
 
-    def __init__(self, size: Sequence[float], colour: Sequence[float], label: int) -> None:
-        """Make the augmentation; `colour` is rounded, `label` is what padded pixels get."""
+    def __init__(self, size: Sequence[float], color: Sequence[float], label: int) -> None:
+        """Create the augmentation.
+
+        Args:
+            size: Minimum height and width in pixels.
+            color: Value of padded image pixels, from 0 to 255 per channel. Values are rounded.
+            label: Value of padded label map pixels.
+        """
         super().__init__()
         self.size = tuple(int(side) for side in size)
-        self.colour = tuple(round(value) for value in colour)
+        self.color = tuple(round(value) for value in color)
         self.label = label
 
     def get_transform(self, image: npt.NDArray) -> T.Transform:
-        """Fit the padding to this image."""
-        bottom, right = (max(0, side - there) for side, there in zip(self.size, image.shape[:2], strict=True))
-        return PadTransform(bottom, right, self.colour, self.label) if bottom or right else T.NoOpTransform()
+        """Compute the padding that an image needs.
+
+        Args:
+            image: Pixels `H×W×C`.
+        """
+        bottom, right = (max(0, target - side) for target, side in zip(self.size, image.shape[:2], strict=True))
+        return PadTransform(bottom, right, self.color, self.label) if bottom or right else T.NoOpTransform()
 
 
 def build_semantic_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
-    """Resize, crop, flip, change colours and pad, in MMSegmentation's order; for test images resize only.
+    """Build the augmentations of a segmentor, in MMSegmentation's order.
 
-    A detector's images are cropped before they are resized; here the crop is the last size that training sees.
+    Training images are resized, cropped, flipped, recolored and padded. Test images are only resized. Detectors crop
+    before they resize; here the crop comes later, so its size is the size of the training images.
+
+    Args:
+        cfg: Config whose `INPUT` and `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` are read.
+        is_train: Build the augmentations of training images instead of test images.
     """
     size, backend = cfg.INPUT, cfg.INPUT.RESIZE_BACKEND
     if not is_train:

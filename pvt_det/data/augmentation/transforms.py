@@ -1,4 +1,4 @@
-"""Augmentations of the training and test images, drawn from NumPy's generator so that a sample can be replayed."""
+"""Augmentations of detectors, drawn from NumPy's generator so that samples are reproducible."""
 
 from __future__ import annotations
 
@@ -18,17 +18,34 @@ from pvt_det.data.augmentation.color import PhotometricDistortion
 
 
 class ResizeTransform(T.ResizeTransform):
-    """Resize to `new_h`×`new_w` by "pil" (bilinear, anti-aliased) or "cv2" (plain bilinear).
+    """Resize images by a backend: "pil" (bilinear with antialiasing) or "cv2" (plain bilinear).
 
-    "pil" runs in torch's uint8 kernels: four times as fast as Pillow and within one grey level of it.
+    "pil" uses PyTorch's uint8 kernels, which are four times as fast as Pillow and differ from it by at most one level.
     """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, backend: str) -> None:
+        """Create the transform.
+
+        Args:
+            h: Height of the image in pixels.
+            w: Width of the image in pixels.
+            new_h: Height of the result in pixels.
+            new_w: Width of the result in pixels.
+            backend: "pil" or "cv2".
+        """
         super().__init__(h, w, new_h, new_w, interp=None)
         self.backend = backend
 
     def apply_image(self, img: npt.NDArray, interp: int | None = None) -> npt.NDArray:
-        """Resize `H×W×C` pixels, or with `interp` (nearest) an `H×W` mask."""
+        """Resize an image or a mask.
+
+        Args:
+            img: Pixels `H×W×C` of an image, or `H×W` of a mask if `interp` is set.
+            interp: Any value selects nearest-neighbor interpolation, as for masks. None uses the backend.
+
+        Returns:
+            Pixels `new_h×new_w×C` or `new_h×new_w`.
+        """
         if (self.h, self.w) == (self.new_h, self.new_w):
             return img
         img = np.ascontiguousarray(img)
@@ -44,10 +61,10 @@ class ResizeTransform(T.ResizeTransform):
 
 
 class ResizeShortSide(T.Augmentation):
-    """Resize the short side to a drawn length unless the long side would pass `max_size`, then the long side to that.
+    """Resize the short side to a random length, but keep the long side at or below `max_size`.
 
-    Both rules that recipes name, Detectron2's and MMDetection's, are this one:
-    scale = min(short / min(h, w), max_size / max(h, w)), sides int(x · scale + 0.5), at least 1.
+    Detectron2 and MMDetection use the same rule: scale = min(short / min(h, w), max_size / max(h, w)), and each side
+    becomes int(side · scale + 0.5), at least 1.
     """
 
     def __init__(
@@ -60,16 +77,16 @@ class ResizeShortSide(T.Augmentation):
         scale_range: tuple[float, float] = (1.0, 1.0),
         divisor: int = 1,
     ) -> None:
-        """Make the augmentation.
+        """Create the augmentation.
 
         Args:
-            short_sides: lengths to choose from, or the least and the greatest of a "range"; pixels.
-            max_size: bound on the long side, pixels.
-            sample_style: "choice" or "range".
-            backend: "pil" or "cv2", see `ResizeTransform`.
-            scale_range: least and greatest factor, drawn anew for each image, of both lengths (MMSegmentation's
-                "ratio_range").
-            divisor: sides are rounded up to multiples of this (MMSegmentation's "size_divisor" in PVT's AlignResize).
+            short_sides: Lengths of the short side in pixels: the candidates for "choice", the two bounds for "range".
+                A length of 0 leaves the image unchanged.
+            max_size: Upper bound of the long side in pixels.
+            sample_style: How the length is drawn: "choice" or "range".
+            backend: Interpolation, "pil" or "cv2", as in `ResizeTransform`.
+            scale_range: Range of a random factor on both sides (MMSegmentation's `ratio_range`).
+            divisor: Sides are rounded up to multiples of this (MMSegmentation's `size_divisor` in PVT's AlignResize).
         """
         super().__init__()
         self.short_sides = tuple(short_sides)
@@ -80,7 +97,11 @@ class ResizeShortSide(T.Augmentation):
         self.divisor = divisor
 
     def get_transform(self, image: npt.NDArray) -> T.Transform:
-        """Draw a length and give the transform for this image."""
+        """Draw a length and return the transform for an image.
+
+        Args:
+            image: Pixels `H×W×C`.
+        """
         height, width = image.shape[:2]
         if self.sample_style == "range":
             short = int(np.random.randint(self.short_sides[0], self.short_sides[1] + 1))
@@ -97,10 +118,16 @@ class ResizeShortSide(T.Augmentation):
 
 
 def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Augmentation]:
-    """Flip, crop, resize and recolour as `cfg.INPUT` says; for test images resize only.
+    """Build the augmentations of a detector.
+
+    Training images are flipped, cropped, resized and recolored. Test images are only resized.
+
+    Args:
+        cfg: Config whose `INPUT` and `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` are read.
+        is_train: Build the augmentations of training images instead of test images.
 
     Raises:
-        ConfigError: an INPUT key has an unknown value.
+        ConfigError: An `INPUT` key has an unknown value.
     """
     backend = require_choice("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND)
     if not is_train:
@@ -113,7 +140,7 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, crop_size(cfg)))
     branch = cfg.INPUT.CROP_BRANCH
     if branch.ENABLED:
-        # DETR's second branch (arXiv 2005.12872, section 4): resize, crop, then as all images.
+        # DETR's second branch (arXiv 2005.12872, section 4): resize, crop, then resize like all other images.
         resize_and_crop: list[T.Augmentation] = [
             ResizeShortSide(branch.RESIZE, float("inf"), "choice", backend),
             T.RandomCrop("absolute_range", tuple(branch.SIZE)),
@@ -132,27 +159,44 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
 
 
 def build_tta_resizes(cfg: CfgNode) -> list[T.Augmentation]:
-    """Build the resizing of each view of test-time augmentation, one for each of `TEST.AUG.MIN_SIZES`."""
+    """Build the resize augmentations of test-time augmentation, one per entry of `TEST.AUG.MIN_SIZES`.
+
+    Args:
+        cfg: Config whose `TEST.AUG` and `INPUT.RESIZE_BACKEND` are read.
+    """
     settings, backend = cfg.TEST.AUG, cfg.INPUT.RESIZE_BACKEND
     return [ResizeShortSide((side,), settings.MAX_SIZE, "choice", backend) for side in settings.MIN_SIZES]
 
 
 def crop_size(cfg: CfgNode) -> tuple[float, ...]:
-    """`INPUT.CROP.SIZE`, whose numbers are pixels for the absolute types and shares of the sides for the others."""
+    """Return `INPUT.CROP.SIZE` as height and width.
+
+    Args:
+        cfg: Config whose `INPUT.CROP` is read.
+
+    Returns:
+        Height and width, in pixels for the absolute crop types and as fractions of the sides for the relative ones.
+    """
     is_absolute = cfg.INPUT.CROP.TYPE.startswith("absolute")
     return tuple(int(side) if is_absolute else side for side in cfg.INPUT.CROP.SIZE)
 
 
 def crops(cfg: CfgNode) -> bool:
-    """Whether training images are cropped, so that boxes may no longer be tight."""
+    """Return whether training images are cropped, after which boxes may no longer be tight.
+
+    Args:
+        cfg: Config whose `INPUT` is read.
+    """
     return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.CROP_BRANCH.ENABLED or cfg.INPUT.LARGE_SCALE_JITTER.ENABLED)
 
 
 @contextmanager
 def numpy_random(seed: int, position: int) -> Iterator[None]:
-    """Let NumPy's global generator, which Detectron2's augmentations draw from, follow (seed, position) alone.
+    """Seed NumPy's global generator, which Detectron2's augmentations use, and restore it on exit.
 
-    The generator's state is put back on leaving, so that nothing else sees the difference.
+    Args:
+        seed: Seed of the run, at least 0.
+        position: Position of the sample in the run, at least 0.
     """
     state = np.random.get_state()
     np.random.seed(np.random.SeedSequence((seed, position)).generate_state(4))

@@ -1,10 +1,10 @@
-"""Labelled images of a classification data set, in any of the layouts that ImageNet comes in.
+"""Labeled images of a classification data set, in any of ImageNet's common layouts.
 
-`open_images` recognises three layouts under one folder, for the split `train` or `val`:
+`open_images` recognizes three layouts for the splits `train` and `val`:
 
-- class folders: `train/<class>/*`, `val/<class>/*`;
-- ILSVRC2012 as downloaded: class folders for `train`, all validation images in `val/`, and a list of their classes;
-- shards: `*train*.tar` and `*val*.tar`, beside each other or in the split's folder.
+- class folders: `train/<class>/*` and `val/<class>/*`;
+- ILSVRC2012 as downloaded: class folders in `train/`, all validation images in `val/`, and a list of their classes;
+- shards: `*train*.tar` and `*val*.tar`, in the same folder or in the split's folder.
 """
 
 from __future__ import annotations
@@ -24,107 +24,135 @@ from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import did_you_mean
 
 Split = Literal["train", "val"]
-# What the folder of a split is called in the wild.
+# Usual names of a split's folder.
 _FOLDERS: dict[str, tuple[str, ...]] = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 
 
 class ImageSource(Protocol):
-    """Encoded images with a class each, read by number.
+    """Encoded images with one label each, accessed by index.
 
     Attributes:
-        classes: Class names; a label is an index into them.
-        labels: The label of every image, int64.
+        classes: Class names. A label is an index into them.
+        labels: Label of each image, int64.
     """
 
     classes: tuple[str, ...]
     labels: np.ndarray
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         ...
 
     def read(self, index: int) -> bytes:
-        """The image file's content; raises `OSError` if it cannot be read."""
+        """Read an image file.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            Content of the file.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
         ...
 
     def name(self, index: int) -> str:
-        """Where the image lies, for messages."""
+        """Return the location of an image, for messages.
+
+        Args:
+            index: Index of the image.
+        """
         ...
 
 
 class FileImages:
-    """Images in files of their own.
+    """Images in individual files.
 
     Args:
         root: Folder that the paths are relative to.
         paths: Image files.
-        labels: Label of each.
-        classes: Class names.
+        labels: Label of each image.
+        classes: Class names. A label is an index into them.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
         self.root = root
         self.classes = tuple(classes)
         self.labels = np.asarray(labels, dtype=np.int64)
-        # One array and not a list: loader workers would copy a list's pages by counting references to its elements.
+        # An array, because reference counts of a list's elements would make each loader worker copy its memory pages.
         self._paths = np.asarray([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, index: int) -> bytes:
-        """The image file's content; raises `OSError` if it cannot be read."""
+        """Read an image file.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            Content of the file.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
         path = Path(self.name(index))
         if fault := file_fault(path):
             raise OSError(f"{path} {fault}")
         return path.read_bytes()
 
     def name(self, index: int) -> str:
-        """Path of the file."""
+        """Return the path of an image file.
+
+        Args:
+            index: Index of the image.
+        """
         return str(self.root / os.fsdecode(bytes(self._paths[index])))
 
 
 def open_images(
     root: str | Path, split: Split, classes: Sequence[str] | None = None, val_labels: str | Path | None = None
 ) -> ImageSource:
-    """Open one split of a classification data set, whatever its layout.
+    """Open one split of a classification data set in any supported layout.
 
     Args:
         root: Folder of the data set.
         split: "train" or "val".
-        classes: Class names in the order that a model was trained with. By default those of the folders, sorted.
-        val_labels: List of the validation images' classes, for ILSVRC2012 as downloaded; see `read_val_labels`. By
-            default the devkit is looked for in and beside `root`.
+        classes: Class names in the order that a model was trained with. By default the sorted names of the folders.
+        val_labels: List of the validation images' classes, for ILSVRC2012 as downloaded, in a format of
+            `read_val_labels`. By default the devkit is searched for in `root` and its parent folder.
 
     Raises:
-        DataError: The folder has none of the layouts, a class is unknown or an image has no label; or a list of classes
-            is given where the layout tells them.
+        DataError: The folder has none of the layouts, a class is unknown, an image has no label, or `val_labels` is
+            given although the layout already defines the labels.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder. --data takes the folder that holds train/ and val/, or tar shards.")
+        raise DataError(f"{root}: folder does not exist. --data expects a folder with train/ and val/, or tar shards.")
     if shards := find_shards(root, _FOLDERS[split]):
-        _refuse_list(val_labels, f"the shards in {root}")
+        _refuse_val_labels(val_labels, f"the shards in {root}")
         return ShardImages(shards, classes)
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         raise DataError(
-            f"{root}: neither a folder {_FOLDERS[split][0]}/ nor shards *{_FOLDERS[split][0]}*.tar in it. It holds "
+            f"{root}: expected a folder {_FOLDERS[split][0]}/ or shards *{_FOLDERS[split][0]}*.tar, found "
             f"{_listing(root)}."
         )
     if any(entry.is_dir() for entry in os.scandir(folder)):
-        _refuse_list(val_labels, f"the folders in {folder}")
+        _refuse_val_labels(val_labels, f"the folders in {folder}")
         return _open_class_folders(folder, classes)
     if split == "train":
-        raise DataError(f"{folder}: expected one folder of images a class, found {_listing(folder)}.")
+        raise DataError(f"{folder}: expected one folder of images per class, found {_listing(folder)}.")
     return _open_flat(root, folder, classes, val_labels)
 
 
-def _refuse_list(val_labels: str | Path | None, tells: str) -> None:
+def _refuse_val_labels(val_labels: str | Path | None, source: str) -> None:
     if val_labels:
         raise DataError(
-            f"{val_labels} would not be read, as {tells} tell the classes of the images: leave --val-labels out, which "
-            "is for ILSVRC2012 as downloaded."
+            f"--val-labels {val_labels}: not used, because {source} already define the labels. Omit --val-labels, "
+            "which is only for ILSVRC2012 as downloaded."
         )
 
 
@@ -140,16 +168,16 @@ def _open_class_folders(folder: Path, classes: Sequence[str] | None) -> FileImag
     try:
         samples = make_dataset(folder, {name: to_label[name] for name in found}, extensions=IMG_EXTENSIONS)
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: {error}. Remove the empty folders, or put their images in.") from error
+        raise DataError(f"{folder}: {error}. Remove the empty folders or add their images.") from error
     paths = [os.path.relpath(path, folder) for path, _ in samples]
     return FileImages(folder, paths, [label for _, label in samples], classes)
 
 
 def _open_flat(root: Path, folder: Path, classes: Sequence[str] | None, val_labels: str | Path | None) -> FileImages:
-    """ILSVRC2012's validation images, which lie in one folder."""
+    """Open ILSVRC2012's validation images, which are all in one folder."""
     names = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMG_EXTENSIONS))
     if not names:
-        raise DataError(f"{folder}: no images in it, only {_listing(folder)}.")
+        raise DataError(f"{folder}: contains no images, only {_listing(folder)}.")
     if classes is None:
         classes = open_images(root, "train").classes
     labels = read_val_labels(find_val_labels(root, val_labels), names, classes)

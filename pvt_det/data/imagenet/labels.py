@@ -1,4 +1,4 @@
-"""Classes of ILSVRC2012's validation images, which come as a list and not as folders."""
+"""Labels of ILSVRC2012's validation images, which come as a list instead of class folders."""
 
 from __future__ import annotations
 
@@ -19,43 +19,59 @@ _KNOWN_PLACES = (
 
 
 def find_val_labels(root: Path, given: str | Path | None) -> Path:
-    """The list of validation classes: the file given, or the devkit's in or beside `root`.
+    """Find the list of the validation images' classes.
+
+    Args:
+        root: Folder of the data set.
+        given: Path of the list. By default the usual lists are searched for in `root` and its parent folder.
+
+    Returns:
+        Path of the list.
 
     Raises:
-        DataError: There is none.
+        DataError: The list does not exist.
     """
     places = [Path(given)] if given else [folder / place for folder in (root, root.parent) for place in _KNOWN_PLACES]
     for place in places:
         if place.is_file():
             return place
-    looked = str(given) if given else f"{root}/" + f", {root}/".join(_KNOWN_PLACES)
+    searched = str(given) if given else f"{root}/" + f", {root}/".join(_KNOWN_PLACES)
     raise DataError(
-        f"the validation images of {root} lie in one folder, and the list of their classes is missing: looked for "
-        f"{looked}. Give the devkit's {_DEVKIT_LIST} (meta.mat beside it) or a list of `file class` with --val-labels."
+        f"{root}: all validation images are in one folder, and the list of their classes is missing. Searched for "
+        f"{searched}. Set --val-labels to the devkit's {_DEVKIT_LIST} (with meta.mat in the same folder) or to a list "
+        "of `file class` lines."
     )
 
 
 def read_val_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Labels of the validation images.
+    """Read the labels of the validation images from a list.
 
-    Three kinds of list are read: the devkit's (a number from 1 to 1000 a line, whose classes `meta.mat` beside it
-    names), one class name a line, and lines that begin with file name and class name, separated by spaces or a comma
-    (`LOC_val_solution.csv` is one). Where the lines name no files, line n is the image whose name ends in the number n.
+    Three formats are supported:
+
+    - the devkit's: one number from 1 to 1000 per line, with the classes in `meta.mat` in the same folder;
+    - one class name per line;
+    - a file name and a class name at the start of each line, separated by spaces or a comma, as in
+      `LOC_val_solution.csv`.
+
+    If the lines contain no file names, line n belongs to the image whose name ends with the number n.
 
     Args:
         path: The list.
-        names: Image files without folder.
-        classes: Class names (for ImageNet, WordNet identifiers such as n01440764), label by label.
+        names: Names of the image files, without folders.
+        classes: Class names in the order of the labels. For ImageNet these are WordNet identifiers such as n01440764.
+
+    Returns:
+        Label of each image.
 
     Raises:
-        DataError: The list cannot be read, or an image or class in it is unknown.
+        DataError: The list cannot be read, lacks an image, or contains an unknown class.
     """
     try:
         rows = [re.split(r"[,\s]+", line.strip()) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a text list ({error}).") from error
+        raise DataError(f"{path}: cannot be read as a text file ({error}).") from error
     if not rows:
-        raise DataError(f"{path}: is empty, expected a line for each validation image.")
+        raise DataError(f"{path}: is empty. Expected one line per validation image.")
     if len(rows[0]) == 1:
         by_number = _devkit_classes(path, rows) if all(row[0].isdigit() for row in rows) else [row[0] for row in rows]
         wanted = {name: _at_line(path, by_number, name) for name in names}
@@ -76,8 +92,8 @@ def _at_line(path: Path, lines: Sequence[str], name: str) -> str:
     number = re.search(r"(\d+)$", Path(name).stem)
     if number is None or not 1 <= int(number[1]) <= len(lines):
         raise DataError(
-            f"{path}: has {len(lines)} lines and names no files, so that {name} needs a number from 1 to {len(lines)} "
-            "at its end."
+            f"{path}: has {len(lines)} lines without file names, so the image name {name} must end with a number from "
+            f"1 to {len(lines)}."
         )
     return lines[int(number[1]) - 1]
 
@@ -89,21 +105,22 @@ def _of_file(path: Path, by_stem: dict[str, str], name: str) -> str:
 
 
 def _devkit_classes(path: Path, rows: Sequence[Sequence[str]]) -> list[str]:
-    """Class names of the devkit's numbers, from `meta.mat`: (number, WordNet identifier, words, …) by class."""
+    """Return the class name of each line of the devkit's list, using the class table in `meta.mat`."""
     meta = path.with_name("meta.mat")
     if not meta.is_file():
-        raise DataError(f"{meta}: is missing; it says which classes the numbers in {path.name} stand for.")
+        raise DataError(f"{meta}: is missing. It defines the class numbers of {path.name}.")
     try:
         from scipy.io import loadmat  # type: ignore[import-untyped]
     except ImportError as error:
         raise DataError(
-            f"reading {meta} needs SciPy: pip install scipy, or give a list of `file class` with --val-labels."
+            f"{meta}: needs SciPy to be read. Run `pip install scipy`, or set --val-labels to a list of `file class` "
+            "lines."
         ) from error
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.ravel()}
     except Exception as error:
-        raise DataError(f"{meta}: is not the devkit's table of classes ({error}).") from error
+        raise DataError(f"{meta}: is not the devkit's class table ({error}).") from error
     if unknown := sorted({int(row[0]) for row in rows} - set(by_number)):
         raise DataError(f"{path}: class number {unknown[0]} is not in {meta.name}.")
     return [by_number[int(row[0])] for row in rows]

@@ -1,7 +1,7 @@
-"""Data loaders of classification: which image comes where, with which randomness, and what if it is broken.
+"""Data loaders for classification, with reproducible randomness and tolerance of broken images.
 
-All randomness of an image hangs on (seed, epoch, place in the epoch) alone. So a batch is the same for any number of
-workers and processes, and a run resumes in mid-epoch by skipping places.
+The randomness of a sample depends only on (seed, epoch, position in the epoch). Batches are therefore identical for any
+number of workers and processes, and a run resumes in the middle of an epoch by skipping positions.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pvt_det.data.imagenet.transforms import BrokenImageError, Transform, decode
 from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import DataError
 
-# How many neighbours are tried in place of a broken image.
+# Number of consecutive images to try, starting with the requested one, before giving up.
 _MAX_SUBSTITUTES = 20
 _PREFETCH_BATCHES = 4
 
 
 class SampleKey(NamedTuple):
-    """One sample of an epoch.
+    """Identifies one sample of an epoch.
 
     Attributes:
-        image: Its number.
-        epoch: Which epoch.
-        position: Place in the epoch, counted over all processes.
+        image: Index of the image.
+        epoch: Index of the epoch.
+        position: Position in the epoch, counted over all processes.
     """
 
     image: int
@@ -44,9 +44,9 @@ class Sample(NamedTuple):
     """One image of a batch.
 
     Attributes:
-        image: 3×H×W, uint8.
-        label: Its class.
-        broken: Number of the image that could not be read, or -1.
+        image: Pixels `3×H×W`, uint8.
+        label: Label of the image.
+        broken: Index of the image that could not be read, or -1.
     """
 
     image: Tensor
@@ -55,12 +55,12 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loaders give.
+    """A batch of images.
 
     Attributes:
-        images: N×3×H×W, uint8.
-        labels: N, int64; -1 for a broken image in evaluation.
-        broken: Numbers of images that could not be read.
+        images: Pixels `N×3×H×W`, uint8.
+        labels: Labels `N`, int64. Broken images have -1 in evaluation.
+        broken: Indices of images that could not be read, int64.
     """
 
     images: Tensor
@@ -69,12 +69,23 @@ class Batch(NamedTuple):
 
 
 def derive_seed(*key: int) -> int:
-    """A number from 0 to 2³² - 1 that hangs on every element of `key` (each at least 0)."""
+    """Derive a seed from several numbers.
+
+    Args:
+        key: Integers of at least 0.
+
+    Returns:
+        A number from 0 to 2³² - 1 that depends on every element of `key`.
+    """
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def seed_cpu(*key: int) -> None:
-    """Seed Python, NumPy and torch's CPU generator with `key`; cheap enough for every image."""
+    """Seed Python's, NumPy's and PyTorch's CPU generators. This is fast enough to do for every image.
+
+    Args:
+        key: Integers of at least 0, from which the seed is derived.
+    """
     seed = derive_seed(*key)
     random.seed(seed)
     np.random.seed(seed)
@@ -82,16 +93,16 @@ def seed_cpu(*key: int) -> None:
 
 
 class TrainSampler(Sampler[SampleKey]):
-    """The samples of one epoch for one process, in order, from a place on.
+    """Yields the samples of one epoch for one process, optionally from a given position.
 
-    With `repeats` above 1, this is repeated augmentation (timm's sampler): every image comes that often in a row, over
-    the processes if there are several, and an epoch has still about as many samples as the set has images.
+    With `repeats` above 1, this is repeated augmentation (timm's sampler). Each image appears that many times in a row,
+    distributed over the processes. An epoch still has about as many samples as the data set has images.
 
     Args:
-        num_images: Size of the set.
-        repeats: Times that an image comes; 1 for once.
-        seed: Of the order.
-        rank: This process.
+        num_images: Number of images of the data set.
+        repeats: Number of times that each image appears.
+        seed: Seed of the order.
+        rank: Rank of this process.
         world_size: Number of processes.
     """
 
@@ -106,13 +117,18 @@ class TrainSampler(Sampler[SampleKey]):
         self.set_position(0, 0)
 
     def set_position(self, epoch: int, start: int) -> None:
-        """Let the next iteration give `epoch`'s samples without this process's first `start`."""
+        """Set where the next iteration starts.
+
+        Args:
+            epoch: Index of the epoch.
+            start: Number of samples of this process to skip.
+        """
         self._epoch, self._start = epoch, start
-        # Both samplers take the epoch, and nothing else, as the seed of their order.
+        # Both samplers use only the epoch as the seed of their order.
         self._order.set_epoch(derive_seed(self._seed, epoch))
 
     def __len__(self) -> int:
-        """Samples of a whole epoch for this process."""
+        """Return the number of samples of a whole epoch for this process."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -122,12 +138,12 @@ class TrainSampler(Sampler[SampleKey]):
 
 
 class TrainImages(Dataset[Sample]):
-    """Augmented training samples; in place of a broken image comes its neighbour, with a note.
+    """Augmented training samples, with broken images replaced by the next one and reported.
 
     Args:
         source: The images.
-        transform: Decoded image → network's image.
-        seed: Of the augmentation.
+        transform: Augments a decoded image.
+        seed: Seed of the augmentation.
     """
 
     def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
@@ -146,17 +162,17 @@ class TrainImages(Dataset[Sample]):
             return Sample(self._transform(pixels), int(self._source.labels[index]), broken)
         raise DataError(
             f"{self._source.name(key.image)} and the {_MAX_SUBSTITUTES - 1} images after it cannot be read: "
-            f"{why_broken(self._source, key.image)}. Check the disk and the copy of the data."
+            f"{why_broken(self._source, key.image)}. Check the disk and the copy of the data set."
         )
 
 
 class EvalImages(Dataset[Sample]):
-    """Evaluation samples in order; a broken image comes black, with label -1 and a note.
+    """Evaluation samples in order, with broken images replaced by black with label -1 and reported.
 
     Args:
         source: The images.
-        transform: Decoded image → network's image.
-        size: Side of the network's image in pixels.
+        transform: Preprocesses a decoded image.
+        size: Side of the preprocessed image in pixels.
     """
 
     def __init__(self, source: ImageSource, transform: Transform, size: int) -> None:
@@ -174,16 +190,25 @@ class EvalImages(Dataset[Sample]):
 
 
 def why_broken(source: ImageSource, index: int) -> str:
-    """Read a broken image once more, to say what is wrong with it."""
+    """Read a broken image again and return what is wrong with it.
+
+    Args:
+        source: The images.
+        index: Index of the broken image.
+    """
     try:
         decode_rgb(source.read(index))
     except (BrokenImageError, OSError) as error:
         return str(error)
-    return "it could not be read before, and can be now"
+    return "it could not be read the first time, but can be read now"
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples to a batch."""
+    """Stack samples to a batch.
+
+    Args:
+        samples: Samples with the same image size.
+    """
     broken = [sample.broken for sample in samples if sample.broken >= 0]
     return Batch(
         torch.stack([sample.image for sample in samples]),
@@ -199,7 +224,15 @@ def build_train_loader(
     workers: int,
     pin: bool,
 ) -> DataLoader:
-    """Whole batches of `batch_size` for this process, in the sampler's order; what is left over is dropped."""
+    """Build the loader of training batches, in the sampler's order. An incomplete last batch is dropped.
+
+    Args:
+        images: The training samples.
+        sampler: Order of the samples of this process.
+        batch_size: Number of images per batch of this process.
+        workers: Number of worker processes. 0 reads in this process.
+        pin: Put the batches into pinned memory.
+    """
     return WorkerLoader(
         images,
         batch_size=batch_size,
@@ -211,7 +244,7 @@ def build_train_loader(
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         prefetch_factor=_PREFETCH_BATCHES if workers else None,
-        # A generator of its own: starting an epoch leaves the process's random state alone.
+        # A separate generator keeps the start of an epoch from changing the global random state.
         generator=torch.Generator(),
     )
 
@@ -224,7 +257,18 @@ def build_eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Every `world_size`-th image from the `rank`-th on: together the processes see each image once."""
+    """Build the loader of evaluation batches.
+
+    All processes together read each image exactly once.
+
+    Args:
+        images: The evaluation samples.
+        batch_size: Number of images per batch of this process.
+        workers: Number of worker processes. 0 reads in this process.
+        pin: Put the batches into pinned memory.
+        rank: Rank of this process, which reads every `world_size`-th image starting with this index.
+        world_size: Number of processes.
+    """
     return WorkerLoader(
         images,
         batch_size=batch_size,

@@ -1,7 +1,8 @@
-"""Images in tar files, in the layout of WebDataset: `<key>.jpg` with `<key>.cls` or `<key>.json` beside it.
+"""Images in tar files, in WebDataset's layout: `<key>.jpg` with `<key>.cls` or `<key>.json`.
 
-A shard is read at random places, not from end to end, so that sampling, sharding over processes and resuming are those
-of single files, to the bit, while the file system sees a few large files. The places are looked up once and cached.
+Shards are read by random access instead of sequentially. Sampling, distribution over processes and resuming are
+therefore bit-identical to individual files, while the file system handles only a few large files. The positions of the
+images are indexed once and cached.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ _LABELS = (".cls", ".json")
 
 
 def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
-    """The tar files of a split: `root/*<name>*.tar`, or all in `root/<name>/`, for the first name that has any."""
+    """Find the tar files of a split.
+
+    Args:
+        root: Folder of the data set.
+        names: Possible names of the split. The first one with any files is used.
+
+    Returns:
+        Sorted files `root/*<name>*.tar`, or if there are none, `root/<name>/*.tar`. The list may be empty.
+    """
     for name in names:
         if shards := sorted(root.glob(f"*{name}*.tar")) or sorted((root / name).glob("*.tar")):
             return shards
@@ -33,12 +42,12 @@ def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 class ShardImages:
-    """Images in tar files, read by number.
+    """Images in tar files, accessed by index.
 
     Args:
         shards: The tar files.
-        classes: Class names. By default those of `classes.txt` in the shards' folder or the one above, one a line, or
-            else the numbers from 0 to the largest label.
+        classes: Class names. By default they come from `classes.txt`, one per line, in the shards' folder or its
+            parent. If that file does not exist, they are the numbers from 0 to the largest label.
 
     Raises:
         DataError: A shard cannot be read, an image has no label, or a label is out of range.
@@ -54,23 +63,37 @@ class ShardImages:
         self.classes = tuple(names or map(str, range(largest + 1)))
         if largest >= len(self.classes):
             raise DataError(
-                f"{shards[0].parent}: a label in the shards is {largest}, but only {len(self.classes)} classes are "
-                "known. Labels count from 0."
+                f"{shards[0].parent}: the shards contain label {largest}, but there are only {len(self.classes)} "
+                "classes. Labels start at 0."
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        """The image file's content; raises `OSError` if it cannot be read."""
+        """Read an image file.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            Content of the file.
+
+        Raises:
+            OSError: The shard cannot be read.
+        """
         shard, offset, size = (int(value) for value in self._places[index])
         if shard not in self._files:
             self._files[shard] = os.open(self._shards[shard], os.O_RDONLY)
-        # Reads at a place of its own: processes that share the file do not disturb each other.
+        # pread does not move the file position, which forked processes share.
         return os.pread(self._files[shard], size, offset)
 
     def name(self, index: int) -> str:
-        """Shard and name of the image in it."""
+        """Return the shard of an image and its name in the shard.
+
+        Args:
+            index: Index of the image.
+        """
         return f"{self._shards[self._places[index][0]]}: {os.fsdecode(bytes(self._keys[index]))}"
 
     def __getstate__(self) -> dict:
@@ -85,7 +108,7 @@ def _class_names(folder: Path) -> list[str] | None:
 
 
 def _load_index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Where every image lies: `keys` (N names), `places` (N×3: shard, offset, size), `labels` (N)."""
+    """Return names, places (N×3: shard, offset, size) and labels of all images, cached if possible."""
     identity = [(str(shard), (stat := shard.stat()).st_size, stat.st_mtime_ns) for shard in shards]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
     folder = Path(os.environ.get("PVT_DET_CACHE", "~/.cache/pvt_det")).expanduser() / "shards"
@@ -93,34 +116,34 @@ def _load_index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
     if cached.is_file():
         with np.load(cached, allow_pickle=False) as file:
             return dict(file)
-    logger.info("Looking up the images in %d shards of %s", len(shards), shards[0].parent)
-    rows = [(number, *row) for number, shard in enumerate(shards) for row in _scan(shard)]
+    logger.info("Indexing %d shards in %s", len(shards), shards[0].parent)
+    rows = [(number, *row) for number, shard in enumerate(shards) for row in _index_shard(shard)]
     index = {
         "keys": np.asarray([os.fsencode(key) for _, key, _, _, _ in rows], dtype=np.bytes_),
         "places": np.asarray([(number, offset, size) for number, _, offset, size, _ in rows], dtype=np.int64),
         "labels": np.asarray([label for *_, label in rows], dtype=np.int64),
     }
-    _store(cached, index)
+    _save_index(cached, index)
     return index
 
 
-def _store(path: Path, index: dict[str, np.ndarray]) -> None:
+def _save_index(path: Path, index: dict[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_atomically(path) as file:
             np.savez(file, allow_pickle=False, **index)
     except OSError as error:
-        logger.warning("%s: cannot be written (%s), so the shards are looked up at every start", path, error.strerror)
+        logger.warning("%s: cannot be written (%s). Every start will index the shards again.", path, error.strerror)
 
 
-def _scan(shard: Path) -> list[tuple[str, int, int, int]]:
-    """Name, offset, size and label of every image of a shard."""
+def _index_shard(shard: Path) -> list[tuple[str, int, int, int]]:
+    """Return name, offset, size and label of each image of a shard."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                # The key ends at the first dot of the file's name, as in WebDataset.
+                # As in WebDataset, the key ends at the first dot of the file name.
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, extension = name.partition(".")
                 key, extension = f"{folder}/{stem}", (dot + extension).lower()
@@ -132,12 +155,12 @@ def _scan(shard: Path) -> list[tuple[str, int, int, int]]:
                     labels[key] = _label(content.read(), extension)
     except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{shard}: cannot be read as a shard of images and labels ({error!r}). Copy it anew."
+            f"{shard}: cannot be read as a shard of images and labels ({error!r}). Copy it again."
         ) from error
     if missing := sorted(set(images) - set(labels)):
-        raise DataError(f"{shard}: {images[missing[0]][0]} has no label; expected {missing[0]}.cls or .json beside it.")
+        raise DataError(f"{shard}: {images[missing[0]][0]} has no label. Expected {missing[0]}.cls or .json with it.")
     if not images:
-        raise DataError(f"{shard}: no images in it, expected files such as 000000.jpg and 000000.cls.")
+        raise DataError(f"{shard}: contains no images. Expected files such as 000000.jpg and 000000.cls.")
     return [(*place, labels[key]) for key, place in images.items()]
 
 

@@ -1,8 +1,9 @@
-"""From an image file's bytes to the network's input: decoding, augmentation and evaluation crop.
+"""Decoding, augmentation and evaluation preprocessing of images for classification.
 
-The augmentations are timm's. Only their first step is replaced, decoding and the random crop's resize, with simplejpeg
-(libjpeg-turbo; the same pixels as Pillow's) and torch's antialiased uint8 bicubic (at most a few levels from Pillow's):
-together some 40 % more images per second and core. Evaluation resizes with Pillow, as the published numbers were made.
+The augmentations are timm's, with two faster replacements. simplejpeg (libjpeg-turbo) decodes to the same pixels as
+Pillow. PyTorch's antialiased uint8 bicubic resizes the random crop and differs from Pillow by at most a few levels.
+Together they process about 40 % more images per second and core. Evaluation resizes with Pillow, as for the published
+accuracies.
 """
 
 from __future__ import annotations
@@ -26,60 +27,65 @@ from torchvision.transforms.v2 import functional as F
 from pvt_det.data.images import FORMATS, MAX_PIXELS
 from pvt_det.errors import ConfigError
 
-# From an image, H×W×3 uint8, to the network's, 3×size×size uint8.
+# Converts a decoded image, H×W×3 uint8, to the input of the network, 3×size×size uint8.
 Transform = Callable[[np.ndarray], Tensor]
 _THREE_CHANNELS = ("YCbCr", "RGB", "Gray")
 
 
 class BrokenImageError(Exception):
-    """An image cannot be decoded; the message says why."""
+    """Raised when an image cannot be decoded. The message says why."""
 
 
 def decode_rgb(content: bytes) -> np.ndarray:
     """Decode an image file.
 
+    Args:
+        content: Content of the file.
+
     Returns:
-        H×W×3, uint8, RGB.
+        RGB pixels `H×W×3`, uint8.
 
     Raises:
-        BrokenImageError: If the content is no image, an incomplete one, or one of more pixels than are read.
+        BrokenImageError: The content is not an image, is incomplete, or has more than `MAX_PIXELS` pixels.
     """
     if content.startswith(b"\xff\xd8"):
         try:
             height, width, channels, *_ = simplejpeg.decode_jpeg_header(content)
-            # Of four-channel JPEGs the two libraries make slightly different colours.
+            # The two libraries convert four-channel JPEGs to slightly different colors.
             if channels in _THREE_CHANNELS and height * width <= MAX_PIXELS:
                 return simplejpeg.decode_jpeg(content, "RGB", strict=True)
         except ValueError:
-            # Broken, or with harmless faults: Pillow knows the difference.
+            # Pillow accepts files with harmless faults and refuses broken ones.
             pass
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise BrokenImageError(f"{image.width}x{image.height} is too large; {MAX_PIXELS:,} pixels are read")
+                raise BrokenImageError(
+                    f"{image.width}x{image.height} is too large; expected at most {MAX_PIXELS:,} pixels"
+                )
             return np.array(image.convert("RGB"))
     except BrokenImageError:
         raise
     except UnidentifiedImageError as error:
-        what = f"no image (it starts with {content[:16]!r})" if content else "empty (0 bytes)"
-        raise BrokenImageError(what) from error
-    # Pillow's decoders raise almost anything on a damaged file.
+        reason = f"not an image (it starts with {content[:16]!r})" if content else "empty (0 bytes)"
+        raise BrokenImageError(reason) from error
+    # Pillow's decoders raise many kinds of errors for damaged files.
     except Exception as error:
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to an image; the defaults are the published recipe.
+    """Settings of the training augmentation. The defaults are the published recipe.
 
     Attributes:
-        crop_scale: Range of the random crop's area, relative to the image's.
-        crop_ratio: Range of its aspect ratio.
-        flip: Probability of a horizontal flip.
-        rand_augment: timm's description of RandAugment; empty for none.
-        color_jitter: Strength for brightness, contrast and saturation. As in the published code (timm's rule), it has
-            an effect only without RandAugment.
-        interpolation: "bicubic" or "bilinear".
+        crop_scale: Range of the random crop's area, relative to the area of the image.
+        crop_ratio: Range of the random crop's aspect ratio (width / height).
+        flip: Probability of a horizontal flip, in [0, 1].
+        rand_augment: RandAugment policy in timm's notation, or "" for none.
+        color_jitter: Strength of the random brightness, contrast and saturation. As in timm and the published code, it
+            has no effect if RandAugment is used.
+        interpolation: Interpolation of the crop, "bicubic" or "bilinear".
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -91,14 +97,16 @@ class Augmentation:
 
 
 class TrainTransform:
-    """Random crop, flip, RandAugment or colour jitter; randomness from Python's, NumPy's and torch's global state.
+    """Random crop, horizontal flip, and RandAugment or color jitter.
+
+    The randomness comes from Python's, NumPy's and PyTorch's global generators.
 
     Args:
         size: Side of the result in pixels.
-        augmentation: What to do.
+        augmentation: Settings of the augmentation.
 
     Raises:
-        ConfigError: If timm does not understand `rand_augment`.
+        ConfigError: The policy `rand_augment` cannot be parsed.
     """
 
     def __init__(self, size: int, augmentation: Augmentation) -> None:
@@ -116,7 +124,7 @@ class TrainTransform:
             ).transforms
         except (AssertionError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"rand_augment {augmentation.rand_augment!r}: not understood by timm; expected something like "
+                f"rand_augment {augmentation.rand_augment!r}: cannot be parsed by timm. Expected a policy such as "
                 "'rand-m9-mstd0.5-inc1', or '' for none."
             ) from error
         assert isinstance(crop, RandomResizedCropAndInterpolation)
@@ -129,7 +137,14 @@ class TrainTransform:
                 _allow_zero_bits(step)
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """H×W×3 uint8 → 3×size×size uint8."""
+        """Augment an image.
+
+        Args:
+            image: RGB pixels `H×W×3`, uint8.
+
+        Returns:
+            RGB pixels `3×size×size`, uint8.
+        """
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         top, left, height, width = self._crop.get_params(pixels, self._crop.scale, self._crop.ratio)
         crop = F.resized_crop(pixels, top, left, height, width, self._size, self._interpolation, antialias=True)
@@ -137,7 +152,7 @@ class TrainTransform:
 
 
 class _Posterize:
-    """timm's posterize, also for 0 bits: Pillow 13 refuses them, earlier versions gave a black image."""
+    """timm's posterize with 0 bits, which Pillow 13 refuses and earlier versions turned into black."""
 
     def __init__(self, posterize: Callable[..., Image.Image]) -> None:
         self._posterize = posterize
@@ -147,37 +162,46 @@ class _Posterize:
 
 
 def _allow_zero_bits(augment: RandAugment) -> None:
-    """With `inc1`, RandAugment asks for 0 bits whenever the magnitude comes out at its maximum."""
+    """Support 0 bits, which RandAugment uses with `inc1` when the magnitude reaches its maximum."""
     for operation in augment.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _Posterize(operation.aug_fn)
 
 
 class EvalTransform:
-    """Resize the short side to size / crop_pct with Pillow and crop the centre: 256 → 224 for ImageNet.
+    """Resize the short side to `size / crop_pct` with Pillow and crop the center.
+
+    For ImageNet, these are 256 and 224 pixels.
 
     Args:
         size: Side of the result in pixels.
-        crop_pct: Side of the crop relative to the resized short side.
-        interpolation: "bicubic" or "bilinear".
+        crop_pct: Side of the crop relative to the resized short side, in (0, 1].
+        interpolation: Interpolation of the resize, "bicubic" or "bilinear".
     """
 
     def __init__(self, size: int, crop_pct: float, interpolation: str) -> None:
         self._transform = create_transform(size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True)
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """H×W×3 uint8 → 3×size×size uint8."""
+        """Preprocess an image.
+
+        Args:
+            image: RGB pixels `H×W×3`, uint8.
+
+        Returns:
+            RGB pixels `3×size×size`, uint8.
+        """
         return self._transform(Image.fromarray(image))
 
 
 class DeviceInput:
-    """The last steps, on batches and on the training device: normalise, then erase random rectangles.
+    """Move batches to the device, normalize them, and erase random rectangles.
 
     Args:
-        device: Where to.
-        erase_prob: Probability that an image loses a rectangle.
-        erase_mode: "pixel" (noise), "rand" (one random colour) or "const" (the mean colour).
-        channels_last: Memory format of the result.
+        device: Device of the model.
+        erase_prob: Probability that a rectangle of an image is erased, in [0, 1].
+        erase_mode: Content of an erased rectangle: "pixel" (noise), "rand" (one random color) or "const" (mean color).
+        channels_last: Return batches in the channels-last memory format.
     """
 
     def __init__(
@@ -190,7 +214,14 @@ class DeviceInput:
         self._erase = RandomErasing(erase_prob, mode=erase_mode, device=str(device)) if erase_prob else None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """N×3×H×W uint8 on the CPU → N×3×H×W float32 on the device."""
+        """Prepare a batch.
+
+        Args:
+            images: RGB pixels `N×3×H×W` on the CPU, uint8.
+
+        Returns:
+            Normalized images `N×3×H×W` on the device, float32.
+        """
         pixels = images.to(self._device, non_blocking=True).float().sub_(self._mean).div_(self._std)
         pixels = pixels.contiguous(memory_format=self._format)
         return self._erase(pixels) if self._erase else pixels

@@ -22,7 +22,7 @@ from pvt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-# What of a COCO-format data set's metadata goes over to the panoptic one made of it.
+# Metadata of a COCO-format data set that its panoptic data set inherits.
 _FROM_COCO = ("coco_source", "json_file", "image_root", "thing_classes", "thing_dataset_id_to_contiguous_id")
 
 
@@ -31,8 +31,8 @@ class LabelMaps:
     """Reads and checks the label maps of a data set.
 
     Attributes:
-        num_classes: K; classes are 0 … K-1.
-        ignore_label: value of pixels that belong to no class, at most 255.
+        num_classes: Number of classes K. Labels are 0 to K - 1.
+        ignore_label: Value of pixels without a class, at most 255.
     """
 
     num_classes: int
@@ -40,45 +40,55 @@ class LabelMaps:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> LabelMaps | None:
-        """The label maps that the model is trained on; None for a detector, which takes none."""
+        """Build the reader of the label maps that a model is trained on.
+
+        Args:
+            cfg: Config whose `MODEL` is read.
+
+        Returns:
+            The reader, or None for a detector, which takes no label maps.
+        """
         if not has_label_maps(cfg):
             return None
         return cls(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
     def read(self, path: str | os.PathLike[str], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """Read a label map, `H×W`.
+        """Read a label map.
 
         Args:
-            path: the file.
-            size: width and height that it must have, its image's.
+            path: Single-channel image file.
+            size: Width and height of its image in pixels, which the label map must match.
+
+        Returns:
+            Labels `H×W`, uint8.
 
         Raises:
-            DataError: the file is missing, broken, in colour, of another size, or holds other values.
+            DataError: The file is missing, broken or in color, has a different size, or contains an unknown label.
         """
         labels = read_labels(path)
         check_size(path, (labels.shape[1], labels.shape[0]), size)
         highest = int(np.max(labels, where=labels != self.ignore_label, initial=0))
         if highest >= self.num_classes:
             raise DataError(
-                f"label map {path} holds the value {highest}; expected classes 0 to {self.num_classes - 1}, or "
-                f"{self.ignore_label} to ignore. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of classes; ADE20K's "
-                "own files are first converted by datasets/prepare_ade20k.py"
+                f"label map {path} contains the value {highest}; expected classes 0 to {self.num_classes - 1}, or "
+                f"{self.ignore_label} to ignore. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of classes. For "
+                "ADE20K, first run datasets/prepare_ade20k.py"
             )
         return labels
 
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Where a data set with label maps lies and what of it is used; in the metadata as `label_source`.
+    """Location and settings of a data set with label maps, kept in its metadata as `label_source`.
 
     Attributes:
-        image_root: folder of the images.
-        label_root: folder of the label maps, PNG files of the images' names.
-        class_names: of the classes 0, 1, …
-        ignore_label: value of pixels that belong to no class.
-        on_error: "stop", "skip" or "strict".
-        left_out: image files that a check found unusable.
-        coco_name: registered data set that holds the images' objects (Panoptic FPN), or "" (semantic segmentation).
+        image_root: Folder of the images.
+        label_root: Folder of the label maps, PNG files with the names of the images.
+        class_names: Class names, in the order of the labels 0, 1, ….
+        ignore_label: Value of pixels without a class.
+        on_error: What to do about broken data: "stop", "skip" or "strict".
+        left_out: Image files that a check found unusable.
+        coco_name: Registered data set with the images' objects (Panoptic FPN), or "" (semantic segmentation).
     """
 
     image_root: str
@@ -90,10 +100,10 @@ class LabelSource:
     coco_name: str = ""
 
     def records(self) -> list[dict[str, Any]]:
-        """One Detectron2 record for each image that can be used.
+        """Return a Detectron2 record for each usable image.
 
         Raises:
-            DataError: images or label maps lack their partner.
+            DataError: An image without a label map, or a label map without an image, is not tolerated by `on_error`.
         """
         findings = Findings()
         records = self.find(findings)
@@ -101,10 +111,13 @@ class LabelSource:
         return [record for record in records if record["file_name"] not in self.left_out]
 
     def find(self, findings: Findings) -> list[dict[str, Any]]:
-        """Records of the images that have a label map; what lacks its partner goes to `findings`.
+        """Return a Detectron2 record for each image that has a label map.
+
+        Args:
+            findings: Receives images without a label map and label maps without an image.
 
         Raises:
-            DataError: a folder does not exist.
+            DataError: A folder does not exist.
         """
         records = DatasetCatalog.get(self.coco_name) if self.coco_name else self._images()
         labels = {path.stem: str(path) for path in _files(self.label_root, (".png",))}
@@ -118,7 +131,7 @@ class LabelSource:
             else:
                 findings.add("image without a label map", record["file_name"])
         if len(names) < len(records):
-            findings.add("images that differ in folder or suffix only", self.image_root, fatal=True)
+            findings.add("images that differ only in folder or suffix", self.image_root, fatal=True)
         if not paired:
             findings.add("no image with a label map", f"looked in {self.image_root} and {self.label_root}", fatal=True)
         return paired
@@ -135,17 +148,17 @@ def _files(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def check_labels(source: LabelSource, level: str) -> frozenset[str]:
-    """Check images and label maps before the first step; the outcome is also logged.
+    """Check the images and label maps of a data set, and log the result.
 
     Args:
-        source: the data set.
-        level: "off" compares names, "fast" reads every file's header too, "full" decodes every file.
+        source: The data set.
+        level: "off" compares file names, "fast" also reads every file's header, "full" decodes every file.
 
     Returns:
-        Image files that cannot be used; there are none but under "skip".
+        Unusable image files. The set is empty unless `source.on_error` is "skip".
 
     Raises:
-        DataError: the data set cannot be used; counts every kind of problem and names its first offenders.
+        DataError: The data set cannot be used. The message counts each kind of problem and lists its first cases.
     """
     findings = Findings()
     labels = LabelMaps(len(source.class_names), source.ignore_label)
@@ -174,18 +187,21 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
 def register_labels(name: str, source: LabelSource, panoptic_json: str = "") -> Metadata:
     """Register a data set with label maps, for semantic segmentation or Panoptic FPN.
 
-    With a `source.coco_name` it is Panoptic FPN's: objects of that data set, and label maps in which 0 is all things.
-    Registering the same data set again under the same name changes nothing.
+    If `source.coco_name` is set, the data set is for Panoptic FPN: it has the objects of that data set, and label 0 of
+    the label maps means any thing. Registering the same data set again under the same name has no effect.
 
     Args:
-        name: name in Detectron2's catalogs.
-        source: the data set.
-        panoptic_json: ground truth in COCO's panoptic format, see `panoptic_folder`; needed for evaluation of Panoptic
-            FPN only.
+        name: Name in Detectron2's catalogs.
+        source: The data set.
+        panoptic_json: Ground truth in COCO's panoptic format, with PNG files in `panoptic_folder(panoptic_json)`. Only
+            the evaluation of Panoptic FPN needs it; otherwise "".
+
+    Returns:
+        The metadata of the data set.
 
     Raises:
-        ConfigError: the name is taken by another data set.
-        DataError: `panoptic_json` cannot be read, or has other stuff classes.
+        ConfigError: The name belongs to a different data set.
+        DataError: `panoptic_json` cannot be read, or has different stuff classes.
     """
     extra: dict[str, Any] = {"evaluator_type": "sem_seg", "image_root": source.image_root}
     if source.coco_name:
@@ -198,7 +214,7 @@ def register_labels(name: str, source: LabelSource, panoptic_json: str = "") -> 
     metadata = MetadataCatalog.get(name)
     if name in DatasetCatalog:
         if metadata.get("label_source") != source or metadata.get("panoptic_json") != extra.get("panoptic_json"):
-            raise ConfigError(f"a data set {name!r} is registered already, with other files or settings")
+            raise ConfigError(f"data set {name!r} is already registered with different files or settings")
         return metadata
     DatasetCatalog.register(name, source.records)
     extra |= {"sem_seg_root": source.label_root, "ignore_label": source.ignore_label, "label_source": source}
@@ -208,32 +224,38 @@ def register_labels(name: str, source: LabelSource, panoptic_json: str = "") -> 
 
 
 def panoptic_folder(panoptic_json: str | Path) -> Path:
-    """Folder of the PNG files: named as the json, beside it, or beside the json's folder as COCO's are unpacked.
+    """Find the folder of PNG files that belongs to a panoptic json file.
+
+    The folder has the name of the json file without its suffix. It is in the same folder as the json file, or one level
+    up, as in COCO's archive.
+
+    Args:
+        panoptic_json: Annotations in COCO's panoptic format.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: The folder does not exist.
     """
     beside = Path(panoptic_json).with_suffix("")
     places = (beside, beside.parents[1] / beside.name)
     for place in places:
         if place.is_dir():
             return place
-    raise DataError(f"the PNG files of {panoptic_json} are missing: expected them in {places[0]} or {places[1]}")
+    raise DataError(f"the PNG files of {panoptic_json} are missing: expected folder {places[0]} or {places[1]}")
 
 
 def _stuff_ids(panoptic_json: str, class_names: tuple[str, ...]) -> dict[int, int]:
-    """Category id of each stuff class → its number in the label maps."""
+    """Map the category id of each stuff class to its value in the label maps."""
     try:
         categories = json.loads(Path(panoptic_json).read_text(encoding="utf-8"))["categories"]
         stuff = {category["name"]: int(category["id"]) for category in categories if not category["isthing"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r}); expected categories with id, name "
+            f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r}). Expected categories with id, name "
             "and isthing"
         ) from error
     if set(stuff) != set(class_names[1:]):
         raise DataError(
-            f"{panoptic_json} has the stuff classes {sorted(stuff)}, but DATASETS.LABEL_NAMES are {list(class_names)}: "
-            "expected a name for all things, then these"
+            f"{panoptic_json} has the stuff classes {sorted(stuff)}, but DATASETS.LABEL_NAMES is {list(class_names)}: "
+            "expected one name for all things, followed by the stuff classes"
         )
     return {id_: class_names.index(name) for name, id_ in stuff.items()}

@@ -1,4 +1,4 @@
-"""The label maps that a config names: registered, checked, and fitted to the model, for `pvt_det.data.sets`."""
+"""Registration and checks of a config's data sets with label maps, for `pvt_det.data.sets`."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from pvt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-# Detectron2's number, COCO's 53 stuff classes and one for all things: data given by folders takes its place.
+# Detectron2's default: COCO's 53 stuff classes and one for all things. Data sets given as folders replace it.
 _DEFAULT_CLASSES = 54
 
 
 def register_given_labels(cfg: CfgNode, part: str, coco_name: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_LABELS`; gives its name.
+    """Check and register the data set of `DATASETS.<part>_LABELS`.
 
     Args:
-        cfg: keys of DATASETS are read.
+        cfg: Config whose `DATASETS` and `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` are read.
         part: "TRAIN" or "VAL".
-        coco_name: registered data set of the images' objects, or "" where there is none.
+        coco_name: Registered data set with the images' objects (Panoptic FPN), or "" (semantic segmentation).
+
+    Returns:
+        Name of the registered data set.
 
     Raises:
-        ConfigError: a key that belongs to it is missing or wrong.
-        DataError: the data set cannot be used.
+        ConfigError: A related key is missing or wrong.
+        DataError: The data set cannot be used.
     """
     data = cfg.DATASETS
     names = data.LABEL_NAMES
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ConfigError(
-            f"DATASETS.LABEL_NAMES is {names}: with DATASETS.{part}_LABELS, expected a list of the classes' names, "
-            "each once, from value 0 on"
+            f"DATASETS.LABEL_NAMES is {names}: with DATASETS.{part}_LABELS, expected a list of unique class names, in "
+            "the order of the labels 0, 1, …"
         )
     panoptic_json = data.VAL_PANOPTIC_JSON if part == "VAL" else ""
     if part == "VAL" and bool(coco_name) != bool(panoptic_json):
         raise ConfigError(
-            f"DATASETS.VAL_PANOPTIC_JSON is {panoptic_json!r}: expected the ground truth of Panoptic FPN with VAL_JSON "
-            "and VAL_LABELS, and nothing otherwise"
+            f"DATASETS.VAL_PANOPTIC_JSON is {panoptic_json!r}: expected Panoptic FPN's ground truth if VAL_JSON and "
+            "VAL_LABELS are set, and '' otherwise"
         )
     source = LabelSource(
         image_root=data[f"{part}_IMAGES"],
@@ -62,24 +65,28 @@ def register_given_labels(cfg: CfgNode, part: str, coco_name: str) -> str:
 
 
 def check_named_labels(cfg: CfgNode, name: str) -> None:
-    """Check that a registered data set has label maps where the model needs them, and only there.
+    """Check that a registered data set has the label maps that the model needs.
+
+    Args:
+        cfg: Config whose `MODEL` and `DATASETS.CHECK` are read.
+        name: Name in Detectron2's catalogs.
 
     Raises:
-        ConfigError: the data set is of another kind than the model.
-        DataError: its files are missing or broken.
+        ConfigError: The data set lacks the label maps or the objects that the model needs.
+        DataError: Files of the data set are missing or broken.
     """
     metadata = MetadataCatalog.get(name)
     architecture = cfg.MODEL.META_ARCHITECTURE
     if metadata.get("stuff_classes") is None:
         if has_label_maps(cfg):
             raise ConfigError(
-                f"MODEL.META_ARCHITECTURE {architecture} needs label maps, and data set {name!r} has none: give "
+                f"MODEL.META_ARCHITECTURE {architecture} needs label maps, but data set {name!r} has none. Set "
                 "DATASETS.TRAIN_LABELS and VAL_LABELS"
             )
         return
     if metadata.get("evaluator_type") == "sem_seg" and not is_segmentor(cfg):
         raise ConfigError(
-            f"data set {name!r} has label maps only: MODEL.META_ARCHITECTURE is {architecture}, expected {SEGMENTOR}"
+            f"data set {name!r} has only label maps: MODEL.META_ARCHITECTURE is {architecture}, expected {SEGMENTOR}"
         )
     if metadata.get("label_source") is not None:
         return
@@ -87,9 +94,9 @@ def check_named_labels(cfg: CfgNode, name: str) -> None:
     missing = [path for path in paths if path and not Path(path).exists()]
     if missing:
         raise DataError(
-            f"data set {name!r} is not complete: {' and '.join(missing)} missing. Put it under datasets/ or the folder "
-            "that the environment variable DETECTRON2_DATASETS names, and prepare its label maps as datasets/README.md "
-            "says"
+            f"data set {name!r} is incomplete: {' and '.join(missing)} missing. Put it in datasets/ or in the folder "
+            "that the environment variable DETECTRON2_DATASETS names, and prepare its label maps as described in "
+            "datasets/README.md"
         )
     if metadata.get("evaluator_type") == "sem_seg":
         roots = (metadata.image_root, metadata.sem_seg_root)
@@ -97,13 +104,16 @@ def check_named_labels(cfg: CfgNode, name: str) -> None:
 
 
 def fit_label_classes(cfg: CfgNode) -> None:
-    """Compare the classes of all label maps with each other and with the model.
+    """Check that all label maps have the same classes, and fit the model's number of classes to them.
 
-    A number of classes that nobody set is taken from DATASETS.LABEL_NAMES.
+    `MODEL.SEM_SEG_HEAD.NUM_CLASSES` is set from `DATASETS.LABEL_NAMES` if it still has its default.
+
+    Args:
+        cfg: Config whose data sets are registered. `NUM_CLASSES` may be changed in place.
 
     Raises:
-        ConfigError: the model has another number of classes, or ignores another value.
-        DataError: training and test data have other classes.
+        ConfigError: The model has a different number of classes or ignores a different value.
+        DataError: Training and test data have different classes.
     """
     known = {}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -115,18 +125,18 @@ def fit_label_classes(cfg: CfgNode) -> None:
     first, (classes, ignore_label) = next(iter(known.items()))
     if other := next((name for name, found in known.items() if found != known[first]), None):
         raise DataError(
-            f"data sets {first!r} and {other!r} have other classes in their label maps, or another to ignore"
+            f"data sets {first!r} and {other!r} have different classes or ignored values in their label maps"
         )
     head = cfg.MODEL.SEM_SEG_HEAD
     if ignore_label != head.IGNORE_VALUE:
-        raise ConfigError(f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}, but {first!r} has {ignore_label}")
+        raise ConfigError(f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}, but {first!r} uses {ignore_label}")
     number = len(classes)
     if number == head.NUM_CLASSES:
         return
     if not cfg.DATASETS.LABEL_NAMES or head.NUM_CLASSES != _DEFAULT_CLASSES:
         raise ConfigError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}, but the label maps of {first!r} have "
-            f"{number} classes: set it to {number}"
+            f"{number} classes. Set it to {number}"
         )
     logger.info("MODEL.SEM_SEG_HEAD.NUM_CLASSES set to %d, the classes of %s", number, first)
     head.NUM_CLASSES = number

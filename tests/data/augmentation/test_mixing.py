@@ -1,4 +1,4 @@
-"""Mosaic and copy-paste: every object is where its pixels are, and a sample depends on seed and position alone."""
+"""Mosaic and copy-paste: objects match their pixels, and samples depend only on seed and position."""
 
 from itertools import islice
 
@@ -23,23 +23,23 @@ from tests.scripts import dataset_script
 write_shapes = dataset_script("make_shapes").write_shapes
 
 BACKGROUND = (1, 2, 3)
-# A class's objects all have its colour; images are black between them.
-COLOURS = np.array([(240, 20, 20), (20, 240, 20), (20, 20, 240), (240, 240, 20)])
+# All objects of a class have its color, on a black background.
+COLORS = np.array([(240, 20, 20), (20, 240, 20), (20, 20, 240), (240, 240, 20)])
 
 
 def labelled(seed: int, form: str, size: tuple[int, int] | None = None) -> Labelled:
-    """A black image with one to four rectangles that do not touch, each in the colour of its class."""
+    """Return a black image with one to four separate rectangles in the colors of their classes."""
     generator = np.random.default_rng(seed)
     height, width = size or generator.integers(60, 120, 2)
     image = np.zeros((height, width, 3), np.uint8)
     boxes, classes, masks = [], [], []
-    # One rectangle at most in each quarter, with a gap around it.
-    for quarter in generator.permutation(4)[: generator.integers(1, 5)]:
-        x, y = (quarter % 2) * (width // 2), (quarter // 2) * (height // 2)
+    # At most one rectangle per quadrant, with a gap around it.
+    for quadrant in generator.permutation(4)[: generator.integers(1, 5)]:
+        x, y = (quadrant % 2) * (width // 2), (quadrant // 2) * (height // 2)
         x1, y1 = x + generator.integers(2, 8), y + generator.integers(2, 8)
         x2, y2 = x1 + generator.integers(12, width // 2 - 10), y1 + generator.integers(12, height // 2 - 10)
-        label = int(generator.integers(len(COLOURS)))
-        image[y1:y2, x1:x2] = COLOURS[label]
+        label = int(generator.integers(len(COLORS)))
+        image[y1:y2, x1:x2] = COLORS[label]
         boxes.append((x1, y1, x2, y2))
         classes.append(label)
         if form == "polygon":
@@ -62,7 +62,7 @@ def mix(form: str, seed: int, *, mosaic: float = 0, copy_paste: float = 0, scale
 
 
 def check(sample: Labelled) -> None:
-    """Boxes and masks lie on pixels of their class, the boxes as tight as the masks."""
+    """Check that boxes and masks cover pixels of their class, and that boxes are as tight as the masks."""
     height, width = sample.image.shape[:2]
     targets = sample.targets
     assert len(targets.boxes) == len(targets.classes)
@@ -70,7 +70,7 @@ def check(sample: Labelled) -> None:
     assert (targets.boxes <= (width, height) * 2).all()
     assert (targets.boxes[:, 2:] > targets.boxes[:, :2]).all()
     for index, (box, label) in enumerate(zip(targets.boxes, targets.classes, strict=True)):
-        # Two pixels of every edge may be mixed with what is beside it.
+        # Two pixels along each edge may be blended with their neighbors.
         x1, y1 = (np.ceil(box[:2]) + 2).astype(int)
         x2, y2 = np.maximum(np.floor(box[2:]) - 2, 0).astype(int)
         if targets.masks is None:
@@ -85,7 +85,7 @@ def check(sample: Labelled) -> None:
                 for right in range(-2, 3):
                     eroded &= bitmap[2 + down : height - 2 + down, 2 + right : width - 2 + right]
             inner = sample.image[2:-2, 2:-2][eroded > 0]
-        assert (np.abs(inner.astype(int) - COLOURS[label]) <= 2).all()
+        assert (np.abs(inner.astype(int) - COLORS[label]) <= 2).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,24 +95,24 @@ def test_mosaic(seed, form):
     sample = mix(form, seed, mosaic=1)
     assert sample.image.shape == first.image.shape
     check(sample)
-    # Whatever is coloured belongs to an object, but for slivers that no longer count as one.
+    # All colored pixels belong to an object, except slivers of dropped objects.
     covered = np.zeros(sample.image.shape[:2], bool)
     for x1, y1, x2, y2 in sample.targets.boxes:
         covered[int(max(0, y1 - 2)) : int(y2 + 3), int(max(0, x1 - 2)) : int(x2 + 3)] = True
-    coloured = sample.image.max(axis=2) > 100
-    assert (coloured & ~covered).mean() <= 0.1
+    colored = sample.image.max(axis=2) > 100
+    assert (colored & ~covered).mean() <= 0.1
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["polygon", "rle"]))
 def test_copy_paste(seed, form):
     sample = mix(form, seed, copy_paste=1)
-    if isinstance(sample.targets.masks[0], dict):  # polygons stay where nothing was pasted
+    if isinstance(sample.targets.masks[0], dict):  # masks remain polygons if nothing was pasted
         check(sample)
 
 
-def test_copy_paste_covers_what_lies_below():
-    """At equal size nothing moves by a fraction: pixels tell exactly who is in front."""
+def test_copy_paste_hides_objects_below():
+    """At scale 1 nothing is interpolated, so the pixels show exactly which object is in front."""
     pasted = 0
     for seed in range(30):
         before = labelled(seed, "rle", (80, 100))
@@ -121,7 +121,7 @@ def test_copy_paste_covers_what_lies_below():
         for mask, label in zip(after.targets.masks, after.targets.classes, strict=True):
             bitmap = mask_util.decode(mask)
             total += bitmap
-            assert (after.image[bitmap > 0] == COLOURS[label]).all()
+            assert (after.image[bitmap > 0] == COLORS[label]).all()
         assert total.max() <= 1  # no pixel belongs to two objects
         changed = (before.image != after.image).any(axis=2)
         pasted += changed.any()
@@ -170,16 +170,16 @@ def batches(cfg, count, start=0):
 
 def assert_same(ours, theirs):
     for batch, other in zip(ours, theirs, strict=True):
-        for sample, wanted in zip(batch, other, strict=True):
-            assert torch.equal(sample["image"], wanted["image"])
-            assert torch.equal(sample["instances"].gt_boxes.tensor, wanted["instances"].gt_boxes.tensor)
-            mine, other_masks = sample["instances"].gt_masks, wanted["instances"].gt_masks
-            assert type(mine) is type(other_masks)
-            if isinstance(mine, BitMasks):
-                assert torch.equal(mine.tensor, other_masks.tensor)
+        for sample, expected in zip(batch, other, strict=True):
+            assert torch.equal(sample["image"], expected["image"])
+            assert torch.equal(sample["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
+            masks, expected_masks = sample["instances"].gt_masks, expected["instances"].gt_masks
+            assert type(masks) is type(expected_masks)
+            if isinstance(masks, BitMasks):
+                assert torch.equal(masks.tensor, expected_masks.tensor)
 
 
-def test_batches_are_the_same_with_workers_and_after_a_restart(cfg):
+def test_batches_do_not_depend_on_workers_or_restarts(cfg):
     register_datasets(cfg)
     whole = batches(cfg, 4)
     assert_same(batches(cfg, 2, start=2), whole[2:])
@@ -194,8 +194,8 @@ def test_batches_are_the_same_with_workers_and_after_a_restart(cfg):
     assert 4 < sum(isinstance(s["instances"].gt_masks, BitMasks) for batch in whole for s in batch) < 16
 
 
-def test_partner_that_cannot_be_read(cfg, tmp_path):
-    """Stop: one error that names the file. Skip: another partner takes its place, and it is counted."""
+def test_unreadable_partner_image(cfg, tmp_path):
+    """With "stop", an error names the file. With "skip", it is replaced and counted."""
     write_shapes(tmp_path, train=3, val=1)
     cfg.DATASETS.TRAIN_JSON = str(tmp_path / "annotations/instances_train.json")
     cfg.DATASETS.TRAIN_IMAGES = str(tmp_path / "train")
@@ -212,7 +212,7 @@ def test_partner_that_cannot_be_read(cfg, tmp_path):
     assert_same(batches(cfg, 2, start=2), found[2:])
 
 
-def test_large_scale_jitter(cfg, tmp_path):
+def test_large_scale_jitter_gives_fixed_size_images(cfg, tmp_path):
     cfg.INPUT.LARGE_SCALE_JITTER.ENABLED = True
     cfg.INPUT.LARGE_SCALE_JITTER.SIZE = (80, 96)
     register_datasets(cfg)
@@ -224,10 +224,10 @@ def test_large_scale_jitter(cfg, tmp_path):
             assert instances.gt_masks.tensor.shape[1:] == (80, 96)
             torch.testing.assert_close(instances.gt_boxes.tensor, instances.gt_masks.get_bounding_boxes().tensor)
         shares.append((sample["image"] != 128).float().mean().item())
-    assert min(shares) < 0.5 < max(shares)  # some shrunk and padded, some enlarged and cut
+    assert min(shares) < 0.5 < max(shares)  # some images are shrunk and padded, others are enlarged and cropped
 
 
-def test_colours_change_and_boxes_stay(cfg, tmp_path):
+def test_color_augmentation_changes_pixels_but_not_boxes(cfg, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     box = {"bbox": [4, 6, 10, 10], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}

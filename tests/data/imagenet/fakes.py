@@ -1,4 +1,4 @@
-"""Small generated classification data sets, in every layout."""
+"""Small generated classification data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def jpeg(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:
-    """A JPEG of smooth random colours, `size` = (width, height)."""
+    """Return a JPEG file of smooth random colors, with `size` = (width, height)."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -19,7 +19,7 @@ def jpeg(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:
 
 
 def class_folders(root: Path, train: int = 6, val: int = 3, classes: tuple[str, ...] = ("ant", "bee", "cat")) -> Path:
-    """`train` and `val` images of each class, in class folders."""
+    """Write `train` and `val` images of each class into class folders."""
     for split, count, base in (("train", train, 0), ("val", val, 10_000)):
         for label, name in enumerate(classes):
             folder = root / split / name
@@ -30,7 +30,7 @@ def class_folders(root: Path, train: int = 6, val: int = 3, classes: tuple[str, 
 
 
 def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file of this content."""
+    """Add a file to a tar file."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))

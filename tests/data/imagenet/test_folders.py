@@ -1,4 +1,4 @@
-"""Every layout gives the same images, labels and class index; whatever is wrong is named."""
+"""All layouts give the same images, labels and class indices, and errors name the broken file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_labels_follow_the_given_class_index(tmp_path):
     assert images.labels.tolist() == [3] * 3 + [2] * 3 + [0] * 3
 
 
-def test_an_unknown_class_folder_is_named(tmp_path):
+def test_unknown_class_folder_is_reported(tmp_path):
     root = class_folders(tmp_path / "set")
     (root / "val/cat").rename(root / "val/catt")
     with pytest.raises(DataError, match=r"val/catt: 1 of the 3 .* Did you mean cat"):
@@ -43,9 +43,9 @@ def test_an_unknown_class_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [((), "no such folder"), (("train",), "expected one folder of images a class"), (("other",), "It holds other")],
+    [((), "folder does not exist"), (("train",), "one folder of images per class"), (("other",), "found other")],
 )
-def test_no_data_set(tmp_path, names, message):
+def test_folder_without_a_data_set_is_refused(tmp_path, names, message):
     for name in names:
         (tmp_path / "set" / name).mkdir(parents=True)
     with pytest.raises(DataError, match=message):
@@ -70,17 +70,17 @@ _KAGGLE = "ImageId,PredictionString\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("text", ["cat\nant\nbee\nbee\n", _NAMED, _KAGGLE], ids=["names", "pairs", "kaggle"])
-def test_ilsvrc_with_a_list(tmp_path, text):
+@pytest.mark.parametrize("content", ["cat\nant\nbee\nbee\n", _NAMED, _KAGGLE], ids=["names", "pairs", "kaggle"])
+def test_ilsvrc_with_label_list(tmp_path, content):
     root = _ilsvrc(tmp_path / "set")
-    (tmp_path / "list.txt").write_text(text)
+    (tmp_path / "list.txt").write_text(content)
     images = open_images(root, "val", val_labels=tmp_path / "list.txt")
     assert images.labels.tolist() == [2, 0, 1, 1]
     assert images.read(2) == jpeg(3)
 
 
-def test_ilsvrc_with_the_devkit(tmp_path):
-    """The devkit numbers the classes in an order of its own, which only meta.mat tells."""
+def test_ilsvrc_with_devkit(tmp_path):
+    """The devkit numbers the classes in its own order, which only meta.mat defines."""
     io = pytest.importorskip("scipy.io", reason="SciPy reads the devkit's meta.mat")
     root = _ilsvrc(tmp_path / "set")
     devkit = root / "ILSVRC2012_devkit_t12/data"
@@ -91,27 +91,27 @@ def test_ilsvrc_with_the_devkit(tmp_path):
         dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")],
     )
     io.savemat(devkit / "meta.mat", {"synsets": table})
-    # A set without some of its images still gets the right labels.
+    # A data set with missing images still has the right labels.
     (root / "val/ILSVRC2012_val_00000002.JPEG").unlink()
     assert open_images(root, "val").labels.tolist() == [2, 1, 1]
     (devkit / "meta.mat").write_bytes(b"no table")
-    with pytest.raises(DataError, match=r"meta.mat: is not the devkit's table"):
+    with pytest.raises(DataError, match=r"meta.mat: is not the devkit's class table"):
         open_images(root, "val")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
-        ("cat\nant\nbee\n", r"ILSVRC2012_val_00000004.JPEG needs a number from 1 to 3"),
+        ("cat\nant\nbee\n", r"ILSVRC2012_val_00000004.JPEG must end with a number from 1 to 3"),
         ("cat\nant\nbee\nowl\n", r"class 'owl' of ILSVRC2012_val_00000004.JPEG"),
         ("x.JPEG cat\n", r"no line for the validation image ILSVRC2012_val_00000001"),
         ("1\n2\n3\n1\n", r"meta.mat: is missing"),
         ("\n", "is empty"),
     ],
 )
-def test_a_wrong_list_is_named(tmp_path, text, message):
+def test_invalid_label_list_is_reported(tmp_path, content, message):
     root = _ilsvrc(tmp_path / "set")
-    (tmp_path / "list.txt").write_text(text)
+    (tmp_path / "list.txt").write_text(content)
     with pytest.raises(DataError, match=message):
         open_images(root, "val", val_labels=tmp_path / "list.txt")
     with pytest.raises(DataError, match="--val-labels"):
@@ -136,13 +136,14 @@ def test_shards(tmp_path):
     images = open_images(root, "train")
     assert images.classes == ("ant", "bee", "cat")
     assert images.labels.tolist() == [2, 0, 1, 1]
-    for copy in (images, open_images(root, "train"), pickle.loads(pickle.dumps(images))):  # the second from the cache
+    # The second one uses the cached index.
+    for copy in (images, open_images(root, "train"), pickle.loads(pickle.dumps(images))):
         assert [copy.read(index) for index in range(4)] == [jpeg(0), jpeg(1), jpeg(2), jpeg(9)]
     assert images.name(3) == f"{root / 'set-train-0001.tar'}: 00009.JPEG"
     assert open_images(_shards(tmp_path / "bare"), "train").classes == ("0", "1", "2")
 
 
-def test_a_changed_shard_is_looked_up_again(tmp_path):
+def test_changed_shard_is_indexed_again(tmp_path):
     root = _shards(tmp_path / "set")
     open_images(root, "train")
     with tarfile.open(root / "set-train-0001.tar", "w") as tar:
@@ -151,8 +152,8 @@ def test_a_changed_shard_is_looked_up_again(tmp_path):
     assert open_images(root, "train").labels.tolist() == [2, 0, 1, 0]
 
 
-@pytest.mark.parametrize("fault", ["truncated", "unlabelled", "empty", "label", "class"])
-def test_a_faulty_shard_is_named(tmp_path, fault):
+@pytest.mark.parametrize("fault", ["truncated", "unlabeled", "empty", "label", "class"])
+def test_invalid_shard_is_reported(tmp_path, fault):
     root = _shards(tmp_path / "set")
     path = root / "set-train-0001.tar"
     if fault == "truncated":
@@ -167,10 +168,10 @@ def test_a_faulty_shard_is_named(tmp_path, fault):
                 add_to_tar(tar, "1.cls", b"-1")
     message = {
         "truncated": "set-train-0001.tar: cannot be read as a shard",
-        "unlabelled": "1.jpg has no label",
-        "empty": "no images in it",
+        "unlabeled": "1.jpg has no label",
+        "empty": "contains no images",
         "label": "cannot be read as a shard.*negative",
-        "class": "a label in the shards is 2, but only 2 classes",
+        "class": "shards contain label 2, but there are only 2 classes",
     }[fault]
     with pytest.raises(DataError, match=message):
         open_images(root, "train")

@@ -1,4 +1,4 @@
-"""Decoding, augmentation, evaluation crop, and randomness that hangs on the place of a sample alone."""
+"""Decoding, augmentation, evaluation crop, and randomness that depends only on a sample's position."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _encoded(mode: str, kind: str, **options) -> bytes:
     "content",
     [
         pytest.param(jpeg(1, (251, 187)), id="odd size"),
-        pytest.param(_encoded("L", "JPEG"), id="grey"),
+        pytest.param(_encoded("L", "JPEG"), id="gray"),
         pytest.param(_encoded("CMYK", "JPEG"), id="cmyk"),
         pytest.param(_encoded("P", "PNG"), id="palette"),
         pytest.param(_encoded("RGBA", "PNG"), id="alpha"),
@@ -43,18 +43,18 @@ def _encoded(mode: str, kind: str, **options) -> bytes:
         pytest.param(_encoded("RGB", "JPEG", subsampling=0), id="444"),
     ],
 )
-def test_decoding_gives_pillows_pixels(content):
+def test_decoding_matches_pillow(content):
     assert np.array_equal(decode_rgb(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", jpeg(1)[:600], _encoded("RGB", "PNG")[:-40]])
-def test_a_broken_image_is_recognised(content):
+def test_broken_image_is_detected(content):
     with pytest.raises(BrokenImageError):
         decode_rgb(content)
 
 
-def test_training_crop_resembles_pillows():
-    """With everything else off, the crop is timm's, resized like Pillow does to within a few levels."""
+def test_training_crop_matches_pillow_closely():
+    """Without other augmentations, the crop differs from timm's by at most a few levels."""
     image = decode_rgb(jpeg(5, (200, 160)))
     plain = Augmentation(crop_scale=(0.3, 0.9), flip=0.0, rand_augment="", color_jitter=0.0)
     transform = TrainTransform(64, plain)
@@ -73,33 +73,33 @@ def test_training_crop_resembles_pillows():
         assert difference.mean() < 0.1
 
 
-def test_the_published_augmentation_never_fails():
-    """timm's posterize asks for 0 bits now and then, which Pillow 13 refuses."""
+def test_published_augmentation_never_fails():
+    """timm sometimes posterizes to 0 bits, which Pillow 13 refuses."""
     transform = TrainTransform(32, Augmentation(rand_augment="rand-m10-n4-p1.0-inc1"))
     posterize = next(op for op in transform._rest.transforms[1].ops if op.name == "PosterizeIncreasing")
-    picture = Image.fromarray(decode_rgb(jpeg(2)))
-    assert np.asarray(posterize(picture)).max() == 0
-    assert np.array_equal(np.asarray(posterize.aug_fn(picture, 3)), np.asarray(ImageOps.posterize(picture, 3)))
+    image = Image.fromarray(decode_rgb(jpeg(2)))
+    assert np.asarray(posterize(image)).max() == 0
+    assert np.array_equal(np.asarray(posterize.aug_fn(image, 3)), np.asarray(ImageOps.posterize(image, 3)))
     for seed in range(30):
         random.seed(seed)
         np.random.seed(seed)
         assert transform(decode_rgb(jpeg(seed))).shape == (3, 32, 32)
 
 
-def test_a_wrong_rand_augment_is_named():
+def test_invalid_rand_augment_is_reported():
     with pytest.raises(ConfigError, match="rand_augment 'rand-q9'"):
         TrainTransform(32, Augmentation(rand_augment="rand-q9"))
 
 
 def test_evaluation_resizes_to_256_and_crops_224():
     image = decode_rgb(jpeg(4, (400, 300)))
-    # 400 × 300 becomes int(400 · 256 / 300) = 341 × 256; the centre crop begins at round((341 - 224) / 2) = 58, 16.
+    # 400 × 300 becomes int(400 · 256 / 300) = 341 × 256; the center crop starts at round((341 - 224) / 2) = 58, 16.
     expected = Image.fromarray(image).resize((341, 256), Image.Resampling.BICUBIC).crop((58, 16, 58 + 224, 16 + 224))
     result = EvalTransform(224, 0.875, "bicubic")(image)
     assert np.array_equal(result.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-def test_device_input_normalises_and_erases():
+def test_device_input_normalizes_and_erases():
     images = torch.randint(0, 256, (64, 3, 20, 20), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -133,7 +133,7 @@ def _same(left, right) -> bool:
     )
 
 
-def test_batches_do_not_hang_on_workers_or_history(images):
+def test_batches_do_not_depend_on_workers_or_history(images):
     batches = _batches(images, workers=0)
     assert len(batches) == 27 // 4
     assert _same(batches, _batches(images, workers=2))
@@ -141,7 +141,7 @@ def test_batches_do_not_hang_on_workers_or_history(images):
     assert not _same(batches, _batches(images, workers=0, epoch=1))
 
 
-def test_two_processes_see_what_one_sees(images):
+def test_two_processes_share_the_batches_of_one(images):
     whole = _batches(images, 0, size=6)
     halves = [_batches(images, 0, rank=rank, world=2, size=3) for rank in (0, 1)]
     for number, batch in enumerate(whole):
@@ -149,10 +149,10 @@ def test_two_processes_see_what_one_sees(images):
         assert torch.equal(batch.images[1::2], halves[1][number].images)
 
 
-def test_repeated_augmentation_repeats(images):
+def test_repeated_augmentation(images):
     sampler = TrainSampler(300, repeats=3, seed=0)
     keys = list(sampler)
-    assert len(keys) == 256  # whole multiples of 256, as in the published sampler
+    assert len(keys) == 256  # a multiple of 256, as in the published sampler
     assert all(keys[i].image == keys[i + 1].image == keys[i + 2].image for i in range(0, 255, 3))
     assert len({key.image for key in keys}) == 86
     assert [key.position for key in keys] == list(range(256))
@@ -161,24 +161,24 @@ def test_repeated_augmentation_repeats(images):
     assert [key.image for key in TrainSampler(300, repeats=1, seed=1)] != [key.image for key in once]
 
 
-def test_a_broken_training_image_is_noted_and_replaced(images):
+def test_broken_training_image_is_reported_and_replaced(images):
     Path(images.name(4)).write_bytes(jpeg(4)[:500])
     Path(images.name(11)).unlink()
     batches = _batches(images, workers=2, size=9, repeats=1)
     assert sorted(torch.cat([batch.broken for batch in batches]).tolist()) == [4, 11]
-    # In the place of the broken one comes its neighbour, here of the same class.
+    # The next image replaces the broken one, here with the same class.
     labels = torch.cat([batch.labels for batch in batches])
     assert torch.bincount(labels).tolist() == [9, 9, 9]
 
 
-def test_a_set_that_cannot_be_read_at_all_is_an_error(images):
+def test_unreadable_data_set_is_an_error(images):
     for index in range(len(images)):
         Path(images.name(index)).unlink()
     with pytest.raises(DataError, match="and the 19 images after it cannot be read"):
         _batches(images, workers=0)
 
 
-def test_evaluation_shares_the_images_without_repeats(tmp_path):
+def test_processes_share_the_evaluation_without_duplicates(tmp_path):
     images = open_images(class_folders(tmp_path / "set", val=5), "val")
     dataset = EvalImages(images, EvalTransform(32, 0.875, "bicubic"), 32)
     shares = [torch.cat([b.labels for b in build_eval_loader(dataset, 4, 0, False, rank, 2)]) for rank in (0, 1)]

@@ -1,4 +1,4 @@
-"""Label maps: preparation, pairing, checks, augmentation and what the mapper gives."""
+"""Label maps: preparation, pairing with images, checks, augmentation and the mapper's output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 # --- ADE20K ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def ade20k(shared_dir: Path, tmp_path: Path) -> Path:
-    """The three sample images in the challenge's layout, as both splits."""
+    """Both splits in the challenge's layout, each with the three sample images."""
     root = tmp_path / "ADEChallengeData2016"
     for split in ("training", "validation"):
         for kind in ("images", "annotations"):
@@ -51,7 +51,7 @@ def ade_record(root: Path, number: int = 1) -> dict:
     }
 
 
-def test_ade20k_labels_move_down_by_one_and_other_is_ignored(ade20k):
+def test_ade20k_labels_are_shifted_by_one_and_other_is_ignored(ade20k):
     assert prepare_ade20k(ade20k) == {"training": 3, "validation": 3}
     for path in sorted((ade20k / "annotations/validation").iterdir()):
         before = np.array(Image.open(path)).astype(int)
@@ -60,23 +60,23 @@ def test_ade20k_labels_move_down_by_one_and_other_is_ignored(ade20k):
         np.testing.assert_array_equal(after, np.where(before == 0, 255, before - 1))
 
 
-def test_ade20k_names_stand_in_the_order_of_the_challenge(shared_dir):
+def test_ade20k_class_names_follow_the_order_of_the_challenge(shared_dir):
     lines = (shared_dir / "data/ade20k_sample/objectInfo150.txt").read_text().splitlines()[1:]
     names = [{name.strip() for name in line.split("\t")[-1].split(",")} for line in lines]
     ours = [{name.strip() for name in names.split(",")} for names in ADE20K_SEM_SEG_CATEGORIES]
-    unlike = [i for i, (a, b) in enumerate(zip(ours, names, strict=True)) if not a & b]
-    assert [(ADE20K_SEM_SEG_CATEGORIES[i], "swimming pool" in names[i]) for i in unlike] == [("pool", True)]
+    different = [i for i, (a, b) in enumerate(zip(ours, names, strict=True)) if not a & b]
+    assert [(ADE20K_SEM_SEG_CATEGORIES[i], "swimming pool" in names[i]) for i in different] == [("pool", True)]
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         (lambda root: next((root / "images/training").iterdir()).unlink(), "ADE_val_00000001.jpg does not exist"),
-        (lambda root: shutil.rmtree(root / "annotations/validation"), "holds no PNG file"),
+        (lambda root: shutil.rmtree(root / "annotations/validation"), "contains no PNG files"),
         (lambda root: paint(root / "annotations/training/ADE_val_00000002.png", 151), "value 151.*0 to 150"),
     ],
 )
-def test_a_broken_ade20k_is_refused(ade20k, fault, message):
+def test_broken_ade20k_is_refused(ade20k, fault, message):
     fault(ade20k)
     with pytest.raises(DataError, match=message):
         prepare_ade20k(ade20k)
@@ -110,10 +110,10 @@ def test_ade20k_training_crops(ade20k):
     assert not torch.equal(samples[0]["image"], samples[3]["image"])
 
 
-def test_ade20k_test_images_are_whole_with_sides_of_multiples_of_32(ade20k):
+def test_ade20k_test_images_are_uncropped_with_sides_divisible_by_32(ade20k):
     prepare_ade20k(ade20k)
     mapper = PVTDatasetMapper(load_config(CONFIGS / "semantic_fpn_pvt_tiny.yaml"), is_train=False)
-    # 683×512, 500×364 and 400×300: the short side to 512, then both up to multiples of 32.
+    # 683×512, 500×364 and 400×300: the short side becomes 512, then both are rounded up to multiples of 32.
     sizes = [(512, 704), (512, 704), (512, 704)]
     for number, size in enumerate(sizes, start=1):
         sample = mapper(ade_record(ade20k, number))
@@ -139,7 +139,7 @@ def naive_distortion(pixels, brightness, contrast, contrast_first, saturation, h
 
 
 @pytest.mark.parametrize("contrast_first", [True, False])
-def test_photometric_distortion_is_the_recipes(contrast_first):
+def test_photometric_distortion_follows_the_recipe(contrast_first):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     for brightness, contrast, saturation, hue in [(0.0, 1.0, 1.0, 0), (-20.5, 1.3, 0.7, 17), (31.0, 0.5, 1.5, -18)]:
         draw = (brightness, contrast, contrast_first, saturation, hue)
@@ -149,11 +149,11 @@ def test_photometric_distortion_is_the_recipes(contrast_first):
         np.testing.assert_array_equal(flipped[..., ::-1], found)
 
 
-def test_photometric_distortion_draws_within_the_recipes_ranges():
+def test_photometric_distortion_draws_from_the_ranges_of_the_recipe():
     np.random.seed(0)
     pixels = np.zeros((2, 2, 3), np.uint8)
     draws = [PhotometricDistortion("RGB").get_transform(pixels) for _ in range(400)]
-    for name, low, high, still in [
+    for name, low, high, neutral in [
         ("brightness", -32, 32, 0),
         ("contrast", 0.5, 1.5, 1),
         ("saturation", 0.5, 1.5, 1),
@@ -162,7 +162,7 @@ def test_photometric_distortion_draws_within_the_recipes_ranges():
         values = np.array([getattr(draw, name) for draw in draws])
         assert low <= values.min() < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < values.max() <= high
-        assert 0.4 < (values == still).mean() < 0.6
+        assert 0.4 < (values == neutral).mean() < 0.6
     assert 0.4 < np.mean([draw.contrast_first for draw in draws]) < 0.6
 
 
@@ -195,7 +195,7 @@ def test_long_images_are_bounded_by_the_long_side():
     assert sample.image.shape[:2] == (224, 2048)  # 205 rounded up
 
 
-def test_a_crop_that_one_class_fills_is_drawn_again():
+def test_crop_dominated_by_one_class_is_drawn_again():
     cfg = semantic_cfg(INPUT__SCALE_RANGE="(1.0, 1.0)", INPUT__COLOR_AUG_SSD=False)
     crop = T.AugmentationList(build_semantic_augmentations(cfg, is_train=True))
     labels = np.zeros((512, 2048), np.uint8)
@@ -207,7 +207,7 @@ def test_a_crop_that_one_class_fills_is_drawn_again():
         crop(sample)
         shares.append((sample.sem_seg == 1).mean())
     balanced = np.mean([0.25 < share < 0.75 for share in shares])
-    # A single draw is balanced in 1 of 6 cases, one of ten in 5 of 6.
+    # A single draw is balanced in 1 of 6 cases, the best of ten draws in 5 of 6.
     assert balanced > 0.65
 
 
@@ -242,7 +242,7 @@ def shapes_cfg(root: Path, task: str, **changes):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_shapes_label_maps_and_panoptic_files_say_what_the_annotations_say(shapes, split):
+def test_generated_label_maps_and_panoptic_files_match_the_annotations(shapes, split):
     instances = json.loads((shapes / f"annotations/instances_{split}.json").read_text())
     panoptic = json.loads((shapes / f"annotations/panoptic_{split}.json").read_text())
     assert [c["isthing"] for c in panoptic["categories"]] == [1, 1, 1, 1, 0]
@@ -266,7 +266,7 @@ def test_the_shapes_label_maps_and_panoptic_files_say_what_the_annotations_say(s
     assert [(i["area"], i["bbox"]) for i in things] == [(a["area"], a["bbox"]) for a in instances["annotations"]]
 
 
-def test_stuff_labels_are_made_from_panoptic_files(shapes, tmp_path):
+def test_stuff_labels_are_derived_from_panoptic_files(shapes, tmp_path):
     assert prepare_stuff(shapes / "annotations/panoptic_val.json", tmp_path / "stuff") == 4
     for path in sorted((tmp_path / "stuff").iterdir()):
         theirs = np.array(Image.open(shapes / "panoptic_stuff_val" / path.name))
@@ -290,7 +290,7 @@ def test_semantic_folders_need_no_code(shapes):
         np.testing.assert_array_equal(sample["true_labels"], truth)
 
 
-def test_panoptic_folders_give_objects_and_labels(shapes):
+def test_panoptic_folders_provide_objects_and_labels(shapes):
     cfg = shapes_cfg(shapes, "panoptic")
     register_datasets(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
@@ -315,11 +315,11 @@ def test_panoptic_folders_give_objects_and_labels(shapes):
         (lambda root: [p.unlink() for p in (root / "train").iterdir()], "no image with a label map"),
         (lambda root: paint(next((root / "semantic_train").iterdir()), 7), "value 7.*classes 0 to 4, or 255"),
         (lambda root: enlarge(next((root / "semantic_train").iterdir())), "65x64"),
-        (lambda root: colour(next((root / "semantic_train").iterdir())), "mode 'RGB'"),
+        (lambda root: to_rgb(next((root / "semantic_train").iterdir())), "mode 'RGB'"),
         (lambda root: next((root / "semantic_train").iterdir()).write_bytes(b"no"), "not an image"),
     ],
 )
-def test_what_is_wrong_with_label_maps_is_said(shapes, fault, message):
+def test_problems_of_label_maps_are_reported(shapes, fault, message):
     fault(shapes)
     with pytest.raises(DataError, match=message):
         register_datasets(shapes_cfg(shapes, "semantic", DATASETS__CHECK="full"))
@@ -329,11 +329,11 @@ def enlarge(path: Path) -> None:
     Image.fromarray(np.pad(np.array(Image.open(path)), ((0, 0), (0, 1)))).save(path)
 
 
-def colour(path: Path) -> None:
+def to_rgb(path: Path) -> None:
     Image.open(path).convert("RGB").save(path)
 
 
-def test_skip_leaves_broken_pairs_out(shapes):
+def test_skip_drops_broken_pairs(shapes):
     first, second = sorted((shapes / "semantic_train").iterdir())[:2]
     first.unlink()
     second.write_bytes(b"no")
@@ -348,31 +348,31 @@ def test_skip_leaves_broken_pairs_out(shapes):
     ("task", "changes", "message"),
     [
         ("semantic", {"DATASETS__LABEL_NAMES": "[]"}, "LABEL_NAMES"),
-        ("semantic", {"DATASETS__LABEL_NAMES": "['a', 'a']"}, "each once"),
-        ("semantic", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES is 4.*set it to 5"),
+        ("semantic", {"DATASETS__LABEL_NAMES": "['a', 'a']"}, "unique class names"),
+        ("semantic", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES is 4.*Set it to 5"),
         ("semantic", {"DATASETS__TRAIN_IMAGES": ""}, "TRAIN_IMAGES is empty"),
         ("semantic", {"MODEL__META_ARCHITECTURE": "PVTRetinaNet"}, "expected SemanticSegmentor"),
         ("panoptic", {"DATASETS__VAL_PANOPTIC_JSON": ""}, "VAL_PANOPTIC_JSON"),
         ("panoptic", {"DATASETS__TRAIN_LABELS": "", "DATASETS__VAL_LABELS": ""}, "needs label maps"),
     ],
 )
-def test_keys_that_do_not_fit_are_named(shapes, task, changes, message):
+def test_inconsistent_keys_are_reported(shapes, task, changes, message):
     with pytest.raises(ConfigError, match=message):
         register_datasets(shapes_cfg(shapes, task, **changes))
 
 
-def test_other_stuff_classes_are_refused(shapes):
+def test_different_stuff_classes_are_refused(shapes):
     with pytest.raises(DataError, match=r"stuff classes \['background'\].*'sky'"):
         register_datasets(shapes_cfg(shapes, "panoptic", DATASETS__LABEL_NAMES="['things', 'sky']"))
 
 
-def test_a_missing_ade20k_says_what_to_do(tmp_path, monkeypatch):
+def test_missing_ade20k_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"annotations_detectron2.*datasets/README.md"):
         register_datasets(load_config(CONFIGS / "semantic_fpn_pvt_tiny.yaml"))
 
 
-def test_a_palette_is_for_display_only(tmp_path):
+def test_palette_of_a_label_map_is_ignored(tmp_path):
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
     image = Image.fromarray(labels).convert("P")
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
