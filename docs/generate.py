@@ -90,8 +90,8 @@ def config_page() -> str:
     lines = [
         "# Configuration reference",
         "These keys are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/modules/config.html"
-        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. A key that does not exist, "
-        "or a value of the wrong type, is an error that names the key.",
+        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. An unknown key or a value of "
+        "the wrong type is an error that names the key.",
     ]
     section = ""
     for key, names in _grouped(documented_keys()):
@@ -122,7 +122,7 @@ def _value(cfg: CfgNode, name: str) -> object:
 
 
 def _shown(value: object) -> str:
-    """Return a value as it is written in YAML or on the command line."""
+    """Return a value in the form that YAML and the command line use."""
     return json.dumps(value) if isinstance(value, str) else str(value)
 
 
