@@ -90,8 +90,8 @@ def config_page() -> str:
     lines = [
         "# Configuration reference",
         "These keys are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/modules/config.html"
-        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. An unknown key or a value of "
-        "the wrong type is an error that names the key.",
+        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. An unknown key, or a value "
+        "of the wrong type, is an error that names the key.",
     ]
     section = ""
     for key, names in _grouped(documented_keys()):

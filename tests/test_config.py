@@ -1,4 +1,4 @@
-"""What `load_config` takes, what it refuses, and that it never runs anything."""
+"""Tests of `load_config`: what it accepts, what it refuses, and that it never executes code."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def refusal(path: Path, overrides=()) -> str:
 
 
 # --- merging ---------------------------------------------------------------------------------------------------------
-def test_defaults_are_valid_and_fresh_each_time():
+def test_defaults_are_valid_and_not_shared():
     cfg = get_config()
     validate_config(cfg)
     cfg.SOLVER.BASE_LR = 7.0
     assert get_config().SOLVER.BASE_LR != 7.0
 
 
-def test_file_over_defaults_over_overrides(write):
+def test_overrides_take_precedence_over_file_and_file_over_defaults(write):
     path = write("SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\nMODEL: {PVT: {VARIANT: pvt_tiny}}\n")
     cfg = load_config(path, ["SOLVER.MAX_ITER", "9"])
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.MODEL.PVT.VARIANT) == (0.5, 9, "pvt_tiny")
@@ -50,7 +50,7 @@ def test_file_over_defaults_over_overrides(write):
     assert not cfg.is_frozen()
 
 
-def test_later_bases_win_and_the_leaf_wins_over_all(tmp_path, write):
+def test_later_bases_and_the_file_itself_take_precedence(tmp_path, write):
     (tmp_path / "base").mkdir()
     write("SOLVER: {BASE_LR: 1.0, GAMMA: 0.5, MOMENTUM: 0.1}\n", "base/root.yaml")
     write("_BASE_: root.yaml\nSOLVER: {BASE_LR: 2.0, GAMMA: 0.6}\n", "base/one.yaml")
@@ -63,7 +63,7 @@ def test_later_bases_win_and_the_leaf_wins_over_all(tmp_path, write):
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("SOLVER.BASE_LR", "1e-4", 1e-4),  # YAML 1.1 reads this as a text
+        ("SOLVER.BASE_LR", "1e-4", 1e-4),  # YAML 1.1 reads this as a string
         ("SOLVER.BASE_LR", "1", 1.0),
         ("SOLVER.STEPS", "(60000, 80000)", (60000, 80000)),
         ("SOLVER.STEPS", "[5]", (5,)),
@@ -79,7 +79,7 @@ def test_later_bases_win_and_the_leaf_wins_over_all(tmp_path, write):
         ("SEED", "-1", -1),
     ],
 )
-def test_values_mean_the_same_in_a_file_and_on_the_command_line(write, key, text, value):
+def test_values_are_parsed_alike_in_files_and_on_the_command_line(write, key, text, value):
     base = "MODEL: {META_ARCHITECTURE: PVTRetinaNet}\nSEED: 5\n"
     lines, indent = "", ""
     for name in key.split("."):
@@ -87,8 +87,8 @@ def test_values_mean_the_same_in_a_file_and_on_the_command_line(write, key, text
         indent += "  "
     write(base, "base.yaml")
     in_file = load_config(write(f"_BASE_: base.yaml\n{lines[:-1]} {text}\n")) if key != "MODEL.WEIGHTS" else None
-    on_line = load_config(write(base), [key, text])
-    for cfg in filter(None, (in_file, on_line)):
+    on_command_line = load_config(write(base), [key, text])
+    for cfg in filter(None, (in_file, on_command_line)):
         node = cfg
         for name in key.split("."):
             node = node[name]
@@ -96,9 +96,9 @@ def test_values_mean_the_same_in_a_file_and_on_the_command_line(write, key, text
         assert type(node) is type(value)
 
 
-def test_dump_loads_again_to_the_same(write):
+def test_dump_can_be_loaded_again(write):
     cfg = load_config(ROOT / "configs/cascade_mask_rcnn_pvt_small.yaml", ["SOLVER.BETAS", "(0.8, 0.99)"])
-    assert "*id001" in cfg.dump()  # tuples that Detectron2's defaults share
+    assert "*id001" in cfg.dump()  # YAML aliases of tuples that Detectron2's defaults share
     again = load_config(write(cfg.dump()))
     assert again == cfg
     assert type(again.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS[1]) is tuple
@@ -124,7 +124,7 @@ def test_dump_loads_again_to_the_same(write):
         ("SOLVER: {MAX_ITER: " + "9" * 5000 + "}", ["digits"]),
         ("SEED: 2020-13-45", ["month"]),
         ("MODEL: {MASK_ON: 1}", ["MODEL.MASK_ON = 1", "true or false"]),
-        ("DATASETS: {TRAIN: [1]}", ["DATASETS.TRAIN", "a text"]),
+        ("DATASETS: {TRAIN: [1]}", ["DATASETS.TRAIN", "a string"]),
         ("TEST: {EXPECTED_RESULTS: [[2020-01-01]]}", ["TEST.EXPECTED_RESULTS"]),
         ("SEED: 1\nSEED: 2", ["line 2", "SEED appears twice", "line 1"]),
         ("SEED: &a 1\nVIS_PERIOD: *a", ["line 2", "alias *a"]),
@@ -140,11 +140,11 @@ def test_dump_loads_again_to_the_same(write):
         ("_BASE_: null", ["_BASE_", "file name"]),
         ("_BASE_: nowhere.yaml", ["nowhere.yaml", "named by _BASE_ in"]),
         ("_BASE_: base.py", ["base.py", "Python configs are not run"]),
-        ("_BASE_: .", ["named by _BASE_", "is a folder; expected a .yaml file"]),
+        ("_BASE_: .", ["named by _BASE_", "is a folder. Expected a .yaml file"]),
         ("VERSION: 1", ["VERSION = 1", "expected 2"]),
     ],
 )
-def test_broken_files_are_refused_by_name(write, text, expected):
+def test_broken_files_are_reported_with_their_name(write, text, expected):
     path = write(text + "\n")
     message = refusal(path)
     assert str(path) in message
@@ -181,25 +181,25 @@ def test_broken_files_are_refused_by_name(write, text, expected):
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]", "expected 1 list or 5"),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[]]", "above 0"),
         ("INPUT.MIN_SIZE_TRAIN", "[]", "one or more sizes"),
-        ("INPUT.CROP_BRANCH.SIZE", "(600, 384)", "least"),
+        ("INPUT.CROP_BRANCH.SIZE", "(600, 384)", "minimum and maximum"),
         ("INPUT.MOSAIC.PROBABILITY", "1.5", "0 to 1"),
-        ("INPUT.MOSAIC.SCALE", "(1.5, 0.5)", "least"),
+        ("INPUT.MOSAIC.SCALE", "(1.5, 0.5)", "minimum and maximum"),
         ("INPUT.COPY_PASTE.PROBABILITY", "0.5", "MODEL.MASK_ON"),
         ("INPUT.LARGE_SCALE_JITTER.SIZE", "(0, 10)", "at least 1 pixel"),
-        ("INPUT.SIZE_DIVISOR_TEST", "32", "SemanticSegmentor alone has this"),
+        ("INPUT.SIZE_DIVISOR_TEST", "32", "SemanticSegmentor alone supports this"),
     ],
 )
-def test_values_out_of_their_range_are_refused(key, value, expected):
+def test_values_out_of_range_are_refused(key, value, expected):
     message = refusal(ROOT / "configs/retinanet_pvt_tiny.yaml", [key, value])
     assert key in message
     assert expected in message
 
 
-def test_file_that_is_its_own_base(write, tmp_path):
+def test_file_that_inherits_from_itself_is_refused(write, tmp_path):
     assert "self.yaml → " in refusal(write("_BASE_: self.yaml\n", "self.yaml"))
 
 
-def test_missing_file_suggests_its_neighbours(tmp_path):
+def test_missing_file_suggests_similar_names(tmp_path):
     message = refusal(ROOT / "configs/retinanet_pvt_tinny.yaml")
     assert "Did you mean retinanet_pvt_tiny.yaml" in message
     assert "this config is a folder" in refusal_of_folder(tmp_path)
@@ -210,7 +210,7 @@ def refusal_of_folder(tmp_path) -> str:
     return refusal(tmp_path / "folder.yaml")
 
 
-def test_links_in_a_circle_and_bytes_are_refused(tmp_path):
+def test_circular_links_and_binary_files_are_refused(tmp_path):
     (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
     assert "loop.yaml" in refusal(tmp_path / "loop.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00S")
@@ -228,7 +228,7 @@ def test_links_in_a_circle_and_bytes_are_refused(tmp_path):
         (["SOLVER.MAX_ITER", "((((" * 3000], "an integer"),
     ],
 )
-def test_bad_overrides_are_refused(overrides, expected):
+def test_invalid_overrides_are_refused(overrides, expected):
     message = refusal(ROOT / "configs/retinanet_pvt_tiny.yaml", overrides)
     assert message.startswith("command line")
     assert expected in message
@@ -252,8 +252,8 @@ def test_mutated_files_load_or_are_refused(tmp_path, start, length, insert, swap
     assert yaml.safe_load(cfg.dump())["MODEL"]["META_ARCHITECTURE"]
 
 
-def test_config_loads_in_a_process_of_its_own():
-    """Config, models and builders import one another: no order of imports may fail."""
+def test_config_can_be_imported_first():
+    """Config, models and builders import each other, so a fresh process checks for circular imports."""
     code = (
         "from pvt_det.config import load_config; print(load_config('configs/retinanet_pvt_tiny.yaml').SOLVER.MAX_ITER)"
     )

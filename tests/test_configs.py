@@ -1,4 +1,4 @@
-"""Every config that is shipped: loads, is short, builds its model; and every key the package adds is read."""
+"""Tests of the shipped configs: they load, are short, and build their models; every added key is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pvt_det.models import list_models
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-# configs/classification is read by another loader.
+# configs/classification has a different loader.
 FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if "classification" not in p.parts)
 LEAVES = [p for p in FILES if p.parent.name != "base"]
 PUBLISHED = [
@@ -61,7 +61,7 @@ def test_leaf_loads_and_builds(path):
         assert len(path.read_text().splitlines()) < 15
 
 
-def test_every_published_row_has_its_config():
+def test_every_published_result_has_a_config():
     v1 = [f"pvt_{size}" for size in ("tiny", "small", "medium", "large")]
     baselines = [f"R_{depth}" for depth in (18, 50, 101)]
     v2 = [name for name in list_models() if name.startswith("pvt_v2")]
@@ -77,7 +77,7 @@ def test_every_published_row_has_its_config():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_name_tells_backbone_and_weights(name):
+def test_name_matches_backbone_and_weights(name):
     cfg = load(name)
     backbone = re.search(r"(pvt_(?:v2_)?[a-z0-9]+(?:_li)?|R_\d+)", name)[1]
     if backbone.startswith("R_"):
@@ -88,7 +88,7 @@ def test_name_tells_backbone_and_weights(name):
         assert (0.0 if backbone in ("pvt_medium", "pvt_large") else 0.1) == cfg.MODEL.PVT.DROP_PATH_RATE
 
 
-# Millions of parameters: published for v1 and ResNet, the detection backbone's own and 10.25 for v2.
+# Parameters in millions: published totals for PVT v1 and ResNet; backbones for v2, whose RetinaNets add 10.25.
 RETINANET = {"R_18": 21.3, "R_50": 37.7, "R_101": 56.7}
 RETINANET |= {"pvt_tiny": 23.0, "pvt_small": 34.2, "pvt_medium": 53.9, "pvt_large": 71.1}
 V2_BACKBONES = {"b0": 3.41, "b1": 13.50, "b2": 24.85, "b2_li": 22.04, "b3": 44.73, "b4": 62.04, "b5": 81.44}
@@ -100,8 +100,8 @@ MASK_RCNN |= {"pvt_tiny": 32.9, "pvt_small": 44.1, "pvt_medium": 63.9, "pvt_larg
     ("name", "millions"),
     [(f"retinanet_{k}", v) for k, v in RETINANET.items()] + [(f"mask_rcnn_{k}", v) for k, v in MASK_RCNN.items()],
 )
-def test_parameters_are_the_published(name, millions):
-    """The published counts of ResNets leave out the frozen stem and res2, but not the BatchNorms of later stages."""
+def test_parameter_counts_match_the_published_ones(name, millions):
+    """The published counts of ResNets exclude the frozen stem and res2, but include BatchNorms of later stages."""
     model = build_without_memory(load(name))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     norms = sum(b.numel() for k, b in model.named_buffers() if re.search(r"res[345].*norm\.(weight|bias)$", k))
@@ -109,12 +109,12 @@ def test_parameters_are_the_published(name, millions):
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if re.fullmatch(r"retinanet_pvt_(tiny|small|v2_b\d(_li)?)", n)])
-def test_retinanet_is_the_backbone_and_10_25_million(name):
+def test_retinanet_adds_10_25_million_parameters_to_the_backbone(name):
     model = build_without_memory(load(name))
     backbone = count(model.backbone.bottom_up) / 1e6
     if "v2" in name:
         assert backbone == pytest.approx(V2_BACKBONES[name.removeprefix("retinanet_pvt_v2_")], abs=0.006)
-    # b0's last maps are narrower than the others'.
+    # b0 has fewer channels in its last maps than the other variants.
     assert count(model) / 1e6 - backbone == pytest.approx(9.54 if name.endswith("b0") else 10.25, abs=0.006)
 
 
@@ -181,7 +181,7 @@ def test_detectron2_recipe(name):
     assert not cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES
 
 
-def test_anchor_sizes_are_the_octaves():
+def test_anchor_sizes_are_fractions_of_octaves():
     sizes = load("retinanet_pvt_tiny").MODEL.ANCHOR_GENERATOR.SIZES
     for level, row in enumerate(sizes):
         assert row == pytest.approx([4 * 8 * 2**level * 2 ** (k / 3) for k in range(3)], rel=1e-14)
@@ -199,17 +199,19 @@ ADDED = sorted(keys_of(get_config()) - keys_of(get_cfg()))
 
 
 @pytest.mark.parametrize("key", ADDED)
-def test_every_added_key_is_read(key):
-    """Somewhere outside `pvt_det/config` its section and its name stand in one file, as attributes or as text."""
+def test_every_added_key_is_used(key):
+    """A file outside `pvt_det/config` contains both the section and the name of the key."""
     section, name = key.split(".")[-2:]
     sources = [p for p in (ROOT / "pvt_det").rglob("*.py") if "config" not in p.relative_to(ROOT).parts]
     # TRAIN_JSON and VAL_JSON are also read as f"{part}_JSON".
     read = rf"\.{name}\b|\}}_{name.partition('_')[2] or name}\b"
-    texts = [p.read_text() for p in sources]
-    assert any(re.search(rf"\.{section}\b", text) and re.search(read, text) for text in texts), f"no code reads {key}"
+    contents = [p.read_text() for p in sources]
+    assert any(re.search(rf"\.{section}\b", text) and re.search(read, text) for text in contents), (
+        f"no code reads {key}"
+    )
 
 
-def test_every_added_key_is_explained():
+def test_every_added_key_has_a_comment():
     lines = (ROOT / "pvt_det/config/keys.py").read_text().partition("def add_pvt_config")[2].splitlines()
     for number, line in enumerate(lines):
         if re.match(r"    cfg\.[A-Z_.]+ = (?!CfgNode\(\))", line):

@@ -1,4 +1,4 @@
-"""Set-up: what the package says of itself, and Detectron2's repacking."""
+"""Tests of the package metadata, the setup script, and the repacking of Detectron2's wheel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pvt_det
 from tools import setup_env
 
 
-def test_setup_py_states_version_licence_and_python(repo_root: Path) -> None:
+def test_setup_py_has_name_version_and_license(repo_root: Path) -> None:
     command = [sys.executable, "setup.py", "-q", "--name", "--version", "--license"]
     lines = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=True).stdout.split()
     assert lines == ["pvt_det", pvt_det.__version__, "Apache-2.0"]
@@ -46,7 +46,7 @@ def hash_of(content: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def repacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small wheel made like the published one, repacked."""
+    """A small wheel with the published wheel's structure, repacked."""
     folder = tmp_path_factory.mktemp("wheels")
     source = folder / "sal_detectron2-0.7.2-cp310-none-any.whl"
     record = "sal_detectron2-0.7.2.dist-info/RECORD"
@@ -58,7 +58,7 @@ def repacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return setup_env.repack(source, folder / "pure", sys.executable)
 
 
-def test_repacked_wheel_holds_python_only(repacked: Path) -> None:
+def test_repacked_wheel_contains_only_python(repacked: Path) -> None:
     assert repacked.name == "sal_detectron2-0.7.2+pure-py3-none-any.whl"
     info = "sal_detectron2-0.7.2+pure.dist-info"
     with zipfile.ZipFile(repacked) as archive:
@@ -79,7 +79,7 @@ def test_repacked_wheel_holds_python_only(repacked: Path) -> None:
         assert len(record) == len(archive.namelist())
 
 
-def test_repacked_wheel_states_what_it_needs(repacked: Path) -> None:
+def test_repacked_wheel_lists_its_requirements(repacked: Path) -> None:
     with zipfile.ZipFile(repacked) as archive:
         text = archive.read("sal_detectron2-0.7.2+pure.dist-info/METADATA").decode()
     metadata = message_from_string(text)
@@ -93,7 +93,7 @@ def test_repacked_wheel_states_what_it_needs(repacked: Path) -> None:
     ]
 
 
-def test_set_up_does_nothing_when_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_is_skipped_if_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installs: list[str] = []
     monkeypatch.setattr(setup_env, "install", installs.append)
     python = setup_env.venv_python(tmp_path)
@@ -108,7 +108,7 @@ def test_set_up_does_nothing_when_nothing_changed(tmp_path: Path, monkeypatch: p
     assert len(installs) == 2
 
 
-def test_a_failed_set_up_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_setup_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(python: str) -> None:
         raise setup_env.SetupError(python)
 
@@ -122,21 +122,19 @@ def test_a_failed_set_up_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monk
             setup_env.set_up_venv(tmp_path)
 
 
-def test_an_old_python_is_refused_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_old_python_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(setup_env.sys, "version_info", (3, 9, 2))
     assert setup_env.main([]) == 1
     assert "this is Python 3.9" in (error := capsys.readouterr().err)
     assert "python3.11 tools/setup_env.py" in error
 
 
-def test_a_missing_venv_module_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_venv_module_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup_env.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
     with pytest.raises(setup_env.SetupError, match="apt install python3-venv"):
         setup_env.create_venv(tmp_path / ".venv")
 
 
-def test_a_failing_command_is_named() -> None:
+def test_failing_command_is_reported() -> None:
     with pytest.raises(setup_env.SetupError, match=r"sys\.exit\(3\)` ended with exit code 3"):
         setup_env.run([sys.executable, "-c", "import sys; sys.exit(3)"])

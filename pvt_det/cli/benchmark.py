@@ -1,7 +1,7 @@
 """Measure latency and memory of your model on this machine, or find the largest batch that fits.
 
-A model is a run's output folder, a config file, or a variant of the PVT trunk by its name. A run is measured with its
-own weights, other models with random ones. The images are random.
+A model is a run folder, a config file, or the name of a PVT variant. A run is measured with its trained weights, other
+models with random weights. The images are random.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from pvt_det.utils.tables import as_table
 _REPEATS, _MEMORY_GIB = 5, 16.0
 _EXAMPLES = f"""
 examples:
-  latency and memory of a trained run, in both number formats:
+  latency and memory of a trained model, in fp32 and bf16:
     %(prog)s --models output/mine --sizes 1x800x1333 --dtypes fp32 bf16
-  two trunks in inference:
+  two PVT trunks in inference:
     %(prog)s --models pvt_small pvt_v2_b2 --modes inference
   the largest batch that fits into 16 GiB, with and without activation checkpointing:
     %(prog)s --plan --memory 16 --models configs/retinanet_pvt_small.yaml --sizes 1x800x1333
 
 variants: {", ".join(VARIANTS)}
-A training step is the forward and the backward pass. A step's peak memory is measured in a process of its own. The plan
-counts the whole process, including the state of AdamW.
+A training step is a forward and a backward pass. Peak memory is measured in a separate process. --plan counts the whole
+process, including the state of AdamW.
 exit codes: 0 done, 2 configuration, 4 checkpoint
 """
-# Measurements as values for JSON under their names, and their table.
+# Measurements as JSON values by name, and their table.
 Results = tuple[Sequence[dict[str, Any]], Table]
 
 
@@ -55,32 +55,46 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     default, cores = "cuda" if torch.cuda.is_available() else "cpu", len(os.sched_getaffinity(0))
-    add("--models", nargs="+", required=True, metavar="MODEL", help="output folders, config files or variants")
+    add("--models", nargs="+", required=True, metavar="MODEL", help="run folders, config files or PVT variants")
     sizes = "batch, height and width of the images (1x800x1216)"
     add("--sizes", nargs="+", type=image_size, default=[(1, 800, 1216)], metavar="BxHxW", help=sizes)
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
-    add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="number formats, bf16 by autocast (fp32)")
+    add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="number formats; bf16 uses autocast (fp32)")
     add("--device", type=device, default=torch.device(default), help=f"such as cpu or cuda:1 ({default})")
-    add("--repeats", type=positive_int, metavar="N", help=f"steps that are timed ({_REPEATS})")
+    add("--repeats", type=positive_int, metavar="N", help=f"number of timed steps ({_REPEATS})")
     add("--plan", action="store_true", help="find the largest batch that fits into --memory")
-    add("--memory", type=float, metavar="GIB", help=f"for --plan ({_MEMORY_GIB:g})")
-    add("--threads", type=positive_int, default=cores, metavar="N", help="of the CPU (all cores)")
-    add("--json", type=Path, metavar="FILE", help="write the results and the environment to a file")
+    add("--memory", type=float, metavar="GIB", help=f"memory limit for --plan ({_MEMORY_GIB:g})")
+    add("--threads", type=positive_int, default=cores, metavar="N", help="number of CPU threads (all cores)")
+    add("--json", type=Path, metavar="FILE", help="write the results and the environment to this file")
     return parser
 
 
 def device(text: str) -> torch.device:
-    """Parse a device that PyTorch can compute on."""
+    """Parse a device that PyTorch can compute on.
+
+    Args:
+        text: Value of the option, such as "cpu" or "cuda:1".
+
+    Raises:
+        argparse.ArgumentTypeError: The device is unknown or not available.
+    """
     if not is_device(text):
-        raise argparse.ArgumentTypeError(f"{text}: expected cpu or cuda, or one of several GPUs, such as cuda:1")
-    found = torch.device(text)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"{text}: PyTorch sees no GPU here")
-    return found
+        raise argparse.ArgumentTypeError(f"{text}: expected cpu, cuda, or a GPU by its index, such as cuda:1")
+    parsed = torch.device(text)
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{text}: PyTorch finds no GPU on this machine")
+    return parsed
 
 
 def image_size(text: str) -> tuple[int, int, int]:
-    """Parse batch, height and width, such as "1x800x1216"."""
+    """Parse batch size, height and width of the images.
+
+    Args:
+        text: Value of the option, such as "1x800x1216".
+
+    Raises:
+        argparse.ArgumentTypeError: The value is not of this form, or a number is 0.
+    """
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
     if match is None or min(size := (int(match[1]), int(match[2]), int(match[3]))) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxHEIGHTxWIDTH, such as 1x800x1216")
@@ -88,41 +102,62 @@ def image_size(text: str) -> tuple[int, int, int]:
 
 
 def positive_int(text: str) -> int:
-    """Parse an integer of 1 or more."""
+    """Parse an integer of 1 or more.
+
+    Args:
+        text: Value of the option.
+
+    Raises:
+        argparse.ArgumentTypeError: The value is not such an integer.
+    """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
     return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print one table and write it where asked; return the exit code."""
+    """Measure the models, print a table, and write it to a file with `--json`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     _check_options(args)
     return report(args, _plan if args.plan else _measure)
 
 
 def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace], Results]) -> int:
-    """Print the environment and a table of measurements, and write both where `--json` asks; return the exit code.
+    """Print the environment and a table of measurements, and write both to a file with `--json`.
 
     Args:
-        args: The options `device`, `threads` and `json`.
-        measure: Returns the measurements, as values for JSON under their names, and their table.
+        args: Parsed options; `device`, `threads` and `json` are used here.
+        measure: Function of `args` that returns the measurements, as JSON values by name, and their table.
+
+    Returns:
+        The exit code.
     """
     if args.json:
         make_parent_folder(args.json)
     torch.set_num_threads(args.threads)
-    found = environment(args.device)
-    # The tables have many columns, and a file or a pipe has no width.
+    versions = environment(args.device)
+    # The tables have many columns, and files and pipes have no width.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(" · ".join(f"{key} {value}" for key, value in found.items()), style="dim", highlight=False)
+    console.print(" · ".join(f"{key} {value}" for key, value in versions.items()), style="dim", highlight=False)
     rows, table = measure(args)
     console.print(table)
     if args.json:
-        args.json.write_text(json.dumps({"environment": found, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps({"environment": versions, "rows": rows}, indent=1))
     return 0
 
 
 def format_time(seconds: float | None) -> str:
-    """Write a step's time in milliseconds, or that it ran out of memory where there is none."""
+    """Format the time of a step in milliseconds.
+
+    Args:
+        seconds: Time in seconds; None means that the step ran out of memory.
+    """
     return "out of memory" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
@@ -132,11 +167,11 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise ConfigError(f"--memory {args.memory}: expected more than 0 GiB.")
     if args.plan and args.repeats:
-        raise ConfigError("--repeats has no effect with --plan, which measures memory alone. Leave it out.")
+        raise ConfigError("--repeats has no effect with --plan, which measures memory only. Leave it out.")
 
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
-    # All of them before the first is measured, which takes long.
+    # Load all configs before the first measurement, which takes long.
     for model in args.models:
         if model not in VARIANTS:
             load_config(find_config(model))
@@ -146,7 +181,7 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def _measure(args: argparse.Namespace) -> Results:
     rows = [measure_latency(case, args.device, args.repeats or _REPEATS) for case in _cases(args)]
-    shown = [
+    cells = [
         {
             **{key: row[key] for key in ("model", "weights", "mode", "dtype")},
             "images": f"{row['batch']}x3x{row['height']}x{row['width']}",
@@ -157,14 +192,18 @@ def _measure(args: argparse.Namespace) -> Results:
         }
         for row in rows
     ]
-    return rows, _table(shown, "Peak memory: of one step, without the model and the images")
+    return rows, _table(cells, "Peak memory: one step, without the model and the images")
 
 
 def _plan(args: argparse.Namespace) -> Results:
     memory = args.memory or _MEMORY_GIB
-    cases = [replace(case, checkpointed=again) for case in _cases(args) for again in (False, case.mode == "training")]
+    cases = [
+        replace(case, checkpointed=checkpointed)
+        for case in _cases(args)
+        for checkpointed in (False, case.mode == "training")
+    ]
     rows = [plan_batch(case, 1024 * memory, args.device) for case in dict.fromkeys(cases)]
-    shown = [
+    cells = [
         {
             **{key: row[key] for key in ("model", "mode", "dtype")},
             "image": f"{row['height']}x{row['width']}",
@@ -176,7 +215,7 @@ def _plan(args: argparse.Namespace) -> Results:
         }
         for row in rows
     ]
-    return rows, _table(shown, f"Fits into {memory:.1f} GiB: the whole process with the state of AdamW")
+    return rows, _table(cells, f"Fits into {memory:.1f} GiB: the whole process, including the state of AdamW")
 
 
 def _table(rows: Sequence[dict[str, str]], caption: str) -> Table:

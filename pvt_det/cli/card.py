@@ -1,6 +1,6 @@
-"""Make a folder to share of a finished run: model card, weights as safetensors, config; push it to Hugging Face.
+"""Create a folder to share a trained model (model card, safetensors weights, config), and push it to Hugging Face.
 
-A classifier's run gives its options and the names of its classes instead of a config.
+For a classifier, the folder has its options and class names instead of a config.
 """
 
 from __future__ import annotations
@@ -18,37 +18,46 @@ from pvt_det.utils.cli import ArgumentParser
 _EXAMPLES = """
 examples:
   %(prog)s output/mine --output share/mine --license cc-by-4.0 --authors "Ada Lovelace"
-  to the Hugging Face hub, under your login (hf auth login):
+  push it to the Hugging Face Hub (log in with hf auth login):
     %(prog)s output/mine --output share/mine --license cc-by-4.0 --push ada/blood-cells --private
 
-The config goes without the paths of this machine.
+The config is written without the paths of this machine.
 """
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of a run of train or train-cls")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best")
-    parser.add_argument("--license", default=NOT_STATED, metavar="SPDX", help="of the weights, such as cc-by-4.0")
-    parser.add_argument("--data-license", default=NOT_STATED, metavar="SPDX", help="of the training data")
-    parser.add_argument("--authors", default=NOT_STATED, metavar="NAMES", help="who trained it")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="put the folder into this repository of the hub")
-    parser.add_argument("--private", action="store_true", help="make the repository visible to its owner alone")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of train or train-cls")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
+    parser.add_argument(
+        "--license", default=NOT_STATED, metavar="SPDX", help="license of the weights, such as cc-by-4.0"
+    )
+    parser.add_argument("--data-license", default=NOT_STATED, metavar="SPDX", help="license of the training data")
+    parser.add_argument("--authors", default=NOT_STATED, metavar="NAMES", help="who trained the model")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="push the folder to this repository of the hub")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the folder, and push it where asked; gives the exit code."""
+    """Write the folder, and push it with `--push`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     if args.private and not args.push:
-        raise ConfigError("--private is for --push.")
-    of_detector = (args.run / CONFIG_NAME).is_file() or not (args.run / OPTIONS_NAME).is_file()
-    kind = card if of_detector else classification_card
+        raise ConfigError("--private has no effect without --push. Add --push OWNER/NAME, or leave --private out.")
+    is_detector = (args.run / CONFIG_NAME).is_file() or not (args.run / OPTIONS_NAME).is_file()
+    kind = card if is_detector else classification_card
     kind.write_folder(args.run, args.output, Terms(args.license, args.data_license, args.authors), args.weights)
     print(f"{args.output}: {', '.join(sorted(path.name for path in args.output.iterdir()))}")
     if args.license == NOT_STATED:
-        print("No licence is stated, so that nobody may use the weights: add --license.")
+        print("No license is stated, so nobody may use the weights. Add --license.")
     if args.push:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError

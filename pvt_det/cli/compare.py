@@ -3,8 +3,8 @@
 Example:
     %(prog)s output/pvt_tiny output/resnet18 --format markdown --output comparison.md
 
-The first run is what the others are compared with; differences come with a bootstrap interval of 95 percent over the
-images. Differing recipes or data are warned of on stderr.
+All runs are compared with the first one. Differences come with a bootstrap interval of 95 percent over the images.
+Different recipes or data sets cause a warning on stderr.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
 
-# Wide enough for the plain table in a file.
+# Width of the plain table in files and pipes, in characters.
 _FILE_WIDTH = 240
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the runs, print the table, and write it where asked."""
+    """Compare the runs, print the table, and write it to a file with `--output`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     if args.bootstrap < 1:
         raise ConfigError(f"--bootstrap {args.bootstrap}: expected 1 or more.")
@@ -58,19 +65,23 @@ def _gmacs(run: Run) -> str:
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run, or its results.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its results.json")
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument(
-        "--bootstrap", type=int, default=BOOTSTRAP, metavar="N", help=f"samples of an interval (default {BOOTSTRAP})"
+        "--bootstrap",
+        type=int,
+        default=BOOTSTRAP,
+        metavar="N",
+        help=f"number of bootstrap samples (default {BOOTSTRAP})",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=TOLERANCE,
         metavar="POINTS",
-        help="how far a measured number may be from the published one and count as reproduced (default %(default)s)",
+        help="largest difference from the published number that counts as reproduced (default %(default)s)",
     )
     return parser

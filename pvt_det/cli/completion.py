@@ -1,4 +1,4 @@
-"""Print the script that lets a shell complete commands and options with the Tab key."""
+"""Print a completion script for your shell, which completes commands and options with the Tab key."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ examples:
   zsh:   %(prog)s zsh > ~/.zfunc/_pvt-det     (with fpath+=~/.zfunc before compinit)
   fish:  %(prog)s fish > ~/.config/fish/completions/pvt-det.fish
 """
-# What an option's or word's placeholder in the help stands for, where that is a file or a folder.
+# Placeholders in the help that mean a file or a folder.
 _PLACES = {"DIR": shtab.DIR, "IMAGES": shtab.DIR} | dict.fromkeys(
     ("ANNOTATIONS", "FILE", "IMAGE", "INPUT", "PNG", "RUN"), shtab.FILE
 )
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
+    """Print the completion script.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     parser = pvt_det.cli.main.build_parser(lambda name: [_with_places(load(name).build_parser())])
     print(shtab.complete(parser, args.shell))
     return 0
 
 
 def _with_places(parser: ArgumentParser) -> ArgumentParser:
-    """The same parser, its options told to complete files and folders."""
+    """Make the options of a parser complete files and folders; return the parser."""
     for action in parser._actions:
         if place := _PLACES.get(str(action.metavar)):
             action.complete = place  # type: ignore[attr-defined]

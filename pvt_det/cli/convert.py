@@ -1,4 +1,4 @@
-"""Convert weights between layouts: another code base's detector for one of our configs, or ours for others."""
+"""Convert weights: a detector of another code base for a config of this package, or this package's for others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_check
 
 _EXAMPLES = """
 examples:
-  a detector of MMDetection or of the published PVT code, for our config; then evaluate it:
+  convert a detector of MMDetection or of the published PVT code, then evaluate it:
     %(prog)s retinanet_pvt-t_fpn_1x_coco --config-file configs/retinanet_pvt_tiny.yaml \\
         --output retinanet_pvt_tiny.pth
     pvt-det eval --config-file configs/retinanet_pvt_tiny.yaml \\
         MODEL.WEIGHTS retinanet_pvt_tiny.pth
-  the trunk of our detector, for others' code:
+  the trunk of a detector of this package, for other code:
     %(prog)s output/model_final.pth --to published --output trunk.pth
-  a safetensors file of anything:
+  any weights as a safetensors file:
     %(prog)s pvt://pvt_small --to safetensors --output pvt_small.safetensors
 
 exit codes: 0 done, 2 configuration, 4 checkpoint
@@ -29,19 +29,19 @@ exit codes: 0 done, 2 configuration, 4 checkpoint
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(
         description=__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="a file, or anything else that MODEL.WEIGHTS takes")
+    parser.add_argument("source", help="checkpoint file, or any other value of MODEL.WEIGHTS")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--config-file", metavar="FILE", help="write the whole detector that this config describes")
+    target.add_argument("--config-file", metavar="FILE", help="convert to the complete detector of this config")
     target.add_argument(
         "--to",
         choices=("published", "safetensors"),
-        help="published: the trunk or classifier alone, with the published names, as .pth; safetensors: everything, "
+        help="published: only the trunk or classifier, with the published names, as .pth; safetensors: all weights, "
         "with this package's names, as .safetensors",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".pth or .safetensors")
@@ -49,13 +49,20 @@ def build_parser() -> ArgumentParser:
 
 
 def for_config(source: str, config_file: str) -> dict[str, Tensor]:
-    """Fit a detector's weights to the model of a config, and print the coverage.
+    """Load a detector's weights into the model of a config, and print how many tensors match.
+
+    Args:
+        source: Checkpoint file, or any other value of `MODEL.WEIGHTS`.
+        config_file: Config of the detector.
+
+    Returns:
+        The loaded tensors by name.
 
     Raises:
-        CheckpointError: If the file does not give every weight of the model, as a classifier does not.
-        ConfigError: If the config is at fault.
+        CheckpointError: The file does not have all weights of the model, as with a classifier's weights.
+        ConfigError: The config is invalid.
     """
-    # Imported here, so that the other conversions work without Detectron2.
+    # Imported here so that the other conversions work without Detectron2.
     from detectron2.modeling import build_model
 
     from pvt_det.config import load_config
@@ -69,7 +76,14 @@ def for_config(source: str, config_file: str) -> dict[str, Tensor]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert one file; gives the exit code."""
+    """Convert one file.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     suffix = ".safetensors" if args.to == "safetensors" else ".pth" if args.to else args.output.suffix
     if args.output.suffix != suffix or suffix not in (".pth", ".safetensors"):
         raise ConfigError(

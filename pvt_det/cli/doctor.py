@@ -15,31 +15,40 @@ from pvt_det.utils.cli import ArgumentParser
 _EXAMPLES = """
 examples:
   %(prog)s
-  %(prog)s --output /data/runs     with the disk that runs will be written to
+  %(prog)s --output /data/runs     also check the disk of this output folder
 
-Under each problem stands the command that mends it. A note is of what is small, slow or not there, perhaps as you want
-it.
+Each problem comes with the command that fixes it. A note means that something is small, slow or missing, which may be
+intended.
 exit codes: 0 no problem, 1 something does not work
 """
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "bold red")}
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="%(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), metavar="DIR", help="folder for runs (%(default)s)"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is found; gives 1 where there is a problem."""
+    """Print the state of this machine.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code: 1 if there is a problem, 0 otherwise.
+    """
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     problems = 0
     for finding in examine(args.output):
         mark, style = _MARKS[finding.state]
         console.print(Text.assemble((f"{mark:8}", style), (f"{finding.name}: ", "bold"), finding.found))
         if finding.state != "ok":
-            console.print(Text(f"        → {finding.remedy}"))
+            console.print(Text(f"        → {finding.fix}"))
         problems += finding.state == "problem"
-    console.print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "no problem", style="bold")
+    console.print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "no problems", style="bold")
     return 1 if problems else 0

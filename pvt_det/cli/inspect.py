@@ -1,13 +1,13 @@
-"""Check and show a data set before training on it, and write a config that trains on it.
+"""Check a data set before training, show statistics and images, and write a config to train on it.
 
 Example:
     %(prog)s train.json images/ --val-json val.json --val-images images/ --html report.html --write-config mine.yaml
 
-Reads COCO's json, CVAT's xml, and folders of Pascal VOC's xml or YOLO's txt files; of Pascal VOC also the lists of
-ImageSets/Main, such as train.txt. What is wrong is fixed, dropped or refused as training would do it.
+Reads COCO json, CVAT xml, and folders of Pascal VOC xml or YOLO txt files. For Pascal VOC, also a list of
+ImageSets/Main, such as train.txt. Problems are fixed, dropped or refused as in training.
 
-exit codes: 0 the data can be trained on, 2 configuration, 3 training refuses it; with --strict also where there is
-anything to look at
+exit codes: 0 training accepts the data, 2 configuration, 3 training refuses the data, or --strict finds anything to
+report
 """
 
 from __future__ import annotations
@@ -38,44 +38,59 @@ _MODEL = "pvt_tiny"
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="file, or folder of files")
+    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="annotation file, or folder of them")
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of the images")
-    parser.add_argument("--val-json", type=Path, metavar="FILE", help="annotations to evaluate on, of any format too")
-    parser.add_argument("--val-images", type=Path, metavar="DIR", help="their images; without it IMAGES")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, a single file")
     parser.add_argument(
-        "--check-data", choices=CHOICES["DATASETS.CHECK"], default="fast", help="how the images are checked"
+        "--val-json", type=Path, metavar="FILE", help="annotations to evaluate on, in any of these formats"
+    )
+    parser.add_argument("--val-images", type=Path, metavar="DIR", help="images of --val-json (default: IMAGES)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with images to this single file")
+    parser.add_argument(
+        "--check-data", choices=CHOICES["DATASETS.CHECK"], default="fast", help="how to check the images"
     )
     parser.add_argument(
-        "--on-error", choices=CHOICES["DATASETS.ON_ERROR"], default="stop", help="what to do about broken data"
+        "--on-error", choices=CHOICES["DATASETS.ON_ERROR"], default="stop", help="what to do with broken data"
     )
-    parser.add_argument("--strict", dest="on_error", action="store_const", const="strict", help="--on-error strict")
-    parser.add_argument("--allow-outside", action="store_true", help="file names may lead out of IMAGES")
-    config = parser.add_argument_group("a config for training")
-    config.add_argument("--write-config", type=Path, metavar="FILE", help="write it here")
-    config.add_argument("--task", choices=TASKS, help="default: mask-rcnn where every object has a mask")
-    config.add_argument("--model", choices=list_models(), metavar="NAME", help=f"default {_MODEL}")
+    parser.add_argument(
+        "--strict", dest="on_error", action="store_const", const="strict", help="same as --on-error strict"
+    )
+    parser.add_argument("--allow-outside", action="store_true", help="allow file names outside IMAGES")
+    config = parser.add_argument_group("config for training")
+    config.add_argument("--write-config", type=Path, metavar="FILE", help="write the config to this file")
+    config.add_argument(
+        "--task", choices=TASKS, help="default: mask-rcnn if every object has a mask, otherwise retinanet"
+    )
+    config.add_argument("--model", choices=list_models(), metavar="NAME", help=f"default: {_MODEL}")
     config.add_argument(
         "--weights",
         metavar="FILE",
-        help="default: the model's from ImageNet, where they can be fetched; none: random weights",
+        help="default: ImageNet weights of the model, if they can be downloaded; none: random weights",
     )
-    config.add_argument("--device", choices=tuple(_BATCHES), help="what to plan for; default: what is here")
-    config.add_argument("--batch", type=int, metavar="N", help="images of an iteration; default 4 on a CPU, 16 on GPUs")
+    config.add_argument(
+        "--device", choices=tuple(_BATCHES), help="device to train on (default: a GPU if this machine has one)"
+    )
+    config.add_argument("--batch", type=int, metavar="N", help="images per iteration (default: 4 on a CPU, 16 on GPUs)")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspect, show, and write what was asked for."""
+    """Inspect the data, print what was found, and write the page and the config with `--html` and `--write-config`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     if args.val_images and not args.val_json:
-        raise ConfigError("--val-images is given without --val-json: name the annotations of these images too.")
+        raise ConfigError("--val-images needs --val-json. Add the annotations of these images.")
     if args.batch is not None and args.batch < 1:
         raise ConfigError(f"--batch {args.batch}: expected 1 or more.")
-    idle = [f"--{name}" for name in ("model", "weights", "device", "batch") if getattr(args, name) is not None]
-    if idle and not args.write_config:
-        raise ConfigError(f"{', '.join(idle)} would do nothing without --write-config FILE: add it, or leave them out.")
+    unused = [f"--{name}" for name in ("model", "weights", "device", "batch") if getattr(args, name) is not None]
+    if unused and not args.write_config:
+        raise ConfigError(f"{', '.join(unused)} has no effect without --write-config FILE. Add it, or leave them out.")
     if args.write_config:
         check_place(args.write_config)
     if args.html:
@@ -109,7 +124,7 @@ def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspe
         sources.append(("Validation data", "val", args.val_json, args.val_images or args.images))
     parts: list[tuple[str, Inspection]] = []
     for name, part, source, images in sources:
-        # Annotations of other formats are kept in COCO's beside the config that trains on them.
+        # Annotations in other formats are converted to COCO json files next to the config.
         config = args.write_config
         json_file = config.with_name(f"{config.stem}_{part}.json") if config else temporary / f"{part}.json"
         found = inspect_dataset(
@@ -131,7 +146,10 @@ def _is_refused(parts: list[tuple[str, Inspection]], leakage: list[Advice], on_e
 
 
 def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
-    """MODEL.WEIGHTS, and why where they are "": weights that nobody named must not keep the config from training."""
+    """Return `MODEL.WEIGHTS`, and the reason if it is "".
+
+    Default weights that cannot be downloaded must not keep the user from training.
+    """
     if args.weights:
         return ("", "--weights none") if args.weights == "none" else (args.weights, "")
     name = f"pvt://{args.model or _MODEL}"
@@ -139,7 +157,7 @@ def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
         locate(name)
     except CheckpointError as error:
         console.print(f"[yellow]The config starts from random weights: {escape(str(error))}", soft_wrap=True)
-        return "", f"{name} could not be fetched"
+        return "", f"{name} could not be downloaded"
     return name, ""
 
 

@@ -1,7 +1,7 @@
-"""The command `pvt-det`.
+"""The command line program `pvt-det`.
 
-Only the standard library is imported here, so that the list of commands and a typing error answer at once; a command
-is imported when it is run.
+This module imports only the standard library, so that the list of commands and typing errors are shown at once. A
+command is imported when it runs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ COMMANDS = {
     "train": "train a detector or a segmentor",
     "train-cls": "train or evaluate an ImageNet classifier",
     "eval": "evaluate a trained detector",
-    "predict": "find objects in images, folders and videos",
-    "explain": "draw what the model looks at",
+    "predict": "detect objects in images, folders and videos",
+    "explain": "draw attention maps",
     "compare": "compare finished runs in one table",
-    "report": "write a page about a finished run",
-    "inspect": "check and show a data set before training on it",
+    "report": "write a report page about a finished run",
+    "inspect": "check a data set before training",
     "convert": "convert weights between layouts",
     "export": "write a model for use without this package",
-    "card": "make a folder to share: model card, safetensors, config",
+    "card": "create a folder to share: model card, safetensors, config",
     "benchmark": "measure latency and memory of your model",
-    "doctor": "check this machine, with the remedy for what is wrong",
-    "completion": "print a shell's completion script",
+    "doctor": "check this machine, with a fix for each problem",
+    "completion": "print a completion script for your shell",
 }
 _EXAMPLES = """
 examples:
@@ -43,19 +43,24 @@ exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that suggests the command which was meant."""
+    """A parser that reports errors in one line, without argparse's usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and end with exit code 2."""
+        """Print an error message and exit with code 2.
+
+        Args:
+            message: What is wrong.
+        """
         print(f"error: {self.prog}: {message.rstrip('.')}. See pvt-det --help.", file=sys.stderr)
         raise SystemExit(2)
 
 
 def build_parser(parents: Callable[[str], list[Any]] = lambda name: []) -> argparse.ArgumentParser:
-    """The parser that knows the names of the commands.
+    """Build the parser of the command names.
 
     Args:
-        parents: Gives, for a command's name, parsers whose options it shall have; none needed to read the name alone.
+        parents: Returns the parsers whose options a command inherits, by the command's name. By default commands have
+            no options, which is enough for parsing the name.
     """
     parser = _Parser(
         prog="pvt-det",
@@ -71,7 +76,7 @@ def build_parser(parents: Callable[[str], list[Any]] = lambda name: []) -> argpa
 
 
 def main() -> int:
-    """Run the command that the first word names, and give its exit code."""
+    """Run the command named by the first argument, and return its exit code."""
     parser, words = build_parser(), sys.argv[1:]
     if not words or words == ["help"]:
         parser.print_help()
@@ -81,7 +86,7 @@ def main() -> int:
         parser.parse_args(words)
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
-        print(f"error: {parser.prog}: no command {name!r}.{hint} See {parser.prog} --help.", file=sys.stderr)
+        print(f"error: {parser.prog}: unknown command {name!r}.{hint} See {parser.prog} --help.", file=sys.stderr)
         return 2
     try:
         from pvt_det.cli.start import start
@@ -89,7 +94,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if str(error.name).startswith("pvt_det"):
             raise
-        print(f"error: {error}; in a checkout, `python tools/setup_env.py --here` installs it", file=sys.stderr)
+        print(f"error: {error}. In a checkout, run python tools/setup_env.py --here to install it.", file=sys.stderr)
         return 2
     return run_cli(lambda: start(name, words[1:], f"pvt-det {name}"))
 

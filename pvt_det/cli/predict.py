@@ -1,6 +1,6 @@
-"""Find objects in images, folders and videos with a trained detector: pictures, crops and COCO's results json.
+"""Detect objects in images, folders and videos with a trained model; write visualizations, crops and COCO json.
 
-A model for semantic segmentation gives label maps instead, PNG files with the number of each pixel's class.
+A semantic segmentation model writes label maps instead: PNG files with the class index of each pixel.
 """
 
 from __future__ import annotations
@@ -30,47 +30,60 @@ from pvt_det.utils.text import did_you_mean
 _THRESHOLD, _OVERLAP = 0.5, 0.2
 _EXAMPLES = """
 examples:
-  with the best weights of a run, in a folder and a video:
+  with the best checkpoint of a run, on a folder and a video:
     %(prog)s photos/ street.mp4 --config-file output/mine --output found
-  two classes, each object cut out as well:
+  only two classes, and a crop of each object:
     %(prog)s 'photos/*.jpg' --config-file output/mine --classes cat dog --crops
-  an aerial image of 20000 pixels, in tiles:
+  an aerial image 20000 pixels wide, in tiles:
     %(prog)s field.tif --config-file output/mine --tile 1024
-  label maps by a model for semantic segmentation:
+  label maps from a semantic segmentation model:
     %(prog)s photos/ --config-file output/semantic
   at several scales, merged (test-time augmentation):
     %(prog)s photos/ --config-file output/mine --set TEST.AUG.ENABLED True
 
-A file that cannot be read is named and the others go on; the exit code is then 3.
+Files that cannot be read are reported and skipped; the exit code is then 3.
 exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
 """
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, or pattern in quotes")
-    parser.add_argument("--config-file", required=True, metavar="RUN", help="a run's output folder, or a config file")
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best")
-    parser.add_argument("--output", type=Path, default=Path("output/predict"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--config-file", required=True, metavar="RUN", help="run folder or config file")
+    parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument(
-        "--score-threshold", type=float, metavar="SCORE", help=f"least score, 0 to 1 ({_THRESHOLD}); of objects only"
+        "--output",
+        type=Path,
+        default=Path("output/predict"),
+        metavar="DIR",
+        help="folder for the results (%(default)s)",
     )
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--crops", action="store_true", help="also save every object by itself")
-    parser.add_argument("--no-pictures", action="store_true", help="save the results json or the label maps alone")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at larger images in tiles of this side")
-    parser.add_argument("--overlap", type=float, metavar="SHARE", help=f"of neighbouring tiles ({_OVERLAP})")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
-    parser.add_argument("--device", default="", help="cuda, cuda:1, cpu (default: the first GPU, if there is one)")
     parser.add_argument(
-        "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a key of the config"
+        "--score-threshold", type=float, metavar="SCORE", help=f"minimum score of objects, 0 to 1 ({_THRESHOLD})"
+    )
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
+    parser.add_argument("--crops", action="store_true", help="also save each object as an image")
+    parser.add_argument("--no-pictures", action="store_true", help="write only the results json or the label maps")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="process larger images in tiles of this side")
+    parser.add_argument("--overlap", type=float, metavar="SHARE", help=f"overlap of neighboring tiles ({_OVERLAP})")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
+    parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (default: the first GPU if available)")
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict; gives the exit code."""
+    """Predict on the inputs, and write the results.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     sources = find_sources(args.inputs)
     overrides = [word for pair in args.set for word in pair]
     if is_segmentor(load_config(config_file(args.config_file), overrides)):
@@ -80,14 +93,14 @@ def run(args: argparse.Namespace) -> int:
     print(summary)
     if faults:
         count = f"{len(faults)} of {len(sources)} files"
-        raise DataError(f"{count} could not be read, or not to their end; they are named above.")
+        raise DataError(f"{count} could not be read completely. They are listed above.")
     return 0
 
 
 def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
-    """Find objects; gives what could not be read, and what to say in the end."""
+    """Detect objects; return the files that could not be read, and a summary to print."""
     if args.overlap is not None and args.tile is None:
-        raise ConfigError("--overlap is of the tiles that --tile PIXELS asks for: add that, or leave --overlap out.")
+        raise ConfigError("--overlap has no effect without --tile PIXELS. Add --tile, or leave --overlap out.")
     threshold = _THRESHOLD if args.score_threshold is None else args.score_threshold
     predictor = Predictor(
         args.config_file,
@@ -97,62 +110,65 @@ def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[So
         batch_size=args.batch_size,
         device=args.device,
     )
-    find: Callable[[Sequence[Pixels]], list[Instances]] = predictor
+    predict: Callable[[Sequence[Pixels]], list[Instances]] = predictor
     if args.tile is not None:
-        find = TiledPredictor(predictor, args.tile, _OVERLAP if args.overlap is None else args.overlap)
+        predict = TiledPredictor(predictor, args.tile, _OVERLAP if args.overlap is None else args.overlap)
     files = PredictionFiles(args.output, predictor.class_names, pictures=not args.no_pictures, crops=args.crops)
-    faults = _look(args, find, files, sources)
-    hint = f"; none scores {threshold:g}: a lower --score-threshold shows more"
+    faults = _predict(args, predict, files, sources)
+    hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
     counts = f"{_count(files.objects, 'object')} in {_count(files.images, 'image')}"
-    told = f"{counts}: {files.folder / RESULTS_NAME}{_beside(files, sources)}"
-    return faults, told + ("" if files.objects or not files.images else hint)
+    summary = f"{counts}: {files.folder / RESULTS_NAME}{_outputs(files, sources)}"
+    return faults, summary + ("" if files.objects or not files.images else hint)
 
 
 def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
-    """Give every pixel its class; gives what could not be read, and what to say in the end."""
+    """Segment the images; return the files that could not be read, and a summary to print."""
     for name in ("score_threshold", "crops", "tile", "overlap"):
         given = getattr(args, name)
         if given is not None and given is not False:
             raise ConfigError(
-                f"--{name.replace('_', '-')} is for detectors, but {args.config_file} is a model for semantic "
-                "segmentation, which gives every pixel a class: leave it out."
+                f"--{name.replace('_', '-')} is for detectors, but {args.config_file} is a semantic "
+                "segmentation model. Leave it out."
             )
     segmentor = Segmentor(
         args.config_file, args.weights, overrides=overrides, batch_size=args.batch_size, device=args.device
     )
     files = LabelFiles(args.output, segmentor.class_names, pictures=not args.no_pictures)
-    faults = _look(args, segmentor, files, sources)
-    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_beside(files, sources)}"
+    faults = _predict(args, segmentor, files, sources)
+    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
 
 
-def _look(
+def _predict(
     args: argparse.Namespace,
-    find: Callable[[Sequence[Pixels]], list[Prediction]],
+    predict: Callable[[Sequence[Pixels]], list[Prediction]],
     files: OutputFiles[Prediction],
     sources: Sequence[Source],
 ) -> list[str]:
-    classes = _numbers(args.classes, files.class_names) if args.classes else None
+    classes = _class_indices(args.classes, files.class_names) if args.classes else None
     with _progress() as progress:
-        steps = PredictionRun(find, files, batch_size=args.batch_size, progress=progress, classes=classes)
+        steps = PredictionRun(predict, files, batch_size=args.batch_size, progress=progress, classes=classes)
         return steps.run(sources)
 
 
-def _beside(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
+def _outputs(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
     if not files.pictures or not files.images:
         return ""
     videos = {source.is_video for source in sources}
-    return f", {'pictures' if videos == {False} else 'videos' if videos == {True} else 'pictures and videos'} beside it"
+    kinds = "images" if videos == {False} else "videos" if videos == {True} else "images and videos"
+    return f", {kinds} in the same folder"
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _numbers(names: Sequence[str], known: Sequence[str]) -> list[int]:
+def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise ConfigError(f"--classes {name}: the model has no such class.{hint} It has {', '.join(known)}.")
+            raise ConfigError(
+                f"--classes {name}: unknown class.{hint} The classes of the model are {', '.join(known)}."
+            )
     return [known.index(name) for name in names]
 
 
@@ -164,5 +180,5 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # What is broken is told in any case, the bar to those who watch.
+    # The progress bar is for terminals only; broken files are reported in any case.
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""Write a page about a finished run: one HTML file that opens without network."""
+"""Write a report page about a finished run: a single HTML file that works offline."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from pvt_det.utils.cli import ArgumentParser
 _EXAMPLES = """
 examples:
   %(prog)s output/mine
-  against another run on the same data:
+  compared with another run on the same data:
     %(prog)s output/mine --against output/resnet18 --output mine.html
 
-It tells metrics by class and size, precision and recall, kinds of errors (TIDE), confusions, calibration, the worst
-images, training curves, environment and configuration. No model is needed: it reads what training or evaluation left.
+The page shows metrics by class and size, precision and recall, types of errors (TIDE), confusions, calibration, the
+worst images, training curves, environment and configuration. It is made from the files of the run; no model is loaded.
 """
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of a run")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="a run to compare it with")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run folder")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; returns the exit code."""
+    """Write the report page.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
     write_page(args.run, output, args.against)
     print(f"Open {output} in a browser.")

@@ -1,7 +1,7 @@
-"""Starting a command, from `pvt-det` or from its script in `tools/`.
+"""Load and run a command, from `pvt-det` or from its script in `tools/`.
 
-A command is a module of this package with two functions: `build_parser() -> ArgumentParser`, whose help may say
-`%(prog)s` for the name it was started by, and `run(args) -> int`, which gives the exit code.
+A command is a module of this package with two functions: `build_parser() -> ArgumentParser`, whose help can use
+`%(prog)s` for the name that the user typed, and `run(args) -> int`, which returns the exit code.
 """
 
 from __future__ import annotations
@@ -19,17 +19,28 @@ from pvt_det.utils.cli import ArgumentParser
 
 
 class Command(Protocol):
-    """What a module of this package offers."""
+    """Interface of a command's module."""
 
     def build_parser(self) -> ArgumentParser:
-        """The command's options."""
+        """Build the parser of the command's options."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the command; `args.command_line` is how it was started."""
+        """Run the command.
+
+        Args:
+            args: Parsed options, and `command_line`, the command as the user typed it.
+
+        Returns:
+            The exit code.
+        """
 
 
 def load(name: str) -> Command:
-    """Import a command by its name, such as "train-cls"."""
+    """Import a command.
+
+    Args:
+        name: Name of the command, such as "train-cls".
+    """
     return cast(Command, importlib.import_module(f"pvt_det.cli.{name.replace('-', '_')}"))
 
 
@@ -37,15 +48,15 @@ def start(name: str, argv: Sequence[str] | None, prog: str) -> int:
     """Run a command.
 
     Args:
-        name: The command, such as "train-cls".
-        argv: Its options and words; None for this program's own.
-        prog: What the user called it by, as it can be repeated in a shell.
+        name: Name of the command, such as "train-cls".
+        argv: Arguments of the command; None uses `sys.argv`.
+        prog: The program as the user typed it, for the help and messages.
 
     Returns:
         The exit code.
 
     Raises:
-        PvtDetError: A user's mistake, for `pvt_det.utils.cli.run_cli`.
+        PvtDetError: An error that the user can fix; `pvt_det.utils.cli.run_cli` reports it.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     command = load(name)
@@ -54,7 +65,7 @@ def start(name: str, argv: Sequence[str] | None, prog: str) -> int:
     args = parser.parse_words(words)
     args.command_line = f"{prog} {shlex.join(words)}"
     with warnings.catch_warnings():
-        # What torch tells of Detectron2's code is for its authors.
+        # Hide torch's warnings about Detectron2's code, which users cannot fix.
         warnings.filterwarnings("ignore", message="torch.meshgrid")
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         return command.run(args)

@@ -1,4 +1,4 @@
-"""Train and evaluate a detector, on one device, several, or several machines; also under torchrun."""
+"""Train and evaluate a detector, on one or more devices and machines; also works under torchrun."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pvt_det.utils.cli import ArgumentParser
 
 _EXAMPLES = """
 examples:
-  on your own data, in COCO's format, without any code:
+  on your own data in COCO format:
     %(prog)s --config-file configs/retinanet_pvt_tiny.yaml --output output/mine \\
         --train-json train.json --train-images images/ --val-json val.json --val-images images/
-  go on after an interruption:
+  resume after an interruption:
     the same command with --resume
   evaluate:
     %(prog)s --eval-only --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_best.pth
@@ -29,7 +29,14 @@ def build_parser() -> ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and evaluate, or only evaluate; returns the exit code."""
+    """Train and evaluate, or only evaluate with `--eval-only`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     cfg = config_from_args(args)
     job = api.evaluate if args.eval_only else partial(api.train, resume_command=f"{args.command_line} --resume")
     given = partial(job, config_file=args.config_file, resume=args.resume, allow_partial=tuple(args.allow_partial))

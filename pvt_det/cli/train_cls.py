@@ -1,4 +1,4 @@
-"""Train and evaluate a classifier on ImageNet or your own folders of images; also under torchrun."""
+"""Train and evaluate a classifier on ImageNet or your own image folders; also works under torchrun."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from pvt_det.utils.cli import ArgumentParser
 
 
 def build_parser() -> ArgumentParser:
-    """The command line's options."""
+    """Build the parser of the command's options."""
     return argument_parser()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and evaluate, or only evaluate; gives the exit code."""
+    """Train and evaluate, or only evaluate with `--eval-only`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+    """
     cfg = setup(args)
     with start_run(cfg, f"{args.command_line} --resume") as process:
         if cfg.eval_only:

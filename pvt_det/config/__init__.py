@@ -1,4 +1,4 @@
-"""Configuration: this package's keys beside Detectron2's, a safe loader, and the checks of a config's values."""
+"""Configuration: the keys added to Detectron2's, a safe YAML loader, and checks of the values."""
 
 from pvt_det.config.keys import add_pvt_config, get_config
 from pvt_det.config.loader import load_config

@@ -1,4 +1,4 @@
-"""The values that a config key with choices can have, and the one check of them."""
+"""The valid values of config keys with a fixed set of choices, and their check."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def require_choice(key: str, value: str, choices: Sequence[str] = (), where: str = "") -> str:
-    """Return the value of a key, if it is one of its choices.
+    """Return the value of a key if it is one of the key's choices.
 
     Args:
-        key: The key's dotted name.
-        value: Its value.
-        choices: What it can be; empty takes `CHOICES[key]`.
-        where: The file that the value comes from, for the message.
+        key: Dotted name of the key.
+        value: Value to check.
+        choices: Valid values. Defaults to `CHOICES[key]`.
+        where: File that the value comes from, for the message.
 
     Raises:
-        ConfigError: It is another one; the message lists the choices and suggests the closest.
+        ConfigError: The value is not one of them. The message lists the choices and suggests the closest.
     """
     choices = choices or CHOICES[key]
     if value not in choices:

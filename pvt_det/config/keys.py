@@ -1,6 +1,6 @@
-"""Every configuration key that this package adds to Detectron2's.
+"""The configuration keys that this package adds to Detectron2's, each with its default and description.
 
-A config is read in builders only (`from_config`, `build_*`), never in `forward`.
+Only builders read the config (`from_config`, `build_*`), never a model's `forward`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from detectron2.config import CfgNode, get_cfg
 
 
 def get_config() -> CfgNode:
-    """Detectron2's keys and this package's, with their defaults; `MODEL.DEVICE` is "cuda" where there is one."""
+    """Return a config with the defaults of all keys, Detectron2's and this package's.
+
+    `MODEL.DEVICE` is "cuda" if a GPU is available, and "cpu" otherwise.
+    """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     add_pvt_config(cfg)
@@ -18,123 +21,162 @@ def get_config() -> CfgNode:
 
 
 def add_pvt_config(cfg: CfgNode) -> None:
-    """Add this package's keys and their defaults to `cfg`, in place, and register what they configure.
+    """Add this package's keys with their defaults to a config, and register the models that they configure.
 
     Registering here keeps `import pvt_det` free of Detectron2, which takes seconds to import.
+
+    Args:
+        cfg: Detectron2's config, changed in place.
     """
     import pvt_det.modeling  # noqa: F401
 
     # --- trunk -----------------------------------------------------------------------------------------------
     cfg.MODEL.PVT = CfgNode()
-    # A name of `pvt_det.models.variants`: pvt_tiny … pvt_large, pvt_v2_b0 … pvt_v2_b5, pvt_v2_b2_li.
+    # Variant of the PVT trunk: pvt_tiny, pvt_small, pvt_medium, pvt_large, pvt_v2_b0 … pvt_v2_b5, or pvt_v2_b2_li.
     cfg.MODEL.PVT.VARIANT = "pvt_small"
-    # Which maps the backbone gives out: stage1 … stage4, strides 4, 8, 16, 32.
+    # Feature maps that the backbone returns: some of stage1 … stage4, in this order. Their strides are 4, 8, 16 and 32.
     cfg.MODEL.PVT.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
-    # Stochastic depth, rising linearly from 0 in the first block to this in the last.
+    # Stochastic depth rate of the last block, in [0, 1). The rate rises linearly from 0 in the first block.
     cfg.MODEL.PVT.DROP_PATH_RATE = 0.1
-    # Side in pixels of the square images that the position embeddings were made for (v1 only).
+    # Side of the square images in pretraining, in pixels: a multiple of 32. It sets the size of the position
+    # embeddings, which only PVT v1 has.
     cfg.MODEL.PVT.PRETRAIN_IMG_SIZE = 224
-    # Epsilon of the LayerNorms after patch embedding and spatial reduction: 1e-5 in the published code, 1e-6 for
-    # detectors that were trained with MMDetection's own PVT. All others have 1e-6.
+    # Epsilon of the LayerNorms after patch embedding and spatial reduction. Use 1e-5 as in the published code, or 1e-6
+    # for detectors that were trained with MMDetection's own PVT. All other LayerNorms use 1e-6.
     cfg.MODEL.PVT.EMBED_NORM_EPS = 1e-5
-    # Stages 1 … n get no gradient and stay in evaluation mode; 0 freezes none.
+    # Number of stages to freeze, from the first on: 0 to 4. Frozen stages get no gradient and stay in evaluation mode.
     cfg.MODEL.PVT.FROZEN_STAGES = 0
     # Stages (of 1 … 4) whose activations are recomputed in the backward pass to save memory.
     cfg.MODEL.PVT.CHECKPOINT_STAGES = []
-    # On a GPU, run the trunk's stages through torch.compile, each one program for all image sizes: "default", or
-    # "reduce-overhead", which in inference replays CUDA graphs too, one for each image size, in one thread. "" does not
-    # compile, nor does a CPU, where the plain trunk is the faster one. PVT v2 is compiled in inference only.
+    # Mode of torch.compile for the trunk's stages on a GPU: "" (not compiled), "default" or "reduce-overhead". One
+    # compiled program per stage serves all image sizes. "reduce-overhead" also replays CUDA graphs in inference, one
+    # graph per image size, and all calls must come from one thread. Ignored on a CPU, where the uncompiled trunk is
+    # faster. PVT v2 is compiled for inference only.
     cfg.MODEL.PVT.COMPILE = ""
 
     # --- FPN and heads ---------------------------------------------------------------------------------------
-    # ReLU between P6 and P7 of RetinaNet: Detectron2 has it, the published PVT detectors do not.
+    # Whether RetinaNet's FPN has a ReLU between P6 and P7. Detectron2 has it; the published PVT detectors do not.
     cfg.MODEL.FPN.P7_RELU = False
-    # What RetinaNet's losses are divided by: "ema" (Detectron2: a moving average of the number of positive
-    # anchors) or "batch" (MMDetection: the positive anchors of this batch).
+    # Divisor of RetinaNet's losses: "ema" (Detectron2: a moving average of the number of positive anchors) or "batch"
+    # (MMDetection: the number of positive anchors in the current batch).
     cfg.MODEL.RETINANET.LOSS_NORMALIZER = "ema"
-    # Whether a proposal that is some box's best is matched with that box even when it overlaps another more
-    # (MMDetection's "match_low_quality" with its least overlap equal to the threshold, as in its Mask R-CNN).
+    # Whether to match the best proposal of each ground-truth box to that box, even if the proposal overlaps another
+    # box more. This is MMDetection's match_low_quality with min_pos_iou equal to the threshold, as in its Mask R-CNN.
+    # Needs a single value in MODEL.ROI_HEADS.IOU_THRESHOLDS. Cascade R-CNN does not support it.
     cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES = False
-    # Share of channels that the semantic head drops before its classifier.
+    # Dropout rate of the channels before the semantic head's classifier, in [0, 1).
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
-    # What the semantic loss is averaged over: "valid" pixels (Detectron2), or "all" (MMSegmentation 0.x), ignored and
-    # padded ones too.
+    # Pixels that the semantic loss is averaged over: "valid" (Detectron2: labeled pixels) or "all" (MMSegmentation
+    # 0.x: ignored and padded pixels too).
     cfg.MODEL.SEM_SEG_HEAD.LOSS_AVERAGE = "valid"
 
     # --- input -----------------------------------------------------------------------------------------------
-    # "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).
+    # Library that resizes images: "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).
     cfg.INPUT.RESIZE_BACKEND = "pil"
-    # Half of the training images take a second way, as in DETR and PVT v2's 3x recipe: resize the short side to one
-    # of RESIZE, cut a random window whose sides lie within SIZE (least, most; pixels), then resize as all others.
-    cfg.INPUT.CROP_BRANCH = CfgNode({"ENABLED": False, "RESIZE": (400, 500, 600), "SIZE": (384, 600)})
-    # Large-scale jitter, in place of MIN_SIZE_TRAIN: fit the image into SIZE (height, width) times a factor within
-    # SCALE, then cut or pad it to SIZE. (0.1, 2.0) suits long schedules, (0.8, 1.25) is called standard jitter.
-    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SCALE": (0.1, 2.0), "SIZE": (1024, 1024)})
-    # Mosaic: the share of training images that are put together from four, each fitted into the first one's size times
-    # a factor within SCALE and cut where they meet.
-    cfg.INPUT.MOSAIC = CfgNode({"PROBABILITY": 0.0, "SCALE": (0.5, 1.5)})
-    # Copy-paste: the share of training images that get objects of another, fitted into their size times a factor within
-    # SCALE; each object with probability 1/2. Needs masks (MODEL.MASK_ON).
-    cfg.INPUT.COPY_PASTE = CfgNode({"PROBABILITY": 0.0, "SCALE": (0.5, 1.5)})
-    # Random brightness, contrast, saturation and hue, as in SSD.
+    cfg.INPUT.CROP_BRANCH = CfgNode()
+    # Whether half of the training images are resized and cropped before the usual resizing, as in DETR and in PVT v2's
+    # 3x recipe. Detectors only.
+    cfg.INPUT.CROP_BRANCH.ENABLED = False
+    # Sizes of the short side in pixels before the crop. One is drawn for each image.
+    cfg.INPUT.CROP_BRANCH.RESIZE = (400, 500, 600)
+    # Minimum and maximum side of the random crop in pixels.
+    cfg.INPUT.CROP_BRANCH.SIZE = (384, 600)
+    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode()
+    # Whether large-scale jitter replaces resizing to MIN_SIZE_TRAIN: it scales each training image by a random factor,
+    # then crops or pads it to a fixed size. Detectors only.
+    cfg.INPUT.LARGE_SCALE_JITTER.ENABLED = False
+    # Minimum and maximum scale factor, relative to the image fitted into SIZE. (0.1, 2.0) suits long schedules;
+    # (0.8, 1.25) is called standard jitter.
+    cfg.INPUT.LARGE_SCALE_JITTER.SCALE = (0.1, 2.0)
+    # Height and width in pixels of the images after large-scale jitter.
+    cfg.INPUT.LARGE_SCALE_JITTER.SIZE = (1024, 1024)
+    cfg.INPUT.MOSAIC = CfgNode()
+    # Probability, 0 to 1, that a training image is a mosaic of four images. Detectors only.
+    cfg.INPUT.MOSAIC.PROBABILITY = 0.0
+    # Minimum and maximum scale of the four images, relative to fitting them into the size of the first one.
+    cfg.INPUT.MOSAIC.SCALE = (0.5, 1.5)
+    cfg.INPUT.COPY_PASTE = CfgNode()
+    # Probability, 0 to 1, that objects of another image are pasted into a training image. Each of its objects is pasted
+    # with probability 1/2. Needs masks (MODEL.MASK_ON).
+    cfg.INPUT.COPY_PASTE.PROBABILITY = 0.0
+    # Minimum and maximum scale of the other image, relative to fitting it into the size of the training image.
+    cfg.INPUT.COPY_PASTE.SCALE = (0.5, 1.5)
+    # Whether to change brightness, contrast, saturation and hue of training images at random, as in SSD.
     cfg.INPUT.COLOR_AUG_SSD = False
-    # The next three are for semantic segmentation (META_ARCHITECTURE SemanticSegmentor). Training images: least and
-    # greatest factor that MIN_SIZE_TRAIN and MAX_SIZE_TRAIN are multiplied by, drawn anew for each image.
+    # Minimum and maximum factor that multiplies MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, drawn for each training image.
+    # Semantic segmentation only (META_ARCHITECTURE SemanticSegmentor).
     cfg.INPUT.SCALE_RANGE = (1.0, 1.0)
-    # Crops of which a single class fills more than this share are drawn again, at most 10 times.
+    # Largest share, 0 to 1, of a crop that a single class may fill. Other crops are drawn again, at most 10 times.
+    # Semantic segmentation only.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Sides of test images are resized up to multiples of this many pixels.
+    # Divisor of the sides of test images, in pixels: sides are resized up to a multiple of it. Semantic segmentation
+    # only.
     cfg.INPUT.SIZE_DIVISOR_TEST = 1
 
-    # --- data sets without code: COCO-format json and its image folder; they take the place of DATASETS.TRAIN/TEST
+    # --- your own data, without code -------------------------------------------------------------------------
+    # COCO-format json file with the annotations to train on. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.
     cfg.DATASETS.TRAIN_JSON = ""
+    # Folder with the images of TRAIN_JSON or TRAIN_LABELS.
     cfg.DATASETS.TRAIN_IMAGES = ""
+    # COCO-format json file with the annotations to evaluate on. Replaces DATASETS.TEST; needs VAL_IMAGES.
     cfg.DATASETS.VAL_JSON = ""
+    # Folder with the images of VAL_JSON or VAL_LABELS.
     cfg.DATASETS.VAL_IMAGES = ""
-    # Segmentation: folders of label maps, a PNG file for each image, named as it, whose values are class numbers (255:
-    # none); LABEL_NAMES names them from 0 on. For Panoptic FPN they come beside the json files, 0 stands for all
-    # things, and VAL_PANOPTIC_JSON is the ground truth in COCO's panoptic format, its PNG files in the folder of the
-    # same name without ".json", beside it or beside its folder.
+    # Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's name.
+    # Pixel values are class indices, or 255 for no class. For Panoptic FPN, 0 means any thing (a class of TRAIN_JSON,
+    # which is needed too). Replaces DATASETS.TRAIN; needs TRAIN_IMAGES and LABEL_NAMES.
     cfg.DATASETS.TRAIN_LABELS = ""
+    # Folder with the label maps to evaluate on, in the format of TRAIN_LABELS. Replaces DATASETS.TEST.
     cfg.DATASETS.VAL_LABELS = ""
+    # Names of the classes in the label maps, from value 0 on.
     cfg.DATASETS.LABEL_NAMES = []
+    # Ground truth of Panoptic FPN in COCO's panoptic format; needs VAL_JSON and VAL_LABELS. Its PNG files are in a
+    # folder of the same name without ".json", next to the file or next to the file's folder.
     cfg.DATASETS.VAL_PANOPTIC_JSON = ""
-    # Names of the object classes in the order of their numbers. Training fills them in from its data, so that the run's
-    # config.yaml tells what its model finds; evaluation refuses data of other classes.
+    # Names of the object classes, in the order of their indices. Training sets them from its data, so that the run's
+    # config.yaml names the classes of its model. Evaluation refuses data with different classes, unless this is empty.
     cfg.DATASETS.CLASS_NAMES = []
-    # What to do with an image or annotation that is broken: "stop", or "skip", which leaves it out and counts it. What
-    # has one right value (a missing area) is fixed and counted by both, and refused too by "strict".
+    # What to do with a broken image or annotation: "stop" (end the run) or "skip" (leave it out and count it). Both fix
+    # and count problems that have only one possible fix, such as a missing area; "strict" refuses these too.
     cfg.DATASETS.ON_ERROR = "stop"
-    # Whether the json's file names may be absolute or lead out of the image folder with "..".
+    # Whether file names in the json file may be absolute or leave the image folder with "..".
     cfg.DATASETS.ALLOW_OUTSIDE = False
-    # Check of the data before the first step: "full" decodes every image, "fast" reads the json and headers, "off".
+    # Check of the data before the first step: "full" (decode every image), "fast" (read the json file and the images'
+    # headers) or "off".
     cfg.DATASETS.CHECK = "fast"
 
     # --- solver ----------------------------------------------------------------------------------------------
-    # "adamw" or "sgd".
+    # Optimizer: "adamw" or "sgd".
     cfg.SOLVER.OPTIMIZER = "adamw"
+    # AdamW's decay rates of the first and second moments, each in [0, 1).
     cfg.SOLVER.BETAS = (0.9, 0.999)
-    # Exponent of LR_SCHEDULER_NAME WarmupPolyLR, which falls as (1 - iteration / MAX_ITER) ^ power.
+    # Exponent of the schedule WarmupPolyLR (LR_SCHEDULER_NAME), (1 - iteration / MAX_ITER) ^ exponent.
     cfg.SOLVER.POLY_LR_POWER = 0.9
-    # Number format of autocast while SOLVER.AMP.ENABLED: "bf16" or "fp16".
+    # Number format of autocast when SOLVER.AMP.ENABLED is True: "bf16" or "fp16".
     cfg.SOLVER.AMP.PRECISION = "bf16"
-    # Batches of SOLVER.IMS_PER_BATCH images to an optimizer step. An iteration is one step: MAX_ITER counts steps.
+    # Number of batches of SOLVER.IMS_PER_BATCH images per optimizer step, 1 or more. MAX_ITER counts optimizer steps.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # Exponential moving average of the weights; evaluation and the best checkpoint then use the average.
-    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
-    # An iteration whose loss or gradient is NaN or infinite changes nothing; more than so many in a row end the run.
+    cfg.SOLVER.EMA = CfgNode()
+    # Whether to keep an exponential moving average of the weights. Evaluation and the best checkpoint then use it.
+    cfg.SOLVER.EMA.ENABLED = False
+    # Decay of the moving average, in [0, 1). The first steps use a smaller one, (1 + n) / (10 + n) at step n.
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # Maximum number of consecutive iterations with a NaN or infinite loss or gradient. They are skipped without
+    # changing the weights; one more ends the run.
     cfg.SOLVER.MAX_NONFINITE_STEPS = 10
 
     # --- evaluation ------------------------------------------------------------------------------------------
-    # Number format of evaluation and prediction: "fp32", or "bf16" or "fp16" by autocast.
+    # Number format of evaluation and prediction: "fp32", or "bf16" or "fp16" with autocast.
     cfg.TEST.PRECISION = "fp32"
-    # "hotcoco" or "pycocotools": the same numbers.
+    # Implementation of the COCO metrics: "hotcoco" or "pycocotools". Both give the same numbers.
     cfg.TEST.EVALUATOR = "hotcoco"
-    # The metric, as `task/name`, that chooses the best checkpoint. "" takes segm/AP with masks and bbox/AP without.
+    # Metric that selects the best checkpoint, as task/name, such as sem_seg/mIoU. "" selects segm/AP with masks
+    # (MODEL.MASK_ON) and bbox/AP without.
     cfg.TEST.BEST_METRIC = ""
-    # Losses on the validation data at every evaluation.
+    # Whether every evaluation also computes the losses on the validation data.
     cfg.TEST.VALIDATION_LOSS = False
-    # Stop after this many evaluations without a better metric; 0 never stops early.
+    # Number of consecutive evaluations without a better metric after which training stops; 0 disables early stopping.
     cfg.TEST.EARLY_STOP_PATIENCE = 0
-    # Whether a failed evaluation in mid-run ends the run ("stop") or is passed over ("continue", in one process only).
+    # What to do when an evaluation during training fails: "stop" (end the run) or "continue" (log the error and train
+    # on). With more than one process the run always ends.
     cfg.TEST.ON_ERROR = "stop"

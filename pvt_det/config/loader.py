@@ -1,7 +1,7 @@
-"""Reads YAML configs without running anything in them.
+"""Load YAML configs without executing code from them.
 
-Detectron2's own reader falls back to a YAML loader that builds Python objects, and takes `.py` files. This one takes
-plain YAML only, refuses duplicate keys, and names the file and the key of whatever is wrong.
+Detectron2's own loader falls back to a YAML loader that builds Python objects, and it executes `.py` files. This one
+accepts plain YAML only, rejects duplicate keys, and names the file and the key in every error.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ _COMMAND_LINE = "command line"
 
 
 def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Read a config file over the defaults, then `KEY VALUE` pairs over it, and check the outcome.
+    """Load a config file on top of the defaults, apply overrides, and validate the result.
 
-    A file may name files to start from: `_BASE_: file.yaml` or a list of them, relative to itself. Later entries win
-    over earlier ones, and the file itself over all.
+    A file can inherit from others with `_BASE_: file.yaml` or a list of files, with paths relative to itself. Later
+    entries override earlier ones, and the file itself overrides all of them.
 
     Args:
         path: A `.yaml` or `.yml` file.
-        overrides: `["SOLVER.MAX_ITER", "100", "MODEL.PVT.VARIANT", "pvt_tiny"]`, as they come from a command line.
+        overrides: Keys and values, alternating, as on the command line:
+            `["SOLVER.MAX_ITER", "100", "MODEL.PVT.VARIANT", "pvt_tiny"]`.
 
     Returns:
         A config that is not frozen.
 
     Raises:
-        ConfigError: A file is missing, not plain YAML or part of a circle; a key is unknown or given twice; a value is
-            of the wrong type or out of range.
+        ConfigError: A file is missing, is not plain YAML or inherits from itself; a key is unknown or given twice; a
+            value has the wrong type or is out of range.
     """
     cfg, defaults = get_config(), get_config()
     _merge_file(cfg, defaults, Path(path), chain=())
@@ -50,10 +51,10 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
 
 
 def _merge_file(cfg: CfgNode, defaults: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
-    resolved = Path(os.path.realpath(path))  # unlike Path.resolve, not put off by links in a circle
+    resolved = Path(os.path.realpath(path))  # unlike Path.resolve, does not raise on circular links
     if resolved in chain:
-        circle = " → ".join(str(p) for p in (*chain[chain.index(resolved) :], resolved))
-        raise ConfigError(f"{BASE_KEY} goes in a circle: {circle}. Remove one of these references.")
+        cycle = " → ".join(str(p) for p in (*chain[chain.index(resolved) :], resolved))
+        raise ConfigError(f"{BASE_KEY} is circular: {cycle}. Remove one of these references.")
     tree = _read_yaml(path, referrer=chain[-1] if chain else None)
     for base in _bases(tree.pop(BASE_KEY, []), path):
         _merge_file(cfg, defaults, path.parent / base, (*chain, resolved))
@@ -74,8 +75,8 @@ def _merge_tree(cfg: CfgNode, defaults: CfgNode, tree: Mapping[str, Any], prefix
             raise _unknown_key(key, where)
         if isinstance(defaults[name], CfgNode):
             if not isinstance(value, dict):
-                some = ", ".join(list(defaults[name])[:3])
-                raise ConfigError(f"{where}: {key} = {value!r}: expected a section with keys such as {some}.")
+                examples = ", ".join(list(defaults[name])[:3])
+                raise ConfigError(f"{where}: {key} = {value!r}: expected a section with keys such as {examples}.")
             _merge_tree(cfg[name], defaults[name], value, f"{key}.", where)
         else:
             cfg[name] = coerce(value, defaults[name], key, where)
@@ -85,7 +86,7 @@ def _merge_overrides(cfg: CfgNode, defaults: CfgNode, overrides: Sequence[Any]) 
     if len(overrides) % 2:
         equals = ", without =" if any("=" in str(word) for word in overrides) else ""
         raise ConfigError(
-            f"{_COMMAND_LINE}: {list(overrides)} is an odd number of words; expected pairs, "
+            f"{_COMMAND_LINE}: {list(overrides)} is an odd number of words. Expected pairs, "
             f"KEY VALUE KEY VALUE …{equals}"
         )
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
@@ -113,9 +114,9 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
     named_by = f" (named by {BASE_KEY} in {referrer})" if referrer else ""
     if path.suffix not in {".yaml", ".yml"} and not folder_fault(path):
-        raise ConfigError(f"{path}{named_by}: is a folder; expected a .yaml file, such as a run's config.yaml.")
+        raise ConfigError(f"{path}{named_by} is a folder. Expected a .yaml file, such as a run's config.yaml.")
     if path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"{path}{named_by}: a config is a .yaml file; Python configs are not run.{_siblings(path)}")
+        raise ConfigError(f"{path}{named_by}: expected a .yaml file. Python configs are not run.{_siblings(path)}")
     if fault := file_fault(path):
         raise ConfigError(f"{path}{named_by}: this config {fault}.{_siblings(path)}")
     tree = read_plain_yaml(path, ConfigError)

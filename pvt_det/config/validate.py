@@ -1,4 +1,4 @@
-"""Checks of a whole config that its keys' types cannot make: choices, ranges, and keys that must agree."""
+"""Checks of a complete config beyond the types of its values: choices, ranges, and keys that must agree."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _AT_LEAST_ONE = (
     "TEST.DETECTIONS_PER_IMAGE",
 )
 _VERSION = 2
-# Closed below, open above.
+# In [0, 1).
 _FRACTIONS = (
     "MODEL.SEM_SEG_HEAD.DROPOUT",
     "SOLVER.BETAS",
     "SOLVER.EMA.DECAY",
     "MODEL.ANCHOR_GENERATOR.OFFSET",
 )
-# Augmentations that only semantic segmentation has, and the values that leave them out.
+# Augmentations for semantic segmentation only, with the values that disable them.
 _SEMANTIC_INPUT = {
     "INPUT.SCALE_RANGE": (1.0, 1.0),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
     "INPUT.SIZE_DIVISOR_TEST": 1,
 }
-# And those that it has not.
+# Augmentations for detectors only, with the values that disable them.
 _DETECTION_INPUT = {
     "INPUT.LARGE_SCALE_JITTER.ENABLED": False,
     "INPUT.CROP_BRANCH.ENABLED": False,
@@ -53,14 +53,14 @@ _DETECTION_INPUT = {
 
 
 def validate_config(cfg: CfgNode, where: str = "config") -> None:
-    """Check every value that has choices, a range or a partner.
+    """Check every value that has choices, a range, or must agree with other keys.
 
     Args:
-        cfg: Detectron2's keys and this package's.
-        where: The config's file, for messages.
+        cfg: A complete config, with Detectron2's keys and this package's.
+        where: Name of the config file, for messages.
 
     Raises:
-        ConfigError: Names the key, its value, and what could stand there.
+        ConfigError: A value is invalid. The message names the key, its value, and what was expected.
     """
 
     def refuse(key: str, expected: str) -> ConfigError:
@@ -75,9 +75,9 @@ def validate_config(cfg: CfgNode, where: str = "config") -> None:
         if not all(0 <= value < 1 for value in _as_list(_get(cfg, key))):
             raise refuse(key, "expected 0 or more and less than 1.")
     if cfg.VERSION != _VERSION:
-        raise refuse("VERSION", f"expected {_VERSION}, the version of Detectron2's keys.")
+        raise refuse("VERSION", f"expected {_VERSION}, Detectron2's config version.")
     if not is_device(cfg.MODEL.DEVICE):
-        raise refuse("MODEL.DEVICE", "expected cpu, cuda, or one of several GPUs, such as cuda:1.")
+        raise refuse("MODEL.DEVICE", "expected cpu, cuda, or a GPU by its index, such as cuda:1.")
     _check_schedule(cfg, refuse)
     _check_trunk(cfg, where)
     _check_pixels(cfg, refuse)
@@ -91,7 +91,7 @@ _Refuse = Callable[[str, str], ConfigError]
 
 
 def _registered_names() -> dict[str, tuple[str, ...]]:
-    # Imported here: the registries are filled by `import pvt_det`, which may be under way when this module loads.
+    # Imported here because `import pvt_det` fills the registries and may still be in progress when this module loads.
     from detectron2.modeling import (
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
@@ -111,7 +111,11 @@ def _registered_names() -> dict[str, tuple[str, ...]]:
 
 
 def is_device(name: str) -> bool:
-    """Whether PyTorch knows a device of this name as one that computes."""
+    """Return whether PyTorch can compute on devices of this name.
+
+    Args:
+        name: Name of a device, such as "cpu" or "cuda:1".
+    """
     try:
         return torch.device(name).type != "meta"
     except RuntimeError:
@@ -119,13 +123,13 @@ def is_device(name: str) -> bool:
 
 
 def _check_schedule(cfg: CfgNode, refuse: _Refuse) -> None:
-    # A warm-up rises to where the schedule has got in the meantime: at its end, that is near 0.
+    # Warm-up ends at the learning rate that the schedule has by then, which is near 0 at the end of the schedule.
     solver = cfg.SOLVER
     falls = solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR" or any(step <= solver.MAX_ITER for step in solver.STEPS)
     if falls and solver.WARMUP_ITERS >= solver.MAX_ITER:
         raise refuse(
             "SOLVER.WARMUP_ITERS",
-            f"expected less than SOLVER.MAX_ITER, {solver.MAX_ITER}: the learning rate would stay near 0.",
+            f"expected less than SOLVER.MAX_ITER, {solver.MAX_ITER}. The learning rate would stay near 0.",
         )
 
 
@@ -154,19 +158,21 @@ def _check_input_sizes(cfg: CfgNode, refuse: _Refuse) -> None:
     if not sizes or min(sizes) < 1:
         raise refuse("INPUT.MIN_SIZE_TRAIN", "expected one or more sizes of at least 1 pixel.")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
-        raise refuse("INPUT.MIN_SIZE_TRAIN", "expected two sizes, least and most, for MIN_SIZE_TRAIN_SAMPLING range.")
+        raise refuse(
+            "INPUT.MIN_SIZE_TRAIN", "expected two sizes, minimum and maximum, for MIN_SIZE_TRAIN_SAMPLING range."
+        )
     crop = cfg.INPUT.CROP_BRANCH
     if not crop.RESIZE or min(crop.RESIZE) < 1:
         raise refuse("INPUT.CROP_BRANCH.RESIZE", "expected one or more sizes of at least 1 pixel.")
     if len(crop.SIZE) != 2 or not 1 <= crop.SIZE[0] <= crop.SIZE[1]:
-        raise refuse("INPUT.CROP_BRANCH.SIZE", "expected two sizes in pixels, the least and the most.")
+        raise refuse("INPUT.CROP_BRANCH.SIZE", "expected two sizes in pixels, minimum and maximum.")
 
 
 def _check_augmentations(cfg: CfgNode, refuse: _Refuse) -> None:
     for name in ("LARGE_SCALE_JITTER", "MOSAIC", "COPY_PASTE"):
         scales = cfg.INPUT[name].SCALE
         if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
-            raise refuse(f"INPUT.{name}.SCALE", "expected two factors above 0, the least and the most.")
+            raise refuse(f"INPUT.{name}.SCALE", "expected two factors above 0, minimum and maximum.")
     size = cfg.INPUT.LARGE_SCALE_JITTER.SIZE
     if len(size) != 2 or min(size) < 1:
         raise refuse("INPUT.LARGE_SCALE_JITTER.SIZE", "expected a height and a width of at least 1 pixel.")
@@ -175,22 +181,24 @@ def _check_augmentations(cfg: CfgNode, refuse: _Refuse) -> None:
         if _get(cfg, key) > 1:
             raise refuse(key, "expected a probability, 0 to 1.")
         if _get(cfg, key) and is_panoptic(cfg):
-            raise refuse(key, "this makes no label maps, which PanopticFPN is trained on; expected 0.0.")
+            raise refuse(
+                key, "expected 0.0. This augmentation does not support label maps, which PanopticFPN is trained on."
+            )
     if cfg.INPUT.COPY_PASTE.PROBABILITY and not cfg.MODEL.MASK_ON:
-        raise refuse("INPUT.COPY_PASTE.PROBABILITY", "objects are cut out by their masks, which needs MODEL.MASK_ON.")
+        raise refuse("INPUT.COPY_PASTE.PROBABILITY", "needs MODEL.MASK_ON, because objects are cut out by their masks.")
 
 
 def _check_semantic(cfg: CfgNode, refuse: _Refuse) -> None:
     scales = cfg.INPUT.SCALE_RANGE
     if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
-        raise refuse("INPUT.SCALE_RANGE", "expected two factors above 0, the least and the most.")
+        raise refuse("INPUT.SCALE_RANGE", "expected two factors above 0, minimum and maximum.")
     if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE not in range(256):
-        raise refuse("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "expected 0 to 255, as label maps have 8 bits.")
+        raise refuse("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "expected 0 to 255, because label maps have 8 bits.")
     is_semantic = is_segmentor(cfg)
     for key, off in (_DETECTION_INPUT if is_semantic else _SEMANTIC_INPUT).items():
         if _get(cfg, key) != off:
-            has = "does not have" if is_semantic else "alone has"
-            raise refuse(key, f"MODEL.META_ARCHITECTURE {SEGMENTOR} {has} this; expected {off!r}.")
+            supports = "does not support" if is_semantic else "alone supports"
+            raise refuse(key, f"expected {off!r}. MODEL.META_ARCHITECTURE {SEGMENTOR} {supports} this key.")
 
 
 def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
@@ -202,7 +210,7 @@ def _check_anchors(cfg: CfgNode, refuse: _Refuse) -> None:
         key = f"MODEL.ANCHOR_GENERATOR.{name}"
         rows = _get(cfg, key)
         if len(rows) not in (1, levels):
-            raise refuse(key, f"expected 1 list or {levels}, one for each level of {levels_key}; found {len(rows)}.")
+            raise refuse(key, f"expected 1 list or {levels}, one for each level of {levels_key}, got {len(rows)}.")
         if not all(row and min(row) > 0 for row in rows):
             raise refuse(key, "expected lists of numbers above 0.")
 

@@ -1,4 +1,4 @@
-"""Does a value suit its key? Types, null, infinities and signs are judged by the key's default."""
+"""Convert a config value to the type of its key's default, and check that it is finite and has a valid sign."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from pvt_det.errors import ConfigError
 
-# Numbers whose default is not negative but that may be: label lists, image statistics, a void label.
+# Keys that may be negative although their default is not: label lists, image statistics, an ignore label.
 _MAY_BE_NEGATIVE = {"MODEL.PIXEL_MEAN", "MODEL.ROI_HEADS.IOU_LABELS", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"}
 _MAY_BE_INFINITE = {"SOLVER.CLIP_GRADIENTS.NORM_TYPE"}
-# What the elements of a list look like whose default is empty, and the type of a key whose default is null.
+# Example values of keys whose default is an empty list or null and so does not show the type.
 _EXAMPLES: dict[str, Any] = {
     "DATASETS.TRAIN": ("",),
     "DATASETS.TEST": ("",),
@@ -26,48 +26,51 @@ _NAMES: dict[type, str] = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
-    str: "a text",
+    str: "a string",
     list: "a list",
     tuple: "a list",
 }
 
 
 def coerce(value: Any, default: Any, key: str, where: str) -> Any:
-    """Turn `value` into the type of the key's `default`.
+    """Convert `value` to the type of the key's `default`.
 
-    Integers become floats where floats stand, lists and tuples each other, and texts such as `1e-4` or
-    `(60000, 80000)`, which YAML does not take for numbers or lists, what they spell.
+    Integers become floats, and lists and tuples become each other, as the default requires. Strings such as `1e-4` or
+    `(60000, 80000)`, which YAML does not parse as numbers or lists, are parsed as Python literals.
 
     Args:
-        value: As read from a file or the command line.
-        default: The value that the key has before any file is read.
-        key: Dotted name, for messages and the few exceptions.
-        where: The file or "command line", for messages.
+        value: Value as read from a file or the command line.
+        default: Default value of the key.
+        key: Dotted name of the key.
+        where: Name of the file, or "command line", for messages.
+
+    Returns:
+        The converted value.
 
     Raises:
-        ConfigError: The type is wrong, a number is not finite, or negative where it cannot be.
+        ConfigError: The value has the wrong type, a number is not finite, or is negative where that is not allowed.
     """
-    if default is None and (value is None or _spelled(value) is None):
+    if default is None and (value is None or _parse_literal(value) is None):
         return None
     example = _EXAMPLES.get(key, default)
     result = _match(value, example, key, where)
-    if not all(map(_is_writable, _texts(result))):
-        raise ConfigError(f"{where}: {key} = {_shown(value)}: only Unicode texts without zero bytes can stand here.")
+    if not all(map(_is_writable, _strings(result))):
+        raise ConfigError(f"{where}: {key} = {_format(value)}: expected a valid Unicode string without null bytes.")
     numbers = list(_numbers(result))
     if key not in _MAY_BE_INFINITE and not all(-_LARGEST <= number <= _LARGEST for number in numbers):
-        raise ConfigError(f"{where}: {key} = {_shown(value)}: only finite numbers of ordinary size can stand here.")
+        raise ConfigError(f"{where}: {key} = {_format(value)}: expected finite numbers of at most 2^63.")
     may_be_negative = key in _MAY_BE_NEGATIVE or any(number < 0 for number in _numbers(example))
     if not may_be_negative and any(number < 0 for number in numbers):
-        raise ConfigError(f"{where}: {key} = {_shown(value)}: a negative number cannot stand here.")
+        raise ConfigError(f"{where}: {key} = {_format(value)}: expected no negative number.")
     return result
 
 
 def _match(value: Any, example: Any, key: str, where: str) -> Any:
     if not isinstance(example, str):
-        value = _spelled(value)
+        value = _parse_literal(value)
     if isinstance(example, list | tuple) and isinstance(value, list | tuple):
-        # An example without elements says nothing about them, but that they are plain.
-        items = [_match_item(item, example[0] if example else _plain(item), key, where) for item in value]
+        # An empty example does not show the type of its elements; they need only be plain values.
+        items = [_match_item(item, example[0] if example else _plain_example(item), key, where) for item in value]
         return type(example)(items)
     if type(example) is float and type(value) is int and abs(value) <= _LARGEST:
         return float(value)
@@ -77,7 +80,7 @@ def _match(value: Any, example: Any, key: str, where: str) -> Any:
 
 
 def _match_item(value: Any, example: Any, key: str, where: str) -> Any:
-    """An element of a list: any number will do where a number stands (anchor sizes are often fractions)."""
+    """Match a list element. Floats are accepted for integers, because anchor sizes are often fractions."""
     if type(example) is int and type(value) is float:
         return value
     return _match(value, example, key, where)
@@ -85,12 +88,16 @@ def _match_item(value: Any, example: Any, key: str, where: str) -> Any:
 
 def _wrong_type(value: Any, example: Any, key: str, where: str) -> ConfigError:
     expected = _NAMES.get(type(example), type(example).__name__)
-    hint = f" Write [{value}] for a list of one." if isinstance(example, list | tuple) and value is not None else ""
-    return ConfigError(f"{where}: {key} = {_shown(value)}: expected {expected}, such as {example!r}.{hint}")
+    hint = (
+        f" Write [{value}] for a list of one element."
+        if isinstance(example, list | tuple) and value is not None
+        else ""
+    )
+    return ConfigError(f"{where}: {key} = {_format(value)}: expected {expected}, such as {example!r}.{hint}")
 
 
-def _shown(value: Any) -> str:
-    """The value as the user would write it, cut where it gets long."""
+def _format(value: Any) -> str:
+    """Format a value as the user would write it, cut to 100 characters."""
     try:
         text = "null" if value is None else repr(value)
     except ValueError:  # an integer of thousands of digits
@@ -98,13 +105,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-def _plain(item: Any) -> Any:
-    """An example that `item` agrees with if it is a scalar or list at all."""
+def _plain_example(item: Any) -> Any:
+    """Return an example that matches `item` if it is a scalar or a list, and that does not match otherwise."""
     return [] if isinstance(item, list | tuple) else item if isinstance(item, bool | int | float | str) else ""
 
 
-def _spelled(text: Any) -> Any:
-    """The Python literal that a text spells, or what was given."""
+def _parse_literal(text: Any) -> Any:
+    """Parse a string as a Python literal; return the input unchanged if it is not one."""
     if not isinstance(text, str):
         return text
     words = {"true": True, "false": False, "null": None, "none": None}
@@ -116,14 +123,14 @@ def _spelled(text: Any) -> Any:
         return text
 
 
-def _texts(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
+        return [text for item in value for text in _strings(item)]
     return [value] if isinstance(value, str) else []
 
 
 def _is_writable(text: str) -> bool:
-    """Whether a text can go into logs, files and paths; names that are not UTF-8 come from Linux as surrogates."""
+    """Return whether a string can be written to logs and files; non-UTF-8 names on Linux contain surrogates."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 

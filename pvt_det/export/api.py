@@ -1,4 +1,4 @@
-"""From a trained model to a file that runs without this package, checked against the model."""
+"""Export a trained model to a file that runs without this package, and check the file against the model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pvt_det.inference.trunks import trained_classifier
 from pvt_det.run_folder import config_file, run_weights
 from pvt_det.weights import load_pretrained
 
-# Images that the check looks at, one by one, and its first one also in a batch with its mirror image.
+# Number of images in the check. Each is run alone; the first one also in a batch with its mirror image.
 CHECKED = 4
-# Of the images that are traced: no stride divides their sides, which differ.
+# Shape of the traced images. The sides differ, and no stride divides them.
 _TRACED_SIZE = (2, 3, 200, 140)
 
 
@@ -41,15 +41,15 @@ class Subject:
     """A model to export.
 
     Attributes:
-        name: Such as "RetinaNet pvt_tiny".
-        model: It, in evaluation mode, on the CPU.
-        graph: It as a function of tensors.
-        bgr: Whether it takes blue first.
-        prepare: From an image, `H×W×3` RGB uint8, to the size that the model is to see.
-        limit: Detections of an image that are kept.
-        threshold: Scores above this are kept.
-        metadata: What a user of the file has to know.
-        images: The files of the run's own validation images; none where they are not there.
+        name: Name of the model, such as "RetinaNet pvt_tiny".
+        model: The model, in evaluation mode, on the CPU.
+        graph: The model as a function of tensors.
+        bgr: Whether the model takes BGR images.
+        prepare: Resizes an image, `H×W×3` RGB uint8, to the model's image size.
+        limit: Maximum number of detections per image.
+        threshold: Detections with scores above this are kept.
+        metadata: Information that users of the file need, as strings by name.
+        images: The run's validation images; empty if they are not available.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Report:
-    """How an export went.
+    """Result of an export.
 
     Attributes:
-        parity: How far the file is from the model.
-        size: Of the image that was timed, height and width in pixels.
-        eager_ms: Median time of the model for it.
-        exported_ms: Median time of the file.
+        parity: Differences between the outputs of the file and of the model.
+        size: Height and width in pixels of the image used for timing.
+        eager_ms: Median time of the model in milliseconds.
+        exported_ms: Median time of the exported file in milliseconds.
     """
 
     parity: Parity
@@ -84,14 +84,14 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
     """Load a trained detector or segmentor.
 
     Args:
-        config: A run's output folder, or a config file.
-        weights: Its weights; "" takes the best beside the config.
-        overrides: Keys of the config and their values.
-        kind: Of file that it is to become.
+        config: A run folder or a config file.
+        weights: Weights to load; "" uses the best checkpoint next to the config.
+        overrides: Config keys and values, alternating.
+        kind: Kind of file to export to.
 
     Raises:
-        CheckpointError: The weights do not fit.
-        ConfigError: The config is wrong, or no such model can be exported.
+        CheckpointError: The weights do not fit the model.
+        ConfigError: The config is invalid, or models of this kind cannot be exported.
     """
     path = config_file(config)
     cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides])
@@ -102,9 +102,9 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
     resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def prepare(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        seen = T.AugInput(pixels)
-        resize(seen)
-        return np.ascontiguousarray(seen.image)
+        augmented = T.AugInput(pixels)
+        resize(augmented)
+        return np.ascontiguousarray(augmented.image)
 
     metadata = {
         "task": "semantic segmentation" if is_segmentor(cfg) else "detection",
@@ -129,12 +129,12 @@ def load_classifier(name: str, weights: str, size: int = 224) -> Subject:
     """Load a trained classifier.
 
     Args:
-        name: Of the model, such as "pvt_tiny".
-        weights: Its weights.
-        size: Side of the images that it is given, in pixels.
+        name: Name of the model, such as "pvt_tiny".
+        weights: Weights to load: a file, or any other value of `MODEL.WEIGHTS`.
+        size: Side of the model's square images in pixels.
 
     Raises:
-        CheckpointError: The weights do not fit, or have no classifier.
+        CheckpointError: The weights do not fit the model, or have no classification head.
     """
     graph = build_graph(trained_classifier(name, weights, size))
     crop = EvalTransform(size, size / round(size * 256 / 224), "bicubic")
@@ -152,64 +152,70 @@ def load_classifier(name: str, weights: str, size: int = 224) -> Subject:
 
 
 def export(subject: Subject, output: Path, kind: Kind, images: Sequence[Path]) -> Report:
-    """Write the file, if it does what the model does.
+    """Export a model to a file, and keep the file only if its outputs match the model's.
 
     Args:
-        subject: What to export.
-        output: The file.
-        kind: Its format.
-        images: To compare on; none takes the run's own validation images.
+        subject: The model to export.
+        output: Path of the file to write.
+        kind: Kind of file.
+        images: Images to compare on; empty uses the run's validation images.
+
+    Returns:
+        The differences and the timings.
 
     Raises:
-        ConfigError: There are no images to compare on, or what the format needs is missing.
+        ConfigError: No images to compare on are available, or a requirement of the file format is missing.
         DataError: An image cannot be read.
-        NumericError: The file's outputs are not the model's; it is not kept.
+        NumericError: The file's outputs differ from the model's.
     """
     files = _spread(images or subject.images)
     if not files:
-        raise ConfigError("there are no images to check the exported model on: name some with --images.")
-    pictures = [subject.prepare(read_image(file, "RGB")) for file in files]
+        raise ConfigError("No images to check the exported model on. Add some with --images.")
+    prepared = [subject.prepare(read_image(file, "RGB")) for file in files]
     program = trace(subject.graph, torch.zeros(_TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays, since torch looks at it.
+    # Keep the suffix, because torch checks it.
     unchecked = output.with_name(f".unchecked-{output.name}")
     try:
         write(program, unchecked, kind, subject.graph.outputs, subject.metadata)
         function = open_file(unchecked, kind, subject.graph.outputs)
-        parity = check(subject, function, pictures)
+        parity = check(subject, function, prepared)
         parity.require(str(output))
         unchecked.replace(output)
     finally:
         unchecked.unlink(missing_ok=True)
-    first = _batch(pictures[:1])
+    first = _batch(prepared[:1])
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
     )
     return Report(parity=parity, size=first.shape[2:], eager_ms=eager_ms, exported_ms=exported_ms)
 
 
-def check(subject: Subject, function: Function, pictures: Sequence[NDArray[np.uint8]]) -> Parity:
-    """Compare an exported model with its model.
+def check(subject: Subject, function: Function, images: Sequence[NDArray[np.uint8]]) -> Parity:
+    """Compare the outputs of an exported file with those of its model.
 
     Args:
-        subject: The model.
-        function: The exported one.
-        pictures: `H×W×3` RGB, as the model is to see them.
+        subject: The exported model.
+        function: The exported file as a function.
+        images: Images `H×W×3`, RGB, uint8, in the model's image size.
+
+    Returns:
+        The differences of all images.
 
     Raises:
-        NumericError: The model finds nothing, so that there is nothing to compare.
+        NumericError: The model detects nothing, so there is nothing to compare.
     """
     parity = Parity()
-    batches = [_batch([picture]) for picture in pictures]
-    batches.append(_batch([pictures[0], np.ascontiguousarray(pictures[0][:, ::-1])]))
+    batches = [_batch([image]) for image in images]
+    batches.append(_batch([images[0], np.ascontiguousarray(images[0][:, ::-1])]))
     for batch in batches:
         expected = run_eager(subject.model, batch, bgr=subject.bgr)
         got = function(batch)
         compare(expected, got, parity, images=len(batch), limit=subject.limit, threshold=subject.threshold)
     if "boxes" in expected and not parity.detections and not parity.missing:
         raise NumericError(
-            "the model finds nothing in the images of the check, which so shows nothing: name images with objects by "
-            "--images, or lower the score threshold."
+            "The model detects nothing in the images, so the exported file cannot be checked. Add images with objects "
+            "with --images, or lower the score threshold."
         )
     return parity
 
@@ -230,5 +236,5 @@ def _spread(files: Sequence[Path]) -> list[Path]:
     return [files[number] for number in chosen]
 
 
-def _batch(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
+def _batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))

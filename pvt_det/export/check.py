@@ -1,4 +1,4 @@
-"""Is an exported model the same function as the one that it was made from?"""
+"""Compare the outputs of an exported model with those of the original."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _DETECTOR = ("boxes", "scores", "labels", "images")
 
 @dataclass
 class Parity:
-    """How far two models were apart.
+    """Largest differences between the outputs of two models.
 
     Attributes:
         images: Number of images compared.
-        detections: Number of detections that both made.
-        box: Largest difference of a box's side, in pixels.
+        detections: Number of detections that match.
+        box: Largest difference of a box coordinate in pixels.
         score: Largest difference of a score or probability.
-        mask: Largest difference of a mask's probability.
-        relabelled: Pixels of segmentations that got another class, at equal probability.
-        missing: Detections that only one of them made, described.
+        mask: Largest difference of a mask probability.
+        relabeled: Number of pixels with different classes in a segmentation, at equal probability.
+        missing: Descriptions of the detections without a match in the other model.
     """
 
     images: int = 0
@@ -44,20 +44,23 @@ class Parity:
     box: float = 0.0
     score: float = 0.0
     mask: float = 0.0
-    relabelled: int = 0
+    relabeled: int = 0
     missing: list[str] = field(default_factory=list)
 
     def require(self, what: str) -> None:
-        """Check the tolerances: 0.5 pixels, 1e-3 for scores; masks are made at the detections, hence 1e-2.
+        """Check the tolerances: 0.5 pixels for boxes, 1e-3 for scores, 1e-2 for masks (computed from the boxes).
+
+        Args:
+            what: Name of the exported model, for the message.
 
         Raises:
-            NumericError: They are exceeded.
+            NumericError: A tolerance is exceeded, or a detection has no match.
         """
         if self.box > BOX_TOLERANCE or self.score > SCORE_TOLERANCE or self.mask > 10 * SCORE_TOLERANCE or self.missing:
-            few = f": {'; '.join(self.missing[:3])}" if self.missing else ""
+            examples = f": {'; '.join(self.missing[:3])}" if self.missing else ""
             raise NumericError(
-                f"{what} differs from the model that it was made from ({self}; {len(self.missing)} detections without "
-                f"a partner{few}). The file was not kept."
+                f"{what} differs from the original model ({self}; {len(self.missing)} detections without a "
+                f"match{examples}). The file was not kept."
             )
 
     def __str__(self) -> str:
@@ -66,17 +69,20 @@ class Parity:
             parts += [f"{self.detections} detections, boxes within {self.box:.1e} pixels"]
         parts += [f"scores within {self.score:.1e}"]
         parts += [f"masks within {self.mask:.1e}"] if self.mask else []
-        parts += [f"{self.relabelled} pixels of another class"] if self.relabelled else []
+        parts += [f"{self.relabeled} pixels with different classes"] if self.relabeled else []
         return ", ".join(parts)
 
 
 def run_eager(model: nn.Module, images: NDArray[np.uint8], *, bgr: bool) -> dict[str, NDArray[Any]]:
-    """What the model itself gives, through Detectron2's own code, in the form of the exported file's outputs.
+    """Run the original model with Detectron2's code, and return its outputs as an exported file would.
 
     Args:
         model: A detector or segmentor of Detectron2, or the graph of a classifier.
-        images: `N×3×H×W`, RGB.
-        bgr: Whether the model takes blue first.
+        images: Images `N×3×H×W`, RGB.
+        bgr: Whether the model takes BGR images.
+
+    Returns:
+        The outputs by name.
     """
     batch = torch.from_numpy(images)
     with torch.inference_mode():
@@ -109,18 +115,18 @@ def _as_outputs(found: list[Instances]) -> dict[str, NDArray[Any]]:
 
 
 def compare(expected: Outputs, got: Outputs, parity: Parity, *, images: int, limit: int, threshold: float) -> None:
-    """Add a batch to `parity`.
+    """Compare the outputs of a batch, and add the differences to `parity`.
 
-    Detections are matched one to one, by image and class. One whose score is within tolerance of the least that is
-    kept, by threshold or by number, may be on one side only.
+    Detections are matched one to one within image and class. A detection may be missing on one side if its score is
+    within the tolerance of the lowest score that is kept, due to the threshold or the limit.
 
     Args:
-        expected: Of the model.
-        got: Of the exported file.
-        parity: What to add to.
-        images: Number of images.
-        limit: Detections of an image that are kept.
-        threshold: Scores above this are kept.
+        expected: Outputs of the original model.
+        got: Outputs of the exported file.
+        parity: Differences so far, updated in place.
+        images: Number of images in the batch.
+        limit: Maximum number of detections per image.
+        threshold: Detections with scores above this are kept.
     """
     parity.images += images
     if "boxes" in expected:
@@ -132,7 +138,7 @@ def compare(expected: Outputs, got: Outputs, parity: Parity, *, images: int, lim
         return
     parity.score = max(parity.score, float(np.abs(expected["scores"] - got["scores"]).max()))
     if "labels" in expected:
-        parity.relabelled += int((expected["labels"] != got["labels"]).sum())
+        parity.relabeled += int((expected["labels"] != got["labels"]).sum())
 
 
 def _of_image(outputs: Outputs, number: int) -> dict[str, NDArray[Any]]:
@@ -166,14 +172,21 @@ def _match(expected: Outputs, got: Outputs, parity: Parity, least: float) -> Non
 
 
 def medians_ms(*calls: Callable[[], Any], repeats: int = 5) -> list[float]:
-    """Median time of each call in milliseconds, after one that is not counted.
+    """Measure the median time of each call, after one warm-up.
 
-    The calls take turns, so that what else the machine does slows them alike.
+    The calls take turns, so that other load on the machine slows all of them equally.
+
+    Args:
+        *calls: Functions without arguments.
+        repeats: Number of timed repetitions.
+
+    Returns:
+        The median time of each call in milliseconds.
     """
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + repeats):
-        for call, own in zip(calls, times, strict=True):
+        for call, call_times in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            own.append(time.perf_counter() - start)
-    return [1000 * statistics.median(own[1:]) for own in times]
+            call_times.append(time.perf_counter() - start)
+    return [1000 * statistics.median(call_times[1:]) for call_times in times]

@@ -1,7 +1,7 @@
-"""Exported models as files: ONNX, a `torch.export` program, or that compiled by AOTInductor.
+"""Files of exported models: ONNX, a `torch.export` program, or a program compiled by AOTInductor.
 
-All take one input, `image`: `N×3×H×W`, uint8, RGB, of any number and size, and give the outputs that the graph's
-docstring tells. What a user of the file has to know besides is in its metadata.
+All take one input, `image`: `N×3×H×W`, uint8, RGB, of any batch and image size. The outputs are documented in the
+graph's `forward`. Everything else that users of the file need is in its metadata.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from pvt_det.errors import ConfigError
 from pvt_det.export.suppression import translations
 
 Kind: TypeAlias = Literal["onnx", "program", "compiled"]
-# From images N×3×H×W, uint8, RGB, to outputs by name.
+# Maps images N×3×H×W, uint8, RGB, to outputs by name.
 Function: TypeAlias = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 
-# The oldest with ROIAlign as Detectron2 computes it and reductions over axes given as data; runtimes of 2023 know it.
+# The oldest opset with Detectron2's ROIAlign and reductions over axes given as inputs; runtimes support it since 2023.
 OPSET = 18
 METADATA_NAME = "pvt_det.json"
 INPUT_NAME = "image"
 
 
 def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
-    """Trace a graph for images of any number and size.
+    """Trace a graph for any batch and image size.
 
     Args:
-        graph: Takes images `N×3×H×W`, uint8.
-        example: Such images, at least 2, with different sides that no stride divides.
+        graph: Module that takes images `N×3×H×W`, uint8.
+        example: Example images, at least 2, with different sides that no stride divides.
     """
     graph.eval()
-    open_sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    # Maps of one row or column must not be told apart from others.
+    dynamic_sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    # Do not specialize on maps with a single row or column.
     with (
         symbols.patch(  # type: ignore[attr-defined]
             backed_size_oblivious=True
@@ -53,7 +53,7 @@ def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        return torch.export.export(graph, (example,), dynamic_shapes=(open_sizes,), strict=False)
+        return torch.export.export(graph, (example,), dynamic_shapes=(dynamic_sizes,), strict=False)
 
 
 def write(
@@ -62,14 +62,14 @@ def write(
     """Write a traced model.
 
     Args:
-        program: As `trace` gives it, of a graph that was built for this kind.
-        path: The file.
+        program: Result of `trace`, for a graph that was built for this kind.
+        path: Path of the file to write.
         kind: "onnx"; "program", for `torch.export.load`; "compiled", for `torch._inductor.aoti_load_package`.
         outputs: Names of the outputs.
-        metadata: Texts to go with it.
+        metadata: Strings by name to store in the file.
 
     Raises:
-        ConfigError: A package or the C++ compiler that this kind needs is not there.
+        ConfigError: A package or the C++ compiler that this kind needs is missing.
     """
     if kind == "onnx":
         _write_onnx(program, path, outputs, metadata)
@@ -80,21 +80,27 @@ def write(
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     else:
         with warnings.catch_warnings():
-            # Of weights that share memory; what the file gives is compared with the model anyway.
+            # About weights that share memory. The file's outputs are compared with the model's anyway.
             warnings.filterwarnings("ignore", message="No complete tensor found")
             torch.export.save(program, path, extra_files={METADATA_NAME: json.dumps(dict(metadata))})
 
 
 def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:
-    """A written model as a function, on the CPU."""
+    """Load an exported file as a function that runs on the CPU.
+
+    Args:
+        path: Path of the file.
+        kind: Kind of the file.
+        outputs: Names of the outputs.
+    """
     if kind == "onnx":
         return _open_onnx(path)
     model: Callable[..., Any]
     if kind == "compiled":
         model = torch._inductor.aoti_load_package(str(path))
     else:
-        # Tracing notes which sizes its example had (several images, maps of more than a row), and a program refuses
-        # others; the graph is the same for them, as the check of an export shows.
+        # A program refuses sizes unlike those of the traced example (one image, maps with one row). Its graph is the
+        # same for all sizes, which the check of the export confirms.
         module: Any = torch.export.load(path).module(check_guards=False)
         module.validate_inputs = False
         model = module
@@ -109,30 +115,30 @@ def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:
 
 
 def require_compiler() -> None:
-    """Check that the C++ compiler is there that AOTInductor calls.
+    """Check that the C++ compiler of AOTInductor is available.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The compiler is missing.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ConfigError(
-            f"compiling needs a C++ compiler, and {compiler} is not found: install g++, or name another in the "
-            "environment variable CXX, or leave out --compile for a portable torch.export program."
+            f"--compile needs a C++ compiler, and {compiler} was not found. Install g++, set the environment variable "
+            "CXX to another compiler, or leave --compile out for a portable torch.export program."
         )
 
 
 def require_onnx() -> None:
-    """Check that the packages are there that write and run ONNX.
+    """Check that the packages for writing and running ONNX are installed.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: A package is missing.
     """
     missing = next((name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None), None)
     if missing:
         raise ConfigError(
-            f"ONNX needs the package {missing}: pip install onnx onnxscript onnxruntime, or pip install -e "
-            "'.[export]' in a checkout."
+            f"ONNX needs the package {missing}, which is missing. Run pip install onnx onnxscript onnxruntime, or pip "
+            "install -e '.[export]' in a checkout."
         )
 
 

@@ -1,4 +1,4 @@
-"""The graph that suits a model; those of segmentors and classifiers are here."""
+"""Build the exportable graph of a model; contains the graphs of segmentors and classifiers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pvt_det.models.trunk import Trunk
 
 
 class SegmentorGraph(nn.Module):
-    """Semantic FPN without Detectron2's structures: images to a class for every pixel.
+    """Semantic FPN without Detectron2's structures: classifies every pixel of an image.
 
     Args:
-        model: A trained segmentor; shares its modules.
-        bgr: Whether the model takes blue first.
+        model: A trained segmentor. Its modules are shared, not copied.
+        bgr: Whether the model takes BGR images.
 
     Raises:
-        ConfigError: The head is no Semantic FPN.
+        ConfigError: The head is not a Semantic FPN.
     """
 
     outputs = ("labels", "scores")
@@ -36,12 +36,21 @@ class SegmentorGraph(nn.Module):
     def __init__(self, model: SemanticSegmentor, *, bgr: bool) -> None:
         super().__init__()
         if not isinstance(model.sem_seg_head, SemSegFPNHead):
-            raise ConfigError(f"a segmentor with {type(model.sem_seg_head).__name__} cannot be exported.")
+            raise ConfigError(
+                f"A segmentor with {type(model.sem_seg_head).__name__} cannot be exported. Expected a Semantic FPN."
+            )
         self.features = Features(model, bgr=bgr)
         self.head = model.sem_seg_head
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment images `N×3×H×W`, RGB, uint8: labels `N×H×W` (int64, from 0) and their probabilities `N×H×W`."""
+        """Segment images.
+
+        Args:
+            image: Images `N×3×H×W`, RGB, uint8.
+
+        Returns:
+            Labels `N×H×W` (int64, from 0) and their probabilities `N×H×W`.
+        """
         logits = self.head.layers(self.features(image))
         logits = F.interpolate(logits, scale_factor=self.head.common_stride, mode="bilinear", align_corners=False)
         scores, labels = logits[:, :, : image.shape[2], : image.shape[3]].softmax(dim=1).max(dim=1)
@@ -49,10 +58,10 @@ class SegmentorGraph(nn.Module):
 
 
 class ClassifierGraph(nn.Module):
-    """A classifier with its normalisation: images to the probabilities of classes.
+    """A classifier with normalization and softmax.
 
     Args:
-        model: A trained classifier; shares its modules.
+        model: A trained classifier. Its modules are shared, not copied.
     """
 
     outputs = ("scores",)
@@ -64,7 +73,14 @@ class ClassifierGraph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify images `N×3×H×W`, RGB, uint8: probabilities `N×K`."""
+        """Classify images.
+
+        Args:
+            image: Images `N×3×H×W`, RGB, uint8.
+
+        Returns:
+            Probabilities `N×K`.
+        """
         return self.model(self.normalize(image)).softmax(dim=1)
 
 
@@ -75,27 +91,28 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> 
     """Wrap a trained model as a function of tensors.
 
     Args:
-        model: RetinaNet, an R-CNN, Semantic FPN, or a PVT classifier; put into evaluation mode, its weights shared.
-        bgr: Whether the model takes blue first (`INPUT.FORMAT: BGR`).
-        kind: Of file that it is traced for.
+        model: RetinaNet, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its weights
+            are shared.
+        bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
+        kind: Kind of file that the graph is traced for.
 
     Returns:
-        A module that takes images `N×3×H×W`, RGB, uint8; its `outputs` names what it returns.
+        A module that takes images `N×3×H×W`, RGB, uint8. Its attribute `outputs` names its outputs.
 
     Raises:
-        ConfigError: No graph suits the model.
+        ConfigError: Models of this kind cannot be exported.
     """
     model.eval()
-    how: Suppress = suppress if kind == "onnx" else suppress_by_torchvision
+    suppression: Suppress = suppress if kind == "onnx" else suppress_by_torchvision
     if isinstance(model, RetinaNet):
-        return RetinaNetGraph(model, bgr=bgr, suppress=how)
+        return RetinaNetGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
-        return RCNNGraph(model, bgr=bgr, suppress=how)
+        return RCNNGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, SemanticSegmentor):
         return SegmentorGraph(model, bgr=bgr)
     if isinstance(model, Trunk) and model.num_classes > 0:
         return ClassifierGraph(model)
     raise ConfigError(
-        f"{type(model).__name__} cannot be exported: RetinaNet, Faster, Mask and Cascade R-CNN, Semantic FPN and "
-        "classifiers can."
+        f"{type(model).__name__} cannot be exported. Expected RetinaNet, Faster, Mask or Cascade R-CNN, Semantic FPN, "
+        "or a classifier."
     )

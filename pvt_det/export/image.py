@@ -1,4 +1,4 @@
-"""From the images that a user has to the maps that the heads take."""
+"""Normalization, padding and the backbone: from RGB images to the feature maps of the heads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pvt_det.errors import ConfigError
 
 
 class Normalize(nn.Module):
-    """Images `N×3×H×W`, RGB, uint8, as the model takes them: floats, in its order of channels, mean 0, deviation 1.
+    """Convert RGB uint8 images to normalized floats in the model's channel order.
 
     Args:
-        mean: Of the model's three channels, in 0 … 255.
-        std: Likewise.
-        bgr: Whether the model takes blue first.
+        mean: Mean of the three channels in the model's order, in 0 … 255.
+        std: Standard deviation of the three channels in the model's order, in 0 … 255.
+        bgr: Whether the model takes BGR images.
     """
 
     mean: Tensor
@@ -28,16 +28,27 @@ class Normalize(nn.Module):
         self.bgr = bgr
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalize images.
+
+        Args:
+            images: Images `N×3×H×W`, RGB, uint8.
+
+        Returns:
+            Images `N×3×H×W`, float32.
+        """
         images = images.float()
         return ((images.flip(1) if self.bgr else images) - self.mean) / self.std
 
 
 class Features(nn.Module):
-    """Detectron2's backbone with what comes before it: normalising, and padding with zeros to a multiple of its stride.
+    """Detectron2's backbone with its preprocessing: normalization, and zero-padding to a multiple of its stride.
+
+    Args:
+        model: A trained model with a Detectron2 backbone. Its modules are shared, not copied.
+        bgr: Whether the model takes BGR images.
 
     Raises:
-        ConfigError: The backbone wants square images.
+        ConfigError: The backbone pads images to a fixed square.
     """
 
     def __init__(self, model: nn.Module, *, bgr: bool) -> None:
@@ -49,12 +60,19 @@ class Features(nn.Module):
         self.backbone = backbone
         self.divisor = backbone.size_divisibility
         if backbone.padding_constraints.get("square_size"):
-            raise ConfigError("this backbone pads images to a fixed square: such a model cannot be exported.")
+            raise ConfigError("A model whose backbone pads images to a fixed square cannot be exported.")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the maps of images `N×3×H×W`, uint8."""
+        """Compute the feature maps of images.
+
+        Args:
+            images: Images `N×3×H×W`, RGB, uint8.
+
+        Returns:
+            Feature maps by name, each `N×C×H/stride×W/stride`.
+        """
         height, width = images.shape[-2:]
-        # Written so that whoever reasons about open sizes sees the multiple.
+        # Written so that the tracer can infer that the padded size is a multiple of the divisor.
         rows, columns = (height + self.divisor - 1) // self.divisor, (width + self.divisor - 1) // self.divisor
         pad = (0, columns * self.divisor - width, 0, rows * self.divisor - height)
         return self.backbone(F.pad(self.normalize(images), pad))

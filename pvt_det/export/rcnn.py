@@ -1,4 +1,4 @@
-"""Faster, Mask and Cascade R-CNN without Detectron2's structures, from the same weights."""
+"""Faster, Mask and Cascade R-CNN as exportable graphs, without Detectron2's structures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Size = tuple[int, int]
 
 
 class RCNNGraph(nn.Module):
-    """Images to detections, with masks where the model has them.
+    """An R-CNN from images to detections, with masks if the model has them.
 
     Args:
-        model: A trained R-CNN; shares its modules.
-        bgr: Whether the model takes blue first.
-        suppress: Of `pvt_det.export.suppression`.
+        model: A trained R-CNN. Its modules are shared, not copied.
+        bgr: Whether the model takes BGR images.
+        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
 
     Raises:
-        ConfigError: The model has heads besides those of boxes and masks.
+        ConfigError: The model has heads other than box and mask heads.
     """
 
     def __init__(self, model: GeneralizedRCNN, *, bgr: bool, suppress: Suppress) -> None:
@@ -37,10 +37,10 @@ class RCNNGraph(nn.Module):
         heads = model.roi_heads
         if not isinstance(model.proposal_generator, RPN) or not isinstance(heads, StandardROIHeads):
             raise ConfigError(
-                f"R-CNN with {type(heads).__name__} cannot be exported: only Detectron2's usual heads can."
+                f"R-CNN with {type(heads).__name__} cannot be exported. Expected Detectron2's standard heads."
             )
         if heads.keypoint_on:
-            raise ConfigError("MODEL.KEYPOINT_ON: R-CNN with keypoints cannot be exported.")
+            raise ConfigError("MODEL.KEYPOINT_ON = True: an R-CNN with keypoints cannot be exported.")
         self.features = Features(model, bgr=bgr)
         self.proposals = Proposals(model.proposal_generator, suppress)
         self.boxes = BoxHead(heads, suppress)
@@ -48,24 +48,31 @@ class RCNNGraph(nn.Module):
         self.outputs = ("boxes", "scores", "labels", "images", *(("masks",) if heads.mask_on else ()))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
+        """Detect objects.
 
         Args:
-            image: `N×3×H×W`, RGB, uint8.
+            image: Images `N×3×H×W`, RGB, uint8.
 
         Returns:
-            What `RetinaNetGraph` returns, and masks: `D×28×28`, 0 … 1, the object's share of each cell of its box.
+            Boxes `D×4` (x0, y0, x1, y1) in pixels, scores `D`, labels `D` (int64, from 0), and image indices in the
+            batch `D` (int64). For models with masks also masks `D×28×28`: probabilities 0 … 1 over the box. Detections
+            are sorted by image, then by descending score.
         """
         size = (image.shape[2], image.shape[3])
         maps = self.features(image)
         boxes, scores = self.proposals(maps, size)
         boxes, scores, labels, images = self.boxes(maps, boxes, scores, size)
-        found = (boxes, scores, labels, images)
-        return found if self.masks is None else (*found, self.masks(maps, *found))
+        detections = (boxes, scores, labels, images)
+        return detections if self.masks is None else (*detections, self.masks(maps, *detections))
 
 
 class Proposals(nn.Module):
-    """The region proposal network."""
+    """The region proposal network.
+
+    Args:
+        rpn: A trained RPN. Its modules are shared, not copied.
+        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
+    """
 
     def __init__(self, rpn: RPN, suppress: Suppress) -> None:
         super().__init__()
@@ -79,7 +86,15 @@ class Proposals(nn.Module):
         self.candidates, self.limit = rpn.pre_nms_topk[False], rpn.post_nms_topk[False]
 
     def forward(self, maps: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
-        """Boxes `N×P×4` and their scores `N×P`, `ABSENT` where an image has fewer."""
+        """Propose boxes.
+
+        Args:
+            maps: Feature maps by name, `N×C×H×W`.
+            size: Height and width of the images in pixels.
+
+        Returns:
+            Boxes `N×P×4` in pixels and their scores `N×P`, padded with `ABSENT` if an image has fewer.
+        """
         features = [maps[name] for name in self.names]
         logits, deltas = self.head(features)
         inputs = zip(features, logits, deltas, self.cell_anchors, self.strides, strict=True)
@@ -101,7 +116,12 @@ class Proposals(nn.Module):
 
 
 class Pool(nn.Module):
-    """ROIAlign from the map whose scale suits a box (Feature Pyramid Networks, equation 1)."""
+    """ROIAlign from the feature map that matches the size of a box (Feature Pyramid Networks, equation 1).
+
+    Args:
+        pooler: Detectron2's pooler, whose settings are used.
+        names: Names of the feature maps, from the finest to the coarsest.
+    """
 
     def __init__(self, pooler: ROIPooler, names: list[str]) -> None:
         super().__init__()
@@ -112,22 +132,39 @@ class Pool(nn.Module):
         self.canonical_size, self.canonical_level = pooler.canonical_box_size, pooler.canonical_level
 
     def forward(self, maps: dict[str, Tensor], boxes: Tensor, images: Tensor) -> Tensor:
-        """Pool boxes `R×4` of the images `R` to `R×C×h×w`."""
+        """Pool the features of boxes.
+
+        Args:
+            maps: Feature maps by name, `N×C×H×W`.
+            boxes: Boxes `R×4`, corners in pixels.
+            images: Image index of each box, `R`.
+
+        Returns:
+            Features `R×C×h×w`, with the output size of the pooler.
+        """
         features = [maps[name].float() for name in self.names]
         sides = boxes[:, 2:] - boxes[:, :2]
         level = self.canonical_level + torch.log2(sides.prod(dim=1).sqrt() / self.canonical_size + 1e-8)
         level = level.floor().clamp(self.lowest, self.highest).long() - self.lowest
-        places = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+        rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
         pooled = features[0].new_zeros((boxes.shape[0], features[0].shape[1], *self.side))
         for number, (feature, (scale, ratio, aligned)) in enumerate(zip(features, self.aligns, strict=True)):
-            (here,) = (level == number).nonzero().unbind(1)
-            values = roi_align(feature, places[here], self.side, scale, ratio, aligned)
-            pooled = pooled.index_put((here,), values)
+            (index,) = (level == number).nonzero().unbind(1)
+            values = roi_align(feature, rois[index], self.side, scale, ratio, aligned)
+            pooled = pooled.index_put((index,), values)
         return pooled
 
 
 class BoxHead(nn.Module):
-    """Classifies proposals and moves their boxes; a cascade does so several times."""
+    """Classifies proposals and refines their boxes, in several stages for a cascade.
+
+    Args:
+        heads: Trained ROI heads. Their modules are shared, not copied.
+        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
+
+    Raises:
+        ConfigError: A predictor uses sigmoid cross-entropy.
+    """
 
     def __init__(self, heads: StandardROIHeads, suppress: Suppress) -> None:
         super().__init__()
@@ -138,8 +175,8 @@ class BoxHead(nn.Module):
         self.predictors = nn.ModuleList(heads.box_predictor if cascade else [heads.box_predictor])
         last: Any = self.predictors[-1]
         if any(predictor.use_sigmoid_ce for predictor in self.predictors):
-            raise ConfigError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: such a model cannot be exported.")
-        # Typed, since attributes of modules may be anything.
+            raise ConfigError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True: such a model cannot be exported.")
+        # Annotated because attributes of modules have no static type.
         self.num_classes: int = heads.num_classes
         self.score_threshold: float = last.test_score_thresh
         self.iou_threshold: float = last.test_nms_thresh
@@ -148,11 +185,21 @@ class BoxHead(nn.Module):
     def forward(
         self, maps: dict[str, Tensor], proposals: Tensor, scores: Tensor, size: Size
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From proposals `N×P×4` and their scores `N×P` to boxes `D×4`, scores, labels and images, each `D`."""
+        """Turn proposals into detections.
+
+        Args:
+            maps: Feature maps by name, `N×C×H×W`.
+            proposals: Boxes `N×P×4`, corners in pixels.
+            scores: Scores of the proposals `N×P`, `ABSENT` for padding.
+            size: Height and width of the images in pixels.
+
+        Returns:
+            Boxes `D×4` in pixels, scores `D`, labels `D` and image indices `D`.
+        """
         images, position = present(scores)
         boxes, scores = self._predict(maps, proposals[images, position], images, size)
 
-        # Back to a table with a row for every image and class, since suppression is within those.
+        # Back to a table with a row per image and class, because suppression works within each of them.
         number, places, classes = proposals.shape[0], proposals.shape[1], self.num_classes
         scores = torch.where(scores > self.score_threshold, scores, ABSENT)
         by_class = scores.new_full((number, places, classes), ABSENT).index_put((images, position), scores).mT
@@ -166,11 +213,11 @@ class BoxHead(nn.Module):
         return boxes[images, position], scores[images, position], labels[images, position], images
 
     def _predict(self, maps: dict[str, Tensor], boxes: Tensor, images: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-        """Clipped boxes `R×K×4` and probabilities `R×K`, without background."""
+        """Return clipped boxes `R×K×4` and class probabilities `R×K`, without background."""
         probabilities = []
         moved = boxes[:, None]
         for head, predictor in zip(self.heads, self.predictors, strict=True):
-            # Only the last stage of a cascade has boxes for each class, so that the one before gives one a proposal.
+            # Only the last stage of a cascade predicts boxes per class; earlier stages predict one box per proposal.
             boxes = moved[:, 0]
             logits, deltas = predictor(head(self.pool(maps, boxes, images)))
             probabilities.append(logits.softmax(dim=-1)[:, :-1])
@@ -180,7 +227,11 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """The masks of detections."""
+    """Predicts the masks of detections.
+
+    Args:
+        heads: Trained ROI heads with a mask head. Their modules are shared, not copied.
+    """
 
     def __init__(self, heads: StandardROIHeads) -> None:
         super().__init__()
@@ -188,9 +239,20 @@ class MaskHead(nn.Module):
         self.head = heads.mask_head
 
     def forward(self, maps: dict[str, Tensor], boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """Probabilities `D×28×28` in the boxes `D×4`."""
+        """Predict masks.
+
+        Args:
+            maps: Feature maps by name, `N×C×H×W`.
+            boxes: Boxes `D×4`, corners in pixels.
+            scores: Scores `D`; not used.
+            labels: Labels `D`, int64.
+            images: Image index of each box, `D`.
+
+        Returns:
+            Mask probabilities `D×28×28` over each box.
+        """
         logits = self.head.layers(self.pool(maps, boxes, images))
-        # One mask for each class, or one for all.
+        # The head predicts one mask per class, or one class-agnostic mask.
         index = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
         index = index[:, None, None, None].expand(-1, 1, *logits.shape[2:])
         return logits.gather(1, index)[:, 0].sigmoid()

@@ -1,4 +1,4 @@
-"""RetinaNet without Detectron2's structures, from the same weights."""
+"""RetinaNet as an exportable graph, without Detectron2's structures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pvt_det.export.suppression import ABSENT, Suppress
 
 
 class RetinaNetGraph(nn.Module):
-    """Images to detections.
+    """RetinaNet from images to detections.
 
     Args:
-        model: A trained RetinaNet; shares its modules.
-        bgr: Whether the model takes blue first.
-        suppress: Of `pvt_det.export.suppression`.
+        model: A trained RetinaNet. Its modules are shared, not copied.
+        bgr: Whether the model takes BGR images.
+        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
     """
 
     outputs = ("boxes", "scores", "labels", "images")
@@ -37,14 +37,14 @@ class RetinaNetGraph(nn.Module):
         self.candidates, self.limit = model.test_topk_candidates, model.max_detections_per_image
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect.
+        """Detect objects.
 
         Args:
-            image: `N×3×H×W`, RGB, uint8.
+            image: Images `N×3×H×W`, RGB, uint8.
 
         Returns:
-            Boxes `D×4` (x0, y0, x1, y1) in pixels, scores `D`, labels `D` (int64, from 0), and the image of the batch,
-            `D` (int64); image by image, each from its highest score down.
+            Boxes `D×4` (x0, y0, x1, y1) in pixels, scores `D`, labels `D` (int64, from 0), and image indices in the
+            batch `D` (int64), sorted by image, then by descending score.
         """
         maps = self.features(image)
         features = [maps[name] for name in self.names]
@@ -66,7 +66,7 @@ class RetinaNetGraph(nn.Module):
         return boxes[number, position], scores[number, position], labels[number, position], number
 
     def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes `N×k×4`, scores and labels `N×k` of the highest scores of a level."""
+        """Return boxes `N×k×4`, scores `N×k` and labels `N×k` of the highest scores of a level."""
         logits = logits.unflatten(1, (-1, self.num_classes)).permute(0, 3, 4, 1, 2).flatten(1)
         deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
         top, index = best(logits, self.candidates)

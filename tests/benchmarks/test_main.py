@@ -39,7 +39,7 @@ def test_growth_suite_writes_a_plot(tmp_path):
         (["trunk", "--treads", "1"], ConfigError, "unrecognized arguments: --treads 1. Did you mean --threads?"),
         (["growth", "--dtype", "fp32", "bf16"], ConfigError, "unrecognized arguments: bf16"),
         (["detector", "--data", ".", "--compile"], ConfigError, "detectors are compiled on a GPU only"),
-        (["trunk", "--device", "gpu"], ConfigError, "argument --device: gpu: expected cpu or cuda"),
+        (["trunk", "--device", "gpu"], ConfigError, "argument --device: gpu: expected cpu, cuda"),
         (["trunk", "--repeats", "0"], ConfigError, "'0' is not an integer of 1 or more"),
         (["detector", "--data", ".", "--workers", "-1"], ConfigError, "--workers"),
         (["detector", "--data", ".", "--models", "pvt_small"], ConfigError, "expected a config file such as configs/"),

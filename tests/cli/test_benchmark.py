@@ -1,4 +1,4 @@
-"""`pvt-det benchmark` as it is typed: trunks, configs and runs are measured, and options without effect refused."""
+"""Tests of `pvt-det benchmark`: trunks, configs and runs are measured, and options without effect are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = ["--sizes", "2x32x64", "--repeats", "1", "--threads", "1"]
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Measure memory in this process: a new one takes seconds to import everything."""
+    """Measure memory in this process, because a new one takes seconds to import everything."""
     monkeypatch.setattr(profiling, "run_in_own_process", lambda function, *arguments: function(*arguments))
 
 
@@ -44,7 +44,7 @@ def test_latency_and_memory_of_a_trunk(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_run_has_its_own_weights_and_a_config_random_ones(untrained_run, repo_root, tmp_path):
+def test_runs_use_trained_weights_and_configs_random_ones(untrained_run, repo_root, tmp_path):
     config = repo_root / "configs/semantic_fpn_pvt_tiny.yaml"
     assert call("--models", untrained_run, config, *SMALL, "--json", tmp_path / "found.json") == 0
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
@@ -56,7 +56,7 @@ def test_a_run_has_its_own_weights_and_a_config_random_ones(untrained_run, repo_
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_out_of_gpu_memory_gives_a_row_that_says_so(monkeypatch, tmp_path, capsys):
+def test_out_of_memory_is_reported_in_the_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profiling, "build_model", raise_out_of_memory)
     words = ["--models", "pvt_v2_b0", *SMALL, "--modes", "training", "--json", tmp_path / "found.json"]
     assert call(*words) == 0
@@ -70,7 +70,7 @@ def raise_out_of_memory(*_):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_the_plan_is_printed_with_and_without_checkpointing(capsys, tmp_path):
+def test_plan_covers_runs_with_and_without_checkpointing(capsys, tmp_path):
     words = ["--models", "pvt_v2_b0", "--sizes", "1x32x32", "--plan", "--memory", "4", "--json", tmp_path / "plan.json"]
     words += ["--modes", "training"]
     assert call(*words) == 0
@@ -94,20 +94,20 @@ def test_the_plan_is_printed_with_and_without_checkpointing(capsys, tmp_path):
         (["--models", "pvt_tiny", "--plan", "--memory", "0"], "--memory 0.0: expected more than 0 GiB"),
         (["--models", "pvt_tiny", "--plan", "--repeats", "3"], "--repeats has no effect with --plan"),
         (["--models", "pvt_tiny", "--compile"], "unrecognized arguments: --compile"),
-        (["--models", "pvt_tiny", "--device", "gpu"], "argument --device: gpu: expected cpu or cuda"),
+        (["--models", "pvt_tiny", "--device", "gpu"], "argument --device: gpu: expected cpu, cuda"),
         (["--models", "pvt_tiny", "--repeats", "0"], "'0' is not an integer of 1 or more"),
         (["--models", "pvt_tiny", "--sizes", "800x1216"], "'800x1216' is not BATCHxHEIGHTxWIDTH"),
         (["--models", "pvt_tiny", "--suite", "trunk"], "unrecognized arguments: --suite trunk"),
         (["--models", "pvt_tiny", "--treads", "1"], "unrecognized arguments: --treads 1. Did you mean --threads?"),
     ],
 )
-def test_a_wrong_option_is_named(words, message, repo_root, monkeypatch):
+def test_invalid_options_are_reported(words, message, repo_root, monkeypatch):
     monkeypatch.chdir(repo_root)
     with pytest.raises(ConfigError, match=message):
         call(*words)
 
 
-def test_the_command_needs_no_checkout():
+def test_command_does_not_import_the_benchmarks_folder():
     code = f"import sys, {benchmark.__name__}; print([name for name in sys.modules if name.startswith('benchmarks')])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

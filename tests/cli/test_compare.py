@@ -1,4 +1,4 @@
-"""`pvt-det compare` on small made-up runs."""
+"""Tests of `pvt-det compare` on small synthetic runs."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ IMAGES = 40
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A run whose boxes are off by `noise` pixels, on 40 images of two objects."""
+    """Creates runs with boxes that are off by `noise` pixels, on 40 images with two objects each."""
     generator = np.random.default_rng(0)
     boxes = np.hstack([generator.uniform(0, 60, (2 * IMAGES, 2)), generator.uniform(20, 40, (2 * IMAGES, 2))])
     annotations = tmp_path / "truth.json"
@@ -69,7 +69,7 @@ def make_run(tmp_path):
     return make
 
 
-def test_difference_has_an_interval_around_it(make_run):
+def test_difference_lies_within_its_interval(make_run):
     exact, noisy = load_run(make_run("exact", 0.0)), load_run(make_run("noisy", 3.0))
     found = difference(noisy, exact, "bbox")
     assert found.lower < found.value < found.upper < 0
@@ -114,7 +114,7 @@ def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
     assert "box AP" not in first
 
 
-def test_markdown_has_a_line_for_each_run(make_run, capsys):
+def test_markdown_has_one_row_per_run(make_run, capsys):
     run_command(
         "compare", [str(make_run("a", 0.0)), str(make_run("b", 1.0)), "--format", "markdown", "--bootstrap", "20"]
     )
@@ -124,7 +124,7 @@ def test_markdown_has_a_line_for_each_run(make_run, capsys):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_table_goes_to_the_terminal(make_run, capsys):
+def test_table_is_printed(make_run, capsys):
     run_command("compare", [str(make_run("only", 0.0))])
     assert "RetinaNet pvt_tiny" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_missing_run(tmp_path):
         load_run(tmp_path / "absent")
 
 
-def test_lost_detections_are_named(make_run):
+def test_broken_detections_file_is_reported(make_run):
     folder = make_run("a", 0.0)
     run = load_run(folder)
     (folder / "detections.json").write_text("[{")

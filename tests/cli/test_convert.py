@@ -1,4 +1,4 @@
-"""`pvt-det convert`, alone and in the path from another's checkpoint to a table of published results."""
+"""Tests of `pvt-det convert`, alone and on the way from an MMDetection checkpoint to a table of results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFERENCE = Path(__file__).parents[1] / "weights/golden/mmdet_reference.json"
 
 
 def write_mmdet(path: Path, name: str, scale: float = 1.0) -> dict[str, Tensor]:
-    """A checkpoint with MMDetection's keys and seeded values."""
+    """Write a checkpoint with MMDetection's keys and seeded random values."""
     shapes = json.loads(REFERENCE.read_text())["cases"][name]["keys"]
     generator = torch.Generator().manual_seed(0)
     state = {}
@@ -40,7 +40,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_published_to_safetensors_and_back_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_round_trip_through_safetensors_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = create_model("pvt_v2_b0").state_dict()
     torch.save({"model": state}, tmp_path / "a.pth")
     assert run(tmp_path / "a.pth", "--to", "safetensors", "--output", tmp_path / "b.safetensors") == 0
@@ -52,16 +52,18 @@ def test_published_to_safetensors_and_back_is_exact(tmp_path: Path, capsys: pyte
     assert f"{tmp_path / 'c.pth'}: {len(state)} tensors written" in capsys.readouterr().out
 
 
-def test_mmdetections_detector_becomes_ours_and_its_trunk_the_published_one(
+def test_converts_mmdetection_detector_and_its_trunk(
     repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = write_mmdet(tmp_path / "m.pth", "retinanet_pvt_tiny")
     config = repo_root / "configs/retinanet_pvt_tiny.yaml"
     for output in ("ours.safetensors", "ours.pth"):
         assert run(tmp_path / "m.pth", "--config-file", config, "--output", tmp_path / output) == 0
-    told = capsys.readouterr().out
-    assert "(MMDetection RetinaNet, MMDetection PVT): 192 tensors: 192 loaded, 1 at defaults: loss_normalizer" in told
-    assert "set MODEL.PVT.EMBED_NORM_EPS to 1e-6" in told
+    printed = capsys.readouterr().out
+    assert (
+        "(MMDetection RetinaNet, MMDetection PVT): 192 tensors: 192 loaded, 1 at defaults: loss_normalizer" in printed
+    )
+    assert "set MODEL.PVT.EMBED_NORM_EPS to 1e-6" in printed
     ours = read_checkpoint(tmp_path / "ours.safetensors")
     assert len(ours) == 192
     assert equal(ours, read_checkpoint(tmp_path / "ours.pth"))
@@ -74,7 +76,7 @@ def test_mmdetections_detector_becomes_ours_and_its_trunk_the_published_one(
     assert torch.equal(torch.cat([trunk.block3[0].attn.q.weight, trunk.block3[0].attn.kv.weight]), fused)
 
 
-def test_a_classifier_is_no_detector(repo_root: Path, tmp_path: Path) -> None:
+def test_classifier_weights_are_refused_for_a_detector(repo_root: Path, tmp_path: Path) -> None:
     torch.save(create_model("pvt_tiny").state_dict(), tmp_path / "a.pth")
     config = repo_root / "configs/retinanet_pvt_tiny.yaml"
     with pytest.raises(CheckpointError, match=r"untrained: fpn, head\. Use the weights of a whole model"):
@@ -82,7 +84,7 @@ def test_a_classifier_is_no_detector(repo_root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b.pth").exists()
 
 
-def test_another_backbone_is_named(repo_root: Path, tmp_path: Path) -> None:
+def test_different_backbone_is_reported(repo_root: Path, tmp_path: Path) -> None:
     write_mmdet(tmp_path / "m.pth", "retinanet_pvt_tiny")
     config = repo_root / "configs/retinanet_pvt_small.yaml"
     with pytest.raises(CheckpointError, match="this file is a pvt_tiny, the model is pvt_small"):
@@ -98,13 +100,13 @@ def test_another_backbone_is_named(repo_root: Path, tmp_path: Path) -> None:
         (["--output", "x.pth"], "one of the arguments --config-file --to is required"),
     ],
 )
-def test_wrong_options(arguments: list[str], reason: str) -> None:
+def test_invalid_options_are_reported(arguments: list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         run("source.pth", *arguments)
 
 
-def test_exit_code_and_one_line_on_a_hostile_file(repo_root: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "it_ran"
+def test_malicious_file_is_refused_in_one_line(repo_root: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "was_executed"
     (tmp_path / "x.pkl").write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
     command = [
         sys.executable,
@@ -125,10 +127,10 @@ def test_exit_code_and_one_line_on_a_hostile_file(repo_root: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_from_mmdetections_checkpoint_to_the_table_of_results(
+def test_mmdetection_checkpoint_to_results_table(
     repo_root: Path, shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Convert, evaluate, compare; and the unconverted file evaluates to the same detections."""
+    """Convert, evaluate and compare. The original file gives the same detections as the converted one."""
     data = shared_dir / "data/coco_mini"
     truth = json.loads((data / "annotations/instances_val2017.json").read_text())
     truth["images"] = truth["images"][:4]

@@ -1,4 +1,4 @@
-"""`pvt-det inspect`: exit codes, the page, and a config that trains."""
+"""Tests of `pvt-det inspect`: exit codes, the page, and the config that it writes."""
 
 import json
 import re
@@ -26,10 +26,10 @@ def main(*words):
 
 @pytest.fixture(autouse=True)
 def reachable(monkeypatch):
-    """Weights that can be fetched, without a network; the list takes what was asked for."""
-    asked: list[str] = []
-    monkeypatch.setattr(inspect, "locate", asked.append)
-    return asked
+    """Pretend that all weights can be downloaded; returns the list of requested names."""
+    requested: list[str] = []
+    monkeypatch.setattr(inspect, "locate", requested.append)
+    return requested
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,12 @@ def test_config_and_page(both, tmp_path, capsys):
         assert re.search(rf"(#[^\n]*\n\s+{key}:)|({key}: [^\n]*#)", text), f"{key} has no reason"
     assert max(map(len, text.splitlines()[2:])) < 200
     assert page.read_text().count("data:image/jpeg") >= 8 + 3
-    assert main(*both, "--write-config", config) == 2  # never written over
+    assert main(*both, "--write-config", config) == 2  # an existing config is not overwritten
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize(("task", "head"), [("retinanet", "RETINANET"), ("mask-rcnn", "ROI_MASK_HEAD")])
-def test_weights_out_of_reach_make_way_for_random_ones(words, tmp_path, capsys, monkeypatch, device, task, head):
+def test_unavailable_weights_fall_back_to_random_weights(words, tmp_path, capsys, monkeypatch, device, task, head):
     def fail(name):
         raise CheckpointError(f"{name} [no network]")
 
@@ -86,7 +86,7 @@ def test_weights_out_of_reach_make_way_for_random_ones(words, tmp_path, capsys, 
     config = tmp_path / "mine.yaml"
     assert main(*words, "--write-config", config, "--task", task, "--device", device) == 0
     assert "random weights: pvt://pvt_tiny [no network]" in capsys.readouterr().out
-    assert "Random weights: pvt://pvt_tiny could not be fetched." in config.read_text()
+    assert "Random weights: pvt://pvt_tiny could not be downloaded." in config.read_text()
     cfg = load_config(config)
     assert cfg.MODEL.WEIGHTS == ""
     assert cfg.MODEL.FPN.NORM == cfg.MODEL[head].NORM == "GN"
@@ -113,14 +113,14 @@ def test_retinanet_on_gpus_from_pretrained_weights(words, tmp_path, reachable):
         ({"area": None}, ["--strict"], 3),
     ],
 )
-def test_exit_code_tells(words, tmp_path, capsys, values, options, code):
+def test_exit_code(words, tmp_path, capsys, values, options, code):
     assert main(*broken(words, tmp_path, **values), *options) == code
     output = capsys.readouterr().out
     assert ("refused: 1 x" in output) == (code == 3)
     assert "annotation " in output
 
 
-def test_refused_data_gets_a_page_but_no_config(words, tmp_path):
+def test_refused_data_gets_page_but_no_config(words, tmp_path):
     page, config = tmp_path / "page.html", tmp_path / "c.yaml"
     words = broken(words, tmp_path, bbox=[100, 2, 3e4, 4], category_id=77, image_id=1)
     assert main(*words, "--html", page, "--write-config", config) == 3
@@ -132,7 +132,7 @@ def test_refused_data_gets_a_page_but_no_config(words, tmp_path):
     )
 
 
-def test_data_of_which_nothing_is_left_is_told_of(words, tmp_path, capsys):
+def test_data_without_usable_images_is_refused(words, tmp_path, capsys):
     content = json.loads(Path(words[0]).read_text())
     for image in content["images"]:
         image["width"] += 7
@@ -141,7 +141,7 @@ def test_data_of_which_nothing_is_left_is_told_of(words, tmp_path, capsys):
     assert "refused: 8 x " in capsys.readouterr().out
 
 
-def test_names_cannot_break_the_config_or_the_page(words, tmp_path):
+def test_special_characters_are_escaped_in_config_and_page(words, tmp_path):
     content = json.loads(Path(words[0]).read_text())
     names = ["a: b # c", 'd" \\n _BASE_: x', "<script>alert(1)</script>", "e\u00a0\U0001f600"]
     for category, name in zip(content["categories"], names, strict=True):
@@ -157,21 +157,21 @@ def test_names_cannot_break_the_config_or_the_page(words, tmp_path):
     assert "<script" not in page.read_text()
 
 
-def test_leakage_is_told(words, capsys):
+def test_leakage_is_reported(words, capsys):
     assert main(*words, "--val-json", words[0]) == 0
     assert "8 x images that are also in the training data" in capsys.readouterr().out.replace("\n", " ")
     assert main(*words, "--val-json", words[0], "--strict") == 3
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "difference"),
     [
         (["circle", "square", "triangle"], "without star"),
         (["circle", "square", "triangle", "x"], "without star and with x"),
         (["square", "circle", "triangle", "star"], "in a different order"),
     ],
 )
-def test_other_classes_of_validation_are_refused_as_training_would(words, tmp_path, capsys, names, told):
+def test_different_validation_classes_are_refused(words, tmp_path, capsys, names, difference):
     content = json.loads(Path(words[0]).read_text())
     by_old_id = sorted(content["categories"], key=lambda category: category["id"])
     content["categories"] = [{"id": c["id"], "name": name} for c, name in zip(by_old_id, names, strict=False)]
@@ -181,13 +181,13 @@ def test_other_classes_of_validation_are_refused_as_training_would(words, tmp_pa
     config = tmp_path / "c.yaml"
     assert main(*words, "--val-json", tmp_path / "val.json", "--on-error", "skip", "--write-config", config) == 3
     output = " ".join(capsys.readouterr().out.split())
-    expected = f"different classes than in the training data (names in the order of their ids): {told}"
+    expected = f"different classes than in the training data (names in the order of their ids): {difference}"
     assert f"refused: 1 x {expected}" in output
     assert not config.exists()
 
 
-def test_voc_parts_have_the_classes_of_both_and_masks_are_trained_only_where_all_have_them(words, both, tmp_path):
-    """Pascal VOC names the classes that occur: a part without circles still fits."""
+def test_voc_splits_share_classes_and_masks_need_both_splits(words, both, tmp_path):
+    """Pascal VOC lists only classes that occur, so a split without circles is valid."""
     objects = {"train": ["star", "circle"], "val": ["star"]}
     for part, names in objects.items():
         (tmp_path / part).mkdir()
@@ -215,7 +215,7 @@ def test_voc_parts_have_the_classes_of_both_and_masks_are_trained_only_where_all
     assert not load_config(config).MODEL.MASK_ON
 
 
-def test_yolo_data_is_kept_as_coco_beside_the_config(tmp_path):
+def test_yolo_data_is_converted_to_coco_next_to_the_config(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [cell]\n")

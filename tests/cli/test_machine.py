@@ -1,4 +1,4 @@
-"""What the doctor says of a machine that lacks something."""
+"""Tests of the checks of `pvt-det doctor`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def free(monkeypatch):
-    """Lets every disk have so many bytes free."""
+    """Sets the free space of every disk, in bytes."""
     return lambda count: monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(count, 0, count))
 
 
-def test_this_machine_is_described(capsys, tmp_path):
+def test_this_machine_is_reported(capsys, tmp_path):
     code = start("doctor", ["--output", str(tmp_path)], "pvt-det doctor")
     printed = capsys.readouterr().out
     assert code == ("PROBLEM" in printed)
@@ -31,7 +31,7 @@ def test_this_machine_is_described(capsys, tmp_path):
     assert len(list(doctor.examine(tmp_path))) >= 10
 
 
-def test_a_missing_and_an_old_package_are_problems_with_their_command(monkeypatch):
+def test_missing_and_old_packages_are_problems_with_a_fix(monkeypatch):
     def version(name):
         if name == "hotcoco":
             raise importlib.metadata.PackageNotFoundError
@@ -43,42 +43,42 @@ def test_a_missing_and_an_old_package_are_problems_with_their_command(monkeypatc
     found = {finding.name: finding for finding in doctor.packages()}
     assert found.keys() == {"hotcoco", "safetensors", "packages"}
     assert (found["hotcoco"].state, found["hotcoco"].found) == ("problem", "missing")
-    assert found["hotcoco"].remedy == "python -m pip install 'hotcoco>=1.3'"
-    assert found["safetensors"].found == "0.1, needed is >=0.5"
+    assert found["hotcoco"].fix == "python -m pip install 'hotcoco>=1.3'"
+    assert found["safetensors"].found == "0.1, expected >=0.5"
 
 
 def test_without_detectron2(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert doctor.detectron2().state == "problem"
-    assert doctor.detectron2().remedy == "python tools/setup_env.py --here"
+    assert doctor.detectron2().fix == "python tools/setup_env.py --here"
     assert doctor.data_sets().state == "note"
 
 
-def test_little_shared_memory_is_a_problem(free, tmp_path):
+def test_small_shared_memory_is_a_problem(free, tmp_path):
     free(64 * 2**20)
     finding = doctor.shared_memory(tmp_path)
     assert (finding.state, "64 MiB free" in finding.found) == ("problem", True)
-    assert "--shm-size=8g" in finding.remedy
+    assert "--shm-size=8g" in finding.fix
     free(8 * 2**30)
     assert doctor.shared_memory(tmp_path).state == "ok"
     assert doctor.shared_memory(tmp_path / "none").state == "note"
 
 
 @pytest.mark.parametrize(
-    ("limits", "state", "remedy"),
+    ("limits", "state", "fix"),
     [
         ((1024, 2048), "note", "ulimit -n 2048"),
         ((1024, resource.RLIM_INFINITY), "note", "ulimit -n 4096"),
         ((65536, 65536), "ok", ""),
     ],
 )
-def test_a_low_limit_of_open_files(monkeypatch, limits, state, remedy):
+def test_low_limit_of_open_files(monkeypatch, limits, state, fix):
     monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
     finding = doctor.open_files()
-    assert (finding.state, finding.remedy) == (state, remedy)
+    assert (finding.state, finding.fix) == (state, fix)
 
 
-def test_a_full_disk_and_one_that_cannot_be_written(free, tmp_path, monkeypatch):
+def test_full_and_read_only_disks(free, tmp_path, monkeypatch):
     free(2**30)
     assert doctor.disk("disk", tmp_path / "not/yet", "move").state == "note"
     free(2**40)
@@ -89,7 +89,7 @@ def test_a_full_disk_and_one_that_cannot_be_written(free, tmp_path, monkeypatch)
     assert doctor.disk("disk", tmp_path, "move").state == "problem"
 
 
-def test_a_gpu_that_torch_cannot_use(monkeypatch):
+def test_gpu_that_torch_cannot_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert doctor.gpu().state == "note"
@@ -101,7 +101,7 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch):
     assert "driver" in doctor.gpu().found
 
 
-def test_weights_and_data_sets_that_are_here(monkeypatch, tmp_path):
+def test_downloaded_weights_and_data_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("PVT_DET_CACHE", str(tmp_path))
     assert "none in" in doctor.weights().found
     place = Path(tmp_path / doctor.CATALOG["pvt_tiny"].cache_path)

@@ -1,4 +1,4 @@
-"""One command for all: names, help, spelling, completion, and what `pvt-det eval` takes from a run."""
+"""Tests of the `pvt-det` program: command names, help, typing errors, completion, and `pvt-det eval`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pvt_det.utils.cli import run_cli
 
 @pytest.fixture
 def pvt_det(monkeypatch):
-    """`pvt-det WORDS`; gives the exit code."""
+    """Run `pvt-det WORDS`; returns the exit code."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["pvt-det", *words])
@@ -32,7 +32,7 @@ def pvt_det(monkeypatch):
 
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)
-def test_help_shows_an_example_by_the_name_the_user_knows(name, pvt_det, capsys):
+def test_help_shows_examples_with_the_command_name(name, pvt_det, capsys):
     assert pvt_det(name, "--help") == 0
     text = capsys.readouterr().out
     examples = text[text.lower().index("example") :]
@@ -40,7 +40,7 @@ def test_help_shows_an_example_by_the_name_the_user_knows(name, pvt_det, capsys)
     assert "%(prog)s" not in text
 
 
-def test_every_command_has_a_row(repo_root):
+def test_every_module_is_listed_as_a_command(repo_root):
     modules = {path.stem for path in (repo_root / "pvt_det/cli").glob("*.py")} - {
         "__init__",
         "start",
@@ -50,25 +50,25 @@ def test_every_command_has_a_row(repo_root):
     assert modules == {name.replace("-", "_") for name in command_line.COMMANDS}
 
 
-def test_the_list_of_commands_waits_for_no_library():
+def test_command_list_imports_no_heavy_library():
     code = "import sys, pvt_det.cli.main; sys.argv = ['pvt-det', '--help']\n"
     code += "try: pvt_det.cli.main.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "find objects in images" in shown
+    assert "detect objects in images" in shown
     assert not {"torch", "detectron2"} & set(shown.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "no command 'trian'. Did you mean train?"),
-        (["xyzzy"], "no command 'xyzzy'. See pvt-det --help"),
+        (["trian"], "unknown command 'trian'. Did you mean train?"),
+        (["xyzzy"], "unknown command 'xyzzy'. See pvt-det --help"),
         (["doctor", "--outptu", "x"], "pvt-det doctor: unrecognized arguments: --outptu x. Did you mean --output?"),
         (["predict", "a.jpg"], "the following arguments are required: --config-file. See pvt-det predict --help."),
         (["-x"], "pvt-det: unrecognized arguments: -x. See pvt-det --help."),
     ],
 )
-def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
+def test_typing_errors_are_reported_in_one_line(pvt_det, capsys, words, message):
     assert pvt_det(*words) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -81,7 +81,7 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
     [
         (
             "predict {photo} --config-file {leaf} --overlap 0.3",
-            "--overlap is of the tiles that --tile PIXELS asks for: add",
+            "--overlap has no effect without --tile PIXELS",
         ),
         (
             "predict {photo} --config-file {leaf} --weights a --set MODEL.WEIGHTS b",
@@ -92,10 +92,10 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
         ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
         ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
         ("export --classifier x --side 0 --output a.pt2", "--side 0: expected 32 pixels or more"),
-        ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check is on images; leave videos out"),
+        ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check needs images. Leave videos out"),
         (
             "inspect a.json a --model pvt_small --batch 2",
-            "--model, --batch would do nothing without --write-config FILE",
+            "--model, --batch has no effect without --write-config FILE",
         ),
         ("compare a --bootstrap 0", "--bootstrap 0: expected 1 or more"),
         ("compare a --tolerance nan", "--tolerance nan: expected 0 points or more"),
@@ -106,7 +106,7 @@ def test_typing_errors_are_one_line(pvt_det, capsys, words, message):
         ("train --config-file {leaf} --val-images a", "VAL_IMAGES is a, but neither VAL_JSON nor VAL_LABELS is given"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(pvt_det, capsys, repo_root, tmp_path, words, message):
+def test_options_without_effect_are_refused(pvt_det, capsys, repo_root, tmp_path, words, message):
     for name in ("a.png", "a.mp4"):
         (tmp_path / name).touch()
     places = {
@@ -120,14 +120,14 @@ def test_options_that_mean_nothing_are_refused(pvt_det, capsys, repo_root, tmp_p
     assert message in capsys.readouterr().err
 
 
-def test_no_command_shows_the_list(pvt_det, capsys):
+def test_command_list_is_shown_without_a_command(pvt_det, capsys):
     assert pvt_det() == 2
     assert "train-cls" in capsys.readouterr().out
     assert pvt_det("help") == 0
     assert "train-cls" in capsys.readouterr().out
 
 
-def test_completion_knows_commands_and_options(capsys, tmp_path):
+def test_completion_includes_commands_and_options(capsys, tmp_path):
     assert completion.run(completion.build_parser().parse_args(["bash"])) == 0
     script = capsys.readouterr().out
     assert all(word in script for word in (*command_line.COMMANDS, "--score-threshold", "--allow-partial"))
@@ -140,14 +140,14 @@ def test_completion_knows_commands_and_options(capsys, tmp_path):
 
 @pytest.fixture
 def run_folder(repo_root, tmp_path):
-    """A folder with a config and files where a run has its weights."""
+    """A run folder with a config and empty checkpoints."""
     (tmp_path / "config.yaml").write_text(f"_BASE_: {repo_root}/configs/retinanet_pvt_tiny.yaml\nOUTPUT_DIR: out\n")
     (tmp_path / "model_best.pth").touch()
     (tmp_path / "model_final.pth").touch()
     return tmp_path
 
 
-def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
+def test_eval_uses_the_best_checkpoint_of_a_run(run_folder, monkeypatch):
     seen = []
     monkeypatch.setattr(eval, "launch_from_args", lambda job, cfg, args: seen.append((cfg, job)))
     for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "--output", "o", "TEST.AUG.ENABLED", "True"]):
@@ -158,17 +158,17 @@ def test_eval_takes_the_runs_best_weights(run_folder, monkeypatch):
     assert job.keywords["config_file"] == str(run_folder / "config.yaml")
     assert (str(run_folder / "model_best.pth"), "v.json") == (first.MODEL.WEIGHTS, first.DATASETS.VAL_JSON)
     assert (str(run_folder / "model_final.pth"), True) == (second.MODEL.WEIGHTS, second.TEST.AUG.ENABLED)
-    # Where the run is, whatever its config tells of where it was.
+    # The current run folder, even if its config has a different OUTPUT_DIR.
     assert [str(run_folder), "o"] == [first.OUTPUT_DIR, second.OUTPUT_DIR]
     assert (job.keywords["page"], job.keywords["against"]) == (True, None)
 
 
-def test_eval_reads_the_run_to_compare_with_before_it_evaluates(run_folder):
+def test_eval_loads_the_run_to_compare_with_first(run_folder):
     with pytest.raises(DataError, match="nothing"):
         start("eval", ["--config-file", str(run_folder), "--against", str(run_folder / "nothing")], "pvt-det eval")
 
 
-def test_eval_names_what_is_missing(run_folder):
+def test_eval_reports_missing_files(run_folder):
     for name in ("model_best.pth", "model_final.pth"):
         (run_folder / name).unlink()
     args = eval.build_parser().parse_args(["--config-file", str(run_folder)])
@@ -179,7 +179,7 @@ def test_eval_names_what_is_missing(run_folder):
         eval.run(args)
 
 
-def test_a_command_knows_how_it_was_started(monkeypatch, capsys):
+def test_command_line_is_passed_to_the_command(monkeypatch, capsys):
     class Fake:
         @staticmethod
         def build_parser():

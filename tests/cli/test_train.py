@@ -1,4 +1,4 @@
-"""The command line: options, exit codes, one-line errors, signals, and several processes."""
+"""Tests of `pvt-det train`: options, exit codes, one-line errors, signals, and multiple processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def words(shapes, tmp_path):
-    """The command line of a tiny run into `tmp_path / name`."""
+    """Builds the command line of a tiny run into `tmp_path / name`."""
 
     def build(*options: object, name: str = "run", overrides: str = "", val: bool = False) -> list[str]:
         data = ["--train-json", shapes / "annotations/instances_train.json", "--train-images", shapes / "train"]
@@ -61,7 +61,7 @@ def start(words, launcher=()):
 
 
 def run(words):
-    """`pvt-det train WORDS`; gives the exit code."""
+    """Run `pvt-det train WORDS`; returns the exit code."""
     return run_cli(lambda: run_command("train", words))
 
 
@@ -86,7 +86,7 @@ def weights(folder):
         (["--eval-only", "DATASETS.TEST", "[]"], 2, "--val-json"),
     ],
 )
-def test_mistakes_are_one_line_with_their_exit_code(words, capsys, extra, code, message):
+def test_errors_are_one_line_with_an_exit_code(words, capsys, extra, code, message):
     assert run([*words(), *extra]) == code
     error = capsys.readouterr().err
     assert message in error
@@ -94,7 +94,7 @@ def test_mistakes_are_one_line_with_their_exit_code(words, capsys, extra, code, 
     assert "Traceback" not in error
 
 
-def test_options_reach_the_config(monkeypatch, tmp_path):
+def test_options_set_config_keys(monkeypatch, tmp_path):
     seen = {}
 
     def launch(job, cfg, args):
@@ -130,7 +130,7 @@ def test_options_reach_the_config(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_without_a_gpu_a_run_falls_back_to_the_cpu_and_says_so(words, tmp_path, capsys):
+def test_falls_back_to_the_cpu_without_a_gpu(words, tmp_path, capsys):
     assert run([*words(overrides="SOLVER.MAX_ITER 1"), "MODEL.DEVICE", "cuda"]) == 0
     assert "running on the CPU" in capsys.readouterr().out
     assert load_config(tmp_path / "run/config.yaml").MODEL.DEVICE == "cpu"
@@ -143,7 +143,7 @@ def test_help_shows_an_example(capsys):
     assert "--train-json train.json" in capsys.readouterr().out
 
 
-def test_train_and_evaluate_from_nothing_but_json_files(words, tmp_path):
+def test_train_and_evaluate_from_json_files(words, tmp_path):
     assert run(words(val=True, overrides="MODEL.RETINANET.SCORE_THRESH_TEST 0.0")) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["metrics"]["bbox"].keys() >= {"AP", "AP50", "AP-circle", "AP-star"}
@@ -154,14 +154,14 @@ def test_train_and_evaluate_from_nothing_but_json_files(words, tmp_path):
     assert run([*config, *evaluate, *final]) == 0
     again = json.loads((tmp_path / "again/results.json").read_text())
     assert again["metrics"]["bbox"] == pytest.approx(results["metrics"]["bbox"], abs=1e-9)
-    # Low scores count here, so that there is something to compare.
+    # With the score threshold 0.0 an untrained model has a nonzero recall to compare.
     assert results["metrics"]["bbox"]["AR100"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normalizer", ["ema", "batch"])
-def test_two_processes_train_as_one_with_the_whole_batch(words, tmp_path, normalizer):
-    # Plain gradient descent: Adam would blow rounding up where a gradient is nearly zero.
+def test_two_processes_train_like_one_with_the_whole_batch(words, tmp_path, normalizer):
+    # SGD, because Adam amplifies rounding errors of gradients near zero.
     settings = f"SOLVER.OPTIMIZER sgd SOLVER.BASE_LR 0.01 MODEL.RETINANET.LOSS_NORMALIZER {normalizer}"
     two = start(words("--num-gpus", 2, name="two", overrides=settings))
     _, error = two.communicate()

@@ -1,4 +1,4 @@
-"""The script as users start it: exit codes, a kill in mid-epoch, two processes."""
+"""Tests of the classification script as users start it: exit codes, resuming after a kill, two processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _environment(repo_root: Path) -> dict[str, str]:
 def _losses(output: Path) -> dict[int, float]:
     path = output / "metrics.json"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    # A line that is just being written has no end yet.
+    # Skip a last line that is still being written.
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return {row["update"]: row["loss"] for row in rows if "loss" in row}
 
@@ -81,7 +81,7 @@ def test_train_evaluate_and_stop(data, tmp_path, capsys):
     best = str(tmp_path / "model_best.safetensors")
     arguments = ["--model", "pvt_v2_b0", "--img-size", "32", "--device", "cpu", "--amp", "none", "--workers", "0"]
     own = ["--data", str(data), "--output", str(tmp_path)]
-    # The command does what the script does.
+    # The command is equivalent to the script.
     assert start("train-cls", [*arguments, *own, "--eval-only", "--weights", best], "pvt-det train-cls") == 0
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     top1 = max(row["top1"] for row in rows if "top1" in row)
@@ -95,38 +95,38 @@ def test_train_evaluate_and_stop(data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_mid_epoch_goes_on_to_the_bit(repo_root, data, tmp_path):
-    """Six updates an epoch; SIGTERM comes in the second, SIGKILL in the third."""
+def test_resume_after_a_kill_in_mid_epoch_is_bit_exact(repo_root, data, tmp_path):
+    """An epoch has six updates. SIGTERM is sent in the second epoch, SIGKILL in the third."""
 
     def words(name: str) -> list[str]:
         own = ("--data", str(data), "--output", str(tmp_path / name), "--workers", "1", "--save-minutes", "0")
         return [*_TINY, *own, "--epochs", "3"]
 
     for number, kind in ((7, signal.SIGTERM), (13, signal.SIGKILL)):
-        command = _command(repo_root, *words("cut"), "--resume")
+        command = _command(repo_root, *words("killed"), "--resume")
         run = subprocess.Popen(command, env=_environment(repo_root), stderr=subprocess.PIPE, text=True)
-        while max(_losses(tmp_path / "cut"), default=0) < number:
+        while max(_losses(tmp_path / "killed"), default=0) < number:
             assert run.poll() is None
             time.sleep(0.01)
         run.send_signal(kind)
         error = run.communicate(timeout=120)[1]
-        done = torch.load(tmp_path / "cut/model_last.pth", weights_only=True)["iteration"]
-        # SIGKILL can come between an update's line and its checkpoint.
+        done = torch.load(tmp_path / "killed/model_last.pth", weights_only=True)["iteration"]
+        # SIGKILL can arrive between an update's log line and its checkpoint.
         assert number - 1 <= done < number + 5
         if kind == signal.SIGTERM:
             assert run.returncode == 75
             assert error.splitlines()[-1].endswith("--resume")
-    script.main([*words("cut"), "--resume"])
+    script.main([*words("killed"), "--resume"])
     script.main(words("whole"))
-    assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
-    assert sorted(_losses(tmp_path / "cut")) == list(range(1, 19))
-    ends = [torch.load(tmp_path / name / "model_last.pth", weights_only=True)["model"] for name in ("cut", "whole")]
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
+    assert sorted(_losses(tmp_path / "killed")) == list(range(1, 19))
+    ends = [torch.load(tmp_path / name / "model_last.pth", weights_only=True)["model"] for name in ("killed", "whole")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
 
 
 @pytest.mark.slow
 def test_two_processes_under_torchrun_train_like_one(repo_root, data, tmp_path):
-    """Without what is drawn per process, two gloo processes take the same steps as one with their images."""
+    """Without per-process randomness, two gloo processes take the same steps as one process with all images."""
     unmixed = ("--mixup", "0", "--cutmix", "0", "--erase-prob", "0", "--drop-path-rate", "0")
     words = [*_TINY, *unmixed, "--data", str(data), "--workers", "0", "--epochs", "1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

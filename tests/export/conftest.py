@@ -1,4 +1,4 @@
-"""Detectors with the real heads and a backbone of a few convolutions, so that tracing takes seconds."""
+"""Detectors with the real heads and a backbone of a few convolutions, so that tracing takes only seconds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CHANNELS = 16
 
 
 class FewConvolutions(Backbone):
-    """Maps of stride 4 to 128."""
+    """A backbone with feature maps of strides 4 to 128."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, CHANNELS, 3, 2, 1)
         self.stages = nn.ModuleDict({f"p{level}": nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1) for level in range(2, 8)})
-        # PyTorch's own start dies away from map to map, and equal features give ties, whose order is nobody's.
+        # With PyTorch's default initialization features shrink from map to map and give ties without a defined order.
         for conv in (self.stem, *self.stages.values()):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self._out_features = names
@@ -48,7 +48,7 @@ class FewConvolutions(Backbone):
 
 @register(BACKBONE_REGISTRY)
 def build_few_convolutions(cfg, input_shape: ShapeSpec) -> FewConvolutions:
-    """Of the levels that the heads look at."""
+    """Build a backbone with the feature maps that the heads use."""
     if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
         return FewConvolutions(list(cfg.MODEL.RETINANET.IN_FEATURES))
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
@@ -63,7 +63,7 @@ CASES = {
     "cascade_mask_rcnn_pvt_small": RCNN,
     "semantic_fpn_pvt_tiny": ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
 }
-# Two levels and shallow heads: everything that is repeated is there twice or once, and tracing takes half the time.
+# Two levels and shallow heads halve the tracing time, and still repeat layers and levels.
 SMALL_RCNN = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]", "MODEL.RPN.IN_FEATURES", "['p2', 'p3']"),
     *("MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3']", "MODEL.ROI_BOX_HEAD.FC_DIM", "64"),
@@ -77,13 +77,13 @@ SMALL = {"retinanet_pvt_tiny": SMALL_RETINANET, "mask_rcnn_pvt_tiny": SMALL_RCNN
 
 
 def build(config: str, *, small: bool = False) -> nn.Module:
-    """The detector of a config with that backbone and random weights that find many things."""
+    """Build the model of a config with this backbone and random weights that give many detections."""
     words = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_few_convolutions", *CASES[config]]
     words += SMALL[config] if small else ()
     cfg = load_config(CONFIGS / f"{config}.yaml", words)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    # Detectron2's own start of the heads, 0.01, would make almost equal scores of everything.
+    # Detectron2's initialization of the heads, with a standard deviation of 0.01, gives almost equal scores.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("backbone") and parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""The functional graphs compute what Detectron2's models compute, in batches as well."""
+"""The exportable graphs match Detectron2's models, also in batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_graph(graph: nn.Module, batch: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("bgr", [False, True])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_graph_gives_what_its_model_gives(build, config, bgr):
+def test_graph_matches_its_model(build, config, bgr):
     model = build(config)
     graph = build_graph(model, bgr=bgr)
     parity = Parity()
@@ -40,11 +40,11 @@ def test_a_graph_gives_what_its_model_gives(build, config, bgr):
         compare(expected, got, parity, images=len(batch), limit=100, threshold=0.05)
     assert not parity.missing
     assert max(parity.box, parity.score, parity.mask) < 1e-3
-    assert parity.relabelled == 0
+    assert parity.relabeled == 0
     assert parity.detections > 50 or "semantic" in config
 
 
-def test_a_classifier_gives_probabilities():
+def test_classifier_returns_probabilities():
     model = create_model("pvt_v2_b0", num_classes=5)
     graph = build_graph(model)
     scores = run_graph(graph, images(2, 40, 64))["scores"]
@@ -53,12 +53,12 @@ def test_a_classifier_gives_probabilities():
     assert not model.training
 
 
-def test_a_trunk_and_a_panoptic_model_are_refused():
+def test_trunk_without_classifier_is_refused():
     with pytest.raises(ConfigError, match="cannot be exported"):
         build_graph(create_model("pvt_v2_b0", num_classes=0))
 
 
-def test_suppression_keeps_the_best_of_each_group_and_nothing_absent():
+def test_suppression_works_per_group_and_ignores_padding():
     boxes = torch.tensor(
         [[[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], [[0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4]]]
     )
@@ -71,7 +71,7 @@ def test_suppression_keeps_the_best_of_each_group_and_nothing_absent():
     assert not suppress(boxes.float(), torch.full_like(scores, ABSENT), 0.5, 100).any()
 
 
-def test_the_comparison_sees_what_differs():
+def test_compare_detects_differences():
     one = {
         "boxes": np.array([[0, 0, 10, 10.0], [20, 20, 30, 30]]),
         "scores": np.array([0.9, 0.5]),
@@ -82,8 +82,8 @@ def test_the_comparison_sees_what_differs():
         "same": ({}, 0),
         "moved": ({"boxes": one["boxes"] + 0.6}, 4),
         "nudged": ({"boxes": one["boxes"] + 0.4}, 0),
-        "another class": ({"labels": np.array([1, 1])}, 2),
-        "another score": ({"scores": np.array([0.9, 0.502])}, 2),
+        "different class": ({"labels": np.array([1, 1])}, 2),
+        "different score": ({"scores": np.array([0.9, 0.502])}, 2),
     }
     for name, (change, missing) in cases.items():
         parity = Parity()
@@ -92,4 +92,4 @@ def test_the_comparison_sees_what_differs():
     parity = Parity()
     few = {key: values[:1] for key, values in one.items()}
     compare(one, few, parity, images=1, limit=2, threshold=0.05)
-    assert not parity.missing, "the last of a full list may be missing"
+    assert not parity.missing, "the lowest score of a full list may be missing"

@@ -33,7 +33,7 @@ def refused_config(refused, tmp_path):
         ("SOLVER: {MAX_ITER: null}", ["SOLVER.MAX_ITER = null", "an integer"]),
         ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "negative"]),
         ('MODEL: {WEIGHTS: "a\\ud800"}', ["MODEL.WEIGHTS", "Unicode"]),
-        ('OUTPUT_DIR: "a\\0"', ["OUTPUT_DIR", "zero bytes"]),
+        ('OUTPUT_DIR: "a\\0"', ["OUTPUT_DIR", "null bytes"]),
         ("MODEL:\n  MASK_ON: false\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL appears twice"]),
     ],
     ids=["unknown key", "wrong type", "null", "negative", "no Unicode", "zero byte", "duplicate section"],

@@ -107,17 +107,17 @@ def test_explain_command_on_detectors_and_classifiers(untrained_run, shapes, tmp
     output = ["--output", str(tmp_path / "maps.png")]
     detector = [photo, "--config-file", str(untrained_run), "--stage", "3", "--query", "20,30", *output]
     assert run_command("explain", detector) == 0
-    assert "stage 3, last block: a map of 4x4 asks 2x2 keys" in capsys.readouterr().out
+    assert "stage 3, last block: attention of 4x4 queries to 2x2 keys" in capsys.readouterr().out
     assert Image.open(tmp_path / "maps.png").width > 500
     weights = tmp_path / "cls.pth"
     torch.save(create_model("pvt_tiny", num_classes=5).state_dict(), weights)
     classifier = [photo, "--model", "pvt_tiny", "--weights", str(weights), "--query", "class", "--head", "2", *output]
     assert run_command("explain", classifier) == 0
-    assert "the class token asks 7x7 keys" in capsys.readouterr().out
+    assert "attention of the class token to 7x7 keys" in capsys.readouterr().out
     for words, message in (
-        ([*detector, "--query", "64,0"], "image is 64x64"),
-        ([*detector, "--head", "5"], "has the heads 0 to 4"),
-        ([*detector, "--query", "a"], "neither X,Y"),
+        ([*detector, "--query", "64,0"], "expected a pixel of the 64x64 image"),
+        ([*detector, "--head", "5"], "expected 0 to 4, the heads"),
+        ([*detector, "--query", "a"], "expected X,Y"),
         ([*detector, "--output", "a.jpg"], "ends in .png"),
     ):
         assert run_cli(lambda words=words: run_command("explain", words)) == 2
