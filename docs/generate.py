@@ -7,8 +7,8 @@ The pages come from their sources each time the site is built: the configuration
 from __future__ import annotations
 
 import argparse
-import ast
 import html
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Key(NamedTuple):
 
     Attributes:
         name: The full name, such as `MODEL.PVT.VARIANT`.
-        meaning: What the key does. Keys that share a comment share it.
+        meaning: What the key does.
         section: The heading above the key.
     """
 
@@ -59,59 +59,39 @@ class Key(NamedTuple):
 def documented_keys() -> list[Key]:
     """Return the keys that `add_pvt_config` sets, each with the comment above it, in the order of the source."""
     found: list[Key] = []
-    section, comment, ended = "", [], False
+    section = ""
+    comment: list[str] = []
     for line in Path(keys.__file__).read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if heading := re.match(r"# --- (.+?) -*$", text):
             section, comment = heading[1], []
         elif text.startswith("# "):
-            comment = [text[2:]] if ended else [*comment, text[2:]]
-            ended = False
-        elif section and (assigned := re.match(r"cfg\.([A-Z0-9_.]+) = (.+)", text)):
-            meaning = " ".join(comment)
-            found += [Key(name, meaning, section) for name in _names(assigned[1], assigned[2])]
-            ended = True
+            comment.append(text[2:])
+        elif section and (assigned := re.match(r"cfg\.([A-Z0-9_.]+) = (?!CfgNode)", text)):
+            found.append(Key(assigned[1], " ".join(comment), section))
+            comment = []
     return found
-
-
-def _names(name: str, value: str) -> list[str]:
-    """Return the name of a key, or the names of all keys of a node that is written as a dict."""
-    if not value.startswith("CfgNode("):
-        return [name]
-    call = ast.parse(value, mode="eval").body
-    assert isinstance(call, ast.Call)
-    return [f"{name}.{key}" for node in call.args for key in ast.literal_eval(node)]
 
 
 def config_page() -> str:
     """Return the configuration reference as Markdown."""
     cfg = get_config()
-    cfg.MODEL.DEVICE = "cpu"
     lines = [
         "# Configuration reference",
         "These keys are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/modules/config.html"
-        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. An unknown key, or a value "
-        "of the wrong type, is an error that names the key.",
+        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. An unknown key, or a "
+        "value of the wrong type, is an error that names the key.",
     ]
-    section = ""
-    for key, names in _grouped(documented_keys()):
-        if key.section != section:
-            section = key.section
-            title, _, note = section.partition(":")
-            lines += ["", f"## {title[0].upper()}{title[1:]}", *([note.strip()] if note else []), ""]
-            lines += ["| key | default | meaning |", "|---|---|---|"]
-        defaults = "<br>".join(_code(_shown(_value(cfg, name))) for name in names)
-        lines.append(f"| {'<br>'.join(map(_code, names))} | {defaults} | {_cell(key.meaning)} |")
+    for section, found in itertools.groupby(documented_keys(), key=lambda key: key.section):
+        lines += ["", f"## {section[0].upper()}{section[1:]}", "", "| key | default | meaning |", "|---|---|---|"]
+        lines += [f"| {_code(key.name)} | {_code(_shown(_value(cfg, key.name)))} | {_meaning(key)} |" for key in found]
     return "\n".join(lines) + "\n"
 
 
-def _grouped(found: list[Key]) -> Iterator[tuple[Key, list[str]]]:
-    """Yield each comment once, with the names of all keys that it describes."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for key in found:
-        groups.setdefault((key.section, key.meaning), []).append(key.name)
-    for (section, meaning), names in groups.items():
-        yield Key(names[0], meaning, section), names
+def _meaning(key: Key) -> str:
+    """Return a key's description with the names of keys and strings as code."""
+    text = html.escape(_cell(key.meaning), quote=False)
+    return re.sub(r'"[^"]*"|\b[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b', lambda match: f"`{match[0]}`", text)
 
 
 def _value(cfg: CfgNode, name: str) -> object:

@@ -30,15 +30,14 @@ def test_config_page_has_every_key_that_detectron2_lacks() -> None:
     assert documented - added <= leaves(get_cfg())
 
 
-def test_config_page_explains_every_key() -> None:
-    unexplained = [key.name for key in generate.documented_keys() if len(key.meaning) < 10 and ":" not in key.section]
-    assert unexplained == []
+def test_every_key_has_a_comment() -> None:
+    assert [key.name for key in generate.documented_keys() if len(key.meaning) < 20] == []
 
 
-def test_config_page_shows_defaults_and_shared_comments() -> None:
+def test_config_page_shows_defaults_and_meanings() -> None:
     page = generate.config_page()
-    assert '| `MODEL.PVT.VARIANT` | `"pvt_small"` |' in page
-    assert "`INPUT.MOSAIC.PROBABILITY`<br>`INPUT.MOSAIC.SCALE` | `0.0`<br>`(0.5, 1.5)`" in page
+    assert '| `MODEL.PVT.VARIANT` | `"pvt_small"` | Variant of the PVT trunk: ' in page
+    assert "| `INPUT.MOSAIC.SCALE` | `(0.5, 1.5)` | " in page
 
 
 @pytest.mark.parametrize("command", COMMANDS)
