@@ -83,15 +83,17 @@ def config_page() -> str:
         "value of the wrong type, is an error that names the key.",
     ]
     for section, found in itertools.groupby(documented_keys(), key=lambda key: key.section):
-        lines += ["", f"## {section[0].upper()}{section[1:]}", "", "| key | default | meaning |", "|---|---|---|"]
-        lines += [f"| {_code(key.name)} | {_code(_shown(_value(cfg, key.name)))} | {_meaning(key)} |" for key in found]
+        lines += ["", f"## {section[0].upper()}{section[1:]}", "", "| key and default | meaning |", "|---|---|"]
+        for key in found:
+            default = _code(_shown(_value(cfg, key.name)))
+            lines.append(f"| {_code(key.name)}<br>{default} | {_meaning(key)} |")
     return "\n".join(lines) + "\n"
 
 
 def _meaning(key: Key) -> str:
     """Return a key's description with the names of keys and strings as code."""
-    text = html.escape(_cell(key.meaning), quote=False)
-    return re.sub(r'"[^"]*"|\b[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b', lambda match: f"`{match[0]}`", text)
+    words = re.split(r'("[^"]*"|\b[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b)', key.meaning)
+    return "".join(_code(word) if i % 2 else _cell(word) for i, word in enumerate(words))
 
 
 def _value(cfg: CfgNode, name: str) -> object:
@@ -136,7 +138,7 @@ def _command(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS:
             meaning = (action.help or "") % {**vars(action), "prog": parser.prog}
-            yield f"| {_code(_usage(action))} | {_cell(html.escape(meaning, quote=False))} |"
+            yield f"| {_code(_usage(action))} | {_cell(meaning)} |"
     yield from ["", *_prose(parser.epilog or "", parser.prog)]
 
 
@@ -165,13 +167,13 @@ def _prose(text: str, prog: str) -> list[str]:
 
 
 def _code(text: str) -> str:
-    """Return text as code in a cell of a table."""
-    return f"`{_cell(text)}`" if text else ""
+    """Return text as code in a cell of a table, with places where a long name may break."""
+    return f"<code>{re.sub(r'(?<=[._,|])', '<wbr>', _cell(text)).replace('|', '&#124;')}</code>"
 
 
 def _cell(text: str) -> str:
-    """Return text with the separator of table cells escaped."""
-    return text.replace("|", "\\|")
+    """Return text for a cell of a table, with everything escaped that Markdown or HTML would interpret."""
+    return re.sub(r"[*_`|]", lambda match: f"&#{ord(match[0])};", html.escape(text, quote=False))
 
 
 def tutorial_page() -> str:
