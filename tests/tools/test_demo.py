@@ -1,4 +1,4 @@
-"""The demo from end to end, far too short to learn anything, its pictures, and its verdict."""
+"""The demo from end to end with too few iterations to learn anything, its drawings and its verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "pictures_test"
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[list[dict]]:
-    """Three black images of 64×48 with one box each, registered."""
+    """Register a data set of three black 64×48 images with one box each."""
     result = []
     for number in (5, 6, 7):
         file = tmp_path / f"image{number}.png"
@@ -39,11 +39,11 @@ def read(path: str) -> np.ndarray:
 
 
 def halves(picture: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both halves without their captions."""
+    """Return both halves of a drawing without their captions."""
     return picture[18:, :width], picture[18:, width + 4 :]
 
 
-def test_boxes_stand_where_they_are(records: list[dict]) -> None:
+def test_boxes_are_drawn_at_their_positions(records: list[dict]) -> None:
     detection = {"image_id": 5, "category_id": 9, "bbox": [40, 10, 15, 20], "score": 0.9}
     truth, found = halves(
         demo.beside_truth(read(records[0]["file_name"]), records[0], [detection], MetadataCatalog.get(NAME), width=640),
@@ -56,13 +56,13 @@ def test_boxes_stand_where_they_are(records: list[dict]) -> None:
         assert half[105:295, right + 10 :].max() == 0
 
 
-def test_nothing_found_leaves_the_image_as_it_is(records: list[dict]) -> None:
+def test_no_detections_leave_image_unchanged(records: list[dict]) -> None:
     image, metadata = read(records[0]["file_name"]), MetadataCatalog.get(NAME)
     _, found = halves(demo.beside_truth(image, records[0], [], metadata, width=64), 64)
     assert found.max() == 0
 
 
-def test_low_scores_are_left_out_and_files_are_named_after_images(records: list[dict], tmp_path: Path) -> None:
+def test_low_scores_are_hidden_and_files_are_named_after_images(records: list[dict], tmp_path: Path) -> None:
     box = {"category_id": 3, "bbox": [10, 10, 20, 20]}
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{"image_id": 5, "score": 0.49, **box}, {"image_id": 7, "score": 0.51, **box}]))
@@ -73,7 +73,7 @@ def test_low_scores_are_left_out_and_files_are_named_after_images(records: list[
     assert shown[1] > 0
 
 
-def test_a_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_with_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
     arguments = ["--output", str(output), "--train", "8", "--val", "4", "--picture", str(tmp_path / "sheet.jpg")]
     short = ["SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2"]
@@ -89,13 +89,13 @@ def test_a_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [path.name for path in pictures] == ["000002.png", "000004.png", "000006.png", "000008.png"]
     with Image.open(pictures[0]) as picture, Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.size == (2 * picture.width + 4, 2 * picture.height + 4)
-        # The left half shows the truth, so it is not just the photo enlarged.
+        # The left half shows the ground truth, so it differs from the enlarged image.
         shown = np.asarray(picture.convert("RGB").crop((0, 18, 384, 402)).resize((128, 128), Image.Resampling.BOX))
     plain = np.asarray(Image.open(output / "shapes/val/000002.png"))
     assert np.abs(shown.astype(int) - plain).max() > 60
 
 
-def test_the_short_example_of_the_help_is_a_valid_config() -> None:
+def test_short_example_in_help_is_a_valid_config() -> None:
     parser = demo.build_parser()
     (words,) = [line.split()[2:] for line in (parser.epilog or "").splitlines() if "MAX_ITER" in line]
     assert load_config(demo.CONFIG, parser.parse_words(words).overrides).SOLVER.MAX_ITER == 20
@@ -105,6 +105,6 @@ def test_the_short_example_of_the_help_is_a_valid_config() -> None:
     ("ap", "code", "words"),
     [(70.0, 0, "as it should be"), (69.9, 0, "less than the 0.70"), (49.9, 1, "something is broken")],
 )
-def test_the_verdict(capsys: pytest.CaptureFixture[str], ap: float, code: int, words: str) -> None:
+def test_verdict(capsys: pytest.CaptureFixture[str], ap: float, code: int, words: str) -> None:
     assert demo.verdict(ap, 200) == code
     assert words in capsys.readouterr().out
