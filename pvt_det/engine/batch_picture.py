@@ -21,9 +21,10 @@ _WIDTH, _MAX_HEIGHT = 320, 4000
 def save_batch_picture(
     batch: Sequence[dict[str, Any]], path: Path, *, class_names: Sequence[str], image_format: str
 ) -> None:
-    """Save a drawing of the first eight images of a batch with their boxes and masks, or with their label maps.
+    """Save a drawing of the first eight images of a batch with their labels.
 
-    At most 300 objects are drawn per image. A caption says so if there are more.
+    Labels are boxes and masks, or a label map. At most 300 objects per image are drawn, and a caption says if there are
+    more.
 
     Args:
         batch: Samples from the mapper, each with `image` (`3×H×W`), and `instances` or `sem_seg`.

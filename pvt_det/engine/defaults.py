@@ -244,7 +244,7 @@ def _check_supported(cfg: CfgNode) -> None:
 
 
 def _seed(cfg: CfgNode, resume: bool) -> int:
-    """Return the config's seed. If it is negative, return that of the run to resume, or draw one for all processes."""
+    """Return the config's seed. If negative, return that of the run to resume, or draw a new one."""
     if cfg.SEED >= 0:
         return int(cfg.SEED)
     saved = Path(cfg.OUTPUT_DIR) / CONFIG_NAME

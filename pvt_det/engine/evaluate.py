@@ -117,7 +117,7 @@ def evaluate_weights(
 
 
 def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, int]:
-    """Return the file or catalog name of the weights and their number of trained iterations, 0 if unknown."""
+    """Return the file or catalog name of the weights, and their trained iterations (0 if unknown)."""
     if resume:
         store = CheckpointStore(Path(cfg.OUTPUT_DIR))
         last = store.latest()

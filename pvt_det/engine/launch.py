@@ -1,4 +1,4 @@
-"""Launch the processes of a job: one, several on this machine, on several machines, or under `torchrun`."""
+"""Launch the processes of a job, on one or several machines, or under `torchrun`."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _run(main_func: Callable[..., Result], args: tuple[Any, ...]) -> Result:
 
 @contextmanager
 def _process_group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
-    """Select the GPU or share of CPU threads, yield the backend, and destroy the process group at the end."""
+    """Select the GPU or number of CPU threads, yield the backend, and destroy the group at the end."""
     on_gpu = device == "cuda" and torch.cuda.is_available()
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise ConfigError(

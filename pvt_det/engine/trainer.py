@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's training loop with hooks, and with runs that can be stopped and resumed exactly."""
+"""The trainer: Detectron2's training loop, with runs that can be stopped and resumed exactly."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class PVTTrainer(TrainerBase):
             )
 
     def _apply_config_learning_rates(self, base_rates: list[Any]) -> None:
-        """Use the learning rates of the config, not of the checkpoint: the user may resume in order to change them."""
+        """Use the learning rates of the config, which the user may have changed to resume the run."""
         if self.scheduler.base_lrs != base_rates:
             logger.warning("SOLVER.BASE_LR or its factors have changed. Continuing with those of this config.")
             self.scheduler.base_lrs = base_rates

@@ -15,7 +15,9 @@ from pvt_det.evaluation.semantic import SemanticEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> DatasetEvaluator:
-    """Build the evaluator of a data set: COCO AP, IoU for label maps, or both plus panoptic quality for Panoptic FPN.
+    """Build the evaluator of a data set.
+
+    It computes COCO AP, IoU for label maps, or both and panoptic quality for Panoptic FPN.
 
     Args:
         cfg: The run's config.

@@ -1,4 +1,7 @@
-"""COCO's average precision and recall. hotcoco takes 0.3 s where pycocotools takes 1 minute, with equal results."""
+"""COCO's average precision and recall, computed with hotcoco or pycocotools.
+
+Both give the same numbers. hotcoco takes 0.3 s where pycocotools takes 1 minute.
+"""
 
 from __future__ import annotations
 
@@ -163,6 +166,6 @@ def _table(truth: GroundTruth, detections: Sequence[Detections]) -> npt.NDArray[
 
 
 def _class_ap(precision: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average precisions `T×R×K×A×M` over IoU thresholds and recalls, for all sizes and the largest limit."""
+    """Average `T×R×K×A×M` precisions over IoU thresholds and recalls, for all sizes and the top limit."""
     by_class = np.moveaxis(precision[:, :, :, 0, -1], 2, 0).reshape(precision.shape[2], -1)
     return np.array([values[values > -1].mean() if (values > -1).any() else -1.0 for values in by_class])
