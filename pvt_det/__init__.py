@@ -1,8 +1,8 @@
 """Pyramid Vision Transformers for dense prediction with Detectron2.
 
-`import pvt_det` alone is fast: torch and Detectron2 are imported when a name is first used. The backbones and heads
-are registered with Detectron2 when their config keys are added (`add_pvt_config`, `get_config`) or when
-`pvt_det.modeling` is imported. The trunk (`pvt_det.models`), the weights (`pvt_det.weights`) and classification work
+`import pvt_det` is fast because torch and Detectron2 are imported only when a name is first used. The backbones and
+heads are registered with Detectron2 when their config keys are added (`add_pvt_config`, `get_config`) or when
+`pvt_det.modeling` is imported. The models (`pvt_det.models`), the weights (`pvt_det.weights`) and classification work
 without Detectron2.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Detectron2 and fvcore compile functions with TorchScript when they are imported, in every process of a run.
+# Importing Detectron2 and fvcore compiles functions with TorchScript, which warns in every process of a run.
 warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
 

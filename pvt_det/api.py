@@ -1,4 +1,4 @@
-"""What the commands and a user's own script call: each function puts rooms together, such as training and its card."""
+"""Entry points for the commands and for user scripts: train, evaluate, and write a report page."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ def train(
     allow_partial: Sequence[str] = (),
     resume_command: str = "",
 ) -> dict[str, Any]:
-    """Train a model, evaluate it, and write its card; in this process, and in others that joined its group.
+    """Train a model, evaluate it, and write its model card.
+
+    With several processes, call it in every process of the group.
 
     Args:
-        cfg: A complete config, not frozen; is fitted to the machine and to the data.
-        config_file: The file that the config came from, for `results.json`.
-        resume: Resume from the last checkpoint of the output folder, if it has one.
-        allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
-        resume_command: The command that resumes the run, for the message of an interrupted one.
+        cfg: A complete, unfrozen config. It is adapted to the machine and the data in place.
+        config_file: Path of the config file, recorded in `results.json`.
+        resume: Whether to resume from the last checkpoint of the output folder, if there is one.
+        allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
+        resume_command: The command that resumes the run, shown if the run is interrupted.
 
     Returns:
-        The final metrics on the first process, by task and name, in percent; empty without test data.
+        On the main process, the final metrics by task and name, in percent. Empty without test data.
 
     Raises:
-        PvtDetError: A user's mistake or an interruption; its `exit_code` tells which.
+        PvtDetError: If the user made a mistake or the run was interrupted. Its `exit_code` says which.
     """
     with default_setup(cfg, resume=resume, resume_command=resume_command):
         trainer = PVTTrainer(cfg, config_file=config_file)
@@ -62,21 +64,23 @@ def evaluate(
     page: bool = False,
     against: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate weights on `DATASETS.TEST`; in this process, and in others that joined its group.
+    """Evaluate weights on `DATASETS.TEST`.
+
+    With several processes, call it in every process of the group.
 
     Args:
-        cfg: A complete config, not frozen; is fitted to the machine and to the data.
-        config_file: The file that the config came from, for `results.json`.
-        resume: Evaluate the last checkpoint of the output folder, not `MODEL.WEIGHTS`.
-        allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
-        page: Write the report page too.
-        against: The folder of a run that the page compares with.
+        cfg: A complete, unfrozen config. It is adapted to the machine and the data in place.
+        config_file: Path of the config file, recorded in `results.json`.
+        resume: Whether to evaluate the last checkpoint of the output folder instead of `MODEL.WEIGHTS`.
+        allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
+        page: Whether to also write the report page.
+        against: The run folder to compare with on the page, or None.
 
     Returns:
-        The metrics on the first process, by task and name, in percent.
+        On the main process, the metrics by task and name, in percent.
 
     Raises:
-        PvtDetError: A user's mistake; its `exit_code` tells which.
+        PvtDetError: If the user made a mistake. Its `exit_code` says which.
     """
     with default_setup(cfg, resume=resume, eval_only=True):
         metrics = evaluate_weights(cfg, config_file=config_file, resume=resume, allow_partial=allow_partial)
@@ -86,8 +90,8 @@ def evaluate(
                 write_page(output.parent, output, against)
                 logger.info("Open %s in a browser.", output)
             except PvtDetError as error:
-                # The metrics are there: the evaluation has not failed.
-                logger.warning("No page is written: %s", error)
+                # The evaluation itself succeeded, so a failed page is only a warning.
+                logger.warning("The report page could not be written: %s", error)
     return metrics
 
 
@@ -95,13 +99,13 @@ def write_page(folder: Path, output: Path, against: Path | None = None) -> None:
     """Write the report page of a finished run.
 
     Args:
-        folder: The run's output folder.
-        output: The page.
-        against: The folder of a run to compare with.
+        folder: The run folder.
+        output: Path of the HTML file to write.
+        against: The run folder to compare with, or None.
 
     Raises:
-        ConfigError: The page cannot be written there.
-        DataError: A file of a run is missing or broken.
+        ConfigError: If the page cannot be written to `output`.
+        DataError: If a file of a run is missing or broken.
     """
     for name in ("detectron2", "matplotlib.font_manager"):
         logging.getLogger(name).setLevel(logging.ERROR)

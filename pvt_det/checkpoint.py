@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, and verified before they are read.
+"""Checkpoints of a run: saved atomically, and verified before they are loaded.
 
-A save goes to a temporary name, is flushed to disk and renamed; `checkpoints.json` lists the SHA-256 of every
-checkpoint and `last_checkpoint` names the one to resume from. A process that dies at any moment leaves the previous
-state readable.
+A save writes a temporary file, flushes it to disk and renames it. `checkpoints.json` lists the SHA-256 of every
+checkpoint, and `last_checkpoint` names the one to resume from. A process that is killed at any moment leaves the
+previous checkpoint readable.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pvt_det.weights.reader import read_file
 
 MANIFEST_NAME = "checkpoints.json"
 LAST_NAME = "last_checkpoint"
-# Periodic checkpoints that stay; the best and the final one stay besides.
+# Number of periodic checkpoints to keep. The best and the final one are always kept.
 KEEP_PERIODIC = 3
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")
-_SPARE_BYTES = 16 * 2**20
-# What the parts of a training state are.
+_MARGIN_BYTES = 16 * 2**20
+# Expected types of the entries of a training state.
 _COUNTS = ("iteration", "skipped", "skipped_in_row", "ema_updates")
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys((*_COUNTS, "seed"), (int,)),
     **dict.fromkeys(("model", "training_model", "optimizer", "scaler", "hooks"), (dict, OrderedDict)),
     **dict.fromkeys(("random", "classes"), (list,)),
@@ -42,44 +42,54 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The checkpoints in one output folder. Only one process may write; see `pvt_det.utils.lock`.
+    """Saves, verifies and loads the checkpoints of a run folder.
+
+    Only one process may write to the folder, see `pvt_det.utils.lock`.
 
     Args:
-        folder: An existing folder.
+        folder: The run folder. It must exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def clean(self) -> None:
-        """Remove what a killed save left behind."""
+        """Remove temporary files of a save that was killed."""
         for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink()
 
     def check_space(self, needed: int) -> None:
-        """Check that `needed` bytes and a little more are free.
+        """Check that the disk has room for a checkpoint, plus a margin of 16 MiB.
+
+        Args:
+            needed: Size of the checkpoint in bytes.
 
         Raises:
-            CheckpointError: They are not.
+            CheckpointError: If the free space is too small.
         """
         free = shutil.disk_usage(self.folder).free
-        if free < needed + _SPARE_BYTES:
+        if free < needed + _MARGIN_BYTES:
             raise CheckpointError(
-                f"Not enough room in {self.folder}: a checkpoint takes {needed / 2**20:,.0f} MiB and "
-                f"{free / 2**20:,.0f} MiB are free. Free some, or choose another folder with --output."
+                f"Not enough disk space in {self.folder}: a checkpoint takes {needed / 2**20:,.0f} MiB and "
+                f"{free / 2**20:,.0f} MiB are free. Free some space, or choose another folder with --output."
             )
 
     def save(self, name: str, state: dict[str, Any], iteration: int, *, is_last: bool = True) -> Path:
-        """Write `state` under `name`, whole or not at all.
+        """Save a checkpoint atomically.
 
         Args:
-            name: File name; an existing file is replaced.
-            state: Tensors, numbers, texts and containers of them.
-            iteration: Index of the last finished iteration; resuming takes the highest where `last_checkpoint` is lost.
-            is_last: Whether `last_checkpoint` shall name it.
+            name: File name in the folder. An existing file is replaced.
+            state: The training state: tensors, numbers, strings and containers of them.
+            iteration: Index of the last finished iteration. If `last_checkpoint` is lost, the checkpoint with the
+                highest index is resumed.
+            is_last: Whether to resume from this checkpoint, that is, to name it in `last_checkpoint`.
+
+        Returns:
+            Path of the checkpoint.
 
         Raises:
-            CheckpointError: No room, or the folder cannot be written. The previous file of that name is untouched.
+            CheckpointError: If the disk is full or the folder cannot be written to. An existing file of that name is
+                then unchanged.
         """
         path = self.folder / name
         temporary = self._temporary(name)
@@ -91,7 +101,7 @@ class CheckpointStore:
                 os.fsync(file.fileno())
             digest = _digest(temporary)
             manifest = self._read_manifest()
-            # Until the rename, the file of that name is still the old one: both are right.
+            # Until the rename, the file of that name is still the old one, so both digests are valid.
             old = manifest.get(name, {}).get("sha256", [])
             entry = {"iteration": iteration, "bytes": temporary.stat().st_size, "sha256": [digest, *old]}
             self._write_manifest({**manifest, name: entry})
@@ -105,31 +115,35 @@ class CheckpointStore:
             # torch.save reports a failed write as RuntimeError.
             temporary.unlink(missing_ok=True)
             raise CheckpointError(
-                f"Cannot save {path}: {error}. The checkpoints saved before are whole; free some room or mend the "
-                "folder, then go on with --resume."
+                f"Cannot save {path}: {error}. Earlier checkpoints are intact. Free some space or fix the folder, then "
+                "continue with --resume."
             ) from error
         return path
 
     def latest(self) -> Path | None:
-        """The checkpoint to resume from, verified; None where the folder has none.
+        """Find and verify the checkpoint to resume from.
+
+        Returns:
+            The checkpoint that `last_checkpoint` names, or the newest intact one if that file is lost. None if the
+            folder has no checkpoints.
 
         Raises:
-            CheckpointError: The one that `last_checkpoint` names is damaged, or no intact one is left.
+            CheckpointError: If the checkpoint that `last_checkpoint` names is damaged, or no checkpoint is intact.
         """
-        named = self._named_by_pointer()
+        named = self._last_checkpoint()
         candidates = self._newest_first()
         if named is not None:
             try:
                 self.verify(named)
             except CheckpointError as error:
                 intact = next((path for path in candidates if path != named and self._is_intact(path)), None)
-                way_out = f"Delete it to resume from {intact.name}." if intact else "No intact one is left beside it."
-                raise CheckpointError(f"{error} {way_out}") from error
+                fix = f"Delete it to resume from {intact.name}." if intact else "No other checkpoint is intact."
+                raise CheckpointError(f"{error} {fix}") from error
             return named
         for path in candidates:
             if self._is_intact(path):
                 logger.warning(
-                    "%s in %s is missing or torn: going on from %s, the newest intact checkpoint.",
+                    "%s in %s is missing or incomplete. Resuming from %s, the newest intact checkpoint.",
                     LAST_NAME,
                     self.folder,
                     path.name,
@@ -137,16 +151,20 @@ class CheckpointStore:
                 return path
         if candidates:
             raise CheckpointError(
-                f"Every checkpoint in {self.folder} is damaged ({', '.join(path.name for path in candidates)}): start "
+                f"Every checkpoint in {self.folder} is damaged: {', '.join(path.name for path in candidates)}. Start "
                 "again in another folder with --output."
             )
         return None
 
     def verify(self, path: Path) -> None:
-        """Check a file of this folder against the manifest, or, where that lacks it, its own check sums.
+        """Check a checkpoint against its digest in `checkpoints.json`, or else against its own checksums.
+
+        Args:
+            path: A checkpoint in this folder. One that `checkpoints.json` does not list is checked by the CRC-32 sums
+                of the zip archive.
 
         Raises:
-            CheckpointError: The file is missing, truncated or altered.
+            CheckpointError: If the file is missing, truncated or altered.
         """
         entry = self._read_manifest().get(path.name)
         try:
@@ -158,16 +176,19 @@ class CheckpointStore:
         except (OSError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from error
         if not intact:
-            raise CheckpointError(f"{path} is damaged: its content is not what was saved (SHA-256 differs).")
+            raise CheckpointError(f"{path} is damaged: its content differs from what was saved (SHA-256 mismatch).")
 
     def verify_if_listed(self, path: Path) -> int:
-        """Check a file that may have been written by `save`, or come from elsewhere.
+        """Verify a file if `save` wrote it.
+
+        Args:
+            path: Any file in this folder.
 
         Returns:
-            The number of iterations that it was saved after; 0 where it comes from elsewhere.
+            Number of iterations that the checkpoint was trained for, or 0 if `checkpoints.json` does not list it.
 
         Raises:
-            CheckpointError: The manifest lists it with another content.
+            CheckpointError: If the content differs from what was saved.
         """
         entry = self._read_manifest().get(path.name)
         if entry is None:
@@ -176,28 +197,38 @@ class CheckpointStore:
         return int(entry["iteration"]) + 1
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Read a checkpoint that `save` wrote, onto the CPU, after verifying it; nothing in it can run.
+        """Verify a checkpoint and load it onto the CPU, without running any code in it.
+
+        Args:
+            path: A checkpoint that `save` wrote.
+
+        Returns:
+            The training state.
 
         Raises:
-            CheckpointError: The file is damaged, unsafe or no checkpoint of a run.
+            CheckpointError: If the file is damaged, unsafe or not the training state of a run.
         """
         self.verify(path)
         state = read_file(path)
         if not isinstance(state, dict) or not {"model", "iteration", "optimizer", "random", "seed"} <= state.keys():
-            raise CheckpointError(f"{path} holds no training state: give it as MODEL.WEIGHTS, without --resume.")
-        for key in state.keys() & _KINDS.keys():
-            if type(state[key]) not in _KINDS[key]:
+            raise CheckpointError(
+                f"{path} is not a training state. To start from its weights, use it as MODEL.WEIGHTS, without --resume."
+            )
+        for key in state.keys() & _TYPES.keys():
+            if type(state[key]) not in _TYPES[key]:
                 kind = type(state[key]).__name__
-                raise CheckpointError(f"{path} holds no training state: its {key!r} is one {kind}. Fetch it again.")
+                raise CheckpointError(
+                    f"{path} is not a valid training state: {key!r} has the type {kind}. Copy the file again."
+                )
         for key in state.keys() & set(_COUNTS):
             if state[key] < 0:
                 raise CheckpointError(
-                    f"{path} holds no training state: its {key!r} is {state[key]}, and none is negative. Fetch it "
-                    "again, or resume from another one."
+                    f"{path} is not a valid training state: {key!r} is {state[key]}, expected 0 or more. Copy the file "
+                    "again, or resume from another checkpoint."
                 )
         return state
 
-    def _named_by_pointer(self) -> Path | None:
+    def _last_checkpoint(self) -> Path | None:
         try:
             name = (self.folder / LAST_NAME).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
@@ -238,7 +269,7 @@ class CheckpointStore:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s cannot be read (%r): using the files' own check sums.", MANIFEST_NAME, error)
+            logger.warning("%s cannot be read (%r). Using the files' own checksums instead.", MANIFEST_NAME, error)
             return {}
 
     def _write_manifest(self, manifest: dict[str, dict[str, Any]]) -> None:
@@ -249,19 +280,19 @@ class CheckpointStore:
 
 
 def check_finite(weights: Mapping[str, Any]) -> None:
-    """Check weights before they are saved or handed on.
+    """Check that all weights are finite.
 
     Args:
         weights: A model's state dict.
 
     Raises:
-        NumericError: One of them is NaN or infinite; names it.
+        NumericError: If a tensor contains NaN or infinity. The message names the tensor.
     """
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NumericError(
-                f"{name} holds NaN or infinity: these weights are not saved, and the checkpoints from before are "
-                "sound. Go on from the last of them, with a lower learning rate."
+                f"{name} contains NaN or infinity. These weights are not saved, and earlier checkpoints are intact. "
+                "Resume from the last one with a lower learning rate."
             )
 
 

@@ -1,12 +1,12 @@
-"""Errors that a user can cause, each with the exit code that `tools/*.py` end with.
+"""Errors that a user can cause, each with the exit code of the commands and scripts.
 
-Raise one of these when a file, key or value that a user handed in is at fault; the message names it, says what
-was expected, and what to do. For our own mistakes use `assert`.
+Raise one of these when a file, key or value from the user is wrong. The message names it, and says what was expected
+and what to do. Use `assert` for bugs in this package.
 """
 
 
 class PvtDetError(ValueError):
-    """Base of every error that a user can cause."""
+    """Base class of all errors that a user can cause."""
 
     exit_code = 1
 
@@ -30,24 +30,27 @@ class CheckpointError(PvtDetError):
 
 
 class NumericError(PvtDetError):
-    """Training or evaluation met NaN or infinity."""
+    """NaN or infinity occurred in training or evaluation."""
 
     exit_code = 5
 
 
 class Interrupted(PvtDetError):
-    """The run was stopped by a signal after saving; it can be resumed."""
+    """The run saved its state and was stopped by a signal. It can be resumed."""
 
     exit_code = 75
 
 
 def diverged(outputs: str) -> NumericError:
-    """The error to raise for a model's outputs that are not finite.
+    """Build the error for model outputs that are NaN or infinite.
 
     Args:
-        outputs: Which ones, such as "image 7: the model gives scores".
+        outputs: Which outputs of what, as the start of the message, such as "image 7: the model predicts scores".
+
+    Returns:
+        The error to raise.
     """
     return NumericError(
-        f"{outputs} that are NaN or infinite; its weights have probably diverged: use an earlier checkpoint, or train "
-        "with a lower learning rate"
+        f"{outputs} that are NaN or infinite. Its weights have probably diverged. Use an earlier checkpoint, or train "
+        "with a lower learning rate."
     )

@@ -1,11 +1,11 @@
-"""A run's output folder: the name of every file in it, and how to open a finished run.
+"""The run folder: names of its files, and functions that open a finished run.
 
-- `config.yaml`: the complete config; a classifier has `options.yaml` and `classes.json`.
-- `model_0001999.pth` …: checkpoints, of which `checkpoints.json` and `last_checkpoint` keep track.
+- `config.yaml`: the complete config. A classifier has `options.yaml` and `classes.json` instead.
+- `model_0001999.pth` …: checkpoints, tracked by `checkpoints.json` and `last_checkpoint`.
 - `model_best.pth`, `model_final.pth`: the checkpoint with the best metric, and the last one.
-- `results.json`: what was trained, how, on what, and the final metrics.
-- `metrics.json`: a JSON object per line with losses, learning rate and metrics along the way.
-- `log.txt`: everything that the run logged.
+- `results.json`: the model, the recipe, the data set and the final metrics.
+- `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
+- `log.txt`: the log of the run.
 - `inference/DATASET/`: detections in COCO's results format.
 - `train_batch.jpg`: the first training images with their labels.
 - `README.md`, `report.html`: the model card and the report page.
@@ -39,22 +39,22 @@ LOG_NAME = "log.txt"
 BATCH_PICTURE_NAME = "train_batch.jpg"
 CARD_NAME = "README.md"
 PAGE_NAME = "report.html"
-# Of classifiers.
+# Files of classification runs.
 OPTIONS_NAME = "options.yaml"
 CLASSES_NAME = "classes.json"
 CLASSIFIER_BEST_NAME = "model_best.safetensors"
 CLASSIFIER_FINAL_NAME = "model_final.safetensors"
-# The training state to resume from, replaced by every save.
+# The training state to resume from. Every save replaces it.
 CLASSIFIER_LAST_NAME = "model_last.pth"
 TENSORBOARD_FOLDER = "tensorboard"
-# Results of `--eval-only`, which must not replace those of the training run in the same folder.
+# Results of `--eval-only`, kept apart from those of the training run in the same folder.
 EVALUATION_FOLDER = "evaluation"
-# Names that earlier versions gave.
+# File names of earlier versions.
 _OLD_CLASSIFIER_BEST_NAME = "best.safetensors"
 _OLD_NAMES = {_OLD_CLASSIFIER_BEST_NAME: CLASSIFIER_BEST_NAME, "metrics.jsonl": METRICS_NAME}
 logger = logging.getLogger(__name__)
 
-# The metric of each task that runs are compared by.
+# The main metric of each task, by which runs are compared.
 TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top1"}
 _FIELDS: dict[str, type] = {
     "config_file": str,
@@ -73,18 +73,18 @@ class Run:
     """A finished run, read from its `results.json`.
 
     Attributes:
-        folder: The run's output folder.
-        config_file: The config that it was started with; for a classifier, the name of the model.
-        model: Head and backbone.
-        recipe: Optimizer, batch, schedule and image sizes; runs with equal recipes can be compared.
+        folder: The run folder.
+        config_file: The config that the run was started with. For a classifier, the name of the model.
+        model: Name of the head and the backbone.
+        recipe: Optimizer, batch size, schedule and image sizes. Runs with equal recipes can be compared.
         dataset: Name of the evaluated data set.
         parameters: Number of parameters.
-        metrics: Percent by task and metric, None where there is no ground truth.
-        results_file: Detections in COCO's results format.
-        annotations: Ground truth in COCO's format.
-        gmacs: Cost of one image with the image's size, where the run recorded it.
-        seed: The run's seed, where recorded.
-        environment: Versions and hardware by name; empty where not recorded.
+        metrics: Metrics in percent by task and name. None for metrics without ground truth.
+        results_file: Path of the detections in COCO's results format.
+        annotations: Path of the ground truth in COCO's format.
+        gmacs: Billions of multiply-accumulates for one image, with the image size. None if not recorded.
+        seed: The run's seed, or None if not recorded.
+        environment: Versions and hardware by name. Empty if not recorded.
     """
 
     folder: Path
@@ -101,21 +101,34 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
 
     def value(self, task: str) -> float | None:
-        """Return the metric of a task of `TASKS` in percent, None where it was not measured."""
+        """Return the main metric of a task.
+
+        Args:
+            task: A key of `TASKS`, such as "bbox".
+
+        Returns:
+            The metric in percent, or None if it was not measured.
+        """
         return self.metrics.get(task, {}).get(TASKS[task])
 
     @property
     def max_detections(self) -> int:
-        """Detections per image that counted, which the name of the last recall tells."""
+        """Largest number of detections per image that counted, read from the recall's name: 300 from "AR300"."""
         limits = [int(name[2:]) for name in self.metrics.get("bbox", {}) if re.fullmatch(r"AR\d+", name)]
         return max([COCO_MAX_DETECTIONS, *limits])
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run's output folder, or its `results.json`.
+    """Read the results of a finished run.
+
+    Args:
+        path: The run folder, or its `results.json`.
+
+    Returns:
+        The run.
 
     Raises:
-        DataError: The file is missing, broken, or lacks a field.
+        DataError: If the file is missing or broken, or lacks a field.
     """
     file = Path(path)
     file = file / RESULTS_NAME if file.is_dir() else file
@@ -123,13 +136,13 @@ def load_run(path: str | Path) -> Run:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read ({error.strerror}): give the output folder of a run that was finished and evaluated"
+            f"{file} cannot be read: {error.strerror}. Expected the output folder of a finished and evaluated run."
         ) from error
     except ValueError as error:
-        raise DataError(f"{file} is broken: {error}") from error
+        raise DataError(f"{file} is not valid JSON: {error}.") from error
     for name, kind in _FIELDS.items():
         if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
-            raise DataError(f"{file} has no {name!r} ({kind.__name__}): it is not the results file of a run")
+            raise DataError(f"{file} has no {name!r} of type {kind.__name__}. Expected the {RESULTS_NAME} of a run.")
     fields: dict[str, Any] = {name: raw[name] for name in _FIELDS if name not in ("results_file", "annotations")}
     return Run(
         folder=file.parent,
@@ -143,11 +156,15 @@ def load_run(path: str | Path) -> Run:
 
 
 def save_results(folder: Path, results: dict[str, Any]) -> Path:
-    """Write `results.json`, which `load_run` reads; NaN and infinity become null, since JSON has neither.
+    """Write `results.json`, which `load_run` reads.
 
     Args:
-        folder: The run's output folder.
-        results: The fields of `Run` but `folder`, with paths relative to it, and more.
+        folder: The run folder.
+        results: The fields of `Run` except `folder`, plus others. `results_file` is relative to the folder. NaN and
+            infinity become null, because JSON has neither.
+
+    Returns:
+        Path of the file.
     """
     path = folder / RESULTS_NAME
     write_atomically(path, json.dumps(_without_nan(results), indent=1, allow_nan=False))
@@ -155,40 +172,58 @@ def save_results(folder: Path, results: dict[str, Any]) -> Path:
 
 
 def inference_folder(folder: str | Path, dataset_name: str) -> Path:
-    """Return the folder for a data set's detections in a run's output folder."""
+    """Return the folder for the detections on a data set.
+
+    Args:
+        folder: The run folder.
+        dataset_name: Registered name of the data set.
+
+    Returns:
+        The folder, which may not exist yet.
+    """
     return Path(folder) / "inference" / dataset_name
 
 
 def config_file(config: str | os.PathLike[str]) -> Path:
-    """Return the config file that a path means: itself, or `config.yaml` in a run's output folder.
+    """Return the config file of a path.
+
+    Args:
+        config: A config file, or a run folder, which has a `config.yaml`.
+
+    Returns:
+        Path of the config file.
 
     Raises:
-        ConfigError: Nothing is there, or a folder without one.
+        ConfigError: If the path does not exist, or is a folder without `config.yaml`.
     """
     path = Path(config)
     fault = file_fault(path)
     if fault and folder_fault(path):
-        raise ConfigError(f"{path} {fault}: expected a run's output folder, or a config file.")
+        raise ConfigError(f"{path} {fault}. Expected a run's output folder or a config file.")
     if not fault:
         return path
     if not (path / CONFIG_NAME).is_file():
         of_classifier = (path / OPTIONS_NAME).is_file()
-        what = "is of a classifier, not of a detector or segmentor" if of_classifier else f"holds no {CONFIG_NAME}"
-        raise ConfigError(f"{path} {what}: expected a run's output folder, or a config file.")
+        what = "belongs to a classifier, not a detector or segmentor" if of_classifier else f"contains no {CONFIG_NAME}"
+        raise ConfigError(f"{path} {what}. Expected a run's output folder or a config file.")
     return path / CONFIG_NAME
 
 
 def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
-    """Return the weights to use with a config: those given, or the best ones beside it.
+    """Return the weights to use with a config.
 
-    Weights that the run's list of checkpoints names are verified.
+    Weights that are listed in the run's `checkpoints.json` are verified.
 
     Args:
         config: The config file.
-        weights: Anything that `MODEL.WEIGHTS` takes; "" looks beside the config.
+        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, in the folder of
+            the config.
+
+    Returns:
+        A value for `MODEL.WEIGHTS`.
 
     Raises:
-        CheckpointError: None are given and none are there, or they are damaged.
+        CheckpointError: If no weights are given and none are found, or if they are damaged.
     """
     if weights:
         path = Path(weights)
@@ -196,8 +231,8 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
         found = next((path for name in (BEST_NAME, FINAL_NAME) if (path := config.parent / name).is_file()), None)
         if found is None:
             raise CheckpointError(
-                f"no {BEST_NAME} or {FINAL_NAME} lies beside {config}: name the weights to use, or the folder of a run "
-                "instead of its config."
+                f"no {BEST_NAME} or {FINAL_NAME} next to {config}. Name the weights to use, or a run's output folder "
+                "instead of a config."
             )
         path = found
     if not file_fault(path):
@@ -207,26 +242,34 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
 
 
 def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> str | os.PathLike[str]:
-    """Return the weights that a user names, as an option or as `MODEL.WEIGHTS` among keys of the config; "" for none.
+    """Return the weights that the command line names, either by an option or as `MODEL.WEIGHTS`.
 
     Args:
-        weights: The option's value, "" where it is not given.
-        overrides: Keys of the config and their values, alternating.
+        weights: Value of the option, "" if it is not given.
+        overrides: Config keys and values, alternating.
+
+    Returns:
+        The weights, or "" if none are named.
 
     Raises:
-        ConfigError: Both are given.
+        ConfigError: If both the option and `MODEL.WEIGHTS` are given.
     """
     key = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("MODEL.WEIGHTS", "")
     if weights and key:
-        raise ConfigError(f"weights are named twice, {weights} and MODEL.WEIGHTS {key}: leave one out.")
+        raise ConfigError(f"weights are given twice: {weights} and MODEL.WEIGHTS {key}. Leave one out.")
     return weights or key
 
 
 def best_classifier(folder: Path) -> Path:
-    """The best weights of a classification run. They may be missing.
+    """Return the path of the best weights of a classification run.
+
+    Also finds a file with the name that earlier versions used, and warns about it.
 
     Args:
-        folder: The run's output folder. The file name of earlier versions is found too, with a warning.
+        folder: The run folder.
+
+    Returns:
+        The path, which may not exist.
     """
     path, old = folder / CLASSIFIER_BEST_NAME, folder / _OLD_CLASSIFIER_BEST_NAME
     if not path.exists() and old.exists():
@@ -236,7 +279,11 @@ def best_classifier(folder: Path) -> Path:
 
 
 def rename_old_files(folder: Path) -> None:
-    """Give the files that an earlier version wrote their present names, before a run is resumed."""
+    """Rename files of an earlier version to their current names, so that the run can be resumed.
+
+    Args:
+        folder: The run folder.
+    """
     for old, new in _OLD_NAMES.items():
         if (folder / old).exists() and not (folder / new).exists():
             (folder / old).rename(folder / new)

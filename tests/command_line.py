@@ -1,4 +1,4 @@
-"""Running a command of `pvt-det` within the test's process."""
+"""Run a `pvt-det` command in the process of the test."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pvt_det.cli.start import start
 
 
 def run_command(name: str, words: Sequence[object]) -> int:
-    """Run `pvt-det NAME WORDS`; gives the exit code, and raises a user's mistake as the exception that it is."""
+    """Run `pvt-det NAME WORDS` and return the exit code. Errors are raised as exceptions."""
     return start(name, [str(word) for word in words], f"pvt-det {name}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread for each test process and what it starts: pytest's workers are the parallelism. Before torch is imported.
+# One thread per test process and its children, because pytest runs several workers. Set before importing torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -19,22 +19,22 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
-    """Root of the checkout."""
+    """Root of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Folder with the small real data sets; tests that need it are skipped where it is absent."""
+    """Folder with the small real data sets. Tests that need it are skipped if it does not exist."""
     folder = Path(os.environ.get("PVT_DET_SHARED", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
-        pytest.skip(f"{folder} is not here: the small real data sets are needed")
+        pytest.skip(f"needs the small real data sets in {folder}")
     return folder
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _catalogs() -> Iterator[None]:
-    """Forget the data sets that a module registered: a name must not depend on which tests ran before."""
+    """Remove the data sets that a test module registered, so that tests do not depend on their order."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     before = set(DatasetCatalog.list())
@@ -51,7 +51,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Put back what benchmarks set in their process."""
+    """Restore the number of threads, which benchmarks change."""
     threads = torch.get_num_threads()
     yield
     if torch.get_num_threads() != threads:

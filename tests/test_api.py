@@ -1,4 +1,4 @@
-"""The functions that put rooms together: what an evaluation leaves, and whether a page can be written."""
+"""Entry points: an evaluation writes its report page, and does not fail if the page cannot be written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pvt_det.config import get_config
 
 @pytest.fixture
 def evaluated(monkeypatch, tmp_path):
-    """The config of an evaluation whose metrics are there already."""
+    """Config of an evaluation that returns fixed metrics."""
     cfg = get_config()
     cfg.OUTPUT_DIR = str(tmp_path)
     monkeypatch.setattr(api, "default_setup", lambda cfg, **options: nullcontext())
@@ -22,9 +22,9 @@ def evaluated(monkeypatch, tmp_path):
     return cfg
 
 
-def test_an_evaluation_writes_its_page_into_the_output_folder(evaluated, monkeypatch, tmp_path, caplog):
+def test_evaluate_writes_page_to_output_folder(evaluated, monkeypatch, tmp_path, caplog):
     pages = []
-    monkeypatch.setattr(api, "write_page", lambda *arguments: pages.append(arguments))
+    monkeypatch.setattr(api, "write_page", lambda *args: pages.append(args))
     with caplog.at_level(logging.INFO, "pvt_det"):
         assert api.evaluate(evaluated, page=True) == {"bbox": {"AP": 40.4}}
     assert api.evaluate(evaluated, page=True, against=Path("other")) == {"bbox": {"AP": 40.4}}
@@ -33,7 +33,7 @@ def test_an_evaluation_writes_its_page_into_the_output_folder(evaluated, monkeyp
     assert f"Open {tmp_path / 'report.html'} in a browser." in caplog.text
 
 
-def test_an_evaluation_without_a_page_has_evaluated_all_the_same(evaluated, caplog):
+def test_evaluate_returns_metrics_if_page_fails(evaluated, caplog):
     with caplog.at_level(logging.WARNING, "pvt_det"):
         assert api.evaluate(evaluated, page=True) == {"bbox": {"AP": 40.4}}
-    assert "No page is written: " in caplog.text
+    assert "The report page could not be written: " in caplog.text

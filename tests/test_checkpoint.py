@@ -1,4 +1,4 @@
-"""Whatever happens to a save or to a file, what can be read afterwards is a whole state, or nothing is read."""
+"""Saving, finding and loading checkpoints."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def store(tmp_path):
     return store
 
 
-def test_latest_is_the_last_saved_and_loads_as_it_was(store):
+def test_latest_is_last_saved_and_loads_unchanged(store):
     path = store.latest()
     assert path.name == "model_0000019.pth"
     assert torch.equal(store.load(path)["model"]["weight"], state(19)["model"]["weight"])
     assert not list(store.folder.glob(".*"))
 
 
-def test_old_periodic_checkpoints_go_and_others_stay(store):
+def test_only_old_periodic_checkpoints_are_deleted(store):
     store.save("model_best.pth", state(19), 19, is_last=False)
     for iteration in (29, 39, 49):
         store.save(f"model_{iteration:07d}.pth", state(iteration), iteration)
@@ -42,7 +42,7 @@ def test_empty_folder_has_no_checkpoint(tmp_path):
     assert CheckpointStore(tmp_path).latest() is None
 
 
-def test_a_file_that_is_no_training_state_is_refused(store):
+def test_file_without_training_state_is_rejected(store):
     torch.save({"model": {"a": torch.zeros(1)}}, store.folder / "model_0000099.pth")
     with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS, without --resume"):
         store.load(store.folder / "model_0000099.pth")

@@ -1,6 +1,6 @@
 from pvt_det import errors
 
 
-def test_every_error_has_its_documented_exit_code():
+def test_errors_have_documented_exit_codes():
     codes = {error.__name__: error.exit_code for error in errors.PvtDetError.__subclasses__()}
     assert codes == {"ConfigError": 2, "DataError": 3, "CheckpointError": 4, "NumericError": 5, "Interrupted": 75}

@@ -1,4 +1,4 @@
-"""A detector small enough to train within a test, on generated shapes."""
+"""Fixtures for training a tiny detector on generated shapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_words(shapes: Path):
-    """`KEY VALUE` words for `pvt-det train`, or `load_config`, that make a run tiny."""
+    """Build the `KEY VALUE` arguments of a tiny run, for `pvt-det train` or `load_config`."""
 
     def words(output: Path, *, val: bool = False, **changes: object) -> list[str]:
         settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
@@ -40,7 +40,7 @@ def tiny_words(shapes: Path):
 
 @pytest.fixture
 def tiny_cfg(tiny_words, repo_root: Path):
-    """A tiny run's config: `tiny_cfg(output, SOLVER__MAX_ITER=2)`."""
+    """Build the config of a tiny run: `tiny_cfg(output, SOLVER__MAX_ITER=2)`."""
     from pvt_det.config import load_config
 
     def build(output: Path, *, val: bool = False, **changes: object):
@@ -51,7 +51,7 @@ def tiny_cfg(tiny_words, repo_root: Path):
 
 @pytest.fixture(scope="session")
 def untrained_run(shapes: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with a config and random weights that give 64 px images scores of all sizes."""
+    """Run folder with random weights that predict low and high scores for 64-pixel images."""
     import torch
     from detectron2.modeling import build_model
 
@@ -77,7 +77,7 @@ def untrained_run(shapes: Path, repo_root: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def saved_weights():
-    """The weights in a run's checkpoint."""
+    """Read the weights of a checkpoint."""
     from pvt_det.weights.reader import read_file
 
     def read(path: Path) -> dict:
@@ -87,12 +87,12 @@ def saved_weights():
 
 
 def stop_in(monkeypatch, call, number=signal.SIGTERM):
-    """Send this process a signal within optimizer step `call`, counted from 1."""
+    """Send this process a signal during optimizer step `call`, counted from 1."""
     run, count = TrainStep.__call__, iter(range(1, 1000))
 
-    def step(self, batches, *, asked_to_stop):
+    def step(self, batches, *, stop_requested):
         if next(count) == call:
             os.kill(os.getpid(), number)
-        return run(self, batches, asked_to_stop=asked_to_stop)
+        return run(self, batches, stop_requested=stop_requested)
 
     monkeypatch.setattr(TrainStep, "__call__", step)

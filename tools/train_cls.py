@@ -1,9 +1,9 @@
-"""Train and evaluate an ImageNet classifier. Copy this script to change the data, the network or the loop.
+"""Train and evaluate an ImageNet classifier. Copy this script to change the data, the model or the training loop.
 
     python tools/train_cls.py --model pvt_small --data imagenet
     torchrun --nproc-per-node 8 tools/train_cls.py --model pvt_small --data imagenet
 
-`pvt-det train-cls` runs the same code without the class below.
+`pvt-det train-cls` does the same without the class below.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from pvt_det.utils.distributed import Process
 
 
 class Trainer(ClassificationTrainer):
-    """Builds what the config says. Return something else from the first two methods to train on that."""
+    """The place for your own parts. Override a method to change the data, the model or the evaluation."""
 
     @classmethod
     def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
-        """Return the training and the validation images."""
+        """Build the training and validation images."""
         return super().build_datasets(cfg, process)
 
     @classmethod
     def build_model(cls, cfg: TrainConfig, num_classes: int) -> torch.nn.Module:
-        """Return a network that maps N×3×H×W images to N×num_classes logits."""
+        """Build a model that maps images (`N×3×H×W`) to logits (`N×num_classes`)."""
         return super().build_model(cfg, num_classes)
 
     def evaluate(self) -> Accuracy:
-        """Evaluate, and log how much GPU memory the run has needed; called after every `eval_every` epochs."""
+        """Evaluate and log the peak GPU memory. Called every `eval_every` epochs."""
         accuracy = super().evaluate()
         if self.process.device.type == "cuda":
             logging.getLogger("pvt_det").info("peak GPU memory %.1f GiB", torch.cuda.max_memory_allocated() / 2**30)
@@ -51,7 +51,7 @@ class Trainer(ClassificationTrainer):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or with `--eval-only` evaluate, and return the exit code."""
+    """Train, or evaluate with `--eval-only`, and return the exit code."""
     cfg = setup(argument_parser().parse_words(argv))
     with start_run(cfg) as process:
         if cfg.eval_only:

@@ -1,4 +1,4 @@
-"""Train or evaluate a detector. `pvt-det train` does the same; this is the script to copy and change.
+"""Train or evaluate a detector, like `pvt-det train`. Copy this script to change the training.
 
 Examples:
     python tools/train_net.py --config-file configs/retinanet_pvt_small.yaml --num-gpus 8
@@ -26,7 +26,7 @@ from pvt_det.utils.cli import run_cli
 
 
 class Trainer(PVTTrainer):
-    """The place for your own parts; `build_model` and `build_train_loader` can be overridden as well."""
+    """The place for your own parts. You can also override `build_model` and `build_train_loader`."""
 
     def build_hooks(self) -> list[HookBase]:
         """Add your own hooks here."""
@@ -34,18 +34,18 @@ class Trainer(PVTTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Path) -> DatasetEvaluator:
-        """Return another evaluator here, for the data sets that need one."""
+        """Return your own evaluator here, for data sets that need one."""
         return super().build_evaluator(cfg, dataset_name, output_folder)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config, with the keys given on the command line."""
-    # Register your own data sets here (`pvt_det.data.coco.registration.register_coco`), and name them in DATASETS.
+    """Load the config and apply the keys given on the command line."""
+    # Register your own data sets here with `pvt_det.data.coco.registration.register_coco`, and name them in DATASETS.
     return config_from_args(args)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Train or evaluate, in every process of the job; returns the metrics on the first one."""
+    """Train or evaluate. Runs in every process and returns the metrics on the main process."""
     cfg = setup(args)
     command = f"python {shlex.join([*sys.argv, '--resume'])}"
     with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, resume_command=command):
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run() -> None:
-    """Read the command line and start the processes."""
+    """Parse the command line and launch the processes."""
     args = default_argument_parser(__doc__ or "").parse_words(None)
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     launch(main, *processes, args=(args,), device=setup(args).MODEL.DEVICE)

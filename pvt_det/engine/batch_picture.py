@@ -1,4 +1,4 @@
-"""A picture of a training batch, as the model gets it: the proof of labels and augmentations."""
+"""Draw a training batch as the model sees it, to check the labels and augmentations."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from PIL import Image
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import MAX_SHOWN, Picture, caption_of, captioned, class_colors, draw, sheet
 
-_MOST = 8
+_MAX_IMAGES = 8
 _COLUMNS = 4
-_WIDTH, _LONGEST = 320, 4000
+_WIDTH, _MAX_HEIGHT = 320, 4000
 
 
 def save_batch_picture(
     batch: Sequence[dict[str, Any]], path: Path, *, class_names: Sequence[str], image_format: str
 ) -> None:
-    """Save the first images of a mapped batch with their boxes and masks, or with their label maps.
+    """Save a drawing of the first eight images of a batch with their labels.
 
-    Of the objects of an image, the first 300 are drawn; a line above it tells.
+    Labels are boxes and masks, or a label map. At most 300 objects per image are drawn, and a caption says if there are
+    more.
 
     Args:
-        batch: what the mapper gave: `image`, and `instances` or `sem_seg`.
+        batch: Samples from the mapper, each with `image` (`3×H×W`), and `instances` or `sem_seg`.
         path: JPEG file to write.
-        class_names: by class number; without names, the numbers are drawn.
-        image_format: "RGB" or "BGR", the order of the channels.
+        class_names: Class names by contiguous class index. If a name is missing, indices are drawn instead.
+        image_format: Order of the channels, "RGB" or "BGR".
     """
-    pictures = [_picture(sample, class_names, image_format) for sample in batch[:_MOST]]
+    pictures = [_picture(sample, class_names, image_format) for sample in batch[:_MAX_IMAGES]]
     Image.fromarray(sheet(pictures, _COLUMNS)).save(path, quality=90)
 
 
@@ -42,9 +43,9 @@ def _picture(sample: dict[str, Any], class_names: Sequence[str], image_format: s
         image = _with_labels(image, sample["sem_seg"].numpy())
     count = len(sample["instances"]) if "instances" in sample else 0
     objects = _objects(sample["instances"][:MAX_SHOWN]) if count else []
-    most = max((o["category_id"] for o in objects), default=-1)
-    names = class_names if most < len(class_names) else [str(number) for number in range(most + 1)]
-    picture = draw(image, objects, names, _WIDTH, _LONGEST)
+    highest = max((o["category_id"] for o in objects), default=-1)
+    names = class_names if highest < len(class_names) else [str(index) for index in range(highest + 1)]
+    picture = draw(image, objects, names, _WIDTH, _MAX_HEIGHT)
     caption = caption_of("", count)
     return captioned(picture, caption) if caption else picture
 
@@ -56,13 +57,15 @@ def _objects(instances: Instances) -> list[dict[str, Any]]:
     ]
     if instances.has("gt_masks"):
         masks = instances.gt_masks
-        found = masks.polygons if isinstance(masks, PolygonMasks) else RunLengthMasks.encode(masks.tensor).rles()
-        for shown, mask in zip(objects, found, strict=True):
-            shown["segmentation"] = mask
+        segmentations = (
+            masks.polygons if isinstance(masks, PolygonMasks) else RunLengthMasks.encode(masks.tensor).rles()
+        )
+        for drawn, segmentation in zip(objects, segmentations, strict=True):
+            drawn["segmentation"] = segmentation
     return objects
 
 
 def _with_labels(image: Picture, labels: np.ndarray) -> Picture:
-    """Half of each pixel's colour from its class; unlabelled ones stay."""
+    """Blend every labeled pixel half and half with the color of its class."""
     tinted = (image // 2 + class_colors()[labels.clip(0, 255)] // 2).astype(np.uint8)
     return np.where((labels == 255)[:, :, None], image, tinted)

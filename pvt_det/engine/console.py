@@ -1,4 +1,4 @@
-"""What a detector's training run shows on the console: losses, learning rate, speed and memory."""
+"""Console output of a training run: losses, learning rate, speed and memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from rich.console import Console
 
 from pvt_det.utils.progress import ProgressDisplay
 
-# Lines and metrics are written every so many iterations, as in Detectron2.
+# Number of iterations between lines on the console and in the metrics, as in Detectron2.
 PERIOD = 20
 
 
 class ProgressHook(HookBase):
-    """Losses, learning rate, speed, time to go and memory: a live bar on a terminal, now and then a line elsewhere.
+    """Shows losses, learning rate, speed, remaining time and memory.
+
+    On a terminal this is a live progress bar, elsewhere a line every `PERIOD` iterations.
 
     Args:
-        console: A terminal or not.
+        console: Where to write, a terminal or a file.
     """
 
     def __init__(self, console: Console) -> None:
@@ -27,26 +29,26 @@ class ProgressHook(HookBase):
         self._display: ProgressDisplay | None = None
 
     def before_train(self) -> None:
-        """Show the bar."""
+        """Show the progress bar."""
         self._display = ProgressDisplay(self._console, self.trainer.max_iter, self.trainer.start_iter)
         self._display.start()
 
     def after_step(self) -> None:
-        """Move the bar, or print a line where it is time."""
+        """Update the progress bar, or print a line if one is due."""
         assert self._display is not None
         done = self.trainer.iter + 1
         if self._display.is_live or done % PERIOD == 0 or done == self.trainer.max_iter:
             self._display.update(done, self._status())
 
     def after_train(self) -> None:
-        """Take the bar away."""
-        # Also called where another hook's `before_train` has failed.
+        """Remove the progress bar."""
+        # Also called if the `before_train` of another hook failed.
         if self._display is not None:
             self._display.stop()
 
     def _status(self) -> str:
         storage = self.trainer.storage
-        # Single losses besides their sum, where there are several.
+        # With a single loss, show only the total.
         names = [name for name in storage.histories() if "loss" in name and "/" not in name]
         if len(names) == 2:
             names = ["total_loss"]
@@ -60,7 +62,15 @@ class ProgressHook(HookBase):
 
 
 def peak_memory_gib(device: str) -> float:
-    """Most memory that this process has held so far: the current GPU's where `device` is one, else its own."""
+    """Return the peak memory of this process so far.
+
+    Args:
+        device: A value of `MODEL.DEVICE`. For a GPU, the memory that PyTorch allocated on the current GPU is measured,
+            otherwise the resident memory of the process.
+
+    Returns:
+        Peak memory in GiB.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

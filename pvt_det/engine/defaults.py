@@ -1,4 +1,4 @@
-"""What every training script needs around its trainer: command-line arguments and the setting up of a run."""
+"""Command-line arguments and setup of a run, shared by all training scripts."""
 
 from __future__ import annotations
 
@@ -35,29 +35,32 @@ logger = logging.getLogger(__name__)
 # Options that set a key of the config.
 _SHORTCUTS = {
     "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
-    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; classes come from it"),
-    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "their images"),
+    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; they define the classes"),
+    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "images of the training annotations"),
     "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on"),
-    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "their images"),
-    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "their label maps, for segmentation"),
-    "val_labels": ("DATASETS.VAL_LABELS", "DIR", "theirs, to evaluate on"),
-    "check_data": ("DATASETS.CHECK", "full|fast|off", "how the data is checked before the first step"),
-    "on_error": ("DATASETS.ON_ERROR", "stop|skip|strict", "what to do about broken data"),
-    "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "what computes AP; the numbers are the same"),
+    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations"),
+    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation"),
+    "val_labels": ("DATASETS.VAL_LABELS", "DIR", "label maps to evaluate on"),
+    "check_data": ("DATASETS.CHECK", "full|fast|off", "how thoroughly to check the data before training"),
+    "on_error": ("DATASETS.ON_ERROR", "stop|skip|strict", "how to handle broken data"),
+    "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "library that computes AP; both give the same numbers"),
 }
 
 
 def default_argument_parser(description: str = "", epilog: str = "") -> ArgumentParser:
-    """Build the parser of a training script; the options are Detectron2's, and shortcuts for keys of the config.
+    """Build the parser of a training script: the options of Detectron2, plus shortcuts for config keys.
 
     Args:
-        description: What the script does, for `--help`.
-        epilog: Examples, shown below the options; `%(prog)s` becomes the script's name.
+        description: Description of the script for `--help`.
+        epilog: Examples, shown below the options. `%(prog)s` becomes the script's name.
+
+    Returns:
+        The parser.
     """
     parser = ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="one of configs/, or your own")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a file in configs/, or your own")
     parser.add_argument("--resume", action="store_true", help="resume from the output folder's last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     add_run_options(parser, training=True)
@@ -68,70 +71,70 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
     """Add the options that training and evaluation share.
 
     Args:
-        parser: Gets the options.
-        training: Add those of the training data too.
+        parser: The parser to add them to.
+        training: Whether to also add the options for training data.
     """
     shown = {name: row for name, row in _SHORTCUTS.items() if training or not name.startswith("train_")}
-    for name, (key, value, text) in shown.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{text} ({key})")
+    for name, (key, value, description) in shown.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{description} ({key})")
     parser.add_argument(
         "--strict",
         dest="on_error",
         action="store_const",
         const="strict",
-        help="refuse data that anything is wrong with, even what could be fixed (--on-error strict)",
+        help="reject data with any fault, even one that could be fixed (--on-error strict)",
     )
     parser.add_argument(
         "--allow-partial",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="keys of MODEL.WEIGHTS that may be missing or left over, such as 'head.*'; may be repeated",
+        help="keys of MODEL.WEIGHTS that may be missing or unexpected, such as 'head.*'; may be repeated",
     )
     parser.add_argument(
         "--num-gpus",
         type=int,
         default=1,
-        help="processes on each machine: GPUs, or with MODEL.DEVICE cpu, parts of the CPU",
+        help="number of processes per machine, one per GPU; with MODEL.DEVICE cpu they share the CPU cores",
     )
     parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="where the processes meet, tcp://HOST:PORT")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config and their values")
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="initialization URL of the process group, tcp://HOST:PORT")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their values")
 
 
 def config_from_args(args: argparse.Namespace, config_file: str | Path = "", settings: Sequence[str] = ()) -> CfgNode:
     """Load the config that the arguments of a training script describe.
 
     Args:
-        args: The options of `add_run_options`.
-        config_file: The config; "" takes `args.config_file`.
-        settings: Keys of the config and their values, alternating; those of `args` win.
+        args: Parsed options of `add_run_options`.
+        config_file: Path of the config file. "" takes `args.config_file`.
+        settings: Config keys and values, alternating. Those in `args` take precedence.
 
     Returns:
-        A complete config, not frozen.
+        A complete, unfrozen config.
 
     Raises:
-        ConfigError: A key is unknown, or a value wrong.
+        ConfigError: If a key is unknown or a value is wrong.
     """
     given = {key: getattr(args, name, None) for name, (key, _, _) in _SHORTCUTS.items()}
     shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
     cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts])
     if args.allow_partial and not cfg.MODEL.WEIGHTS and not getattr(args, "eval_only", True):
-        raise ConfigError("--allow-partial is for MODEL.WEIGHTS, which is empty: name weights, or leave it out.")
+        raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     return cfg
 
 
 def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Run `job(cfg)` in the processes that the arguments of a training script ask for.
+    """Run `job(cfg)` in the processes that the arguments of a training script request.
 
     Args:
-        job: A function that can be imported by name, or a `functools.partial` of one.
-        cfg: The config; `MODEL.DEVICE` says where the processes run.
-        args: The options of `add_run_options`.
+        job: A function that can be pickled, or a `functools.partial` of one.
+        cfg: The config. The processes run on `MODEL.DEVICE`.
+        args: Parsed options of `add_run_options`.
 
     Raises:
-        ConfigError: There are fewer GPUs than requested processes.
+        ConfigError: If more processes than GPUs are requested.
     """
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     launch(job, *processes, args=(cfg,), device=cfg.MODEL.DEVICE)
@@ -141,33 +144,33 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
 def default_setup(
     cfg: CfgNode, *, resume: bool = False, eval_only: bool = False, resume_command: str = ""
 ) -> Iterator[None]:
-    """Set up a run; to be entered by every process before the trainer is built.
+    """Set up a run. Enter this context in every process before building the trainer.
 
-    Makes and locks `OUTPUT_DIR`, opens `log.txt`, fits the config to this machine, checks and registers the data sets,
-    seeds the random numbers, and freezes the config.
+    Creates and locks `OUTPUT_DIR`, opens `log.txt`, adapts the config to the machine, checks and registers the data
+    sets, seeds the random number generators, and freezes the config.
 
     Args:
-        cfg: A complete config; is changed in place and frozen.
-        resume: Whether the output folder may hold an earlier run.
-        eval_only: Leave the training data alone.
-        resume_command: The command that resumes the run, for the message of an interrupted one.
+        cfg: A complete config. It is changed in place and frozen.
+        resume: Whether the output folder may contain an earlier run.
+        eval_only: Whether to skip the training data.
+        resume_command: The command that resumes the run, shown if the run is interrupted.
 
     Raises:
-        ConfigError: The folder is in use or holds another run, or a value does not suit this machine or the data; on
-            leaving: the device is out of memory.
-        DataError: The data cannot be used.
-        Interrupted: On leaving: SIGINT or SIGTERM came.
+        ConfigError: If the folder is in use or contains another run, or a value does not fit the machine or the data.
+            On exit, if the device is out of memory.
+        DataError: If the data cannot be used.
+        Interrupted: On exit, if SIGINT or SIGTERM was received.
     """
     folder = Path(cfg.OUTPUT_DIR)
     make_folder(folder)
     lock = FolderLock(folder) if comm.is_main_process() else nullcontext()
     reported = termination_reported("" if eval_only else resume_command)
     with lock, run_logging(folder, comm.get_rank(), Console()), reported:
-        _fit_to_machine(cfg)
-        _refuse_unsupported(cfg)
+        _adapt_to_machine(cfg)
+        _check_supported(cfg)
         resume = resume or restarts() > 0
         if not eval_only and not resume:
-            _refuse_used(folder)
+            _check_unused(folder)
         register_datasets(cfg, training=not eval_only)
         if not eval_only:
             cfg.SEED = _seed(cfg, resume)
@@ -176,68 +179,72 @@ def default_setup(
         try:
             yield
         except Interrupted as error:
-            raise Interrupted(f"{error} Go on with: {resume_command}" if resume_command else str(error)) from error
+            raise Interrupted(f"{error} Resume with: {resume_command}" if resume_command else str(error)) from error
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"out of memory on {cfg.MODEL.DEVICE} with SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: halve it "
-                f"and set SOLVER.ACCUMULATE_STEPS {2 * cfg.SOLVER.ACCUMULATE_STEPS}, use SOLVER.AMP.ENABLED "
-                "True, or MODEL.PVT.CHECKPOINT_STAGES [1, 2]."
+                f"out of memory on {cfg.MODEL.DEVICE} with SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}. Halve it "
+                f"and set SOLVER.ACCUMULATE_STEPS {2 * cfg.SOLVER.ACCUMULATE_STEPS}, or set SOLVER.AMP.ENABLED "
+                "True or MODEL.PVT.CHECKPOINT_STAGES [1, 2]."
             ) from error
 
 
-def _fit_to_machine(cfg: CfgNode) -> None:
+def _adapt_to_machine(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, but this machine has no usable GPU: running on the CPU.", cfg.MODEL.DEVICE)
+        logger.warning("MODEL.DEVICE is %s, but no usable GPU was found. Running on the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     select_gpu(torch.device(cfg.MODEL.DEVICE))
     cores = len(os.sched_getaffinity(0))
     if cores < cfg.DATALOADER.NUM_WORKERS:
-        logger.info("DATALOADER.NUM_WORKERS lowered from %d to %d, the cores here.", cfg.DATALOADER.NUM_WORKERS, cores)
+        logger.info(
+            "DATALOADER.NUM_WORKERS lowered from %d to %d, the number of cores.", cfg.DATALOADER.NUM_WORKERS, cores
+        )
         cfg.DATALOADER.NUM_WORKERS = cores
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         cfg.merge_from_other_cfg(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
 
 
 def select_gpu(device: torch.device) -> None:
-    """Make a GPU that is named by its number the current one, whose memory and random state are reported.
+    """Make the GPU with the given index the current one.
+
+    PyTorch reports the memory and the random state of the current GPU.
 
     Args:
-        device: Any device; nothing happens for a CPU, or for a GPU without a number.
+        device: Any device. A CPU, or a GPU without an index, is ignored.
 
     Raises:
-        ConfigError: This machine has no such GPU, or several processes would share it.
+        ConfigError: If the machine has no such GPU, or several processes would share it.
     """
     if device.type != "cuda" or device.index is None:
         return
     if comm.get_world_size() > 1:
-        raise ConfigError(f"MODEL.DEVICE {device}: of several processes each has a GPU of its own. Give cuda.")
+        raise ConfigError(f"MODEL.DEVICE {device}: with several processes, each uses its own GPU. Set it to cuda.")
     if device.index >= torch.cuda.device_count():
         raise ConfigError(
-            f"MODEL.DEVICE {device}: this machine has {torch.cuda.device_count()} GPUs, the first of them cuda:0."
+            f"MODEL.DEVICE {device}: this machine has {torch.cuda.device_count()} GPUs, numbered from cuda:0."
         )
     torch.cuda.set_device(device)
 
 
-def _refuse_used(folder: Path) -> None:
-    """Refuse a folder with checkpoints, before the data is checked."""
+def _check_unused(folder: Path) -> None:
+    """Check that the folder has no checkpoints, before the data check takes its time."""
     if comm.is_main_process() and (found := sorted(folder.glob("model_*.pth"))):
         raise ConfigError(
-            f"{folder} holds checkpoints of an earlier run ({found[-1].name}): go on from them with --resume, or "
+            f"{folder} contains checkpoints of an earlier run ({found[-1].name}). Resume from them with --resume, or "
             "choose another folder with --output."
         )
 
 
-def _refuse_unsupported(cfg: CfgNode) -> None:
+def _check_supported(cfg: CfgNode) -> None:
     for key, value in (
         ("TEST.PRECISE_BN.ENABLED", cfg.TEST.PRECISE_BN.ENABLED),
         ("TEST.EXPECTED_RESULTS", cfg.TEST.EXPECTED_RESULTS),
     ):
         if value:
-            raise ConfigError(f"{key} = {value!r}: this trainer has no such step. Leave it at Detectron2's default.")
+            raise ConfigError(f"{key} = {value!r} is not supported by this trainer. Leave it at Detectron2's default.")
 
 
 def _seed(cfg: CfgNode, resume: bool) -> int:
-    """The config's seed; below 0, that of the run to resume, or one that is drawn, the same on every process."""
+    """Return the config's seed. If negative, return that of the run to resume, or draw a new one."""
     if cfg.SEED >= 0:
         return int(cfg.SEED)
     saved = Path(cfg.OUTPUT_DIR) / CONFIG_NAME

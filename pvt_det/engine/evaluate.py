@@ -1,4 +1,4 @@
-"""Evaluation of a detector on the test data sets of a config."""
+"""Evaluation of a model on the test data sets of a config."""
 
 from __future__ import annotations
 
@@ -39,21 +39,22 @@ def evaluate(
     build_loader: Callable[[CfgNode, str], Iterable[list[dict[str, Any]]]] = build_detection_test_loader,
     build_evaluator: Callable[[CfgNode, str, Path], DatasetEvaluator] = build_evaluator,
 ) -> Results:
-    """Evaluate `model` on every data set of `DATASETS.TEST`; every process takes its part of the images.
+    """Evaluate `model` on every data set of `DATASETS.TEST`.
+
+    The images are divided among the processes.
 
     Args:
-        cfg: The run's config; detections go to `OUTPUT_DIR/inference/<data set>`. With `TEST.AUG.ENABLED` every image
-            is seen at several sizes.
-        model: A bare detector; its mode is left as it was.
-        before_image: Called before every image; may raise to stop.
-        build_loader: Builds the images of a data set from a config and the data set's name.
-        build_evaluator: Builds what measures the detections, from a config, the data set's name, and the folder for
-            the detections.
+        cfg: The run's config. Detections are written to `OUTPUT_DIR/inference/<data set>`. With `TEST.AUG.ENABLED`,
+            every image is evaluated at several sizes.
+        model: The model, not wrapped in `DistributedDataParallel`. Its training mode is restored afterwards.
+        before_image: Called before every image. It may raise an exception to stop the evaluation.
+        build_loader: Builds the test loader from a config and the name of a data set.
+        build_evaluator: Builds the evaluator from a config, the name of a data set and the folder for the detections.
 
     Returns:
-        On the first process, metrics by task as Detectron2 nests them, `{"bbox": {"AP": …}}`, in percent; with several
-        data sets, by their names first. With `TEST.VALIDATION_LOSS` there is a task `validation` with the losses.
-        On other processes, an empty dictionary.
+        On the main process, the metrics in percent by task as in Detectron2, `{"bbox": {"AP": …}}`. With several data
+        sets, the outer keys are their names. With `TEST.VALIDATION_LOSS`, the losses are in a task `validation`. On
+        other processes, an empty dictionary.
     """
     was_training = model.training
     results = {}
@@ -88,26 +89,26 @@ def evaluate_weights(
 
     Args:
         cfg: A config set up by `pvt_det.engine.defaults.default_setup`.
-        config_file: The file that the config came from, for `results.json`.
-        resume: Evaluate the last checkpoint of the output folder, not `MODEL.WEIGHTS`.
-        allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
-        test: Evaluates a model, as a trainer's `test` does.
+        config_file: Path of the config file, recorded in `results.json`.
+        resume: Whether to evaluate the last checkpoint of the output folder instead of `MODEL.WEIGHTS`.
+        allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
+        test: Function that evaluates a model, such as `PVTTrainer.test`.
 
     Returns:
-        Metrics as `evaluate` returns them.
+        On the main process, the metrics in percent by task. On other processes, an empty dictionary.
 
     Raises:
-        CheckpointError: The weights are missing, damaged or do not fit.
-        ConfigError: No weights or no data set is named.
+        CheckpointError: If the weights are missing, damaged or do not fit.
+        ConfigError: If no weights or no data set is given.
     """
     if not cfg.DATASETS.TEST:
-        raise ConfigError("There is nothing to evaluate on: give --val-json and --val-images, or DATASETS.TEST.")
+        raise ConfigError("No data set to evaluate on. Give --val-json and --val-images, or DATASETS.TEST.")
     weights, iterations = _find_weights(cfg, resume)
     model = build_model(cfg)
     load_pretrained(model, weights, allow_partial=allow_partial).require_whole()
     metrics = test(cfg, model)
     if comm.is_main_process():
-        # A training run's own config stays: it records how its checkpoints were made.
+        # Keep the config of a training run, which records how its checkpoints were trained.
         if not (path := Path(cfg.OUTPUT_DIR) / CONFIG_NAME).exists():
             write_atomically(path, cfg.dump())
         results_file = write_results(cfg, model, metrics, config_file=config_file, iterations=iterations, best={})
@@ -116,17 +117,17 @@ def evaluate_weights(
 
 
 def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, int]:
-    """The weights' file or catalog name, and the iterations they were trained for, 0 where that is not known."""
+    """Return the file or catalog name of the weights, and their trained iterations (0 if unknown)."""
     if resume:
         store = CheckpointStore(Path(cfg.OUTPUT_DIR))
         last = store.latest()
         if last is None:
-            raise CheckpointError(f"{cfg.OUTPUT_DIR} holds no checkpoint to evaluate: give one as MODEL.WEIGHTS.")
+            raise CheckpointError(f"{cfg.OUTPUT_DIR} contains no checkpoint to evaluate. Give one as MODEL.WEIGHTS.")
         return str(last), store.verify_if_listed(last)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
-            "--eval-only needs weights: add MODEL.WEIGHTS path/to/model_final.pth, or --resume for the last checkpoint "
-            "of OUTPUT_DIR."
+            "--eval-only needs weights. Add MODEL.WEIGHTS path/to/model_final.pth, or --resume for the last checkpoint "
+            "in OUTPUT_DIR."
         )
     path = Path(cfg.MODEL.WEIGHTS)
     return cfg.MODEL.WEIGHTS, 0 if file_fault(path) else CheckpointStore(path.parent).verify_if_listed(path)
@@ -135,16 +136,22 @@ def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, int]:
 def validation_losses(
     cfg: CfgNode, model: nn.Module, dataset_name: str, before_image: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Losses on a data set with its test-time transforms, averaged over images and processes.
+    """Compute the losses on a data set with test-time transforms, averaged over images and processes.
 
-    The backbone, batch norms and dropout are in evaluation mode and no buffer changes; Mask R-CNN's sampling of
-    proposals stays random.
+    The backbone, batch norms and dropout are in evaluation mode, and buffers are restored afterwards. Mask R-CNN still
+    samples proposals at random. The model is left in this mode.
+
+    Args:
+        cfg: The run's config.
+        model: The model, not wrapped in `DistributedDataParallel`.
+        dataset_name: Registered name of the data set.
+        before_image: Called before every image. It may raise an exception to stop.
 
     Returns:
-        Every loss and their sum, `total_loss`.
+        Every loss by name, and their sum as `total_loss`.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    _losses_without_side_effects(model)
+    _set_loss_mode(model)
     sums: dict[str, torch.Tensor] = {}
     count = 0
     with torch.no_grad(), EventStorage():
@@ -162,8 +169,9 @@ def validation_losses(
     return {"total_loss": sum(losses.values()), **losses}
 
 
-def _losses_without_side_effects(model: nn.Module) -> None:
-    # Detectron2's heads give losses in training mode only.
+def _set_loss_mode(model: nn.Module) -> None:
+    """Make the model return losses without changing batch norm statistics or dropping activations."""
+    # The heads of Detectron2 return losses in training mode only.
     model.train()
     model.get_submodule("backbone").eval()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Hooks of the training loop: periodic checkpoints; evaluation with the best checkpoint and early stopping."""
+"""Training hooks: periodic checkpoints, and evaluation with the best checkpoint and early stopping."""
 
 from __future__ import annotations
 
@@ -19,29 +19,33 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Saves every `period` iterations."""
+    """Saves a checkpoint every `period` iterations.
+
+    Args:
+        period: Number of iterations between checkpoints.
+    """
 
     def __init__(self, period: int) -> None:
         self._period = period
 
     def after_step(self) -> None:
-        """Save where it is time; the last iteration is saved by the trainer, under its own name."""
+        """Save a checkpoint if one is due. The trainer itself saves the last iteration, as `model_final.pth`."""
         done = self.trainer.iter + 1
         if done % self._period == 0 and done < self.trainer.max_iter:
             self.trainer.save()
 
 
 class EvaluationHook(HookBase):
-    """Evaluates, keeps the best checkpoint, and stops a run that no longer gains.
+    """Evaluates the model, keeps the best checkpoint, and stops a run that no longer improves.
 
-    The state is saved before every evaluation, so that no fault of an evaluation costs training. An evaluation that an
-    interruption prevented is made up for when the run is resumed.
+    The state is saved before every evaluation, so that a failed evaluation loses no training. If the run is interrupted
+    before an evaluation, the resumed run catches up on it.
 
     Args:
-        period: Iterations between evaluations; 0 evaluates at the end only.
-        metric: `task/name` of the metric that decides; a metric with "loss" in its name is better when lower.
-        patience: Stop after so many evaluations without a better metric; 0 never stops.
-        stop_on_error: Whether a failed evaluation in mid-run ends the run, or is reported and passed over.
+        period: Number of iterations between evaluations. 0 evaluates at the end only.
+        metric: The metric to optimize, `task/name`. A metric with "loss" in its name is better when lower.
+        patience: Number of evaluations without improvement after which the run stops. 0 never stops.
+        stop_on_error: Whether a failed evaluation during training ends the run. Otherwise it is logged and skipped.
     """
 
     def __init__(self, period: int, metric: str, patience: int, *, stop_on_error: bool) -> None:
@@ -51,31 +55,35 @@ class EvaluationHook(HookBase):
         self._stop_on_error = stop_on_error
         self.best: float | None = None
         self.best_iteration = 0
-        self._without_gain = 0
+        self._without_improvement = 0
         self._evaluated_at = 0
         self.results: dict[str, Any] = {}
 
     def before_train(self) -> None:
-        """Make up for an evaluation that the run was stopped before."""
+        """Run the evaluation that was due when the run was stopped."""
         done = self.trainer.start_iter
         if self._is_due(done) and self._evaluated_at < done:
             self._run(done)
 
     def after_step(self) -> None:
-        """Evaluate where it is time."""
+        """Evaluate if an evaluation is due."""
         done = self.trainer.iter + 1
         if self._is_due(done):
             self._run(done)
 
     def finish(self, done: int) -> None:
-        """Evaluate the final weights, if that has not been done, after `done` iterations."""
+        """Evaluate the final weights, unless this was done before.
+
+        Args:
+            done: Number of finished iterations.
+        """
         if self._evaluated_at < done or not self.results:
             self._run(done, is_final=True)
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the metric has not gained for as many evaluations as are allowed."""
-        return 0 < self._patience <= self._without_gain
+        """Whether the metric has not improved for `patience` evaluations."""
+        return 0 < self._patience <= self._without_improvement
 
     def _is_due(self, done: int) -> bool:
         return self._period > 0 and 0 < done < self.trainer.max_iter and done % self._period == 0
@@ -88,11 +96,11 @@ class EvaluationHook(HookBase):
         except (Interrupted, NumericError, ConfigError):
             raise
         except Exception as error:
-            # Other processes cannot know that this one failed, and would wait for it.
+            # With several processes, the others would wait for this one.
             if self._stop_on_error or is_final or comm.get_world_size() > 1:
                 raise
-            is_ours = not isinstance(error, PvtDetError)
-            logger.error("Evaluation after iteration %d failed (%s); training goes on.", done, error, exc_info=is_ours)
+            is_bug = not isinstance(error, PvtDetError)
+            logger.error("Evaluation after iteration %d failed (%s). Training continues.", done, error, exc_info=is_bug)
             self._evaluated_at = done
             return
         self.results = comm.all_gather(results)[0]
@@ -106,38 +114,46 @@ class EvaluationHook(HookBase):
     def _compare(self, metrics: dict[str, float], done: int) -> None:
         if self._metric not in metrics:
             known = listed(sorted(metrics), 20)
-            raise ConfigError(f"TEST.BEST_METRIC = {self._metric!r}: this evaluation gives {known}.")
+            raise ConfigError(f"Unknown metric TEST.BEST_METRIC = {self._metric!r}. Expected one of {known}.")
         value = metrics[self._metric]
         sign = -1 if "loss" in self._metric else 1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
-            self.best, self.best_iteration, self._without_gain = value, done, 0
+            self.best, self.best_iteration, self._without_improvement = value, done, 0
             self.trainer.save(BEST_NAME, is_last=False)
             logger.info(
-                "%s %.4f after iteration %d: the best so far, saved as %s", self._metric, value, done, BEST_NAME
+                "%s %.4f after iteration %d, the best so far: saved as %s", self._metric, value, done, BEST_NAME
             )
         else:
-            self._without_gain += 1
+            self._without_improvement += 1
             best = "none so far" if self.best is None else f"{self.best:.4f} after iteration {self.best_iteration}"
             logger.info("%s %.4f after iteration %d (best: %s)", self._metric, value, done, best)
 
     def summary(self) -> dict[str, Any]:
-        """The best metric so far: `metric`, `value`, `iteration`; empty before the first evaluation."""
+        """Return the best metric so far.
+
+        Returns:
+            A dictionary with `metric` (its name), `value` and `iteration`. Empty before the first evaluation.
+        """
         if self.best is None:
             return {}
         return {"metric": self._metric, "value": self.best, "iteration": self.best_iteration}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know of the evaluations so far."""
+        """Return the state that a resumed run needs: the best metric and the evaluations so far."""
         return {
             "best": self.best,
             "best_iteration": self.best_iteration,
-            "without_gain": self._without_gain,
+            "without_gain": self._without_improvement,
             "evaluated_at": self._evaluated_at,
             "results": {task: dict(values) for task, values in self.results.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore a state.
+
+        Args:
+            state: The result of `state_dict`.
+        """
         self.best, self.best_iteration = state["best"], state["best_iteration"]
-        self._without_gain, self._evaluated_at = state["without_gain"], state["evaluated_at"]
+        self._without_improvement, self._evaluated_at = state["without_gain"], state["evaluated_at"]
         self.results = state["results"]

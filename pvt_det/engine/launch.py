@@ -1,4 +1,4 @@
-"""Starting a job's processes: one, several on this machine, several machines, or those that `torchrun` started."""
+"""Launch the processes of a job, on one or several machines, or under `torchrun`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.distributed import join_torchrun_group, local_rank, local_world_size, under_torchrun
 
-# A process that waits this long for the others takes them for lost.
+# Collective operations fail after this time.
 _TIMEOUT = timedelta(minutes=30)
-# Seconds that the others get to end by themselves after one process ended with an error.
+# Seconds that the other processes get to exit on their own after one of them failed.
 _GRACE = 20.0
 Result = TypeVar("Result")
 
@@ -52,38 +52,39 @@ def launch(
     *,
     device: str = "cpu",
 ) -> Result | None:
-    """Run `main_func(*args)` in every process of a job, as Detectron2's `launch` does.
+    """Run `main_func(*args)` in every process of a job, like Detectron2's `launch`.
 
-    Under `torchrun`, joins its group. SIGTERM and Ctrl-C reach all processes. Process groups are destroyed in the end,
-    however the job ends.
+    Under `torchrun`, this process joins the existing group. SIGTERM and Ctrl-C reach all processes. Process groups are
+    always destroyed at the end.
 
     Args:
-        main_func: A function that can be imported by name.
-        num_gpus_per_machine: Processes on each machine; each has a GPU, or with `device` "cpu" a part of the cores.
+        main_func: The function to run. It must be picklable.
+        num_gpus_per_machine: Number of processes per machine. Each uses one GPU, or with `device` "cpu" an equal share
+            of the cores.
         num_machines: Number of machines.
-        machine_rank: Number of this machine, from 0.
-        dist_url: Where the processes meet, `tcp://host:port`, or "auto" for a free port of this machine.
-        args: Arguments of `main_func`; they must be picklable.
-        device: `MODEL.DEVICE`; decides between NCCL and gloo.
+        machine_rank: Rank of this machine, from 0.
+        dist_url: Initialization URL of the process group, `tcp://host:port`. "auto" takes a free port on this machine.
+        args: Arguments of `main_func`. They must be picklable.
+        device: Value of `MODEL.DEVICE`. The backend is NCCL for "cuda" and gloo otherwise.
 
     Returns:
-        What `main_func` returns where it runs in this process; None where processes were started for it.
+        The result of `main_func` if it runs in this process, or None if processes were started for it.
 
     Raises:
-        ConfigError: There are fewer GPUs than requested processes.
-        SystemExit: Another process failed, and has said why; with its exit code.
+        ConfigError: If there are fewer GPUs than requested processes.
+        SystemExit: If a started process failed, with its exit code. That process has reported the reason.
     """
     processes = _Processes(num_gpus_per_machine, num_machines, machine_rank, dist_url, device.split(":")[0])
     if under_torchrun():
         if processes.count > 1 or processes.url != "auto":
             raise ConfigError(
-                "torchrun starts the processes by itself: leave --num-gpus, --num-machines and --dist-url out."
+                "torchrun already starts the processes. Leave out --num-gpus, --num-machines and --dist-url."
             )
-        with _group(processes.device, local_rank(), local_world_size()) as backend:
+        with _process_group(processes.device, local_rank(), local_world_size()) as backend:
             join_torchrun_group(backend, _TIMEOUT)
             comm.create_local_process_group(local_world_size())
             return _run(main_func, args)
-    _check(processes)
+    _check_arguments(processes)
     if processes.count == 1:
         return main_func(*args)
     _start_processes(main_func, args, processes)
@@ -93,9 +94,13 @@ def launch(
 def _start_processes(main_func: Callable[..., Any], args: tuple[Any, ...], processes: _Processes) -> None:
     url = f"tcp://127.0.0.1:{_free_port()}" if processes.url == "auto" else processes.url
     context = mp.start_processes(
-        _start, args=(main_func, args, processes, url), nprocs=processes.per_machine, join=False, start_method="spawn"
+        _worker,
+        args=(main_func, args, processes, url),
+        nprocs=processes.per_machine,
+        join=False,
+        start_method="spawn",
     )
-    with _signals_handed_to(context.pids()):
+    with _forward_signals(context.pids()):
         try:
             while not context.join(grace_period=_GRACE):
                 pass
@@ -103,14 +108,14 @@ def _start_processes(main_func: Callable[..., Any], args: tuple[Any, ...], proce
             raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
 
 
-def _start(
+def _worker(
     local_rank: int, main_func: Callable[..., Any], args: tuple[Any, ...], processes: _Processes, url: str
 ) -> None:
     def run() -> None:
         _run(main_func, args)
 
     rank = processes.machine_rank * processes.per_machine + local_rank
-    with _group(processes.device, local_rank, processes.per_machine) as backend:
+    with _process_group(processes.device, local_rank, processes.per_machine) as backend:
         dist.init_process_group(backend, init_method=url, rank=rank, world_size=processes.count, timeout=_TIMEOUT)
         comm.create_local_process_group(processes.per_machine)
         code = run_cli(run)
@@ -121,18 +126,21 @@ def _run(main_func: Callable[..., Result], args: tuple[Any, ...]) -> Result:
     try:
         return main_func(*args)
     except Interrupted as error:
-        # All processes stop together: one says so.
+        # All processes stop together. Only one reports it.
         if comm.is_main_process():
             raise
         raise SystemExit(error.exit_code) from None
 
 
 @contextmanager
-def _group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
-    """Give this process its share of the machine and the name of its backend; leave the group in the end."""
+def _process_group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
+    """Select the GPU or number of CPU threads, yield the backend, and destroy the group at the end."""
     on_gpu = device == "cuda" and torch.cuda.is_available()
     if on_gpu and local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"Process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}.")
+        raise ConfigError(
+            f"Process {local_rank} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}. "
+            "Start fewer processes."
+        )
     if on_gpu:
         torch.cuda.set_device(local_rank)
     else:
@@ -146,16 +154,16 @@ def _group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
 
 
 @contextmanager
-def _signals_handed_to(pids: list[int]) -> Iterator[None]:
-    def hand_on(number: int, frame: FrameType | None) -> None:
+def _forward_signals(pids: list[int]) -> Iterator[None]:
+    def forward(number: int, frame: FrameType | None) -> None:
         for pid in pids:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 continue
 
-    # Ctrl-C reaches the whole process group by itself: this process only has to wait.
-    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on)}
+    # The terminal sends Ctrl-C to the whole process group, so this process only has to wait.
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
     previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -164,25 +172,23 @@ def _signals_handed_to(pids: list[int]) -> Iterator[None]:
             signal.signal(signal_number, handler)
 
 
-def _check(processes: _Processes) -> None:
+def _check_arguments(processes: _Processes) -> None:
     if processes.per_machine < 1 or processes.machines < 1:
-        raise ConfigError("--num-gpus and --num-machines must be 1 or more.")
+        raise ConfigError("--num-gpus and --num-machines must be at least 1.")
     if not 0 <= processes.machine_rank < processes.machines:
         raise ConfigError(
-            f"--machine-rank {processes.machine_rank}: expected 0 to {processes.machines - 1}, as --num-machines is "
-            f"{processes.machines}."
+            f"--machine-rank {processes.machine_rank}: expected 0 to {processes.machines - 1}, because --num-machines "
+            f"is {processes.machines}."
         )
     if processes.count == 1 and processes.url != "auto":
-        raise ConfigError(
-            "--dist-url is where several processes meet: leave it out, or add --num-gpus or --num-machines."
-        )
+        raise ConfigError("--dist-url needs several processes. Leave it out, or add --num-gpus or --num-machines.")
     if processes.machines > 1 and processes.url == "auto":
-        raise ConfigError("With several machines, --dist-url names the meeting point: tcp://HOST-OF-MACHINE-0:PORT.")
-    # One process falls back to the CPU; several would be a surprise there.
+        raise ConfigError("--dist-url is missing. With several machines, give --dist-url tcp://HOST-OF-MACHINE-0:PORT.")
+    # One process falls back to the CPU. For several, this is probably not what the user wants.
     if processes.device == "cuda" and processes.per_machine > max(1, torch.cuda.device_count()):
         raise ConfigError(
-            f"--num-gpus {processes.per_machine}: this machine has {torch.cuda.device_count()}. Several CPU processes "
-            "need MODEL.DEVICE cpu."
+            f"--num-gpus {processes.per_machine}: this machine has {torch.cuda.device_count()} GPUs. To run several "
+            "processes on the CPU, set MODEL.DEVICE cpu."
         )
 
 

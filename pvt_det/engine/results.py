@@ -1,4 +1,4 @@
-"""What a run records for people, and for `pvt-det compare`, `report` and `card`."""
+"""Write the results of a run, which `pvt-det compare`, `report` and `card` read."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from pvt_det.utils.files import write_atomically
 def write_results(
     cfg: CfgNode, model: nn.Module, metrics: dict[str, Any], *, config_file: str, iterations: int, best: dict[str, Any]
 ) -> Path:
-    """Write `results.json`: what was trained, how, on what, and how well it does.
+    """Write `results.json`: the model, the recipe, the data set and the metrics.
 
-    Metrics that have no value (no ground truth of a class or size) are null, since JSON knows no NaN.
+    Metrics without a value (no ground truth of a class or size) are null, because JSON has no NaN.
 
     Args:
         cfg: The run's config.
-        model: The detector, for its number of parameters.
-        metrics: As `pvt_det.engine.evaluate.evaluate` gives them.
-        config_file: The file that the run was started with.
-        iterations: Optimizer steps taken; 0 where they are not known.
-        best: The best metric's name, value and iteration; empty where nothing was compared.
+        model: The model, for its number of parameters.
+        metrics: Metrics in percent by task, as returned by `pvt_det.engine.evaluate.evaluate`.
+        config_file: Path of the config file that the run was started with.
+        iterations: Number of optimizer steps, or 0 if unknown.
+        best: Name, value and iteration of the best metric. Empty if there is none.
+
+    Returns:
+        Path of the file.
     """
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
     results = {
@@ -53,7 +56,16 @@ def write_results(
 
 
 def recipe(cfg: CfgNode) -> str:
-    """What must be alike for two runs to be compared: optimizer, batch, schedule and image sizes."""
+    """Describe the training recipe: optimizer, batch size, schedule and image sizes.
+
+    Two runs can be compared if their recipes are equal.
+
+    Args:
+        cfg: The run's config.
+
+    Returns:
+        The recipe in one line.
+    """
     solver, size = cfg.SOLVER, cfg.INPUT
     short = "-".join(str(side) for side in sorted({min(size.MIN_SIZE_TRAIN), max(size.MIN_SIZE_TRAIN)}))
     return (
@@ -63,7 +75,12 @@ def recipe(cfg: CfgNode) -> str:
 
 
 def trim_metrics(path: Path, start_iteration: int) -> None:
-    """Drop the lines of `metrics.json` that a run resumed at `start_iteration` writes again, and torn ones."""
+    """Remove the lines of `metrics.json` that a resumed run will write again, and incomplete lines.
+
+    Args:
+        path: Path of `metrics.json`. It may not exist.
+        start_iteration: The first iteration of the resumed run. Its line and later ones are removed.
+    """
     if not path.exists():
         return
     kept = [

@@ -1,4 +1,4 @@
-"""One training iteration: batches, losses, gradients, optimizer."""
+"""One training iteration: forward, backward, gradient clipping and optimizer step."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pvt_det.utils.precision import autocast
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one iteration gave, the same on every process.
+    """Result of one iteration. Losses, norm and `stop` are the same on every process.
 
     Attributes:
-        losses: Every loss of the model, averaged over batches and processes.
+        losses: Every loss of the model by name, averaged over batches and processes.
         gradient_norm: Norm over all gradients, before clipping.
-        data_seconds: Time that this process waited for its batches.
-        stop: Whether any process asked to stop.
+        data_seconds: Seconds that this process waited for its batches.
+        stop: Whether any process requested to stop.
     """
 
     losses: dict[str, float]
@@ -47,21 +47,21 @@ class StepReport:
 
 
 class TrainStep:
-    """Trains a model by one optimizer step over `accumulate` batches at a time.
+    """Trains a model with one optimizer step per call, over `accumulate` batches.
 
-    An iteration whose loss or gradient is NaN or infinite, on any process, changes no weight and is counted; too many
-    in a row end the run.
+    If a loss or gradient is NaN or infinite on any process, the iteration is skipped: it changes no weight and is
+    counted. Too many skipped iterations in a row end the run.
 
     Args:
-        model: Takes a batch, gives a dictionary of scalar losses; on its device, in training mode.
-        optimizer: Over the model's parameters.
-        device: Where the model is.
-        precision: Number format of autocast, "bf16" or "fp16", or "fp32" for none. With fp16, losses are scaled.
-        accumulate: Batches of one step.
-        clipper: Changes the gradients before the optimizer sees them.
-        norm_type: The norm that is reported and clipped by.
-        ema_decay: Decay of the average of the weights, or None for no average.
-        max_nonfinite: So many skipped iterations in a row are borne.
+        model: The model, on its device and in training mode. It takes a batch and returns a dictionary of losses.
+        optimizer: The optimizer of the model's parameters.
+        device: The device of the model.
+        precision: "bf16" or "fp16" for mixed precision, or "fp32" for none. With "fp16", the loss is scaled.
+        accumulate: Number of batches per optimizer step.
+        clipper: Clips the gradients in place before the optimizer step. None for no clipping.
+        norm_type: Order p of the gradient norm that is reported and passed to the clipper.
+        ema_decay: Decay of the exponential moving average of the weights, in [0, 1), or None for no average.
+        max_nonfinite: Largest number of skipped iterations in a row. One more raises an error.
     """
 
     def __init__(
@@ -94,7 +94,15 @@ class TrainStep:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> TrainStep:
-        """Build the step that `SOLVER` describes."""
+        """Build the training step that `SOLVER` describes.
+
+        Args:
+            cfg: The run's config.
+            model: The model, on its device and in training mode.
+
+        Returns:
+            The training step.
+        """
         solver = cfg.SOLVER
         return cls(
             model,
@@ -110,18 +118,21 @@ class TrainStep:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model to evaluate and to hand on: the average where there is one."""
+        """The model to evaluate and save as `model`: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def __call__(self, batches: Iterator[Any], *, asked_to_stop: Callable[[], bool] = lambda: False) -> StepReport:
+    def __call__(self, batches: Iterator[Any], *, stop_requested: Callable[[], bool] = lambda: False) -> StepReport:
         """Train on the next batches.
 
         Args:
-            batches: Gives at least `accumulate` more.
-            asked_to_stop: Whether this process was asked to stop; the report says whether any was.
+            batches: Iterator with at least `accumulate` more batches.
+            stop_requested: Returns whether this process should stop. The report combines the answers of all processes.
+
+        Returns:
+            Losses, gradient norm and data time of the iteration.
 
         Raises:
-            NumericError: Losses or gradients were not finite too many times in a row.
+            NumericError: If losses or gradients were not finite in too many iterations in a row.
         """
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
@@ -130,7 +141,7 @@ class TrainStep:
             start = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - start
-            with self._gradients_kept_local(unless=number == self._accumulate):
+            with self._no_gradient_sync(unless=number == self._accumulate):
                 with autocast(self._device, self._precision):
                     losses = self._wrapped(batch)
                     loss = torch.stack(list(losses.values())).sum() / self._accumulate
@@ -139,17 +150,17 @@ class TrainStep:
                 totals[name] = totals.get(name, 0) + value.detach().float() / self._accumulate
         self._scaler.unscale_(self.optimizer)
         norm = total_gradient_norm(self._parameters, self._norm_type)
-        report = self._report(totals, norm, data_seconds, asked_to_stop())
+        report = self._report(totals, norm, data_seconds, stop_requested())
         self._update(report, norm)
         return report
 
     def _report(self, losses: dict[str, Tensor], norm: Tensor, data_seconds: float, stop: bool) -> StepReport:
-        # One exchange serves the losses, their finiteness and the wish to stop. Gradients are averaged already.
-        numbers = torch.stack([*losses.values(), torch.full((), float(stop), device=self._device)])
+        # One all-reduce covers the losses, whether they are finite, and stop requests. Gradients are already averaged.
+        values = torch.stack([*losses.values(), torch.full((), float(stop), device=self._device)])
         if (world_size := comm.get_world_size()) > 1:
-            torch.distributed.all_reduce(numbers)
-            numbers /= world_size
-        *means, stops, norm_value = torch.cat([numbers, norm.float().reshape(1)]).tolist()
+            torch.distributed.all_reduce(values)
+            values /= world_size
+        *means, stops, norm_value = torch.cat([values, norm.float().reshape(1)]).tolist()
         return StepReport(dict(zip(losses, means, strict=True)), norm_value, data_seconds, stops > 0)
 
     def _update(self, report: StepReport, norm: Tensor) -> None:
@@ -162,7 +173,7 @@ class TrainStep:
                 self.ema.update_parameters(self.model)
         scale = self._scaler.get_scale()
         self._scaler.update()
-        # Overflow of the gradients is how loss scaling finds its factor; nothing is wrong until that is small.
+        # Loss scaling finds its factor by overflowing, so an overflow only counts once the factor is down to 1.
         is_scaling = 1 < self._scaler.get_scale() < scale
         if is_finite:
             self._skipped_in_row = 0
@@ -171,32 +182,34 @@ class TrainStep:
         self._skipped_in_row += not is_scaling
         if self._skipped_in_row > self._max_nonfinite:
             raise NumericError(
-                f"The loss or its gradient was NaN or infinite in {self._skipped_in_row} iterations in a row (now "
+                f"The loss or its gradient was NaN or infinite in {self._skipped_in_row} iterations in a row (last: "
                 f"{report.losses}, gradient norm {report.gradient_norm}). Lower SOLVER.BASE_LR, warm up longer, clip "
-                "with SOLVER.CLIP_GRADIENTS, or try bf16 instead of fp16."
+                "with SOLVER.CLIP_GRADIENTS, or use bf16 instead of fp16."
             )
 
-    def _gradients_kept_local(self, *, unless: bool) -> AbstractContextManager[Any]:
+    def _no_gradient_sync(self, *, unless: bool) -> AbstractContextManager[Any]:
         if unless or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()
 
     def check_finite(self) -> None:
-        """Check the weights, and their average, before they are saved or handed on.
+        """Check that the weights and their moving average are finite.
 
-        The optimizer's state needs no check: a gradient whose square overflows has an infinite norm, and is skipped.
+        The optimizer state needs no check: a gradient whose square overflows has an infinite norm and is skipped.
 
         Raises:
-            NumericError: One of them is NaN or infinite; names it.
+            NumericError: If a tensor contains NaN or infinity. The message names the tensor.
         """
         for model in {self.model, self.evaluated_model}:
             check_finite(model.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next iterations depend on.
+        """Return everything that the next iterations depend on.
 
-        Keys: `model`, the weights to evaluate; `training_model`, those that are trained, only where an average is
-        kept; `ema_updates`, `optimizer`, `optimizer_name`, `scaler`, `skipped`, `skipped_in_row`.
+        Returns:
+            A dictionary with `model` (the weights to evaluate), `optimizer`, `optimizer_name`, `scaler`, `skipped` and
+            `skipped_in_row`. With a moving average, also `training_model` (the weights being trained) and
+            `ema_updates`.
         """
         state = {
             "model": self.evaluated_model.state_dict(),
@@ -211,17 +224,21 @@ class TrainStep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave.
+        """Restore a state.
 
-        A run with an average can go on from a state without one, and the other way round. The optimizer keeps the
+        A run with a moving average can resume from a state without one, and vice versa. The optimizer keeps the
         settings that it was built with.
 
+        Args:
+            state: The result of `state_dict`.
+
         Raises:
-            RuntimeError, ValueError, KeyError: The state is of another model or optimizer (`CheckpointError` is one).
+            RuntimeError, ValueError, KeyError: If the state belongs to a different model or optimizer. A
+                `CheckpointError` is a `ValueError`.
         """
         name = type(self.optimizer).__name__
         if state.get("optimizer_name", name) != name:
-            raise ValueError(f"its optimizer is {state['optimizer_name']}, not {name}")
+            raise ValueError(f"the optimizer is {state['optimizer_name']}, expected {name}")
         self.model.load_state_dict(state.get("training_model", state["model"]))
         if self.ema is not None:
             self.ema.module.load_state_dict(state["model"])
@@ -235,7 +252,7 @@ class TrainStep:
         self.skipped, self._skipped_in_row = state["skipped"], state["skipped_in_row"]
 
     def sync_average(self) -> None:
-        """Start the average at the model's weights, after these were loaded from elsewhere."""
+        """Reset the moving average to the model's weights, after pretrained weights were loaded."""
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
 

@@ -1,4 +1,4 @@
-"""The detection trainer: Detectron2's loop of steps and hooks, with runs that can be stopped and resumed exactly."""
+"""The trainer: Detectron2's training loop, with runs that can be stopped and resumed exactly."""
 
 from __future__ import annotations
 
@@ -45,17 +45,18 @@ logger = logging.getLogger(__name__)
 
 
 class PVTTrainer(TrainerBase):
-    """Trains the detector of a config.
+    """Trains the model of a config.
 
-    An iteration is one optimizer step, over `SOLVER.ACCUMULATE_STEPS` batches. A resumed run goes on as if it had not
-    been stopped: weights, optimizer, schedule, average, random states and the place in the data are all saved.
+    An iteration is one optimizer step over `SOLVER.ACCUMULATE_STEPS` batches. A resumed run continues as if it had not
+    been stopped: the weights, optimizer, schedule, moving average, random states and position in the data are saved.
 
-    Override a `build_*` method to change a part, as with Detectron2's `DefaultTrainer`; `register_hooks` adds hooks.
+    Override a `build_*` method to change a part, as with Detectron2's `DefaultTrainer`. Use `register_hooks` to add
+    hooks.
 
     Args:
         cfg: A complete, frozen config, set up by `pvt_det.engine.defaults.default_setup`.
-        config_file: The file that the config came from, for `results.json`.
-        console: Gets the progress; a terminal shows a live bar. None takes standard output.
+        config_file: Path of the config file, recorded in `results.json`.
+        console: Where to show the progress. A terminal shows a live bar. None takes standard output.
     """
 
     def __init__(self, cfg: CfgNode, *, config_file: str = "", console: Console | None = None) -> None:
@@ -84,31 +85,58 @@ class PVTTrainer(TrainerBase):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the detector with fresh weights, on its device."""
+        """Build the model with random weights, on its device.
+
+        Args:
+            cfg: The run's config.
+
+        Returns:
+            The model.
+        """
         return build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_batch: int = 0) -> Iterable[list[dict[str, Any]]]:
-        """Build endless batches of training images.
+        """Build the training loader, which yields batches forever.
 
         Args:
             cfg: The run's config.
-            start_batch: Batches that a resumed run has seen already.
+            start_batch: Number of batches that a resumed run has already trained on.
+
+        Returns:
+            An iterable of batches. Each is a list with a dictionary per image.
         """
         return build_detection_train_loader(cfg, start_batch=start_batch)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """Build the images of a data set for testing, one per batch; each process gets its part."""
+        """Build the test loader, which yields this process's part of a data set.
+
+        Args:
+            cfg: The run's config.
+            dataset_name: Registered name of the data set.
+
+        Returns:
+            An iterable of batches with one image each.
+        """
         return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Path) -> DatasetEvaluator:
-        """Build what measures the detections on a data set, and writes them to `output_folder`."""
+        """Build the evaluator of a data set.
+
+        Args:
+            cfg: The run's config.
+            dataset_name: Registered name of the data set.
+            output_folder: Folder for the detections.
+
+        Returns:
+            The evaluator.
+        """
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """Build the hooks that are called around every iteration, in this order."""
+        """Build the training hooks, in the order in which they are called."""
         hooks: list[HookBase] = [
             detectron2_hooks.IterationTimer(),
             detectron2_hooks.LRScheduler(),
@@ -120,23 +148,23 @@ class PVTTrainer(TrainerBase):
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
-        """Build what the metrics are written by: `metrics.json`, and files for TensorBoard."""
+        """Build the writers of `metrics.json` and of the TensorBoard files."""
         folder = self.store.folder
         return [JSONWriter(str(folder / METRICS_NAME)), TensorboardXWriter(str(folder))]
 
     # --- starting ------------------------------------------------------------------------------------------------
 
     def resume_or_load(self, resume: bool = True, allow_partial: Sequence[str] = ()) -> None:
-        """Go on from the last checkpoint of the output folder, or start from `MODEL.WEIGHTS`, or from nothing.
+        """Resume from the last checkpoint of the output folder, or else start from `MODEL.WEIGHTS` if set.
 
         Args:
-            resume: Whether to look for a checkpoint in the output folder.
-            allow_partial: Patterns of keys that may be missing from `MODEL.WEIGHTS`, or unexpected in it.
+            resume: Whether to look for a checkpoint in the output folder. A restart by `torchrun` always does.
+            allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
 
         Raises:
-            CheckpointError: The checkpoint or the weights are missing, damaged or of another model.
-            ConfigError: The checkpoint was trained with another seed, or further than `MAX_ITER`.
-            DataError: The checkpoint was trained on other classes.
+            CheckpointError: If the checkpoint or the weights are missing or damaged, or belong to a different model.
+            ConfigError: If the checkpoint was trained with a different seed, or for at least `MAX_ITER` iterations.
+            DataError: If the checkpoint was trained on different classes.
         """
         resume = resume or restarts() > 0
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
@@ -154,50 +182,50 @@ class PVTTrainer(TrainerBase):
         base_rates = list(self.scheduler.base_lrs)
         try:
             self._step.load_state_dict(state)
-            # Detectron2's `iteration` is the index of the last finished one.
+            # In Detectron2, `iteration` is the index of the last finished iteration.
             super().load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path} is of another model or optimizer than this config's: {_first_lines(error)}. Resume with the "
-                "config that the run was started with (config.yaml beside it), or choose another folder with --output."
+                f"{path} does not fit the model or optimizer of this config: {_first_lines(error)}. Resume with the "
+                "config of the run (config.yaml in the same folder), or choose another folder with --output."
             ) from error
-        self._take_rates_of_config(base_rates)
+        self._apply_config_learning_rates(base_rates)
         self.start_iter = self.iter + 1
         self.last_saved, self._saved_at = path, self.iter
         if len(state["random"]) == comm.get_world_size():
             self._restored_random = state["random"][comm.get_rank()]
         else:
             logger.warning(
-                "%s was written by %d processes and is resumed by %d: the run goes on, but not bit for bit.",
+                "%s was written by %d processes and is resumed by %d. The results will not be bit-identical.",
                 path.name,
                 len(state["random"]),
                 comm.get_world_size(),
             )
-        logger.info("Resumed from %s: going on with iteration %d of %d.", path, self.start_iter, self.max_iter)
+        logger.info("Resumed from %s. Continuing with iteration %d of %d.", path, self.start_iter, self.max_iter)
 
     def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
-        cfg, other = self.cfg, "or choose another folder with --output."
+        cfg, alternative = self.cfg, "or choose another folder with --output."
         if state["seed"] != cfg.SEED:
             raise ConfigError(
-                f"{path} was trained with SEED {state['seed']}, and SEED is {cfg.SEED}: the data would come in "
-                f"another order. Resume with SEED {state['seed']}, {other}"
+                f"{path} was trained with SEED {state['seed']}, but SEED is {cfg.SEED}, which would change the order "
+                f"of the data. Resume with SEED {state['seed']}, {alternative}"
             )
         if state["iteration"] >= self.max_iter:
             raise ConfigError(
-                f"{path} was trained for {state['iteration'] + 1} iterations, and SOLVER.MAX_ITER is {self.max_iter}: "
-                f"give at least as many, {other}"
+                f"{path} was trained for {state['iteration'] + 1} iterations, but SOLVER.MAX_ITER is {self.max_iter}. "
+                f"Set it to at least as many, {alternative}"
             )
         trained, given = state.get("classes", cfg.DATASETS.CLASS_NAMES), cfg.DATASETS.CLASS_NAMES
         if list(trained) != list(given):
             raise DataError(
-                f"{path} was trained on the classes {listed(trained)}, and the data has "
-                f"{listed(given)}: resume with the data that the run was started with, {other}"
+                f"{path} was trained on the classes {listed(trained)}, but the data has "
+                f"{listed(given)}. Resume with the data that the run was started with, {alternative}"
             )
 
-    def _take_rates_of_config(self, base_rates: list[Any]) -> None:
-        """Go on with the config's learning rates where the checkpoint has others: they may be why a run is resumed."""
+    def _apply_config_learning_rates(self, base_rates: list[Any]) -> None:
+        """Use the learning rates of the config, which the user may have changed to resume the run."""
         if self.scheduler.base_lrs != base_rates:
-            logger.warning("SOLVER.BASE_LR or its factors are others than before: going on with those of this config.")
+            logger.warning("SOLVER.BASE_LR or its factors have changed. Continuing with those of this config.")
             self.scheduler.base_lrs = base_rates
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate
@@ -208,12 +236,12 @@ class PVTTrainer(TrainerBase):
         """Train to the end, evaluate, save, and write `results.json`.
 
         Returns:
-            The final metrics, as `pvt_det.engine.evaluate.evaluate` nests them; empty without test data.
+            The final metrics in percent by task, as from `pvt_det.engine.evaluate.evaluate`. Empty without test data.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; everything is saved.
-            NumericError: The run diverged; the last checkpoint is from before.
-            CheckpointError: A checkpoint cannot be written.
+            Interrupted: If a signal such as SIGTERM requested to stop. The training state is saved.
+            NumericError: If the run diverged. The last checkpoint is from before.
+            CheckpointError: If a checkpoint cannot be written.
         """
         self._open_folder()
         self.iter = self.start_iter - 1
@@ -224,7 +252,7 @@ class PVTTrainer(TrainerBase):
                 for iteration in range(self.start_iter, self.max_iter):
                     if self._evaluation.is_exhausted:
                         patience = self.cfg.TEST.EARLY_STOP_PATIENCE
-                        logger.info("No gain in %d evaluations: stopped early.", patience)
+                        logger.info("No improvement in %d evaluations. Stopped early.", patience)
                         break
                     self.iter = iteration
                     self.before_step()
@@ -239,7 +267,7 @@ class PVTTrainer(TrainerBase):
         return self._evaluation.results
 
     def _open_folder(self) -> None:
-        """Write the config, and make the output folder ready for checkpoints and metrics."""
+        """Write the config, and prepare the output folder for checkpoints and metrics."""
         if not comm.is_main_process():
             return
         folder = self.store.folder
@@ -262,24 +290,24 @@ class PVTTrainer(TrainerBase):
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
         batches: Iterator[Any] = iter(self.build_train_loader(self.cfg, start_batch))
         if self.start_iter == 0 and comm.is_main_process():
-            batches = self._shown(batches)
-        # Only now, since opening the data may draw random numbers.
+            batches = self._draw_first_batch(batches)
+        # Last, because opening the data may draw random numbers.
         if self._restored_random is not None:
             set_random_state(self._restored_random)
         return batches
 
-    def _shown(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Return the same batches after saving the first of them as a picture."""
+    def _draw_first_batch(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Save a drawing of the first batch, and return all batches."""
         first = next(batches)
         names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         with preserve_random_state():
             path = self.store.folder / BATCH_PICTURE_NAME
             save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
-        logger.info("The first training images with their labels are in %s.", path)
+        logger.info("Saved the first training images with their labels to %s.", path)
         return chain([first], batches)
 
     def _run_step(self, batches: Iterator[Any]) -> None:
-        report = self._step(batches, asked_to_stop=lambda: self._stop.signal_name is not None)
+        report = self._step(batches, stop_requested=lambda: self._stop.signal_name is not None)
         self._stop_agreed = report.stop
         finite = {name: value for name, value in report.losses.items() if math.isfinite(value)}
         if len(finite) == len(report.losses):
@@ -296,7 +324,7 @@ class PVTTrainer(TrainerBase):
             self._evaluation.finish(self.iter + 1)
         if self._step.skipped:
             logger.warning(
-                "%d iterations were skipped, since their loss or gradient was not finite.", self._step.skipped
+                "%d iterations were skipped because their loss or gradient was not finite.", self._step.skipped
             )
         if comm.is_main_process():
             path = write_results(
@@ -308,7 +336,7 @@ class PVTTrainer(TrainerBase):
                 best=self.best(),
             )
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
-            logger.info("To see what it finds: pvt-det predict IMAGES --config-file %s", self.store.folder)
+            logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
 
     def _interrupted(self) -> Interrupted:
         name = self._stop.signal_name or "a signal to another process"
@@ -320,20 +348,27 @@ class PVTTrainer(TrainerBase):
     def test(
         cls, cfg: CfgNode, model: nn.Module, before_image: Callable[[], None] = lambda: None
     ) -> dict[str, dict[str, Any]]:
-        """Evaluate a bare detector on the test data of `cfg` with this class's loader and evaluator.
+        """Evaluate a model on `DATASETS.TEST` with this class's loader and evaluator.
 
         Args:
             cfg: A config whose data sets are registered.
-            model: The detector; its mode is left as it was.
-            before_image: Called before every image; may raise to stop.
+            model: The model, not wrapped in `DistributedDataParallel`. Its training mode is restored afterwards.
+            before_image: Called before every image. It may raise an exception to stop the evaluation.
 
         Returns:
-            Metrics as `pvt_det.engine.evaluate.evaluate` nests them.
+            On the main process, the metrics in percent by task. On other processes, an empty dictionary.
         """
         return evaluate(cfg, model, before_image, cls.build_test_loader, cls.build_evaluator)
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate the weights, or their average where one is kept; ends early when the run is asked to stop."""
+        """Evaluate the weights, or their moving average if there is one.
+
+        Returns:
+            On the main process, the metrics in percent by task. On other processes, an empty dictionary.
+
+        Raises:
+            Interrupted: If a signal requested to stop.
+        """
 
         def check() -> None:
             if self._stop.signal_name is not None:
@@ -342,17 +377,25 @@ class PVTTrainer(TrainerBase):
         return self.test(self.cfg, self._step.evaluated_model, check)
 
     def best(self) -> dict[str, Any]:
-        """The best metric so far: `metric`, `value`, `iteration`; empty before the first evaluation."""
+        """Return the best metric so far.
+
+        Returns:
+            A dictionary with `metric` (its name), `value` and `iteration`. Empty before the first evaluation.
+        """
         return self._evaluation.summary()
 
     # --- saving --------------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, is_last: bool = True) -> None:
-        """Save everything that a resumed run needs; to be called on all processes.
+        """Save a checkpoint with everything that a resumed run needs. Call it on all processes.
+
+        Args:
+            name: File name in the output folder. None takes `model_<iteration>.pth`.
+            is_last: Whether to resume from this checkpoint.
 
         Raises:
-            NumericError: The weights are not finite; nothing is written.
-            CheckpointError: The file cannot be written.
+            NumericError: If the weights are not finite. Nothing is written.
+            CheckpointError: If the file cannot be written.
         """
         self._step.check_finite()
         state = self.state_dict() | {"random": comm.all_gather(random_state())}
@@ -364,18 +407,18 @@ class PVTTrainer(TrainerBase):
         comm.synchronize()
 
     def save_once(self) -> None:
-        """Save, unless this iteration is saved already."""
+        """Save a checkpoint, unless this iteration is already saved."""
         if self._saved_at != self.iter:
             self.save()
 
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint gets."""
-        # AdamW keeps two numbers for every weight.
+        """Estimate the size of a checkpoint in bytes."""
+        # The weights and the two moments of AdamW, plus the moving average.
         copies = 3 + (self._step.ema is not None)
         return copies * sum(p.nbytes for p in self.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The step's state, Detectron2's `iteration` and `hooks`, the seed, and the names of the classes."""
+        """Return the state of the step, Detectron2's `iteration` and `hooks`, the seed and the class names."""
         names = list(self.cfg.DATASETS.CLASS_NAMES)
         return {**super().state_dict(), **self._step.state_dict(), "seed": self.cfg.SEED, "classes": names}
 

@@ -1,4 +1,4 @@
-"""The evaluator that suits a data set."""
+"""Build the evaluator of a data set."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from pvt_det.evaluation.semantic import SemanticEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> DatasetEvaluator:
-    """Evaluator of COCO's AP; of IoU for label maps; of both and panoptic quality for Panoptic FPN.
+    """Build the evaluator of a data set.
+
+    It computes COCO AP, IoU for label maps, or both and panoptic quality for Panoptic FPN.
+
+    Args:
+        cfg: The run's config.
+        dataset_name: Registered name of the data set.
+        output_dir: Folder for the detections.
+
+    Returns:
+        The evaluator.
 
     Raises:
-        ConfigError: a key of TEST has an unknown value.
-        DataError: the ground truth cannot be used.
+        ConfigError: If a key of `TEST` has an unknown value.
+        DataError: If the ground truth cannot be used.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind == "sem_seg":

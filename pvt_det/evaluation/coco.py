@@ -1,4 +1,4 @@
-"""COCO evaluation of a detector during and after training."""
+"""COCO evaluation of a detector: box and mask AP."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _TITLES = {"bbox": "Box", "segm": "Mask"}
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """Box and mask AP on a COCO-format data set, gathered from all processes.
+    """Computes box and mask AP on a data set in COCO's format, gathered from all processes.
 
-    Every image must come exactly once. An image that the loader marks `unreadable` is left out of the ground truth
-    too, and counted in the log.
+    Every image must be evaluated exactly once. Images that the loader marks as `unreadable` are excluded, also from the
+    ground truth. Their number is logged.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class COCOEvaluator(DatasetEvaluator):
         evaluator: str = "hotcoco",
         max_detections: int = COCO_MAX_DETECTIONS,
     ) -> None:
-        """Set the evaluator up.
+        """Initialize the evaluator.
 
         Args:
-            dataset_name: registered name.
-            tasks: of "bbox" and "segm".
-            output_dir: folder for `coco_instances_results.json`.
-            evaluator: "hotcoco" or "pycocotools".
-            max_detections: detections per image that count; COCO's own is 100.
+            dataset_name: Registered name of the data set.
+            tasks: One or both of "bbox" and "segm".
+            output_dir: Folder for `coco_instances_results.json`.
+            evaluator: The library that computes AP, "hotcoco" or "pycocotools".
+            max_detections: Largest number of detections per image that count. COCO's limit is 100.
 
         Raises:
-            ConfigError: unknown `evaluator`.
+            ConfigError: If `evaluator` is unknown.
         """
         require_choice("TEST.EVALUATOR", evaluator)
         self.dataset_name = dataset_name
@@ -67,10 +67,10 @@ class COCOEvaluator(DatasetEvaluator):
 
     @cached_property
     def truth(self) -> GroundTruth:
-        """The ground truth, read when it is first asked for: only the main process measures.
+        """The ground truth. Loaded on first access, because only the main process needs it.
 
         Raises:
-            DataError: the annotations cannot be used.
+            DataError: If the annotations cannot be used.
         """
         metadata = MetadataCatalog.get(self.dataset_name)
         if metadata.get("coco_source") is not None or metadata.get("json_file") is not None:
@@ -81,15 +81,19 @@ class COCOEvaluator(DatasetEvaluator):
         return read_ground_truth(converted)
 
     def reset(self) -> None:
-        """Forget all predictions."""
+        """Clear all detections."""
         self._detections: list[Detections] = []
         self._unreadable: list[int] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take a batch of a loader's records and the model's outputs, each with "instances".
+        """Add a batch.
+
+        Args:
+            inputs: Records from the loader, with `image_id`.
+            outputs: Outputs of the model, with `instances`.
 
         Raises:
-            NumericError: a prediction is NaN or infinite.
+            NumericError: If a box or score is NaN or infinite.
         """
         for record, output in zip(inputs, outputs, strict=True):
             if record.get("unreadable"):
@@ -98,14 +102,15 @@ class COCOEvaluator(DatasetEvaluator):
                 self._detections.append(pack_detections(output["instances"], record["image_id"]))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Write the results json and measure.
+        """Write the detections to the results JSON, and compute the metrics.
 
         Returns:
-            On the main process `{task: {metric: percent}}`: COCO's 12 numbers and `AP-<class>`, NaN where there is no
-            ground truth; elsewhere an empty dictionary.
+            On the main process, `{task: {metric: percent}}` with COCO's 12 metrics and `AP-<class>`. Metrics without
+            ground truth are NaN. On other processes, an empty dictionary.
 
         Raises:
-            DataError: images are missing, come twice, or are not of this data set.
+            ConfigError: If the model predicts more classes than the data set has.
+            DataError: If images are missing, are repeated or do not belong to this data set.
         """
         gathered = comm.gather((self._detections, self._unreadable), dst=0)
         if not comm.is_main_process():
@@ -114,11 +119,11 @@ class COCOEvaluator(DatasetEvaluator):
         unreadable = [image_id for _, part in gathered for image_id in part]
         self._check_complete([image.image_id for image in detections], unreadable)
         self._check_classes(detections)
-        # One order whatever the number of processes: equal scores are ranked by it.
+        # The order decides between equal scores, so it must not depend on the number of processes.
         detections.sort(key=lambda image: image.image_id)
         write_results(self.results_file, detections, self.truth.category_ids)
         if unreadable:
-            logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
+            logger.warning("%d images could not be read and are excluded from all metrics", len(unreadable))
         truth = self.truth.without(set(unreadable))
         return {task: self._measure(task, truth, detections) for task in self.tasks}
 
@@ -126,7 +131,7 @@ class COCOEvaluator(DatasetEvaluator):
         if task == "segm":
             masked = truth.with_masks()
             if left_out := len(truth.annotations) - len(masked.annotations):
-                logger.warning("%d objects have no mask; mask AP is of the rest", left_out)
+                logger.warning("%d objects have no mask and are excluded from mask AP", left_out)
             truth = masked
         metrics = _EVALUATORS[self.evaluator](truth, detections, task, self.max_detections)
         names = [category["name"] for category in truth.categories]
@@ -137,44 +142,51 @@ class COCOEvaluator(DatasetEvaluator):
     def _log(self, task: str, metrics: CocoMetrics, values: dict[str, float], found: int) -> None:
         title = f"{_TITLES[task]} AP on {self.dataset_name} by {self.evaluator}, {found} detections"
         if metrics.max_detections != COCO_MAX_DETECTIONS:
-            title += f", at most {metrics.max_detections} an image (COCO: {COCO_MAX_DETECTIONS})"
+            title += f", at most {metrics.max_detections} per image (COCO: {COCO_MAX_DETECTIONS})"
         logger.info("%s\n%s", title, metric_table(values))
         if any(name.startswith("AP-") for name in values):
             logger.info("%s AP by class\n%s", _TITLES[task], class_table(values))
 
     def _check_complete(self, evaluated: list[int], unreadable: list[int]) -> None:
         counts = Counter([*evaluated, *unreadable])
-        wanted = self.truth.image_ids
+        expected = self.truth.image_ids
         faults = {
-            "come twice": sorted(image_id for image_id, count in counts.items() if count > 1),
-            "are missing": sorted(wanted - counts.keys()),
-            "are not of this data set": sorted(counts.keys() - wanted),
+            "are repeated": sorted(image_id for image_id, count in counts.items() if count > 1),
+            "are missing": sorted(expected - counts.keys()),
+            "do not belong to this data set": sorted(counts.keys() - expected),
         }
         found = [f"{len(ids)} {fault} (ids {', '.join(map(str, ids[:5]))})" for fault, ids in faults.items() if ids]
         if found:
             raise DataError(
-                f"{self.dataset_name}: of {len(wanted)} images {'; '.join(found)}; metrics of such a set would "
-                "mislead. Evaluate every image exactly once"
+                f"{self.dataset_name}: of {len(expected)} images, {', '.join(found)}. The metrics would be misleading. "
+                "Evaluate every image exactly once."
             )
 
     def _check_classes(self, detections: list[Detections]) -> None:
-        number = len(self.truth.categories)
+        count = len(self.truth.categories)
         highest = max((int(image.classes.max()) for image in detections if len(image.classes)), default=-1)
-        if highest >= number:
+        if highest >= count:
             raise ConfigError(
-                f"the model predicts class {highest}, but {self.dataset_name} has the classes 0 to {number - 1}: "
-                f"set NUM_CLASSES to {number}"
+                f"the model predicts class {highest}, but {self.dataset_name} has the classes 0 to {count - 1}. "
+                f"Set NUM_CLASSES to {count}."
             )
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> COCOEvaluator:
-    """Evaluator of box AP, and of mask AP with MODEL.MASK_ON, as `cfg.TEST` says.
+    """Build the evaluator of box AP, and of mask AP with `MODEL.MASK_ON`.
 
-    Detections per image that count follow TEST.DETECTIONS_PER_IMAGE where it is above COCO's 100.
+    The number of detections per image that count is `TEST.DETECTIONS_PER_IMAGE`, but at least COCO's 100.
+
+    Args:
+        cfg: The run's config.
+        dataset_name: Registered name of the data set.
+        output_dir: Folder for `coco_instances_results.json`.
+
+    Returns:
+        The evaluator.
 
     Raises:
-        ConfigError: TEST.EVALUATOR is unknown.
-        DataError: the annotations cannot be used.
+        ConfigError: If `TEST.EVALUATOR` is unknown.
     """
     return COCOEvaluator(
         dataset_name,

@@ -1,4 +1,4 @@
-"""Detections of one image in compact form, and COCO's results json."""
+"""Detections of an image in compact form, and writing them in COCO's results format."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Detections:
     """Detections of one image.
 
     Attributes:
-        image_id: id in the annotation file.
-        boxes: `N×4` float32, x, y, width, height in pixels.
-        scores: `N` float32, 0 … 1.
-        classes: `N` int64, contiguous from 0.
-        masks: N masks as COCO's compressed runs, or None.
-        size: height and width of the image in pixels.
+        image_id: Image id in the annotation file.
+        boxes: Boxes `N×4` as x, y, width and height in pixels.
+        scores: Scores `N` in [0, 1].
+        classes: Contiguous class indices `N`, from 0.
+        masks: `N` masks in COCO's compressed run-length encoding, or None for a model without masks.
+        size: Height and width of the image in pixels.
     """
 
     image_id: int
@@ -39,21 +39,29 @@ class Detections:
     size: tuple[int, int]
 
     def rles(self) -> list[dict[str, Any]]:
-        """The masks as pycocotools takes them."""
+        """Return the masks in the format of pycocotools, `{"size": …, "counts": …}`."""
         size = list(self.size)
         return [{"size": size, "counts": counts} for counts in self.masks or ()]
 
 
 def pack_detections(instances: Instances, image_id: int) -> Detections:
-    """Pack a model's output for one image; masks that are a tensor (`N×H×W` bool) become runs at once.
+    """Convert the model's output for one image.
+
+    Args:
+        instances: The output of the model. Masks are `RunLengthMasks`, or a bool tensor `N×H×W`, which is run-length
+            encoded.
+        image_id: Image id in the annotation file.
+
+    Returns:
+        The detections, on the CPU.
 
     Raises:
-        NumericError: a box or score is NaN or infinite.
+        NumericError: If a box or score is NaN or infinite.
     """
     boxes = instances.pred_boxes.tensor.detach().float().cpu().numpy().copy()
     scores = instances.scores.detach().float().cpu().numpy()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise diverged(f"image {image_id}: the model gives boxes or scores")
+        raise diverged(f"image {image_id}: the model predicts boxes or scores")
     boxes[:, 2:] -= boxes[:, :2]
     masks = _runs(instances.pred_masks) if instances.has("pred_masks") else None
     return Detections(image_id, boxes, scores, instances.pred_classes.cpu().numpy(), masks, instances.image_size)
@@ -64,12 +72,12 @@ def _runs(masks: torch.Tensor | RunLengthMasks) -> list[bytes]:
 
 
 def write_results(path: Path, detections: Iterable[Detections], category_ids: npt.NDArray[np.int64]) -> None:
-    """Write COCO's results json; the file appears whole or not at all.
+    """Write detections in COCO's results format. The file is written atomically.
 
     Args:
-        path: the file; its folder is made.
-        detections: of all images.
-        category_ids: id in the annotation file of each contiguous class.
+        path: The JSON file to write. Its folder is created if needed.
+        detections: Detections of all images.
+        category_ids: Category id in the annotation file of every contiguous class index.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomically(path) as file:

@@ -1,4 +1,4 @@
-"""What detections are measured against: the annotations of a data set, with ids that every evaluator takes."""
+"""Ground truth of a data set in the form that hotcoco and pycocotools need."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from pycocotools.coco import COCO
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.errors import DataError
 
-if TYPE_CHECKING:  # `compare` reads results of classifiers too, where Detectron2 may be missing
+if TYPE_CHECKING:  # `compare` also reads results of classifiers, without Detectron2
     from detectron2.data.catalog import Metadata
 
-# Least limit on detections per image, COCO's own.
+# COCO's limit on detections per image, and the smallest one used here.
 COCO_MAX_DETECTIONS = 100
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 
 
 @dataclass(frozen=True)
 class GroundTruth(CocoData):
-    """Checked annotations as evaluators take them.
+    """Checked annotations, convertible for the evaluators.
 
-    The objects' own ids are not used: pycocotools takes a match with id 0 for no match, so they are numbered anew.
+    Annotation ids are not used. For pycocotools the objects are renumbered from 1, because it treats a match with id 0
+    as no match.
     """
 
     @property
@@ -37,30 +38,37 @@ class GroundTruth(CocoData):
 
     @property
     def category_ids(self) -> npt.NDArray[np.int64]:
-        """Category id of each contiguous class number."""
+        """Category id of every contiguous class index."""
         return np.array([category["id"] for category in self.categories], dtype=np.int64)
 
     def with_masks(self) -> GroundTruth:
-        """The same less the objects that have no mask."""
+        """Return the ground truth without the objects that have no mask."""
         return replace(self, annotations=[a for a in self.annotations if a.get("segmentation")])
 
     def hotcoco(self, *, masks: bool = False) -> hotcoco.COCO:
-        """As hotcoco's data set; `masks` needs `with_masks`."""
-        found = self.annotations
+        """Convert to a hotcoco data set.
+
+        Args:
+            masks: Whether to include the masks. Every object must then have one, see `with_masks`.
+
+        Returns:
+            The data set.
+        """
+        annotations = self.annotations
         return hotcoco.COCO.from_arrays(
-            # What else stands in the records, evaluation needs not, and hotcoco takes only of certain types.
+            # Evaluation needs no other keys, and hotcoco rejects some types of values.
             [{"file_name": "", **{key: i[key] for key in i if key in _IMAGE_KEYS}} for i in self.images],
             [{key: category[key] for key in ("id", "name")} for category in self.categories],
-            np.array([a["image_id"] for a in found], dtype=np.int64),
-            np.array([a["category_id"] for a in found], dtype=np.int64),
-            np.array([a["bbox"] for a in found], dtype=np.float64).reshape(-1, 4),
-            area=np.array([a["area"] for a in found], dtype=np.float64),
-            iscrowd=np.array([a["iscrowd"] for a in found], dtype=np.int64),
-            segmentation=[a["segmentation"] for a in found] if masks else None,
+            np.array([a["image_id"] for a in annotations], dtype=np.int64),
+            np.array([a["category_id"] for a in annotations], dtype=np.int64),
+            np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
+            area=np.array([a["area"] for a in annotations], dtype=np.float64),
+            iscrowd=np.array([a["iscrowd"] for a in annotations], dtype=np.int64),
+            segmentation=[a["segmentation"] for a in annotations] if masks else None,
         )
 
     def pycocotools(self) -> COCO:
-        """As pycocotools' data set."""
+        """Convert to a pycocotools data set."""
         api = COCO()
         api.dataset = {
             "info": {},
@@ -73,13 +81,16 @@ class GroundTruth(CocoData):
 
 
 def load_ground_truth(metadata: Metadata) -> GroundTruth:
-    """Ground truth of a registered data set.
+    """Load the ground truth of a registered data set.
 
     Args:
-        metadata: with `coco_source` (a data set registered by this package), or else with `json_file`.
+        metadata: Metadata with `coco_source` (if this package registered the data set) or `json_file`.
+
+    Returns:
+        The ground truth.
 
     Raises:
-        DataError: the annotations cannot be used.
+        DataError: If the annotations cannot be used.
     """
     source = metadata.get("coco_source")
     if source is not None:
@@ -89,10 +100,16 @@ def load_ground_truth(metadata: Metadata) -> GroundTruth:
 
 
 def read_ground_truth(json_file: str | Path) -> GroundTruth:
-    """Ground truth of an annotation file that was checked before.
+    """Read the ground truth from an annotation file that was checked before.
+
+    Args:
+        json_file: A file in COCO's instances format.
+
+    Returns:
+        The ground truth.
 
     Raises:
-        DataError: the file cannot be read, or is not in COCO's instances format.
+        DataError: If the file cannot be read, or is not in COCO's instances format.
     """
     try:
         data = json.loads(Path(json_file).read_bytes())
@@ -102,6 +119,6 @@ def read_ground_truth(json_file: str | Path) -> GroundTruth:
         ]
         return GroundTruth(data["images"], annotations, sorted(data["categories"], key=lambda c: c["id"]))
     except OSError as error:
-        raise DataError(f"annotation file {json_file} cannot be read ({error.strerror})") from error
+        raise DataError(f"annotation file {json_file} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise DataError(f"annotation file {json_file} is not in COCO's instances format ({error!r})") from error
+        raise DataError(f"annotation file {json_file} is not in COCO's instances format ({error!r}).") from error

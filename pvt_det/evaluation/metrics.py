@@ -1,4 +1,7 @@
-"""COCO's average precision and recall, by hotcoco or by pycocotools: the same numbers, 1 minute against 0.3 s."""
+"""COCO's average precision and recall, computed with hotcoco or pycocotools.
+
+Both give the same numbers. hotcoco takes 0.3 s where pycocotools takes 1 minute.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from pvt_det.structures import rle
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """Result of one task.
+    """COCO metrics of one task.
 
     Attributes:
-        stats: COCO's 12 numbers, 0 … 1, -1 where there is no ground truth: AP, AP50, AP75, APs, APm, APl, AR at 1, 10
-            and `max_detections`, ARs, ARm, ARl.
-        class_ap: AP of each class in the order of category ids, 0 … 1, -1 where there is no ground truth.
-        max_detections: detections per image that were counted, highest scores first.
+        stats: COCO's 12 metrics in [0, 1], or -1 without ground truth: AP, AP50, AP75, APs, APm, APl, AR at 1, 10 and
+            `max_detections`, ARs, ARm, ARl.
+        class_ap: AP of every class in [0, 1], in the order of category ids. -1 without ground truth.
+        max_detections: Number of detections per image that count, those with the highest scores.
     """
 
     stats: npt.NDArray[np.float64]
@@ -36,7 +39,14 @@ class CocoMetrics:
     max_detections: int
 
     def as_percent(self, class_names: Sequence[str]) -> dict[str, float]:
-        """Named numbers as Detectron2 gives them: in percent, NaN where there is no ground truth."""
+        """Return the metrics by name as in Detectron2.
+
+        Args:
+            class_names: Class names in the order of category ids. With more than one, `AP-<class>` is included.
+
+        Returns:
+            The metrics in percent. NaN without ground truth.
+        """
         names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", f"AR{self.max_detections}")
         values = dict(zip((*names, "ARs", "ARm", "ARl"), self.stats, strict=True))
         if len(class_names) > 1:
@@ -47,16 +57,19 @@ class CocoMetrics:
 def evaluate_hotcoco(
     truth: GroundTruth, detections: Sequence[Detections], task: str, max_detections: int = COCO_MAX_DETECTIONS
 ) -> CocoMetrics:
-    """Measure by hotcoco.
+    """Compute the metrics with hotcoco.
 
     Args:
-        truth: all images that were evaluated; for "segm" every object has a mask.
-        detections: one entry an image.
+        truth: Ground truth of the evaluated images. For "segm", every object must have a mask.
+        detections: Detections, one entry per image.
         task: "bbox" or "segm".
-        max_detections: per image, at least 100.
+        max_detections: Largest number of detections per image that count, at least 100.
+
+    Returns:
+        The metrics.
     """
     evaluator = run_hotcoco(truth, detections, task, max_detections)
-    # Not `summarize`, which prints.
+    # `summarize` would print.
     evaluator.summary_lines()
     result = evaluator.eval
     assert result is not None
@@ -66,19 +79,29 @@ def evaluate_hotcoco(
 def run_hotcoco(
     truth: GroundTruth, detections: Sequence[Detections], task: str, max_detections: int
 ) -> hotcoco.COCOeval:
-    """Match and accumulate by hotcoco; arguments as `evaluate_hotcoco`."""
+    """Match and accumulate with hotcoco.
+
+    Args:
+        truth: Ground truth of the evaluated images. For "segm", every object must have a mask.
+        detections: Detections, one entry per image.
+        task: "bbox" or "segm".
+        max_detections: Largest number of detections per image that count, at least 100.
+
+    Returns:
+        The hotcoco evaluator with its accumulated results.
+    """
     masks = task == "segm"
     api = truth.hotcoco(masks=masks)
-    found = api.load_res(
+    results = api.load_res(
         _table(truth, detections), segmentation=[r for d in detections for r in d.rles()] if masks else None
     )
-    if masks and (ids := found.get_ann_ids()):
-        # By the mask's area, not its box's, an object counts as small, medium or large.
+    if masks and (ids := results.get_ann_ids()):
+        # Small, medium and large are defined by the area of the mask, not of the box.
         areas = np.concatenate([rle.areas(d.rles()) for d in detections if d.masks])
-        found.update_anns(ids=np.array(ids), area=areas)
-    evaluator = hotcoco.COCOeval(api, found, task)
+        results.update_anns(ids=np.array(ids), area=areas)
+    evaluator = hotcoco.COCOeval(api, results, task)
     with warnings.catch_warnings():
-        # That the limit is not COCO's own, the caller says.
+        # The caller reports a limit that differs from COCO's.
         warnings.filterwarnings("ignore", message=".*max_dets differ.*")
         evaluator.params.max_dets = [1, 10, max_detections]
         evaluator.evaluate()
@@ -89,13 +112,23 @@ def run_hotcoco(
 def evaluate_pycocotools(
     truth: GroundTruth, detections: Sequence[Detections], task: str, max_detections: int = COCO_MAX_DETECTIONS
 ) -> CocoMetrics:
-    """Measure by pycocotools, the reference; arguments as `evaluate_hotcoco`."""
+    """Compute the metrics with pycocotools, the reference implementation.
+
+    Args:
+        truth: Ground truth of the evaluated images. For "segm", every object must have a mask.
+        detections: Detections, one entry per image.
+        task: "bbox" or "segm".
+        max_detections: Largest number of detections per image that count, at least 100.
+
+    Returns:
+        The metrics.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         api = truth.pycocotools()
-        found = _pycocotools_results(api, truth, detections, task)
-        # pycocotools' summary has COCO's limit of 100 written into it; Detectron2's subclass follows the limit set.
-        kind: Callable = COCOeval if max_detections == COCO_MAX_DETECTIONS else COCOevalMaxDets
-        evaluator = kind(api, found, task)
+        results = _pycocotools_results(api, truth, detections, task)
+        # The summary of pycocotools hard-codes COCO's limit of 100. Detectron2's subclass uses the limit that is set.
+        evaluator_class: Callable = COCOeval if max_detections == COCO_MAX_DETECTIONS else COCOevalMaxDets
+        evaluator = evaluator_class(api, results, task)
         evaluator.params.maxDets = [1, 10, max_detections]
         evaluator.evaluate()
         evaluator.accumulate()
@@ -111,7 +144,7 @@ def _pycocotools_results(api: COCO, truth: GroundTruth, detections: Sequence[Det
         return empty
     if task == "bbox":
         return api.loadRes(_table(truth, detections))
-    # Without a box, so that sizes go by the mask's area.
+    # Leave out the boxes, so that pycocotools takes the area of the mask.
     return api.loadRes(
         [
             {"image_id": d.image_id, "category_id": category, "score": score, "segmentation": rle}
@@ -124,7 +157,7 @@ def _pycocotools_results(api: COCO, truth: GroundTruth, detections: Sequence[Det
 
 
 def _table(truth: GroundTruth, detections: Sequence[Detections]) -> npt.NDArray[np.float64]:
-    """All detections as `M×7`: image id, x, y, width, height, score, category id."""
+    """Return all detections as `M×7`: image id, x, y, width, height, score, category id."""
     rows = [
         np.column_stack([np.full(len(d.scores), d.image_id), d.boxes, d.scores, truth.category_ids[d.classes]])
         for d in detections
@@ -133,6 +166,6 @@ def _table(truth: GroundTruth, detections: Sequence[Detections]) -> npt.NDArray[
 
 
 def _class_ap(precision: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over IoU thresholds and recalls of `T×R×K×A×M` precisions, all sizes, most detections."""
+    """Average `T×R×K×A×M` precisions over IoU thresholds and recalls, for all sizes and the top limit."""
     by_class = np.moveaxis(precision[:, :, :, 0, -1], 2, 0).reshape(precision.shape[2], -1)
     return np.array([values[values > -1].mean() if (values > -1).any() else -1.0 for values in by_class])

@@ -1,4 +1,4 @@
-"""Evaluation of panoptic segmentation: panoptic quality (arXiv 1801.00868)."""
+"""Evaluation of panoptic segmentation: panoptic quality (PQ, arXiv 1801.00868)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ _GROUPS = {"All": "", "Things": "_th", "Stuff": "_st"}
 
 
 class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ and RQ by hotcoco, gathered from all processes; predictions are left in COCO's panoptic format.
+    """Computes PQ, SQ and RQ with hotcoco, gathered from all processes, and saves the predictions.
 
-    Every image must come exactly once. Images that the loader marks `unreadable` are left out of the ground truth too,
-    and counted in the log.
+    The predictions are in COCO's panoptic format.
+
+    Every image must be evaluated exactly once. Images that the loader marks as `unreadable` are excluded, also from the
+    ground truth. Their number is logged.
 
     Args:
         dataset_name: Registered name of a data set with `panoptic_json` and `panoptic_root` in its metadata.
-        output_dir: Folder for `panoptic_predictions.json` and the PNG files of the folder `panoptic_predictions`.
+        output_dir: Folder for `panoptic_predictions.json`, and for a folder `panoptic_predictions` of PNG files.
 
     Raises:
-        DataError: The ground truth is missing or cannot be read.
+        DataError: If the ground truth is missing or cannot be read.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path) -> None:
@@ -50,7 +52,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Clear all predictions."""
         self._annotations: list[dict[str, Any]] = []
         self._unreadable: list[int] = []
 
@@ -58,9 +60,9 @@ class PanopticEvaluator(DatasetEvaluator):
         """Add a batch.
 
         Args:
-            inputs: The mapper's records, with `image_id`.
-            outputs: The model's, with `panoptic_seg`: a map of segment ids, `H×W`, 0 for none, and a dictionary a
-                segment with "id", "isthing" and the contiguous "category_id".
+            inputs: Records from the mapper, with `image_id` and `file_name`.
+            outputs: Outputs of the model, with `panoptic_seg`: a map of segment ids `H×W` (0 for no segment), and a
+                dictionary per segment with "id", "isthing" and the contiguous "category_id".
         """
         for record, output in zip(inputs, outputs, strict=True):
             if record.get("unreadable"):
@@ -76,14 +78,14 @@ class PanopticEvaluator(DatasetEvaluator):
         return (self._things if info["isthing"] else self._stuff)[info["category_id"]]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Write the predictions json and measure.
+        """Write the predictions JSON, and compute the metrics.
 
         Returns:
-            On the main process `{"panoptic_seg": {…}}` in percent: "PQ", "SQ", "RQ", the same with "_th" for things and
-            "_st" for stuff, and "PQ-<category>"; elsewhere nothing.
+            On the main process, `{"panoptic_seg": {…}}` in percent: "PQ", "SQ" and "RQ", the same with "_th" for things
+            and "_st" for stuff, and "PQ-<category>". On other processes, an empty dictionary.
 
         Raises:
-            DataError: Images are missing, come twice, or are not of this data set.
+            DataError: If images are missing, are repeated or do not belong to this data set.
         """
         gathered = comm.gather((self._annotations, self._unreadable), dst=0)
         if not comm.is_main_process():
@@ -95,7 +97,7 @@ class PanopticEvaluator(DatasetEvaluator):
         }
         self._check_complete(annotations, truth)
         if unreadable:
-            logger.warning("%d images could not be read; all numbers are of the rest", len(unreadable))
+            logger.warning("%d images could not be read and are excluded from all metrics", len(unreadable))
         self.predictions.write_text(json.dumps(truth | {"annotations": annotations}), encoding="utf-8")
         evaluator = PanopticEval(
             truth,
@@ -116,18 +118,25 @@ class PanopticEvaluator(DatasetEvaluator):
 
     def _check_complete(self, annotations: list[dict[str, Any]], truth: dict[str, Any]) -> None:
         found = sorted(annotation["image_id"] for annotation in annotations)
-        wanted = sorted(annotation["image_id"] for annotation in truth["annotations"])
-        if found != wanted:
-            missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        expected = sorted(annotation["image_id"] for annotation in truth["annotations"])
+        if found != expected:
+            missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
             raise DataError(
-                f"{self.dataset_name}: of {len(wanted)} images {len(missing)} are missing (ids {missing[:5]}), "
-                f"{len(extra)} are not of this data set (ids {extra[:5]}) and {len(found) - len(set(found))} come "
-                "twice; metrics of such a set would mislead. Evaluate every image exactly once"
+                f"{self.dataset_name}: of {len(expected)} images, {len(missing)} are missing (ids {missing[:5]}), "
+                f"{len(extra)} do not belong to this data set (ids {extra[:5]}), {len(found) - len(set(found))} are "
+                "repeated. The metrics would be misleading. Evaluate every image exactly once."
             )
 
 
 def id_to_rgb(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-    """Segment ids `H×W`, below 256³, as the colours `H×W×3` of COCO's panoptic files: R + 256 G + 256² B."""
+    """Encode segment ids as the colors of COCO's panoptic PNG files, id = R + 256 G + 256² B.
+
+    Args:
+        segments: Segment ids `H×W`, from 0 to 256³ - 1.
+
+    Returns:
+        RGB image `H×W×3`.
+    """
     return np.stack([segments >> shift & 255 for shift in (0, 8, 16)], axis=2).astype(np.uint8)
 
 
@@ -136,4 +145,4 @@ def _read(panoptic_json: str) -> dict[str, Any]:
         truth = json.loads(Path(panoptic_json).read_text(encoding="utf-8"))
         return {key: truth[key] for key in ("images", "annotations", "categories")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r})") from error
+        raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r}).") from error

@@ -19,15 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """Per-class IoU and accuracy by hotcoco, gathered from all processes; the numbers and names are Detectron2's.
+    """Computes IoU and accuracy per class with hotcoco, gathered from all processes.
 
-    A class that has no pixel in the ground truth counts in no mean, as in Detectron2; in hotcoco's own mean IoU, as in
-    MMSegmentation's, it counts as 0 once it is predicted. Where every class occurs, as in ADE20K, all three agree.
+    Values and names match Detectron2. As there, a class without ground-truth pixels is excluded from all means. In the
+    mean IoU of hotcoco and MMSegmentation, such a class counts as 0 if it is predicted. If every class occurs, as in
+    ADE20K, all three agree.
 
-    Images that the loader marks `unreadable` are left out, and counted in the log.
+    Images that the loader marks as `unreadable` are excluded. Their number is logged.
 
     Args:
-        dataset_name: Registered name; class names and the value to ignore come from its metadata.
+        dataset_name: Registered name of the data set. Its metadata defines the class names and the label to ignore.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -38,7 +39,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Clear all predictions."""
         self._pixels = SemanticEval(self.class_names, ignore_index=self.ignore_label)
         self._unreadable = 0
 
@@ -46,31 +47,32 @@ class SemanticEvaluator(DatasetEvaluator):
         """Add a batch.
 
         Args:
-            inputs: The mapper's records, with `true_labels`, `H×W`.
-            outputs: The model's, with `sem_seg`, logits `K×H×W`.
+            inputs: Records from the mapper, with the label map `true_labels` (`H×W`).
+            outputs: Outputs of the model, with the logits `sem_seg` (`K×H×W`).
 
         Raises:
-            DataError: An image has no label map.
-            NumericError: A logit is NaN or infinite.
+            DataError: If an image has no label map.
+            NumericError: If the highest logit of a pixel is NaN or infinite.
         """
         for record, output in zip(inputs, outputs, strict=True):
             if record.get("unreadable"):
                 self._unreadable += 1
                 continue
             if "true_labels" not in record:
-                raise DataError(f"image {record['file_name']} of {self.dataset_name} has no label map to compare with")
-            # Only the highest logits are looked at; NaN counts as highest.
+                raise DataError(f"image {record['file_name']} of {self.dataset_name} has no label map.")
+            # Checking the highest logits is enough, because `max` propagates NaN.
             highest, classes = output["sem_seg"].detach().max(dim=0)
             if not bool(torch.isfinite(highest).all()):
-                raise diverged(f"image {record['file_name']}: the model gives scores")
+                raise diverged(f"image {record['file_name']}: the model predicts scores")
             self._pixels.update(record["true_labels"], classes.to(torch.uint8).cpu().numpy())
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Measure.
+        """Compute the metrics.
 
         Returns:
-            On the main process `{"sem_seg": {…}}` in percent: "mIoU", "fwIoU" (weighted by the classes' pixels),
-            "mACC", "pACC", and "IoU-<class>", "ACC-<class>", NaN for classes without ground truth; elsewhere nothing.
+            On the main process, `{"sem_seg": {…}}` in percent: "mIoU", "fwIoU" (weighted by the pixels per class),
+            "mACC", "pACC", "IoU-<class>" and "ACC-<class>". Classes without ground truth are NaN. On other processes,
+            an empty dictionary.
         """
         gathered = comm.gather((self._pixels, self._unreadable), dst=0)
         if not comm.is_main_process():
@@ -79,7 +81,7 @@ class SemanticEvaluator(DatasetEvaluator):
         for part, _ in gathered:
             pixels.merge(part)
         if unreadable := sum(count for _, count in gathered):
-            logger.warning("%d images could not be read; all numbers are of the rest", unreadable)
+            logger.warning("%d images could not be read and are excluded from all metrics", unreadable)
         values = _percent(pixels)
         means = {name: value for name, value in values.items() if "-" not in name}
         logger.info(
@@ -91,15 +93,15 @@ class SemanticEvaluator(DatasetEvaluator):
 def _percent(pixels: SemanticEval) -> dict[str, float]:
     results = pixels.results()
     classes = results["per_class"]
-    there = np.array([row["gt_area"] > 0 for row in classes], dtype=bool)
-    iou = np.where(there, [row["IoU"] for row in classes], np.nan) * 100
-    accuracy = np.where(there, [row["Acc"] for row in classes], np.nan) * 100
-    nothing = float("nan")
+    has_truth = np.array([row["gt_area"] > 0 for row in classes], dtype=bool)
+    iou = np.where(has_truth, [row["IoU"] for row in classes], np.nan) * 100
+    accuracy = np.where(has_truth, [row["Acc"] for row in classes], np.nan) * 100
+    nan = float("nan")
     values = {
-        "mIoU": float(iou[there].mean()) if there.any() else nothing,
-        "fwIoU": 100 * results["fwIoU"] if there.any() else nothing,
-        "mACC": float(accuracy[there].mean()) if there.any() else nothing,
-        "pACC": 100 * results["aAcc"] if there.any() else nothing,
+        "mIoU": float(iou[has_truth].mean()) if has_truth.any() else nan,
+        "fwIoU": 100 * results["fwIoU"] if has_truth.any() else nan,
+        "mACC": float(accuracy[has_truth].mean()) if has_truth.any() else nan,
+        "pACC": 100 * results["aAcc"] if has_truth.any() else nan,
     }
     names = [row["name"] for row in classes]
     values |= {f"IoU-{name}": float(value) for name, value in zip(names, iou, strict=True)}

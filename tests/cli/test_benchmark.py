@@ -89,7 +89,7 @@ def test_plan_covers_runs_with_and_without_checkpointing(capsys, tmp_path):
             "Unknown model pvt_smal. Did you mean pvt_small. Expected a config file, .*pvt_v2_b5",
         ),
         (["--models", "configs/retinanet_pvt_tiny.yml"], "Did you mean retinanet_pvt_tiny.yaml"),
-        (["--models", "configs"], "configs holds no config.yaml: expected a run's output folder"),
+        (["--models", "configs"], "configs contains no config.yaml. Expected a run's output folder"),
         (["--models", "pvt_tiny", "--memory", "8"], "--memory has no effect without --plan"),
         (["--models", "pvt_tiny", "--plan", "--memory", "0"], "--memory 0.0: expected more than 0 GiB"),
         (["--models", "pvt_tiny", "--plan", "--repeats", "3"], "--repeats has no effect with --plan"),

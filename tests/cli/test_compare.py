@@ -136,7 +136,7 @@ def test_warnings(make_run):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "broken"), ("[]", "config_file"), ('{"config_file": 3}', "config_file")]
+    ("content", "message"), [("{", "not valid JSON"), ("[]", "config_file"), ('{"config_file": 3}', "config_file")]
 )
 def test_broken_results_file(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)

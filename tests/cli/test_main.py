@@ -85,9 +85,9 @@ def test_typing_errors_are_reported_in_one_line(pvt_det, capsys, words, message)
         ),
         (
             "predict {photo} --config-file {leaf} --weights a --set MODEL.WEIGHTS b",
-            "named twice, a and MODEL.WEIGHTS b",
+            "given twice: a and MODEL.WEIGHTS b",
         ),
-        ("eval --config-file {leaf} --weights a MODEL.WEIGHTS b", "named twice, a and MODEL.WEIGHTS b: leave one out"),
+        ("eval --config-file {leaf} --weights a MODEL.WEIGHTS b", "given twice: a and MODEL.WEIGHTS b. Leave one out"),
         ("eval --config-file x --train-json b", "unrecognized arguments: --train-json. Did you mean --val-json?"),
         ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
         ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
@@ -101,8 +101,8 @@ def test_typing_errors_are_reported_in_one_line(pvt_det, capsys, words, message)
         ("compare a --tolerance nan", "--tolerance nan: expected 0 points or more"),
         ("train-cls --data a", "The model variant is missing. Add --model NAME with one of pvt_tiny, pvt_small"),
         ("train-cls --model pvt_tiny --eval-only --weights a --resume", "--resume is for training only. Remove it"),
-        ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url is where several processes meet: leave it out"),
-        ("train --config-file {leaf} --allow-partial x MODEL.WEIGHTS {none}", "--allow-partial is for MODEL.WEIGHTS"),
+        ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url needs several processes. Leave it out"),
+        ("train --config-file {leaf} --allow-partial x MODEL.WEIGHTS {none}", "--allow-partial needs MODEL.WEIGHTS"),
         ("train --config-file {leaf} --val-images a", "VAL_IMAGES is a, but neither VAL_JSON nor VAL_LABELS is given"),
     ],
 )
@@ -172,7 +172,7 @@ def test_eval_reports_missing_files(run_folder):
     for name in ("model_best.pth", "model_final.pth"):
         (run_folder / name).unlink()
     args = eval.build_parser().parse_args(["--config-file", str(run_folder)])
-    with pytest.raises(CheckpointError, match="name the weights to use"):
+    with pytest.raises(CheckpointError, match="Name the weights to use"):
         eval.run(args)
     args.config_file = str(run_folder / "nowhere")
     with pytest.raises(ConfigError, match="nowhere does not exist"):

@@ -132,7 +132,7 @@ def test_options_set_config_keys(monkeypatch, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_falls_back_to_the_cpu_without_a_gpu(words, tmp_path, capsys):
     assert run([*words(overrides="SOLVER.MAX_ITER 1"), "MODEL.DEVICE", "cuda"]) == 0
-    assert "running on the CPU" in capsys.readouterr().out
+    assert "Running on the CPU" in capsys.readouterr().out
     assert load_config(tmp_path / "run/config.yaml").MODEL.DEVICE == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""The picture of a training batch shows images upright in colour with their boxes, masks or labels."""
+"""The drawing of a training batch shows the images in color with their boxes, masks or label maps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.run_folder import BATCH_PICTURE_NAME
 
 
-def sample(colour, masks=None) -> dict:
-    """An image of one colour, 48×64, with a box from (16, 12) to (32, 36)."""
+def sample(color, masks=None) -> dict:
+    """Return a 48×64 image of one color with a box from (16, 12) to (32, 36)."""
     instances = Instances((48, 64))
     instances.gt_boxes = Boxes(torch.tensor([[16.0, 12.0, 32.0, 36.0]]))
     instances.gt_classes = torch.tensor([1])
     if masks is not None:
         instances.gt_masks = masks
-    image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 48, 64)
+    image = torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, 48, 64)
     return {"image": image, "instances": instances}
 
 
@@ -35,16 +35,16 @@ def test_boxes_and_masks(tmp_path):
     batch = [sample((0, 0, 0)), sample((0, 0, 0), polygons), sample((0, 0, 0), BitMasks(bitmap))]
     pixels = picture(tmp_path / "x.jpg", batch)
     assert pixels.shape == (240, 3 * 320 + 2 * 4, 3)
-    # Five times as large: the box's sides at 80 and 160, the middle filled where there are masks.
-    for number, is_filled in enumerate((False, True, True)):
-        part = pixels[:, number * 324 : number * 324 + 320]
+    # Enlarged five times: the sides of the box are at 80 and 160, and masks fill the middle.
+    for index, is_filled in enumerate((False, True, True)):
+        part = pixels[:, index * 324 : index * 324 + 320]
         assert part[150, 76:84].max() > 60
         assert part[150, 156:164].max() > 60
         assert (part[170, 110:130].max(axis=1) > 60).all() == is_filled
         assert part[150:, 200:].max() < 20
 
 
-def test_of_thousands_of_objects_the_first_are_drawn(tmp_path):
+def test_at_most_300_objects_are_drawn(tmp_path):
     crowd = sample((0, 0, 0))
     others = Instances((48, 64), gt_boxes=Boxes(torch.tensor([[4.0, 4, 60, 44]])), gt_classes=torch.tensor([0]))
     crowd["instances"] = Instances.cat([crowd["instances"]] * 300 + [others] * 20_000)
@@ -56,13 +56,13 @@ def test_of_thousands_of_objects_the_first_are_drawn(tmp_path):
     assert pixels[18 + 210 :].max() < 20  # where the sides of the others would be
 
 
-def test_channels_are_put_in_order(tmp_path):
-    for image_format, colour in (("RGB", (200, 50, 10)), ("BGR", (10, 50, 200))):
-        pixels = picture(tmp_path / "x.jpg", [sample(colour)], image_format=image_format)
+def test_bgr_images_are_converted_to_rgb(tmp_path):
+    for image_format, color in (("RGB", (200, 50, 10)), ("BGR", (10, 50, 200))):
+        pixels = picture(tmp_path / "x.jpg", [sample(color)], image_format=image_format)
         assert np.abs(pixels[-20:, -20:] - (200, 50, 10)).max() < 12
 
 
-def test_labels_tint_the_image(tmp_path):
+def test_label_map_tints_image(tmp_path):
     labels = torch.full((48, 64), 255)
     labels[:, 32:] = 3
     shown = {"image": torch.full((3, 48, 64), 120, dtype=torch.uint8), "sem_seg": labels}
@@ -71,8 +71,8 @@ def test_labels_tint_the_image(tmp_path):
     assert np.ptp(pixels[100, 250]) > 30
 
 
-def test_a_run_saves_its_first_batch_and_trains_on_it(tiny_cfg, tmp_path):
-    """The picture comes at the start only, and changes nothing of the run."""
+def test_run_draws_first_batch_without_changing_training(tiny_cfg, tmp_path):
+    """The drawing is saved at the start only, and changes neither random states nor batches."""
     from pvt_det.data.loader import build_detection_train_loader
     from pvt_det.data.sets import register_datasets
 
@@ -96,6 +96,6 @@ def test_a_run_saves_its_first_batch_and_trains_on_it(tiny_cfg, tmp_path):
         assert image.size[0] == 2 * 320 + 4
     plain = iter(build_detection_train_loader(cfg))
     for batch in seen:
-        for mine, expected in zip(batch, next(plain), strict=True):
-            assert torch.equal(mine["image"], expected["image"])
+        for actual, expected in zip(batch, next(plain), strict=True):
+            assert torch.equal(actual["image"], expected["image"])
     assert len(seen) == 2

@@ -1,4 +1,4 @@
-"""Training, evaluation and resuming on a GPU; seen against the same run on the CPU."""
+"""Training, evaluation and resuming on a GPU, compared with the same run on the CPU."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ GPU = "cuda"
     ("variant", "compiled"),
     [("pvt_v2_b0", ""), ("pvt_tiny", ""), ("pvt_tiny", "default"), ("pvt_tiny", "reduce-overhead")],
 )
-def test_a_run_in_bf16_learns_what_the_cpu_learns_stopped_or_not(
+def test_bf16_run_matches_cpu_with_and_without_interruption(
     tmp_path, tiny_cfg, saved_weights, monkeypatch, variant, compiled
 ):
     def cfg(folder, **changes):
         settings = {
             "MODEL__PVT__VARIANT": variant,
-            # What is drawn at random in the model is another thing on each device.
+            # Random numbers in the model differ between devices.
             "MODEL__PVT__DROP_PATH_RATE": 0.0,
             "SOLVER__MAX_ITER": 2,
             "SOLVER__STEPS": [],
@@ -55,7 +55,7 @@ def test_a_run_in_bf16_learns_what_the_cpu_learns_stopped_or_not(
         for folder in ("cpu", "gpu", "parts")
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=0.02)
-    # Some of a GPU's kernels add up in any order.
+    # Some GPU kernels are not deterministic.
     whole, parts = (saved_weights(tmp_path / folder / "model_final.pth") for folder in ("gpu", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-2, atol=1e-3, msg=name)
@@ -63,7 +63,7 @@ def test_a_run_in_bf16_learns_what_the_cpu_learns_stopped_or_not(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_random_numbers_of_a_gpu_go_on_where_they_were():
+def test_gpu_random_state_is_restored():
     from pvt_det.utils.rng import random_state, set_random_state
 
     torch.rand(3, device=GPU)

@@ -1,4 +1,4 @@
-"""Evaluation in mid-run: the best checkpoint, early stopping, faults, and what a resumed run remembers."""
+"""Evaluation during training: the best checkpoint, early stopping, failures and resuming."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pvt_det.errors import ConfigError
 
 
 class Trainer(SimpleNamespace):
-    """Runs a hook's evaluations on given values of bbox/AP; an exception among them is raised."""
+    """Runs a hook whose evaluations return the given values of bbox/AP, or raise the given exceptions."""
 
     def run(self, hook, values, max_iter=100, start=0, steps=None):
         self.saved, self.iter, self.max_iter, self.start_iter = [], start - 1, max_iter, start
@@ -47,19 +47,19 @@ def best_saves(trainer):
     return [iteration for name, iteration in trainer.saved if name == "model_best.pth"]
 
 
-def test_best_is_saved_when_it_gains_and_only_then():
+def test_best_checkpoint_is_saved_only_on_improvement():
     hook = build()
     trainer = Trainer().run(hook, [1.0, 3.0, 2.0, 3.0, 4.0])
     assert best_saves(trainer) == [1, 2, 5]
     assert hook.summary() == {"metric": "bbox/AP", "value": 4.0, "iteration": 5}
 
 
-def test_the_state_is_saved_before_each_evaluation():
+def test_state_is_saved_before_each_evaluation():
     trainer = Trainer().run(build(), [1.0, 2.0])
     assert [name for name, _ in trainer.saved] == ["periodic", "model_best.pth"] * 2
 
 
-def test_a_loss_is_better_when_lower():
+def test_lower_loss_is_better():
     class Losses(Trainer):
         def evaluate(self):
             return {"validation": {"total_loss": next(self.values)}}
@@ -68,12 +68,12 @@ def test_a_loss_is_better_when_lower():
     assert best_saves(trainer) == [1, 2]
 
 
-def test_a_metric_that_is_not_finite_is_never_the_best():
+def test_nonfinite_metric_is_never_best():
     hook = build()
     assert best_saves(Trainer().run(hook, [float("nan"), 0.0])) == [2]
 
 
-def test_early_stop_counts_evaluations_without_gain_across_a_resume():
+def test_early_stopping_counts_across_resume():
     hook = build(patience=3)
     Trainer().run(hook, [5.0, 1.0, 1.0])
     assert not hook.is_exhausted
@@ -86,7 +86,7 @@ def test_early_stop_counts_evaluations_without_gain_across_a_resume():
     assert resumed.best == 5.0
 
 
-def test_an_evaluation_that_an_interruption_prevented_is_made_up_for():
+def test_resumed_run_catches_up_on_evaluation():
     hook = build()
     Trainer().run(hook, [1.0])
     late = build()
@@ -96,12 +96,12 @@ def test_an_evaluation_that_an_interruption_prevented_is_made_up_for():
     assert best_saves(trainer) == [2, 3]
 
 
-def test_an_unknown_metric_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"bbox/ap.*gives bbox/AP, bbox/APs"):
+def test_unknown_metric_lists_known_metrics():
+    with pytest.raises(ConfigError, match=r"bbox/ap.*Expected one of bbox/AP, bbox/APs"):
         Trainer().run(build(metric="bbox/ap"), [1.0])
 
 
-def test_the_last_iteration_is_left_to_the_final_evaluation():
+def test_last_iteration_is_evaluated_once_by_finish():
     hook = build()
     trainer = Trainer().run(hook, [1.0, 2.0], max_iter=2)
     assert best_saves(trainer) == [1]

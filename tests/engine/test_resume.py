@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed is the run that was not: weights equal bit for bit."""
+"""A run that is stopped and resumed gives bit-identical weights."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def assert_same(weights, others):
     ("cut", "settings"),
     [
         (2, {"SOLVER__AMP__ENABLED": True, "SOLVER__OPTIMIZER": "sgd"}),
-        # Slow on a CPU: fp16 convolutions have no fast kernels there.
+        # Slow because CPUs have no fast kernels for fp16 convolutions.
         pytest.param(2, {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__PRECISION": "fp16"}, marks=pytest.mark.slow),
     ],
     ids=["bf16-sgd", "fp16"],
 )
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_cfg, saved_weights, monkeypatch, cut, settings):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, tiny_cfg, saved_weights, monkeypatch, cut, settings):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny_cfg(whole, **settings | {"DATALOADER__NUM_WORKERS": 0}))
     with monkeypatch.context() as patch:
@@ -44,16 +44,16 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_cfg, saved_weigh
     assert_same(saved_weights(whole / "model_final.pth"), saved_weights(parts / "model_final.pth"))
 
 
-def test_an_evaluation_in_mid_run_changes_no_weight(tmp_path, tiny_cfg, saved_weights):
+def test_evaluation_during_training_changes_no_weights(tmp_path, tiny_cfg, saved_weights):
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
     train(tiny_cfg(plain))
     train(tiny_cfg(evaluated, val=True, TEST__EVAL_PERIOD=2, TEST__VALIDATION_LOSS=True))
     assert_same(saved_weights(plain / "model_final.pth"), saved_weights(evaluated / "model_final.pth"))
-    # The state was saved before the evaluation, although no checkpoint was due.
+    # The state is saved before an evaluation, even if no checkpoint is due.
     assert (evaluated / "model_0000001.pth").exists()
 
 
-def test_seed_is_drawn_once_and_kept(tmp_path, tiny_cfg, saved_weights, monkeypatch):
+def test_random_seed_is_kept_on_resume(tmp_path, tiny_cfg, saved_weights, monkeypatch):
     with monkeypatch.context() as patch:
         stop_in(patch, 1)
         with pytest.raises(Interrupted):
@@ -64,22 +64,22 @@ def test_seed_is_drawn_once_and_kept(tmp_path, tiny_cfg, saved_weights, monkeypa
     assert_same(saved_weights(tmp_path / "a/model_final.pth"), saved_weights(tmp_path / "b/model_final.pth"))
 
 
-def test_resume_refuses_another_seed_and_another_model(tmp_path, tiny_cfg):
+def test_resume_rejects_different_seed_and_model(tmp_path, tiny_cfg):
     train(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[]))
     with pytest.raises(ConfigError, match="trained with SEED 3"):
         train(tiny_cfg(tmp_path, SEED=4), **RESUME)
-    with pytest.raises(CheckpointError, match=r"another model.*config\.yaml"):
+    with pytest.raises(CheckpointError, match=r"does not fit the model.*config\.yaml"):
         train(tiny_cfg(tmp_path, MODEL__FPN__OUT_CHANNELS=64), **RESUME)
 
 
-def test_a_new_run_does_not_write_over_an_old_one(tmp_path, tiny_cfg):
+def test_new_run_does_not_overwrite_old_run(tmp_path, tiny_cfg):
     (tmp_path / "model_final.pth").write_bytes(b"precious")
     with pytest.raises(ConfigError, match=r"model_final\.pth.*--resume"):
         train(tiny_cfg(tmp_path))
     assert (tmp_path / "model_final.pth").read_bytes() == b"precious"
 
 
-def test_metrics_of_repeated_iterations_are_dropped(tmp_path):
+def test_metrics_of_repeated_iterations_are_removed(tmp_path):
     from pvt_det.engine.results import trim_metrics
 
     path = tmp_path / "metrics.json"
@@ -88,7 +88,7 @@ def test_metrics_of_repeated_iterations_are_dropped(tmp_path):
     assert path.read_text() == '{"iteration": 19, "a": 1}\n'
 
 
-def test_a_signal_during_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tmp_path, tiny_cfg, monkeypatch):
+def test_signal_stops_evaluation_and_resumed_run_repeats_it(tmp_path, tiny_cfg, monkeypatch):
     from pvt_det.engine.trainer import PVTTrainer
 
     evaluated = []
@@ -105,7 +105,7 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tm
     with pytest.raises(Interrupted, match=r"after iteration 2; .*model_0000001\.pth"):
         train(tiny_cfg(tmp_path, **settings))
     train(tiny_cfg(tmp_path, **settings), **RESUME)
-    # The interrupted one, the same again, the final one.
+    # The interrupted evaluation, its repetition and the final one.
     assert len(evaluated) == 3
     best = json.loads((tmp_path / "results.json").read_text())["best"]
     assert best == {"metric": "bbox/AP", "value": 3.0, "iteration": 4}

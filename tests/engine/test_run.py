@@ -1,4 +1,4 @@
-"""A whole small run: what it leaves, what can be done with it, and how it refuses."""
+"""A complete tiny run: its files, evaluating and resuming it, and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pvt_det.errors import CheckpointError, ConfigError
 
 @pytest.fixture
 def finished(tmp_path, tiny_cfg):
-    """The folder of a run of 2 iterations with an average of the weights."""
+    """Folder of a finished run of 2 iterations with a moving average of the weights."""
     cfg = tiny_cfg(
         tmp_path / "run",
         val=True,
@@ -33,7 +33,7 @@ def finished(tmp_path, tiny_cfg):
     return tmp_path / "run"
 
 
-def test_a_run_leaves_weights_metrics_and_a_config_that_evaluates_alike(finished):
+def test_run_files_and_evaluation_from_saved_config(finished):
     results = json.loads((finished / "results.json").read_text())
     assert results["config_file"] == "tiny.yaml"
     assert results["model"] == "RetinaNet pvt_v2_b0"
@@ -56,7 +56,7 @@ def test_a_run_leaves_weights_metrics_and_a_config_that_evaluates_alike(finished
     assert (finished / "config.yaml").read_text() == config_before
 
 
-def test_the_average_is_what_is_saved_as_the_model(finished, saved_weights):
+def test_moving_average_is_saved_as_model(finished, saved_weights):
     from pvt_det.weights.reader import read_file
 
     state = read_file(finished / "model_final.pth")
@@ -67,14 +67,14 @@ def test_the_average_is_what_is_saved_as_the_model(finished, saved_weights):
     assert "head.cls_score.weight" in different
 
 
-def test_a_finished_run_can_be_resumed_and_is_left_as_it_is(finished, saved_weights):
+def test_resuming_finished_run_changes_no_weights(finished, saved_weights):
     before = saved_weights(finished / "model_final.pth")
     train(load_config(finished / "config.yaml"), resume=True)
     after = saved_weights(finished / "model_final.pth")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_evaluation_refuses_a_damaged_checkpoint_and_missing_weights(finished):
+def test_damaged_and_missing_weights_are_rejected(finished):
     content = bytearray((finished / "model_final.pth").read_bytes())
     content[len(content) // 2] ^= 1
     (finished / "model_final.pth").write_bytes(content)
@@ -87,7 +87,7 @@ def test_evaluation_refuses_a_damaged_checkpoint_and_missing_weights(finished):
         train(load_config(finished / "config.yaml"), resume=True)
 
 
-def test_validation_losses_leave_model_and_mode_alone(tmp_path, tiny_cfg):
+def test_validation_losses_do_not_change_model(tmp_path, tiny_cfg):
     from pvt_det.data.sets import register_datasets
 
     cfg = tiny_cfg(tmp_path, val=True)
@@ -101,14 +101,14 @@ def test_validation_losses_leave_model_and_mode_alone(tmp_path, tiny_cfg):
     assert losses == validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
 
 
-def test_a_run_without_validation_data_trains(tmp_path, tiny_cfg):
+def test_run_without_validation_data(tmp_path, tiny_cfg):
     assert train(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[])) == {}
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["dataset"], results["metrics"], results["iterations"]) == ("", {}, 1)
     assert "Not evaluated." in (tmp_path / "README.md").read_text()
 
 
-def test_early_stopping_ends_a_run(tmp_path, tiny_cfg):
+def test_early_stopping(tmp_path, tiny_cfg):
     cfg = tiny_cfg(
         tmp_path,
         val=True,
@@ -123,40 +123,40 @@ def test_early_stopping_ends_a_run(tmp_path, tiny_cfg):
 
 
 @pytest.mark.parametrize("key", ["TEST__PRECISE_BN__ENABLED"])
-def test_keys_without_effect_are_refused(tmp_path, tiny_cfg, key):
+def test_unsupported_keys_are_rejected(tmp_path, tiny_cfg, key):
     with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
         train(tiny_cfg(tmp_path, **{key: True}))
 
 
-def test_a_gpu_named_by_number_has_to_be_there_and_for_one_process(monkeypatch):
-    taken = []
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+def test_gpu_index_must_exist_and_needs_single_process(monkeypatch):
+    selected = []
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("cpu", "cuda", "cuda:1"):
         select_gpu(torch.device(name))
-    assert taken == [torch.device("cuda:1")]
+    assert selected == [torch.device("cuda:1")]
     with pytest.raises(ConfigError, match="cuda:2: this machine has 2 GPUs"):
         select_gpu(torch.device("cuda:2"))
     monkeypatch.setattr(defaults.comm, "get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="cuda:1: of several processes each has a GPU of its own"):
+    with pytest.raises(ConfigError, match="cuda:1: with several processes, each uses its own GPU"):
         select_gpu(torch.device("cuda:1"))
 
 
-def test_too_little_memory_of_a_gpu_is_told_in_a_line(tmp_path, tiny_cfg, monkeypatch):
+def test_out_of_memory_is_one_line(tmp_path, tiny_cfg, monkeypatch):
     def out_of_memory(self):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(PVTTrainer, "train", out_of_memory)
-    with pytest.raises(ConfigError, match=r"out of memory on cpu with SOLVER.IMS_PER_BATCH 2: .*ACCUMULATE_STEPS 2"):
+    with pytest.raises(ConfigError, match=r"out of memory on cpu with SOLVER.IMS_PER_BATCH 2\. .*ACCUMULATE_STEPS 2"):
         train(tiny_cfg(tmp_path))
 
 
-def test_every_annotation_file_is_parsed_once_in_a_run(tmp_path, tiny_cfg, monkeypatch):
+def test_annotation_files_are_parsed_once_per_run(tmp_path, tiny_cfg, monkeypatch):
     from pvt_det.data.coco import annotations
 
     read, files = annotations.read_json, []
     monkeypatch.setattr(annotations, "read_json", lambda file: files.append(file) or read(file))
-    # Fresh copies: another test may have read the originals in this process.
+    # Use copies, because another test may have read the originals in this process.
     cfg = tiny_cfg(tmp_path, val=True, SOLVER__MAX_ITER=2, SOLVER__STEPS=[], TEST__EVAL_PERIOD=1)
     for part in ("TRAIN", "VAL"):
         copied = tmp_path / f"{part}.json"

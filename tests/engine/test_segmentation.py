@@ -1,4 +1,4 @@
-"""Semantic FPN and Panoptic FPN from data to metrics, by the same job as detectors."""
+"""Semantic FPN and Panoptic FPN train, resume and are evaluated with the trainer of detectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from pvt_det.api import train
 from pvt_det.config import load_config
 
-# 3.6 M parameters, half a second an iteration.
+# 3.6 M parameters, half a second per iteration.
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.PVT.VARIANT": "pvt_v2_b0",
@@ -31,7 +31,7 @@ SMALL = {
 
 @pytest.fixture
 def words(shapes, tmp_path):
-    """`KEY VALUE` words that make a run on eight shapes images tiny."""
+    """Build the `KEY VALUE` arguments of a tiny run on eight generated images."""
 
     def make(task: str, folder: str, **changes: object) -> list[str]:
         labels = {"semantic": "semantic", "panoptic": "panoptic_stuff"}[task]
@@ -58,7 +58,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
-def test_semantic_fpn_trains_resumes_exactly_and_is_evaluated(repo_root, words, tmp_path):
+def test_semantic_fpn_trains_resumes_and_evaluates(repo_root, words, tmp_path):
     whole = run(repo_root, "semantic", words("semantic", "whole", SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2))
     assert set(whole) == {"sem_seg", "validation"}
     assert 0 <= whole["sem_seg"]["mIoU"] <= 100
@@ -78,7 +78,7 @@ def test_semantic_fpn_trains_resumes_exactly_and_is_evaluated(repo_root, words, 
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-def test_panoptic_fpn_trains_and_gets_a_quality(repo_root, words, tmp_path):
+def test_panoptic_fpn_trains_and_evaluates(repo_root, words, tmp_path):
     found = run(repo_root, "panoptic", words("panoptic", "panoptic", SOLVER__MAX_ITER=2))
     assert set(found) == {"bbox", "segm", "sem_seg", "panoptic_seg", "validation"}
     assert 0 <= found["panoptic_seg"]["PQ"] <= 100

@@ -1,4 +1,4 @@
-"""One iteration against its plain formula: accumulation, clipping, averages, and what is not finite."""
+"""One iteration compared with its formula: accumulation, clipping, moving average and NaN handling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pvt_det.errors import NumericError
 
 
 class Regression(nn.Module):
-    """Mean squared error of a linear layer; a batch is (inputs, targets)."""
+    """Mean squared error of a linear layer. A batch is (inputs, targets)."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ def batches(count, size=3):
     ]
 
 
-def test_accumulated_batches_train_as_one_large_batch():
+def test_accumulated_batches_equal_one_large_batch():
     model = Regression()
     other = copy.deepcopy(model)
     parts = batches(4)
@@ -50,7 +50,7 @@ def test_accumulated_batches_train_as_one_large_batch():
     assert report.gradient_norm == pytest.approx(whole_report.gradient_norm)
 
 
-def test_a_step_is_the_plain_gradient_step():
+def test_step_equals_sgd_formula():
     model = Regression()
     weight = model.linear.weight.detach().clone().requires_grad_()
     bias = model.linear.bias.detach().clone().requires_grad_()
@@ -63,7 +63,7 @@ def test_a_step_is_the_plain_gradient_step():
     assert report.gradient_norm == pytest.approx(torch.cat([weight.grad.flatten(), bias.grad]).norm().item())
 
 
-def test_a_finite_loss_with_a_broken_gradient_is_skipped_too():
+def test_nonfinite_gradient_of_finite_loss_is_skipped():
     class BrokenGradient(Regression):
         def forward(self, batch):
             # The gradient of sqrt at 0 is infinite.
@@ -78,7 +78,7 @@ def test_a_finite_loss_with_a_broken_gradient_is_skipped_too():
     assert torch.equal(model.linear.weight, before)
 
 
-def test_overflow_under_loss_scaling_lowers_the_scale_and_does_not_count_against_the_limit():
+def test_overflow_lowers_loss_scale_and_is_not_counted():
     class Overflow(torch.autograd.Function):
         @staticmethod
         def forward(ctx, value):
@@ -90,7 +90,7 @@ def test_overflow_under_loss_scaling_lowers_the_scale_and_does_not_count_against
 
     class Steep(Regression):
         def forward(self, batch):
-            # As if float16 overflowed where the scale is above 8192.
+            # Simulates fp16, overflowing if the scale is above 8192.
             return {"loss": Overflow.apply(self.linear.weight.sum())}
 
     step = build(Steep(), precision="fp16", max_nonfinite=0)
@@ -103,7 +103,7 @@ def test_overflow_under_loss_scaling_lowers_the_scale_and_does_not_count_against
     torch.testing.assert_close(step.model.linear.weight.detach(), before - 0.1)
 
 
-def test_gradients_are_clipped_unscaled_under_loss_scaling():
+def test_gradients_are_unscaled_before_clipping():
     norms = []
 
     def clipper(parameters, norm):
@@ -118,7 +118,7 @@ def test_gradients_are_clipped_unscaled_under_loss_scaling():
     assert norms[0][0] == pytest.approx(norms[0][1])
 
 
-def test_weights_that_are_not_finite_are_named_and_not_saved():
+def test_nonfinite_weights_are_named():
     model = Regression()
     step = build(model)
     step.check_finite()
@@ -132,7 +132,7 @@ def _numbers(step: TrainStep) -> dict:
     return {name: value for name, value in step.state_dict().items() if name != "optimizer_name"}
 
 
-def test_state_goes_on_exactly_with_and_without_an_average():
+def test_state_is_restored_with_and_without_average():
     model = Regression()
     step = build(model, ema_decay=0.9)
     for batch in batches(3):
@@ -140,8 +140,8 @@ def test_state_goes_on_exactly_with_and_without_an_average():
     state = copy.deepcopy(step.state_dict())
     resumed = build(Regression(), ema_decay=0.9)
     resumed.load_state_dict(state)
-    for one in (step, resumed):
-        one(iter(batches(1)))
+    for train_step in (step, resumed):
+        train_step(iter(batches(1)))
     torch.testing.assert_close(_numbers(resumed), _numbers(step), rtol=0, atol=0)
     plain = build(Regression())
     plain.load_state_dict(state)

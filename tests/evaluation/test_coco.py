@@ -1,4 +1,4 @@
-"""The evaluator: complete, finite, the same from memory and from the file that it writes."""
+"""The COCO evaluator: metrics, errors and the results file."""
 
 import json
 
@@ -20,7 +20,7 @@ BOX = [8, 8, 24, 16]  # x, y, width, height
 
 @pytest.fixture
 def dataset(tmp_path, request):
-    """Three images with one box and mask each, class ids 3 and 9."""
+    """Register three images with one box and mask each, and category ids 3 and 9."""
     polygon = [[8, 8, 32, 8, 32, 24, 8, 24]]
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE} for i in range(3)],
@@ -61,10 +61,10 @@ def test_perfect_detections(dataset, tmp_path, evaluator):
     cfg = get_config()
     cfg.MODEL.MASK_ON = True
     cfg.TEST.EVALUATOR = evaluator
-    judge = build_evaluator(cfg, dataset, tmp_path / "out")
-    for image_id, number in ((2, 0), (0, 0), (1, 1)):  # bowl, the lower id, is class 0
-        judge.process([{"image_id": image_id}], [perfect([number], masks=True)])
-    results = judge.evaluate()
+    coco_evaluator = build_evaluator(cfg, dataset, tmp_path / "out")
+    for image_id, label in ((2, 0), (0, 0), (1, 1)):  # bowl has the lower id, so it is class 0
+        coco_evaluator.process([{"image_id": image_id}], [perfect([label], masks=True)])
+    results = coco_evaluator.evaluate()
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(100)
         assert results[task]["AP-bowl"] == pytest.approx(100)
@@ -76,38 +76,38 @@ def test_perfect_detections(dataset, tmp_path, evaluator):
     assert hotcoco.mask.area(written[0]["segmentation"]) == 384
 
 
-def test_unreadable_image_is_left_out(dataset, tmp_path, caplog):
-    judge = COCOEvaluator(dataset, ("bbox",), tmp_path)
-    judge.process([{"image_id": 0}], [perfect([0])])
-    judge.process([{"image_id": 1, "unreadable": True}], [perfect([0])])
-    judge.process([{"image_id": 2}], [perfect([0])])
-    assert judge.evaluate()["bbox"]["AP"] == pytest.approx(100)
+def test_unreadable_image_is_excluded(dataset, tmp_path, caplog):
+    coco_evaluator = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    coco_evaluator.process([{"image_id": 0}], [perfect([0])])
+    coco_evaluator.process([{"image_id": 1, "unreadable": True}], [perfect([0])])
+    coco_evaluator.process([{"image_id": 2}], [perfect([0])])
+    assert coco_evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
     assert "1 images could not be read" in caplog.text
 
 
-def test_class_beyond_the_data_is_refused(dataset, tmp_path):
-    judge = COCOEvaluator(dataset, ("bbox",), tmp_path)
-    judge.process([{"image_id": i} for i in range(3)], [perfect([2])] * 3)
+def test_too_many_classes_are_rejected(dataset, tmp_path):
+    coco_evaluator = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    coco_evaluator.process([{"image_id": i} for i in range(3)], [perfect([2])] * 3)
     with pytest.raises(ConfigError, match="NUM_CLASSES to 2"):
-        judge.evaluate()
+        coco_evaluator.evaluate()
 
 
-def test_limit_on_detections_is_told(dataset, tmp_path, caplog):
+def test_limit_on_detections_is_logged(dataset, tmp_path, caplog):
     cfg = get_config()
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
-    judge = build_evaluator(cfg, dataset, tmp_path)
-    judge.process([{"image_id": i} for i in range(3)], [perfect([0])] * 3)
+    coco_evaluator = build_evaluator(cfg, dataset, tmp_path)
+    coco_evaluator.process([{"image_id": i} for i in range(3)], [perfect([0])] * 3)
     with caplog.at_level("INFO"):
-        assert "AR300" in judge.evaluate()["bbox"]
-    assert "at most 300 an image" in caplog.text
+        assert "AR300" in coco_evaluator.evaluate()["bbox"]
+    assert "at most 300 per image" in caplog.text
 
 
-def test_unknown_evaluator(dataset, tmp_path):
+def test_unknown_evaluator_is_rejected(dataset, tmp_path):
     with pytest.raises(ConfigError, match="hotcoco, pycocotools"):
         COCOEvaluator(dataset, ("bbox",), tmp_path, evaluator="other")
 
 
-def test_masks_are_encoded_as_cocos_tools_do():
+def test_masks_are_encoded_in_coco_format():
     generator = torch.Generator().manual_seed(0)
     instances = perfect([0, 0, 0])["instances"]
     instances = Instances((5, 7), **instances.get_fields())
@@ -117,7 +117,7 @@ def test_masks_are_encoded_as_cocos_tools_do():
     assert (decoded.transpose(2, 0, 1) == instances.pred_masks.numpy()).all()
 
 
-def test_results_file_appears_whole_or_not_at_all(tmp_path):
+def test_results_file_is_written_atomically(tmp_path):
     def failing():
         yield Detections(1, np.zeros((1, 4)), np.ones(1), np.zeros(1, np.int64), None, (SIDE, SIDE))
         raise OSError("disk full")

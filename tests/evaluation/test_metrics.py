@@ -1,4 +1,4 @@
-"""hotcoco and pycocotools give the same numbers, COCO's printed ones on COCO's own check."""
+"""hotcoco and pycocotools give the same numbers, and match the published ones on COCO's reference example."""
 
 import json
 
@@ -34,11 +34,11 @@ def reference(folder, task):
     return truth, detections
 
 
-@pytest.mark.parametrize(("task", "printed"), [("bbox", (0.505, 0.697, 0.573)), ("segm", (0.320, 0.562, 0.299))])
-def test_coco_reference(shared_dir, task, printed):
+@pytest.mark.parametrize(("task", "published"), [("bbox", (0.505, 0.697, 0.573)), ("segm", (0.320, 0.562, 0.299))])
+def test_coco_reference(shared_dir, task, published):
     truth, detections = reference(shared_dir / "data/coco_eval_reference", task)
     ours, theirs = (evaluate(truth, detections, task) for evaluate in (evaluate_hotcoco, evaluate_pycocotools))
-    assert tuple(ours.stats[:3].round(3)) == printed
+    assert tuple(ours.stats[:3].round(3)) == published
     np.testing.assert_allclose(ours.stats, theirs.stats, rtol=0, atol=1e-9)
     np.testing.assert_allclose(ours.class_ap, theirs.class_ap, rtol=0, atol=1e-9)
 
@@ -51,12 +51,12 @@ def box_mask(box):
 
 
 def random_case(seed, images=6, objects=40, found=40):
-    """Crowds, tied scores, images without objects or detections, objects of all sizes; ids that start at 0."""
+    """Random case with crowds, tied scores, empty images, objects of all sizes and ids that start at 0."""
     generator = np.random.default_rng(seed)
 
     def boxes(number):
         corner = generator.uniform(0, SIDE - 4, (number, 2))
-        # From COCO's small (under 32 pixels square) to its large (over 96).
+        # From small (under 32² pixels in COCO) to large (over 96²).
         return np.hstack([corner, np.minimum(generator.choice([8, 40, 120], (number, 1)), SIDE - corner)])
 
     truth_boxes = boxes(objects)
@@ -104,7 +104,7 @@ def test_random_cases_agree(seed, task):
 
 @pytest.mark.parametrize("evaluate", [evaluate_hotcoco, evaluate_pycocotools])
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_no_detections_give_zero(evaluate, task):
+def test_no_detections_give_zero_ap(evaluate, task):
     truth, detections = random_case(0)
     empty = [
         Detections(d.image_id, d.boxes[:0], d.scores[:0], d.classes[:0], [] if task == "segm" else None, d.size)
@@ -112,12 +112,12 @@ def test_no_detections_give_zero(evaluate, task):
     ]
     values = evaluate(truth, empty, task).as_percent([c["name"] for c in truth.categories])
     assert values["AP"] == values["AP50"] == values["APs"] == values["AR100"] == values["AP-class 1"] == 0
-    # Class 4 has no object: nothing was measured.
+    # Class 4 has no objects.
     assert np.isnan(values["AP-class 4"])
     assert len(values) == 16
 
 
-def test_detections_beyond_100_count_when_asked():
+def test_detections_beyond_100_count_with_higher_limit():
     """101 false detections rank above 50 true ones."""
     boxes = np.array([[x * 12.0, y * 12.0, 10, 10] for y in range(5) for x in range(10)])
     truth = GroundTruth(

@@ -1,4 +1,4 @@
-"""Semantic and panoptic metrics against Detectron2's and a plain computation."""
+"""Semantic metrics compared with Detectron2, and panoptic metrics with a naive implementation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE = 24
 
 @pytest.fixture
 def registered():
-    """Register metadata under a name that is forgotten afterwards."""
+    """Register data sets, and remove them after the test."""
     names = []
 
     def register(name: str, records: list[dict], **metadata) -> str:
@@ -43,7 +43,7 @@ CLASSES = ["sky", "wall", "tree", "door", "lamp", "cat"]
 
 @pytest.fixture
 def label_maps(tmp_path, registered):
-    """Five images; "lamp" is never there but predicted, "cat" neither, and some pixels are ignored."""
+    """Five images with ignored pixels. "lamp" is only predicted, and "cat" is neither predicted nor annotated."""
     random = np.random.default_rng(0)
     records, inputs, outputs = [], [], []
     for i in range(5):
@@ -60,9 +60,9 @@ def label_maps(tmp_path, registered):
     return SimpleNamespace(name=name, inputs=inputs, outputs=outputs)
 
 
-def test_semantic_metrics_are_detectrons(label_maps):
+def test_semantic_metrics_match_detectron2(label_maps):
     ours = SemanticEvaluator(label_maps.name)
-    # Its own loading function fails with NumPy 2.
+    # The default loading function fails with NumPy 2.
     theirs = SemSegEvaluator(
         label_maps.name,
         distributed=False,
@@ -82,7 +82,7 @@ def test_semantic_metrics_are_detectrons(label_maps):
     assert found["mIoU"] == pytest.approx(np.nanmean([found[f"IoU-{name}"] for name in CLASSES]))
 
 
-def test_a_reset_forgets_and_unreadable_images_are_left_out(label_maps, caplog):
+def test_reset_and_unreadable_images(label_maps, caplog):
     evaluator = SemanticEvaluator(label_maps.name)
     evaluator.process(label_maps.inputs, label_maps.outputs)
     evaluator.reset()
@@ -94,7 +94,7 @@ def test_a_reset_forgets_and_unreadable_images_are_left_out(label_maps, caplog):
     assert "1 images could not be read" in caplog.text
 
 
-def test_nothing_to_compare_is_nan_or_refused(label_maps):
+def test_no_images_missing_label_map_and_nan_logits(label_maps):
     evaluator = SemanticEvaluator(label_maps.name)
     assert math.isnan(evaluator.evaluate()["sem_seg"]["mIoU"])
     with pytest.raises(DataError, match=r"0\.jpg .* no label map"):
@@ -105,12 +105,12 @@ def test_nothing_to_compare_is_nan_or_refused(label_maps):
 
 
 # --- panoptic --------------------------------------------------------------------------------------------------------
-THINGS, STUFF = {3: 0, 7: 1}, {11: 1, 20: 2}  # category id → contiguous number
+THINGS, STUFF = {3: 0, 7: 1}, {11: 1, 20: 2}  # category id → contiguous index
 CATEGORIES = [{"id": id_, "name": f"c{id_}", "isthing": int(id_ in THINGS)} for id_ in sorted((*THINGS, *STUFF))]
 
 
 def random_segments(random, first_id: int) -> tuple[np.ndarray, dict[int, int]]:
-    """A map of rectangles on a background, 0 where nothing is, and each segment's category."""
+    """Return a map of rectangular segments (0 for none), and the category of every segment."""
     segments = np.full((SIDE, SIDE), first_id)
     for number in range(1, 6):
         y, x = random.integers(0, SIDE - 6, 2)
@@ -122,7 +122,7 @@ def random_segments(random, first_id: int) -> tuple[np.ndarray, dict[int, int]]:
 
 
 def disturbed(random, segments, categories):
-    """A prediction like the truth: shifted, some segments of another category, some gone."""
+    """Return a prediction: the truth shifted, with some categories changed and some segments missing."""
     moved = np.roll(segments, random.integers(0, 2), axis=1)
     ids = {i: n for n, i in enumerate(categories, start=300)}
     result = np.zeros_like(segments)
@@ -135,7 +135,7 @@ def disturbed(random, segments, categories):
 
 
 def naive_pq(images) -> dict[int, tuple[float, int]]:
-    """PQ of each category by the paper's definition: IoU above 0.5 matches; half a false one for each unmatched."""
+    """Compute PQ per category by the paper's definition, and the number of its segments."""
     totals = {}
     for category in (c["id"] for c in CATEGORIES):
         iou_sum, tp, fp, fn = 0.0, 0, 0, 0
@@ -152,7 +152,7 @@ def naive_pq(images) -> dict[int, tuple[float, int]]:
             unmatched_void = 0
             for other, void in b:
                 hit = any((m & other).sum() / ((m | other) & ~void).sum() > 0.5 for m in a)
-                # Predictions that lie mostly where nothing is annotated are no mistakes.
+                # Predictions that are mostly on unannotated pixels are not false positives.
                 unmatched_void += not hit and void.sum() / other.sum() > 0.5
             fp += len(b) - matched - unmatched_void
         totals[category] = (iou_sum / (tp + fp / 2 + fn / 2) if tp + fp + fn else 0.0, tp + fp + fn)
@@ -192,7 +192,7 @@ def panoptic(tmp_path, registered):
     return SimpleNamespace(name=name, inputs=inputs, outputs=outputs, images=images)
 
 
-def test_panoptic_quality_is_the_papers(panoptic, tmp_path):
+def test_panoptic_quality_matches_definition(panoptic, tmp_path):
     evaluator = PanopticEvaluator(panoptic.name, tmp_path / "out")
     evaluator.process(panoptic.inputs, panoptic.outputs)
     values = evaluator.evaluate()["panoptic_seg"]
@@ -206,15 +206,15 @@ def test_panoptic_quality_is_the_papers(panoptic, tmp_path):
     assert [a["image_id"] for a in written["annotations"]] == list(range(8))
 
 
-def test_every_image_must_come_once(panoptic, tmp_path):
+def test_every_image_must_be_evaluated_once(panoptic, tmp_path):
     evaluator = PanopticEvaluator(panoptic.name, tmp_path)
     evaluator.process(panoptic.inputs[1:], panoptic.outputs[1:])
-    with pytest.raises(DataError, match=r"of 8 images 1 are missing \(ids \[0\]\)"):
+    with pytest.raises(DataError, match=r"of 8 images, 1 are missing \(ids \[0\]\)"):
         evaluator.evaluate()
     evaluator.process([panoptic.inputs[0] | {"unreadable": True}], panoptic.outputs[:1])
     assert evaluator.evaluate()["panoptic_seg"]["PQ"] > 0
 
 
-def test_ids_are_written_in_three_bytes():
+def test_ids_are_encoded_in_three_bytes():
     ids = np.array([[0, 1, 255], [256, 70_000, 256**3 - 1]])
     np.testing.assert_array_equal(id_to_rgb(ids).astype(int) @ [1, 256, 256**2], ids)

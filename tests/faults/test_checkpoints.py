@@ -69,13 +69,15 @@ def test_F34_damaged_checkpoint_is_refused_and_the_intact_one_suggested(store, c
 @pytest.mark.parametrize(("key", "value"), [("iteration", "19"), ("optimizer", []), ("random", 5), ("classes", {})])
 def test_F34_training_state_with_wrong_types(store, key, value):
     path = store.save("model_0000029.pth", state(29) | {key: value}, 29)
-    with pytest.raises(CheckpointError, match=rf"model_0000029\.pth holds no training state: its '{key}' is one"):
+    with pytest.raises(
+        CheckpointError, match=rf"model_0000029\.pth is not a valid training state: '{key}' has the type"
+    ):
         store.load(path)
 
 
 def test_F34_negative_iteration(store):
     path = store.save("model_0000029.pth", state(29) | {"iteration": -2}, 29)
-    with pytest.raises(CheckpointError, match=r"model_0000029\.pth holds no training state: its 'iteration' is -2"):
+    with pytest.raises(CheckpointError, match=r"model_0000029\.pth is not a valid training state: 'iteration' is -2"):
         store.load(path)
 
 
@@ -277,7 +279,7 @@ def test_F39_best_model_is_always_readable_while_it_is_replaced(store, monkeypat
 def test_F43_disk_space_is_checked_before_the_first_step(refused, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=2**20)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
-    refused(4, "Not enough room in", "MiB are free", "--output")
+    refused(4, "Not enough disk space in", "MiB are free", "--output")
 
 
 def test_F43_disk_that_fills_during_a_save_leaves_no_partial_file(store):

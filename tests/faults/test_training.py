@@ -77,13 +77,13 @@ def test_F41_resume_refuses_a_different_run(command, tiny_set, tmp_path):
     assert command(**tiny_set.words(), **THREE).code == 0
     folder = str(tmp_path / "run")
     sgd = command("--resume", **tiny_set.words(), **THREE, SOLVER__OPTIMIZER="sgd")
-    assert (sgd.code, "its optimizer is AdamW, not SGD" in sgd.error) == (4, True), sgd
+    assert (sgd.code, "the optimizer is AdamW, expected SGD" in sgd.error) == (4, True), sgd
     fewer = command("--resume", **tiny_set.words(), **THREE | {"SOLVER__MAX_ITER": 2})
-    assert (fewer.code, "3 iterations, and SOLVER.MAX_ITER is 2" in fewer.error) == (2, True), fewer
+    assert (fewer.code, "3 iterations, but SOLVER.MAX_ITER is 2" in fewer.error) == (2, True), fewer
     tiny_set.content["categories"][1]["name"] = "mug"
     mugs = tiny_set.json_file.rename(tiny_set.folder / "mugs.json")
     other = command("--resume", **tiny_set.words() | {"DATASETS__TRAIN_JSON": mugs}, **THREE)
-    assert (other.code, "classes bowl, cup, and the data has bowl, mug" in other.error) == (3, True), other
+    assert (other.code, "classes bowl, cup, but the data has bowl, mug" in other.error) == (3, True), other
     assert all(folder in ending.error for ending in (sgd, fewer, other))
 
 
@@ -94,7 +94,7 @@ def test_F42_signal_stops_the_run_after_its_step_and_saves_everything(command, m
         ending = command(**THREE)
     assert ending.code == 75
     assert ending.error.startswith(f"stopped: by {number.name} after iteration 2; everything is saved in ")
-    assert "Go on with: pvt-det train" in ending.error
+    assert "Resume with: pvt-det train" in ending.error
     assert ending.error.rstrip().endswith("--resume")
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000001.pth"
     assert command("--resume", **THREE).code == 0
@@ -211,7 +211,7 @@ def test_F44_a_lower_learning_rate_helps_the_resumed_run(command):
     assert " lr 0.0001 " in command(SOLVER__MAX_ITER=1, **steady).output
     ending = command("--resume", SOLVER__MAX_ITER=2, SOLVER__BASE_LR=3e-7, **steady)
     assert ending.code == 0
-    assert "going on with those of this config" in ending.output
+    assert "Continuing with those of this config" in ending.output
     assert "iteration 2/2" in ending.output
     assert ending.output.rpartition("iteration 2/2")[2].split(" lr ")[1].startswith("3e-07 ")
 
@@ -241,7 +241,7 @@ def test_F45_unnoticed_nan_weights_are_not_saved_as_the_result(command, monkeypa
     monkeypatch.setattr(PVTTrainer, "after_step", break_weight)
     ending = command(**THREE, SOLVER__CHECKPOINT_PERIOD=1)
     assert ending.code == 5
-    assert "head.cls_score.bias holds NaN" in ending.error
+    assert "head.cls_score.bias contains NaN" in ending.error
     assert not (tmp_path / "run/model_final.pth").exists()
     assert CheckpointStore(tmp_path / "run").latest().name == "model_0000001.pth"
 

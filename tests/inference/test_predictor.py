@@ -148,7 +148,7 @@ def test_settings_out_of_range_are_refused(untrained_run, arguments, message):
 
 
 def test_config_of_a_different_kind_of_model_is_refused(repo_root, tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"contains no config\.yaml"):
         Predictor(tmp_path)
     with pytest.raises(ConfigError, match=r"Expected a detector\. Use pvt_det\.Segmentor"):
         Predictor(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", "any.pth")

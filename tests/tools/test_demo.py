@@ -20,7 +20,7 @@ NAME = "pictures_test"
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[list[dict]]:
-    """Three black images of 64×48 with one box each, registered."""
+    """Register a data set of three black 64×48 images with one box each."""
     result = []
     for number in (5, 6, 7):
         file = tmp_path / f"image{number}.png"
@@ -39,7 +39,7 @@ def read(path: str) -> np.ndarray:
 
 
 def halves(picture: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both halves without their captions."""
+    """Return both halves of a drawing without their captions."""
     return picture[18:, :width], picture[18:, width + 4 :]
 
 
@@ -62,7 +62,7 @@ def test_image_without_detections_is_unchanged(records: list[dict]) -> None:
     assert found.max() == 0
 
 
-def test_low_scores_are_left_out_and_files_are_named_after_images(records: list[dict], tmp_path: Path) -> None:
+def test_low_scores_are_hidden_and_files_are_named_after_images(records: list[dict], tmp_path: Path) -> None:
     box = {"category_id": 3, "bbox": [10, 10, 20, 20]}
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{"image_id": 5, "score": 0.49, **box}, {"image_id": 7, "score": 0.51, **box}]))

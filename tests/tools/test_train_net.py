@@ -1,4 +1,4 @@
-"""`tools/train_net.py`, the script to copy: it trains, evaluates, and takes parts of one's own."""
+"""`tools/train_net.py` trains and evaluates, also with custom hooks and evaluators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_script(repo_root, *words):
     return subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_script_trains_and_evaluates_what_it_trained(repo_root, tiny_words, tmp_path):
+def test_script_trains_and_evaluates(repo_root, tiny_words, tmp_path):
     words = tiny_words(tmp_path / "run", val=True, SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
     done = run_script(repo_root, *words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -29,19 +29,19 @@ def test_the_script_trains_and_evaluates_what_it_trained(repo_root, tiny_words, 
     weights = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again")]
     done = run_script(repo_root, "--eval-only", *words, *weights)
     assert (done.returncode, done.stderr) == (0, "")
-    again = json.loads((tmp_path / "again/results.json").read_text())
-    assert (again["metrics"], again["iterations"]) == (trained["metrics"], 1)
-    assert again["config_file"] == CONFIG
+    evaluated = json.loads((tmp_path / "again/results.json").read_text())
+    assert (evaluated["metrics"], evaluated["iterations"]) == (trained["metrics"], 1)
+    assert evaluated["config_file"] == CONFIG
 
 
-def test_a_mistake_is_one_line(repo_root, tiny_words, tmp_path):
+def test_error_is_one_line(repo_root, tiny_words, tmp_path):
     done = run_script(repo_root, *tiny_words(tmp_path / "run"), "SOLVER.BASE_LRR", "1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_hooks_and_evaluators_of_ones_own(monkeypatch, repo_root, tiny_words, tmp_path):
+def test_custom_hooks_and_evaluators(monkeypatch, repo_root, tiny_words, tmp_path):
     seen = []
 
     class Hook(HookBase):
@@ -74,5 +74,5 @@ def test_hooks_and_evaluators_of_ones_own(monkeypatch, repo_root, tiny_words, tm
     assert json.loads((tmp_path / "results.json").read_text())["metrics"] == {"bbox": {"AP": 12.5}}
 
 
-def test_the_script_fits_on_a_page(repo_root):
+def test_script_is_at_most_70_lines(repo_root):
     assert len((repo_root / "tools/train_net.py").read_text().splitlines()) <= 70
