@@ -117,7 +117,7 @@ def test_F42_sigterm_before_the_first_step(command, monkeypatch, tmp_path):
 
 
 def test_F42_two_simultaneous_ctrl_c_count_as_one(monkeypatch):
-    """Under torchrun, processes get the terminal's signal twice. A second one seconds later is meant."""
+    """Under torchrun, processes get the terminal's signal twice. One that follows later stops at once."""
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -74,21 +74,21 @@ def read_val_labels(path: Path, names: Sequence[str], classes: Sequence[str]) ->
         raise DataError(f"{path}: is empty. Expected one line per validation image.")
     if len(rows[0]) == 1:
         by_number = _devkit_classes(path, rows) if all(row[0].isdigit() for row in rows) else [row[0] for row in rows]
-        wanted = {name: _at_line(path, by_number, name) for name in names}
+        class_of = {name: _class_at_line(path, by_number, name) for name in names}
     else:
         by_stem = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
-        wanted = {name: _of_file(path, by_stem, name) for name in names}
+        class_of = {name: _class_of_file(path, by_stem, name) for name in names}
     to_label = {name: label for label, name in enumerate(classes)}
-    for name, wnid in wanted.items():
+    for name, wnid in class_of.items():
         if wnid not in to_label:
             raise DataError(
                 f"{path}: class {wnid!r} of {name} is not among the classes of the training images or the model, "
                 f"{listed(classes)}."
             )
-    return [to_label[wanted[name]] for name in names]
+    return [to_label[class_of[name]] for name in names]
 
 
-def _at_line(path: Path, lines: Sequence[str], name: str) -> str:
+def _class_at_line(path: Path, lines: Sequence[str], name: str) -> str:
     number = re.search(r"(\d+)$", Path(name).stem)
     if number is None or not 1 <= int(number[1]) <= len(lines):
         raise DataError(
@@ -98,7 +98,7 @@ def _at_line(path: Path, lines: Sequence[str], name: str) -> str:
     return lines[int(number[1]) - 1]
 
 
-def _of_file(path: Path, by_stem: dict[str, str], name: str) -> str:
+def _class_of_file(path: Path, by_stem: dict[str, str], name: str) -> str:
     if (found := by_stem.get(Path(name).stem)) is None:
         raise DataError(f"{path}: has no line for the validation image {name}.")
     return found

@@ -152,7 +152,7 @@ class TrainTransform:
 
 
 class _Posterize:
-    """timm's posterize with 0 bits, which Pillow 13 refuses and earlier versions turned into black."""
+    """timm's posterize, also for 0 bits, which Pillow 13 refuses and earlier versions made black."""
 
     def __init__(self, posterize: Callable[..., Image.Image]) -> None:
         self._posterize = posterize

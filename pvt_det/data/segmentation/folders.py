@@ -235,8 +235,8 @@ def panoptic_folder(panoptic_json: str | Path) -> Path:
     Raises:
         DataError: The folder does not exist.
     """
-    beside = Path(panoptic_json).with_suffix("")
-    places = (beside, beside.parents[1] / beside.name)
+    folder = Path(panoptic_json).with_suffix("")
+    places = (folder, folder.parents[1] / folder.name)
     for place in places:
         if place.is_dir():
             return place
