@@ -1,4 +1,4 @@
-"""Spatial-reduction attention (PVT v1 section 3.3, equations 1 to 4) and its linear form (PVT v2 section 3.2)."""
+"""Spatial-reduction attention (PVT v1 section 3.3) and linear spatial-reduction attention (PVT v2 section 3.2)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def attend(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
     """Compute multi-head attention.
 
     Args:
-        query: `N×L×C`.
-        key_value: `N×S×2C`, the channels of the keys before those of the values.
-        num_heads: Number of heads; divides C.
+        query: Queries `N×L×C`.
+        key_value: Keys and values `N×S×2C`, concatenated along the channels.
+        num_heads: Number of heads. Must divide C.
 
     Returns:
-        `N×L×C`, the heads side by side.
+        Tokens `N×L×C`, with the heads concatenated along the channels.
     """
     if use_fast_attention(query, key_value):
         return fast_attention(query, key_value, num_heads)
@@ -33,12 +33,12 @@ def attend(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
 
 
 class SpatialReductionAttention(nn.Module):
-    """Attention whose keys and values come from a map reduced `sr_ratio` times in height and width.
+    """Attention with keys and values from a map of `1/sr_ratio` the height and width (equations 1 to 4).
 
     Args:
         dim: Channels of the tokens.
-        num_heads: Number of heads; divides `dim`.
-        sr_ratio: Reduction of the map of keys and values along each side; 1 does not reduce it.
+        num_heads: Number of heads. Must divide `dim`.
+        sr_ratio: Factor by which each side of the map of keys and values is reduced. 1 does not reduce it.
     """
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
@@ -56,29 +56,37 @@ class SpatialReductionAttention(nn.Module):
         """Compute attention among the tokens of a map.
 
         Args:
-            x: Tokens `N×(H·W)×C`. With `sr_ratio` 1 they may include others than the map's, such as a class token.
+            x: Tokens `N×(H·W)×C`. If `sr_ratio` is 1, additional tokens such as a class token are allowed.
             size: Height and width of the map in tokens, each at least `sr_ratio`.
 
         Returns:
-            `N×(H·W)×C`.
+            Tokens with the shape of `x`.
         """
         q = self.q(x)
         kv = self.kv(self.reduce(x, size))
         return self.proj(attend(q, kv, self.num_heads))
 
     def reduce(self, x: Tensor, size: Size) -> Tensor:
-        """Reduce tokens `N×(H·W)×C` of a map of `size` to the `N×S×C` that keys and values are computed from."""
+        """Reduce the map from which keys and values are computed.
+
+        Args:
+            x: Tokens `N×(H·W)×C`.
+            size: Height and width of the map in tokens.
+
+        Returns:
+            Tokens `N×S×C`, with S = (H // sr_ratio)·(W // sr_ratio).
+        """
         if self.sr_ratio == 1:
             return x
         return self.norm(self.sr.merge(x, size))
 
 
 class LinearSpatialReductionAttention(SpatialReductionAttention):
-    """Attention whose keys and values come from a map pooled to 7×7, whatever its size (PVT v2 section 3.2).
+    """Attention whose keys and values are computed from a map pooled to 7×7 (PVT v2 section 3.2).
 
     Args:
         dim: Channels of the tokens.
-        num_heads: Number of heads; divides `dim`.
+        num_heads: Number of heads. Must divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -87,7 +95,15 @@ class LinearSpatialReductionAttention(SpatialReductionAttention):
         self.norm = nn.LayerNorm(dim)
 
     def reduce(self, x: Tensor, size: Size) -> Tensor:
-        """Reduce tokens `N×(H·W)×C` of a map of `size` to the `N×49×C` that keys and values are computed from."""
+        """Pool the map from which keys and values are computed.
+
+        Args:
+            x: Tokens `N×(H·W)×C`.
+            size: Height and width of the map in tokens.
+
+        Returns:
+            Tokens `N×49×C`.
+        """
         x = adaptive_pool(x, size, POOL_SIDE)
         x = self.sr.merge(x, (POOL_SIDE, POOL_SIDE))
         return F.gelu(self.norm(x))
@@ -96,16 +112,16 @@ class LinearSpatialReductionAttention(SpatialReductionAttention):
 def adaptive_pool(x: Tensor, size: Size, side: int) -> Tensor:
     """Compute `F.adaptive_avg_pool2d` of a map given as tokens.
 
-    It is computed as two matrix products, one along each side of the map, because export formats do not support
-    adaptive pooling of maps of dynamic size.
+    Pooling is computed as two matrix products, one along each side of the map, because export formats do not support
+    adaptive pooling with dynamic sizes.
 
     Args:
         x: Tokens `N×(H·W)×C`.
-        size: Height and width of their map, in tokens; may be less than `side`, and windows then share tokens.
+        size: Height and width of the map in tokens. If less than `side`, windows overlap.
         side: Height and width of the pooled map.
 
     Returns:
-        `N×(side·side)×C`.
+        Tokens `N×(side·side)×C`.
     """
     height, width = size
     rows, columns = _windows(height, side, x), _windows(width, side, x)
@@ -115,7 +131,7 @@ def adaptive_pool(x: Tensor, size: Size, side: int) -> Tensor:
 
 
 def _windows(length: int, side: int, like: Tensor) -> Tensor:
-    """Return `side×length` of ones where a position belongs to a window; windows may overlap by one position."""
+    """Return a mask `side×length` of the positions of each window. Windows overlap by at most one position."""
     window = torch.arange(side, device=like.device)[:, None]
     position = torch.arange(length, device=like.device)
     inside = (position >= window * length // side) & (position < ((window + 1) * length + side - 1) // side)

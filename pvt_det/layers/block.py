@@ -16,9 +16,9 @@ class Block(nn.Module):
 
     Args:
         dim: Channels of the tokens.
-        attention: Spatial-reduction attention over `dim` channels.
-        mlp: MLP over `dim` channels.
-        drop_path: Probability of skipping each of the two branches for a sample, in [0, 1).
+        attention: Spatial-reduction attention with `dim` channels.
+        mlp: MLP with `dim` input and output channels.
+        drop_path: Probability of dropping each of the two branches for a sample, in [0, 1).
     """
 
     def __init__(self, dim: int, attention: SpatialReductionAttention, mlp: Mlp | ConvMlp, drop_path: float) -> None:
@@ -30,14 +30,14 @@ class Block(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Transform tokens.
+        """Apply attention and the MLP.
 
         Args:
             x: Tokens `N×L×C`.
-            size: Height and width of their map, in tokens.
+            size: Height and width of the map in tokens.
 
         Returns:
-            `N×L×C`.
+            Tokens `N×L×C`.
         """
         if use_fast_block(self, x):
             return fast_block(self, x, size)

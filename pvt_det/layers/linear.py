@@ -9,15 +9,15 @@ from pvt_det.layers.cpu.onednn import fast_linear, use_fast_linear
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `x weightᵀ + bias`, as `F.linear` does.
+    """Compute `x weightᵀ + bias` as `F.linear` does, with the fast CPU kernel where possible.
 
     Args:
-        x: `…×K`.
-        weight: `M×K`.
-        bias: `M`, or None.
+        x: Input `…×K`.
+        weight: Weight `M×K`.
+        bias: Bias `M`, or None.
 
     Returns:
-        `…×M`.
+        Output `…×M`.
     """
     if use_fast_linear(x, weight, bias):
         return fast_linear(x, weight, bias)
@@ -25,8 +25,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, through `linear` above."""
+    """`nn.Linear` that calls `linear` above."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Transform `…×in_features` into `…×out_features`."""
+        """Apply the linear layer.
+
+        Args:
+            input: Input `…×in_features`.
+
+        Returns:
+            Output `…×out_features`.
+        """
         return linear(input, self.weight, self.bias)

@@ -18,7 +18,7 @@ class Mlp(nn.Module):
         ratio: Hidden channels as a multiple of `dim`.
 
     Attributes:
-        halo: Rows of the map above and below a token that its output depends on.
+        halo: Number of rows of the map above and below a token on which its output depends.
     """
 
     halo = 0
@@ -29,7 +29,15 @@ class Mlp(nn.Module):
         self.fc2 = Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Transform tokens `N×L×C`; `size` is ignored, so that both MLPs are called alike."""
+        """Apply the MLP to each token.
+
+        Args:
+            x: Tokens `N×L×C`.
+            size: Height and width of the map in tokens. Ignored. It exists so that both MLPs have the same signature.
+
+        Returns:
+            Tokens `N×L×C`.
+        """
         if use_fast_mlp(self, x):
             return fast_mlp(self, x)
         x = self.fc1(x)
@@ -38,27 +46,41 @@ class Mlp(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """3×3 depth-wise convolution; a module of its own because the published keys say `dwconv.dwconv`."""
+    """3×3 depthwise convolution of tokens.
+
+    It is a separate module because the published keys are named `dwconv.dwconv`.
+
+    Args:
+        dim: Channels of the tokens.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Convolve tokens `N×(H·W)×C` of a map of `size` `(H, W)`."""
+        """Convolve the map of tokens.
+
+        Args:
+            x: Tokens `N×(H·W)×C`.
+            size: Height and width of the map in tokens.
+
+        Returns:
+            Tokens `N×(H·W)×C`.
+        """
         return to_tokens(self.dwconv(to_map(x, size)))
 
 
 class ConvMlp(nn.Module):
-    """Two linear layers with a 3×3 depth-wise convolution and GELU between them (PVT v2 section 3.1).
+    """Two linear layers with a 3×3 depthwise convolution and GELU between them (PVT v2 section 3.1).
 
     Args:
         dim: Channels of the tokens.
         ratio: Hidden channels as a multiple of `dim`.
-        relu: Whether a ReLU precedes the convolution, as in the linear variant.
+        relu: Whether to apply a ReLU before the convolution, as in the linear variant.
 
     Attributes:
-        halo: Rows of the map above and below a token that its output depends on.
+        halo: Number of rows of the map above and below a token on which its output depends.
     """
 
     halo = 1
@@ -71,7 +93,15 @@ class ConvMlp(nn.Module):
         self.fc2 = Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Transform tokens `N×(H·W)×C` of a map of `size` `(H, W)`."""
+        """Apply the MLP with its convolution.
+
+        Args:
+            x: Tokens `N×(H·W)×C`.
+            size: Height and width of the map in tokens.
+
+        Returns:
+            Tokens `N×(H·W)×C`.
+        """
         x = self.fc1(x)
         if self.relu:
             x = F.relu(x)

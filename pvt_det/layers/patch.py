@@ -1,7 +1,7 @@
-"""Patch embeddings: from images and feature maps to tokens.
+"""Patch embeddings, which turn images and feature maps into tokens.
 
-Tokens are `N×L×C` with `L = H·W` in row-major order. A map made from tokens is a channels-last view of them, so
-nothing is copied between stages.
+Tokens are `N×L×C` with `L = H·W` in row-major order. Feature maps are channels-last views of tokens, so nothing is
+copied between stages.
 """
 
 from __future__ import annotations
@@ -15,26 +15,41 @@ Size = tuple[int, int]
 
 
 def to_map(tokens: Tensor, size: Size) -> Tensor:
-    """View tokens `N×(H·W)×C` as a map `N×C×H×W` in channels-last memory; no copy."""
+    """View tokens as a feature map in channels-last memory, without a copy.
+
+    Args:
+        tokens: Tokens `N×(H·W)×C`.
+        size: Height and width of the map in tokens.
+
+    Returns:
+        Feature map `N×C×H×W`.
+    """
     return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
-    """Turn a map `N×C×H×W` into tokens `N×(H·W)×C`; no copy when the map is channels-last."""
+    """Turn a feature map into tokens, without a copy if it is in channels-last memory.
+
+    Args:
+        feature_map: Feature map `N×C×H×W`.
+
+    Returns:
+        Tokens `N×(H·W)×C`.
+    """
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class PatchMerging(nn.Conv2d):
-    """Convolution whose kernel size equals its stride, which `merge` computes on tokens as one matrix product.
+    """Convolution whose kernel size equals its stride.
 
-    `torch.compile` would recompile the backward pass of a convolution for each new image size (torch 2.14). The weight
-    is that of the convolution, `C_out×C_in×k×k`, so published tensors fit. It is stored in channels-last memory so
-    that its matrix form is a view.
+    `merge` computes it on tokens as one matrix product, because `torch.compile` would recompile the backward pass of a
+    convolution for each new image size (torch 2.14). The weight has the shape `C_out×C_in×k×k` of a convolution, so
+    published tensors fit. It is stored in channels-last memory so that its matrix form is a view.
 
     Args:
-        in_channels: Channels of the tokens that are merged.
+        in_channels: Channels of the input tokens.
         out_channels: Channels of the merged tokens.
-        ratio: Kernel size and stride, in tokens.
+        ratio: Kernel size and stride in tokens.
     """
 
     def __init__(self, in_channels: int, out_channels: int, ratio: int) -> None:
@@ -43,14 +58,16 @@ class PatchMerging(nn.Conv2d):
         self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def merge(self, tokens: Tensor, size: Size) -> Tensor:
-        """Convolve tokens; rows and columns beyond the last full window are ignored, as in `nn.Conv2d`.
+        """Convolve a map of tokens.
+
+        As in `nn.Conv2d`, rows and columns after the last full window are ignored.
 
         Args:
-            tokens: `N×(H·W)×C_in`.
-            size: Height and width of their map, in tokens.
+            tokens: Tokens `N×(H·W)×C_in`.
+            size: Height and width of the map in tokens.
 
         Returns:
-            `N×(H//k · W//k)×C_out` with k the `ratio`.
+            Tokens `N×(H//k · W//k)×C_out`, where k is `ratio`.
         """
         k = self.ratio
         rows, columns = size[0] // k, size[1] // k
@@ -59,17 +76,17 @@ class PatchMerging(nn.Conv2d):
         return linear(windows.reshape(-1, rows * columns, k * k * self.in_channels), self.matrix(), self.bias)
 
     def matrix(self) -> Tensor:
-        """Return the weight as a matrix `C_out×(k·k·C_in)`, a view of it."""
+        """View the weight as a matrix `C_out×(k·k·C_in)`."""
         return self.weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class PatchEmbed(nn.Module):
-    """Patch embedding of PVT v1, without overlap: convolution with kernel = stride, then LayerNorm (section 3.2).
+    """Non-overlapping patch embedding of PVT v1: convolution, then LayerNorm (section 3.2).
 
     Args:
-        in_channels: Channels of the image or of the previous stage's map.
+        in_channels: Channels of the image or feature map.
         embed_dim: Channels of the tokens.
-        patch_size: Side of a patch, in pixels of the image or map.
+        patch_size: Side of a patch in pixels of the image or feature map.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
@@ -78,7 +95,14 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Size]:
-        """Embed `N×C×H×W` as tokens `N×L×D` on a grid of `(H // patch, W // patch)`."""
+        """Embed an image or feature map as tokens.
+
+        Args:
+            x: Images or feature map `N×C×H×W`.
+
+        Returns:
+            Tokens `N×L×D`, and the size of their grid, `(H // patch_size, W // patch_size)`.
+        """
         height, width = x.shape[-2:]
         tokens = self.proj.merge(to_tokens(x), (height, width))
         return self.norm(tokens), (height // self.proj.ratio, width // self.proj.ratio)
@@ -88,10 +112,10 @@ class OverlapPatchEmbed(nn.Module):
     """Overlapping patch embedding of PVT v2: strided, padded convolution, then LayerNorm (section 3.1).
 
     Args:
-        in_channels: Channels of the image or of the previous stage's map.
+        in_channels: Channels of the image or feature map.
         embed_dim: Channels of the tokens.
-        kernel_size: Side of a patch, odd, in pixels of the image or map; half of it is padded.
-        stride: Distance between neighboring patches, in pixels of the image or map.
+        kernel_size: Side of a patch in pixels of the image or feature map. Must be odd. The padding is half of it.
+        stride: Distance between neighboring patches in pixels of the image or feature map.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, kernel_size: int, stride: int) -> None:
@@ -100,6 +124,13 @@ class OverlapPatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Size]:
-        """Embed `N×C×H×W` as tokens `N×L×D` on a grid of `(⌈H / stride⌉, ⌈W / stride⌉)`."""
+        """Embed an image or feature map as tokens.
+
+        Args:
+            x: Images or feature map `N×C×H×W`.
+
+        Returns:
+            Tokens `N×L×D`, and the size of their grid, `(⌈H / stride⌉, ⌈W / stride⌉)`.
+        """
         x = self.proj(x.contiguous(memory_format=torch.channels_last))
         return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])

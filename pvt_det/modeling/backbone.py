@@ -1,4 +1,4 @@
-"""The PVT trunk as a Detectron2 backbone."""
+"""PVT as a Detectron2 backbone."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
 from pvt_det.models.trunk import STRIDES, check_drop_path_rate, pad_image
 from pvt_det.models.variants import Variant, get_variant
 
-# Four stages, training or inference, batches of one or more, number formats: some of each.
-_MOST_PROGRAMS = 64
+# Enough for four stages, each in training and inference, with one or several images, in several dtypes.
+_RECOMPILE_LIMIT = 64
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 _EMBED_NORM = re.compile(r"patch_embed\d\.norm|block\d\.\d+\.attn\.norm")
 
 
 class PVTBackbone(Backbone):
-    """Base class of the PVT trunks that return their maps by name; `create_backbone` builds one.
+    """Base class of PVT backbones, which return feature maps by name. Use `create_backbone` to build one.
 
-    The keys of its state dict are the published ones, without a prefix. Stages after the last one asked for exist, so
-    that published weights fit, but are neither run nor trained.
+    The keys of the state dict are the published ones, without a prefix. Stages after the last one in `out_features`
+    exist, so that published weights fit, but are neither run nor trained.
 
     Args:
-        variant: A row of `pvt_det.models.variants`, of the family of the class.
-        out_features: The maps that `forward` returns: some of "stage1" … "stage4", of strides 4, 8, 16 and 32, in this
-            order.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1), rising linearly from 0 at the first.
-        pretrain_img_size: Side in pixels of the images that the position embeddings were made for, a multiple of 32
+        variant: A variant of `pvt_det.models.variants`, of the same family as the class.
+        out_features: Names of the feature maps that `forward` returns: one or more of "stage1" … "stage4", in this
+            order. Their strides are 4, 8, 16 and 32.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1). It rises linearly from 0 at the first block.
+        pretrain_img_size: Side in pixels of the images for which the position embeddings were learned, a multiple of 32
             (v1 only).
         embed_norm_eps: Epsilon of the LayerNorms after patch embedding and spatial reduction: 1e-5 in the published
             code, 1e-6 in MMDetection's PVT.
-        frozen_stages: Stages 1 … n get no gradient and stay in evaluation mode; 0 freezes none.
-        checkpoint_stages: Stages of 1 … 4 whose activations are recomputed in the backward pass.
+        frozen_stages: Number of stages to freeze, 0 to 4. Frozen stages get no gradients and stay in evaluation mode.
+        checkpoint_stages: Stages, from 1 to 4, whose activations are recomputed in the backward pass.
 
     Raises:
-        ConfigError: An argument is out of its range.
+        ConfigError: An argument is out of range.
 
     Attributes:
-        trains_compiled: Whether `compile_trunk` compiles the stages for training too.
+        compiles_training: Whether `compile_trunk` also compiles the stages for training.
     """
 
-    trains_compiled: bool
+    compiles_training: bool
 
     def __init__(
         self,
@@ -81,28 +81,28 @@ class PVTBackbone(Backbone):
         self._out_feature_strides = dict(zip(STAGES, STRIDES, strict=True))
         self._last_stage = 1 + max(STAGES.index(name) for name in out_features)
         self._frozen_stages = frozen_stages
-        # The compiled stage, with gradients (True) and without.
+        # Compiled `forward_stage`, with gradients (True) and without (False).
         self._compiled_stage: dict[bool, Callable[[int, Tensor], Tensor]] = {}
         self._cuda_graphs: bool | None = None
-        idle = range(self._last_stage + 1, 5)
-        for i in (*range(1, frozen_stages + 1), *idle):
+        unused_stages = range(self._last_stage + 1, 5)
+        for i in (*range(1, frozen_stages + 1), *unused_stages):
             for part in self.stage_modules(i):
                 part.requires_grad_(False)
         self.train(self.training)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the maps of `out_features`.
+        """Compute the feature maps named in `out_features`.
 
         Args:
-            x: Normalised images `N×3×H×W` of any size.
+            x: Normalized images `N×3×H×W` of any size.
 
         Returns:
-            `{"stage1": N×C1×H/4×W/4, …}`, only the names in `out_features`, in channels-last memory.
+            Feature maps by name, `{"stage1": N×C1×H/4×W/4, …}`, in channels-last memory.
         """
         x = pad_image(x)
         maps = {}
         if self._cuda_graphs and not torch.is_grad_enabled():
-            # Otherwise each stage counts as a new call, which frees the maps of the stages before.
+            # Otherwise each stage counts as a new step, which frees the maps of the previous stages.
             torch.compiler.cudagraph_mark_step_begin()
         for i in range(1, self._last_stage + 1):
             x = self.forward_stage(i, x)
@@ -111,7 +111,14 @@ class PVTBackbone(Backbone):
         return maps
 
     def train(self, mode: bool = True) -> PVTBackbone:
-        """Set the mode of all but the frozen stages, which stay in evaluation mode (no stochastic depth)."""
+        """Set the mode. Frozen stages stay in evaluation mode (no stochastic depth).
+
+        Args:
+            mode: Whether to set training mode (True) or evaluation mode (False).
+
+        Returns:
+            The backbone itself.
+        """
         super().train(mode)
         for i in range(1, self._frozen_stages + 1):
             for part in self.stage_modules(i):
@@ -120,38 +127,47 @@ class PVTBackbone(Backbone):
         return self
 
     def compile_trunk(self, *, cuda_graphs: bool) -> None:
-        """Run the stages through `torch.compile` from now on, in copies of this backbone too.
+        """Compile the stages with `torch.compile` from now on, also in copies of this backbone.
 
-        Each stage is compiled once for inference and once for training, each for maps of all sizes and for batches of
-        one and of more. PVT v2 is not compiled for training, because `torch.compile` would recompile the backward pass
-        of a convolution for each size (torch 2.14).
+        Each stage is compiled once for inference and once for training, with dynamic sizes, and separately for batches
+        of one image and of several. PVT v2 is not compiled for training, because `torch.compile` would recompile the
+        backward pass of a convolution for each size (torch 2.14).
 
         Args:
-            cuda_graphs: Whether inference replays CUDA graphs, one for each image size. Each call then overwrites the
-                maps of the one before, and all calls must come from one thread. Training uses none: they would
-                overwrite gradients that are accumulated over batches, and its images have too many sizes.
+            cuda_graphs: Whether inference replays CUDA graphs, one per image size. Each call then overwrites the
+                feature maps of the previous call, and all calls must come from the same thread. Training never uses
+                CUDA graphs: they would overwrite gradients that are accumulated over batches, and its images have too
+                many sizes.
         """
         self._cuda_graphs = cuda_graphs
-        plain = self._compile(cuda_graphs=False)
-        self._compiled_stage = {True: plain, False: self._compile(cuda_graphs=True) if cuda_graphs else plain}
+        compiled = self._compile(cuda_graphs=False)
+        self._compiled_stage = {True: compiled, False: self._compile(cuda_graphs=True) if cuda_graphs else compiled}
 
     def _compile(self, *, cuda_graphs: bool) -> Callable[[int, Tensor], Tensor]:
         options = {
             "triton.cudagraphs": cuda_graphs,
-            # Keeps the compiler from sorting strides of open sizes, at which it fails:
+            # Without this, the compiler fails when it sorts the strides of dynamic sizes:
             # https://github.com/pytorch/pytorch/issues/185510
             "strict_output_strides": True,
         }
-        return torch.compile(  # type: ignore[call-overload]  # its overloads lack the limit
-            super().forward_stage, dynamic=True, options=options, recompile_limit=_MOST_PROGRAMS
+        return torch.compile(  # type: ignore[call-overload]  # the overloads lack `recompile_limit`
+            super().forward_stage, dynamic=True, options=options, recompile_limit=_RECOMPILE_LIMIT
         )
 
     def forward_stage(self, i: int, x: Tensor) -> Tensor:
-        """Run stage `i` of 1 … 4 alone, from the image or the previous stage's map to its own map, both `N×C×H×W`."""
-        with_gradients = torch.is_grad_enabled()
-        if not self._compiled_stage or (with_gradients and not self.trains_compiled):
+        """Run a single stage, compiled if `compile_trunk` was called.
+
+        Args:
+            i: Stage number, 1 to 4.
+            x: Images `N×3×H×W` for stage 1, otherwise the feature map `N×C×H×W` of the previous stage.
+
+        Returns:
+            Feature map `N×C×H×W` of the stage.
+        """
+        needs_grad = torch.is_grad_enabled()
+        if not self._compiled_stage or (needs_grad and not self.compiles_training):
             return super().forward_stage(i, x)
-        return self._compiled_stage[with_gradients](i, x)
+        return self._compiled_stage[needs_grad](i, x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled_stage": {}}
@@ -163,7 +179,7 @@ class PVTBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The divisor of image sides, in pixels, with which each map is exactly twice as large as the next."""
+        """Divisor of image sides, in pixels, for which each map is exactly twice as large as the next."""
         return STRIDES[-1]
 
     @abstractmethod
@@ -171,20 +187,20 @@ class PVTBackbone(Backbone):
         """Call the constructor of the trunk."""
 
 
-# `forward` returns a dictionary of maps, where that of the trunk returns logits.
+# Type error: `forward` returns a dictionary of feature maps, but the trunk's `forward` returns logits.
 class PVTv1Backbone(PVTBackbone, PyramidVisionTransformer):  # type: ignore[misc]
-    """PVT v1 as a backbone; its arguments are those of `PVTBackbone`."""
+    """PVT v1 as a backbone. It has the arguments of `PVTBackbone`."""
 
-    trains_compiled = True
+    compiles_training = True
 
     def _init_trunk(self, variant: Variant, drop_path_rate: float, img_size: int) -> None:
         PyramidVisionTransformer.__init__(self, variant, 0, drop_path_rate, (img_size, img_size))
 
 
 class PVTv2Backbone(PVTBackbone, PyramidVisionTransformerV2):  # type: ignore[misc]
-    """PVT v2, which has no position embeddings, as a backbone; its arguments are those of `PVTBackbone`."""
+    """PVT v2, which has no position embeddings, as a backbone. It has the arguments of `PVTBackbone`."""
 
-    trains_compiled = False
+    compiles_training = False
 
     def _init_trunk(self, variant: Variant, drop_path_rate: float, img_size: int) -> None:
         PyramidVisionTransformerV2.__init__(self, variant, 0, drop_path_rate)
@@ -199,18 +215,19 @@ def check_backbone_arguments(
     checkpoint_stages: Collection[int],
     name_of: Callable[[str], str] = str,
 ) -> None:
-    """Check the ranges of a backbone's arguments, which `PVTBackbone` describes.
+    """Check that the arguments of `PVTBackbone` are in range.
 
     Args:
-        out_features: Names of stages, each once, in order; at least one.
-        drop_path_rate: In [0, 1).
-        pretrain_img_size: A multiple of 32, in pixels.
-        frozen_stages: 0 … 4.
-        checkpoint_stages: Some of 1 … 4.
-        name_of: Maps the name of an argument to what messages call it, such as a config key.
+        out_features: Names of the feature maps to return: one or more of "stage1" … "stage4", each once, in this order.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
+        pretrain_img_size: Side in pixels of the images for which the position embeddings were learned, a multiple of
+            32.
+        frozen_stages: Number of stages to freeze, 0 to 4.
+        checkpoint_stages: Stages, from 1 to 4, whose activations are recomputed in the backward pass.
+        name_of: Function that maps the name of an argument to its name in error messages, such as a config key.
 
     Raises:
-        ConfigError: Names the argument, its value and what was expected.
+        ConfigError: An argument is out of range.
     """
 
     def require(is_valid: bool, argument: str, value: object, expected: str) -> None:
@@ -222,11 +239,11 @@ def check_backbone_arguments(
         bool(in_order) and in_order == list(out_features),
         "out_features",
         out_features,
-        f"some of {', '.join(STAGES)}, each once, in this order",
+        f"one or more of {', '.join(STAGES)}, each once, in this order",
     )
     check_drop_path_rate(drop_path_rate, name_of("drop_path_rate"))
     require(frozen_stages in range(5), "frozen_stages", frozen_stages, "0 to 4")
-    require(set(checkpoint_stages) <= {1, 2, 3, 4}, "checkpoint_stages", checkpoint_stages, "some of 1, 2, 3, 4")
+    require(set(checkpoint_stages) <= {1, 2, 3, 4}, "checkpoint_stages", checkpoint_stages, "any of 1, 2, 3, 4")
     require(
         pretrain_img_size > 0 and pretrain_img_size % STRIDES[-1] == 0,
         "pretrain_img_size",
@@ -236,14 +253,14 @@ def check_backbone_arguments(
 
 
 def create_backbone(variant: str, **arguments: Any) -> PVTBackbone:
-    """Build the backbone of a variant with fresh weights.
+    """Build a randomly initialized backbone.
 
     Args:
-        variant: A name of `pvt_det.models.list_models()`.
+        variant: One of `pvt_det.models.list_models()`.
         **arguments: Keyword arguments of `PVTBackbone`, such as `out_features=["stage2", "stage4"]`.
 
     Raises:
-        ConfigError: The variant is unknown, or an argument is out of its range.
+        ConfigError: The variant is unknown, or an argument is out of range.
     """
     row = get_variant(variant)
     family = PVTv1Backbone if row.family == "v1" else PVTv2Backbone
@@ -255,14 +272,14 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
     """Build the backbone of `MODEL.PVT`, without an FPN.
 
     Args:
-        cfg: `MODEL.PVT` and `MODEL.DEVICE` are read.
-        input_shape: The images; must have three channels.
+        cfg: Complete config. Uses `MODEL.PVT` and `MODEL.DEVICE`.
+        input_shape: Shape of the images. Must have three channels.
 
     Raises:
-        ConfigError: The images do not have three channels, or a value of `MODEL.PVT` is out of its range.
+        ConfigError: The images do not have three channels, or a value of `MODEL.PVT` is out of range.
     """
     if input_shape.channels != 3:
-        raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} numbers: PVT takes images of three channels.")
+        raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} values: expected images with three channels.")
     pvt = cfg.MODEL.PVT
     backbone = create_backbone(
         pvt.VARIANT,

@@ -1,4 +1,4 @@
-"""Dense predictions to boxes, for a whole batch at once: what Detectron2's RetinaNet does by image and level."""
+"""Decode RetinaNet's dense predictions for a whole batch at once instead of per image and level."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def decode(
     threshold: float,
     limit: int,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Find the candidates for non-maximum suppression: of each image and level the best of the scores that pass.
+    """Select the candidates for non-maximum suppression: the highest scores of each image and level.
 
-    Nearly no anchor of a trained detector has a score that passes. So each anchor's largest logit is looked at first,
-    and nothing else of the predictions' size is computed or stored. However many images there are, a GPU is waited for
-    once a level and twice more.
+    Only few anchors of a trained detector have a score above the threshold. So we first compute the largest logit of
+    each anchor, and neither compute nor store anything else of the size of the predictions. This synchronizes with the
+    GPU once per level, plus twice, regardless of the number of images.
 
     Args:
-        logits: Each level's, `N×R_l×K`, of any floating type.
-        deltas: Each level's, `N×R_l×4`.
-        anchors: Each level's, `R_l×4`.
-        transform: Moves anchors by deltas.
-        threshold: Scores above this pass.
-        limit: So many candidates are kept of an image and level.
+        logits: Classification logits of each level, `N×R_l×K`, with any floating-point dtype.
+        deltas: Box deltas of each level, `N×R_l×4`.
+        anchors: Anchors of each level, `R_l×4`, as (x1, y1, x2, y2) in pixels of the input.
+        transform: Transform that applies deltas to anchors.
+        threshold: Candidates must have a score above this threshold, in [0, 1].
+        limit: Maximum number of candidates per image and level.
 
     Returns:
-        Each image's boxes `M×4`, scores `M` and classes `M`; level after level, each from its highest score down.
+        Boxes `M×4`, scores `M` and classes `M` of each image, ordered by level and by descending score within a level.
     """
     num_images = len(logits[0])
-    least = _least_logit(threshold)
+    min_logit = _min_logit(threshold)
     levels = [
-        _promising(*level, least=least, first_group=number * num_images)
-        for number, level in enumerate(zip(logits, deltas, anchors, strict=True))
+        _select_anchors(*level, min_logit=min_logit, first_group=index * num_images)
+        for index, level in enumerate(zip(logits, deltas, anchors, strict=True))
     ]
     group, logit, delta, anchor = (torch.cat(parts) for parts in zip(*levels, strict=True))
     all_scores = logit.float().sigmoid_()
@@ -50,30 +50,31 @@ def decode(
     groups = torch.arange(len(levels) * num_images + 1, device=group.device)
     sizes = torch.searchsorted(group[row], groups).diff().tolist()
     starts = [0, *accumulate(sizes[:-1])]
-    # How torch orders equal scores, of which logits in bf16 make many, depends on what it is given to sort: each group
-    # has its own call, so that the order is Detectron2's.
-    parts = zip(starts, scores.split(sizes), strict=True)
-    best = [start + part.topk(min(limit, len(part))).indices for start, part in parts]
-    of_images = [torch.cat(best[image::num_images]) for image in range(num_images)]
+    # The order of equal scores, which are frequent in bf16, depends on all scores that are sorted together. A separate
+    # call for each group gives the same order as Detectron2.
+    grouped = zip(starts, scores.split(sizes), strict=True)
+    best = [start + group_scores.topk(min(limit, len(group_scores))).indices for start, group_scores in grouped]
+    per_image = [torch.cat(best[image::num_images]) for image in range(num_images)]
 
-    chosen = torch.cat(of_images)
-    boxes = transform.apply_deltas(delta[row[chosen]], anchor[row[chosen]])
-    counts = [len(part) for part in of_images]
-    return list(zip(boxes.split(counts), scores[chosen].split(counts), label[chosen].split(counts), strict=True))
+    selected = torch.cat(per_image)
+    boxes = transform.apply_deltas(delta[row[selected]], anchor[row[selected]])
+    counts = [len(indices) for indices in per_image]
+    return list(zip(boxes.split(counts), scores[selected].split(counts), label[selected].split(counts), strict=True))
 
 
-def _promising(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, *, least: float, first_group: int
+def _select_anchors(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, *, min_logit: float, first_group: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a level's anchors that have a logit above `least`: group `S`, logits `S×K`, deltas `S×4` and anchors `S×4`.
+    """Select the S anchors of a level that have a logit above `min_logit`.
 
-    A group is an image of a level; they are in order.
+    Returns their groups `S`, logits `S×K`, deltas `S×4` and anchors `S×4`. A group is one image of one level. Groups
+    are in ascending order.
     """
-    row = (logits.amax(dim=2).flatten().float() > least).nonzero()[:, 0]
+    row = (logits.amax(dim=2).flatten().float() > min_logit).nonzero()[:, 0]
     image, position = row // len(anchors), row % len(anchors)
     return first_group + image, logits.flatten(0, 1).index_select(0, row), deltas.flatten(0, 1)[row], anchors[position]
 
 
-def _least_logit(threshold: float) -> float:
-    """A logit below those of all scores above `threshold`, however scores are rounded."""
+def _min_logit(threshold: float) -> float:
+    """Return a lower bound of the logits of all scores above `threshold`, with a margin for rounding."""
     return torch.tensor(threshold - 1e-6, dtype=torch.float64).clamp(0, 1).logit().item()

@@ -1,4 +1,4 @@
-"""The focal loss of dense predictions (https://arxiv.org/abs/1708.02002, equation 5), in little time and memory."""
+"""Fast and memory-efficient focal loss (https://arxiv.org/abs/1708.02002, equation 5)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores that are worked on at a time: on a CPU those that stay in its cache; on a GPU many, for few calls.
-_SCORES_AT_ONCE = {"cpu": 2**17}
-_SCORES_AT_ONCE_ELSEWHERE = 2**25
+# Number of scores to process at a time: on a CPU as many as stay in the cache, on a GPU many, for few kernel launches.
+_CHUNK_SCORES = {"cpu": 2**17}
+_DEFAULT_CHUNK_SCORES = 2**25
 
 
 def dense_focal_loss(logits: list[Tensor], labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sum the focal loss over all anchors and classes, in fp32 whatever the logits' type.
+    """Sum the focal loss over all anchors and classes, in fp32 whatever the dtype of the logits.
 
-    An image of 800×1333 has 200,000 anchors of 80 classes each: 16 million scores. The usual formula on whole tensors
-    keeps ten of that size. Here the gradient is computed along with the loss, part by part, and is all that is kept.
+    An image of 800×1333 pixels has 200,000 anchors with 80 classes, that is 16 million scores. The usual formula on
+    whole tensors saves ten tensors of this size. This function computes the gradient together with the loss, chunk by
+    chunk, and saves only the gradient.
 
     Args:
-        logits: Each level's, `N×R_l×K`.
-        labels: `N×R`, R being the sum of all R_l: 0 … K-1, K for background, -1 to ignore.
-        alpha: Weight of the scores that ought to be 1, in [0, 1], the others' being 1 - alpha; below 0: no weights.
-        gamma: Exponent of the focusing factor, 0 or more.
+        logits: Logits of each level, `N×R_l×K`.
+        labels: Labels `N×R`, where R is the sum of all R_l: a class 0 … K-1, K for background, or -1 to ignore.
+        alpha: Weight of positive scores, in [0, 1]. The weight of negative scores is 1 - alpha. If below 0, no weights
+            are used.
+        gamma: Exponent of the focusing factor, at least 0.
 
     Returns:
-        The sum, a scalar in fp32.
+        The sum, an fp32 scalar.
     """
     return _DenseFocalLoss.apply(labels, alpha, gamma, *logits)
 
@@ -39,66 +41,70 @@ class _DenseFocalLoss(torch.autograd.Function):
         total = labels.new_zeros((), dtype=torch.float32)
         gradients = []
         levels = labels.split([level.shape[1] for level in logits], dim=1)
-        for level, their_labels in zip(logits, levels, strict=True):
-            # Until it is multiplied by the loss's scale, most of the background's gradient is below fp16's numbers.
+        for level, level_labels in zip(logits, levels, strict=True):
+            # Before it is multiplied by the loss scale, most of the background's gradient underflows in fp16.
             dtype = torch.float32 if level.dtype == torch.float16 else level.dtype
             gradient = torch.empty(level.shape, dtype=dtype, device=level.device) if keep else None
-            # Images one after the other, so that a GPU gets whole batches at a time.
-            rows, row_labels = level.flatten(0, 1), their_labels.flatten()
-            size = max(1, _SCORES_AT_ONCE.get(level.device.type, _SCORES_AT_ONCE_ELSEWHERE) // level.shape[2])
-            for part in (slice(start, start + size) for start in range(0, len(rows), size)):
-                loss, slope = _part(rows[part].float(), row_labels[part], weights, gamma, keep)
+            # Chunks span several images, so that a GPU processes whole batches at a time.
+            rows, row_labels = level.flatten(0, 1), level_labels.flatten()
+            size = max(1, _CHUNK_SCORES.get(level.device.type, _DEFAULT_CHUNK_SCORES) // level.shape[2])
+            for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
+                loss, chunk_gradient = _chunk_loss(rows[chunk].float(), row_labels[chunk], weights, gamma, keep)
                 total += loss
-                if gradient is not None and slope is not None:
-                    gradient.view_as(rows)[part] = slope
+                if gradient is not None and chunk_gradient is not None:
+                    gradient.view_as(rows)[chunk] = chunk_gradient
             gradients.append(gradient)
         ctx.gradients = gradients
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        # Autograd brings those in fp32 into the logits' type.
-        return (None, None, None, *(gradient.mul_(output) for gradient in gradients))
+        # Autograd casts fp32 gradients to the dtype of the logits.
+        return (None, None, None, *(gradient.mul_(grad) for gradient in gradients))
 
 
-def _part(
+def _chunk_loss(
     logits: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss and gradient of `R×K` logits with `R` labels: as if all were background first, then as the labels say."""
-    loss, slope = _term(logits, gamma, keep)
+    """Compute loss and gradient of `R×K` logits with `R` labels, first as if all were background."""
+    loss, gradient = _focal_term(logits, gamma, keep)
     loss *= weights[1]
-    # Every row's score of its own class, or of some class: picking the rows that have one would stall a GPU.
-    own = labels.clamp(0, logits.shape[1] - 1)[:, None]
-    is_positive = (labels == own[:, 0])[:, None]
+    # Process the labeled class of every row, and class K-1 or 0 of rows without one. Selecting the rows with a class
+    # would synchronize with the GPU.
+    target = labels.clamp(0, logits.shape[1] - 1)[:, None]
+    is_positive = (labels == target[:, 0])[:, None]
     is_ignored = (labels < 0)[:, None]
-    own_loss, own_slope = _term(-logits.gather(1, own), gamma, keep)
-    loss.scatter_(1, own, torch.where(is_positive, own_loss * weights[0], loss.gather(1, own)))
+    target_loss, target_gradient = _focal_term(-logits.gather(1, target), gamma, keep)
+    loss.scatter_(1, target, torch.where(is_positive, target_loss * weights[0], loss.gather(1, target)))
     loss.masked_fill_(is_ignored, 0)
-    if slope is not None and own_slope is not None:
-        slope *= weights[1]
-        slope.scatter_(1, own, torch.where(is_positive, own_slope * -weights[0], slope.gather(1, own)))
-        slope.masked_fill_(is_ignored, 0)
-    return loss.sum(), slope
+    if gradient is not None and target_gradient is not None:
+        gradient *= weights[1]
+        gradient.scatter_(
+            1, target, torch.where(is_positive, target_gradient * -weights[0], gradient.gather(1, target))
+        )
+        gradient.masked_fill_(is_ignored, 0)
+    return loss.sum(), gradient
 
 
-def _term(x: Tensor, gamma: float, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """Of p = sigmoid(x), `-p^gamma log(1 - p)` and its derivative."""
+def _focal_term(x: Tensor, gamma: float, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """Compute `-p^gamma log(1 - p)` with p = sigmoid(x), and its derivative if `keep` is true."""
     p = x.sigmoid()
     cross_entropy = _softplus(x)
     focus = p.pow(gamma)
     loss = focus * cross_entropy
     if not keep:
         return loss, None
-    # p^gamma (gamma (1 - p) ce + p), made in place.
+    # p^gamma (gamma (1 - p) ce + p), computed in place.
     return loss, cross_entropy.mul_(1 - p).mul_(gamma).add_(p).mul_(focus)
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """`log(1 + exp(x))` as exact as torch's, whose log1p takes 70 times as long as its log on a CPU (torch 2.14)."""
+    """Compute `log(1 + exp(x))` as precisely as PyTorch, but without its slow log1p."""
+    # On a CPU, log1p takes 70 times as long as log (torch 2.14).
     small = x.abs().neg_().exp_()
-    one_more = small + 1
-    # What `1 + small` lost in rounding comes back by the factor (Higham, Accuracy and Stability, section 1.14.1).
-    log1p = one_more.log().mul_(small).div_(one_more - 1)
-    return torch.where(one_more == 1, small, log1p).add_(x.clamp(min=0))
+    one_plus = small + 1
+    # The factor corrects the rounding of `1 + small` (Higham, Accuracy and Stability, section 1.14.1).
+    log1p = one_plus.log().mul_(small).div_(one_plus - 1)
+    return torch.where(one_plus == 1, small, log1p).add_(x.clamp(min=0))

@@ -1,4 +1,4 @@
-"""Feature pyramids (https://arxiv.org/abs/1612.03144) over PVT, and over ResNet for comparison."""
+"""Feature pyramid networks (https://arxiv.org/abs/1612.03144) on PVT, and on ResNet for comparison."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pvt_det.modeling.registration import register
 
 
 class P6P7(nn.Module):
-    """RetinaNet's two coarsest maps, from the backbone's last map (not from P5).
+    """RetinaNet's two coarsest levels, computed from the backbone's last feature map (not from P5).
 
     Args:
-        in_channels: Channels of that map.
+        in_channels: Channels of the backbone's last feature map.
         out_channels: Channels of P6 and P7.
-        in_feature: The map's name.
-        relu: Whether P7 sees P6 through a ReLU, as in Detectron2 and the RetinaNet paper. The published PVT detectors
-            have none.
+        in_feature: Name of the backbone's last feature map.
+        relu: Whether to apply a ReLU to P6 before computing P7, as in Detectron2 and the RetinaNet paper. The published
+            PVT detectors do not.
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str, relu: bool) -> None:
         super().__init__()
-        # The names that Detectron2's FPN reads.
+        # Detectron2's FPN reads these two attributes.
         self.num_levels = 2
         self.in_feature = in_feature
         self.relu = relu
@@ -39,9 +39,16 @@ class P6P7(nn.Module):
             weight_init.c2_xavier_fill(conv)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return P6 and P7, each half the size of what it is made from, rounded up."""
-        # Out of autocast: on CPU, bf16 leaves parts of the weights' gradient unset where the input is 1×1 (oneDNN,
-        # torch 2.14), and such maps cost nothing in any format.
+        """Compute P6 and P7.
+
+        Args:
+            x: The backbone's last feature map, `N×C×H×W`.
+
+        Returns:
+            P6 and P7. Each has half the height and width of its input, rounded up.
+        """
+        # Disable autocast, because on a CPU, bf16 leaves parts of the weight gradient uninitialized if the input is 1×1
+        # (oneDNN, torch 2.14). Such small maps are cheap in fp32 too.
         with torch.autocast(x.device.type, enabled=False):
             p6 = self.p6(x.to(self.p6.weight.dtype))
             return [p6, self.p7(F.relu(p6) if self.relu else p6)]
@@ -49,20 +56,46 @@ class P6P7(nn.Module):
 
 @register(BACKBONE_REGISTRY)
 def build_pvt_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """PVT and an FPN whose last level is P5, subsampled: for R-CNN."""
+    """Build PVT with an FPN for R-CNN. The last level, P6, is P5 subsampled.
+
+    Args:
+        cfg: Complete config. Uses `MODEL.PVT`, `MODEL.FPN` and `MODEL.DEVICE`.
+        input_shape: Shape of the images. Must have three channels.
+
+    Raises:
+        ConfigError: A value of `MODEL.PVT` or `MODEL.FPN` is invalid, or the images do not have three channels.
+    """
     return _build_fpn(cfg, build_pvt_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @register(BACKBONE_REGISTRY)
 def build_retinanet_pvt_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """PVT and an FPN with P6 and P7 from the stage-4 map: for RetinaNet."""
+    """Build PVT with an FPN for RetinaNet. P6 and P7 are computed from the stage-4 map.
+
+    Args:
+        cfg: Complete config. Uses `MODEL.PVT`, `MODEL.FPN` and `MODEL.DEVICE`.
+        input_shape: Shape of the images. Must have three channels.
+
+    Raises:
+        ConfigError: A value of `MODEL.PVT` or `MODEL.FPN` is invalid, or the images do not have three channels.
+    """
     bottom_up = build_pvt_backbone(cfg, input_shape)
     return _build_fpn(cfg, bottom_up, _build_p6p7(cfg, bottom_up, "stage4"))
 
 
 @register(BACKBONE_REGISTRY)
 def build_retinanet_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNet and an FPN with P6 and P7 from the res5 map; unlike Detectron2's, with `MODEL.FPN.P7_RELU`."""
+    """Build ResNet with an FPN for RetinaNet. P6 and P7 are computed from the res5 map.
+
+    Unlike Detectron2's builder, this one supports `MODEL.FPN.P7_RELU`.
+
+    Args:
+        cfg: Complete config. Uses `MODEL.RESNETS`, `MODEL.BACKBONE` and `MODEL.FPN`.
+        input_shape: Shape of the images.
+
+    Raises:
+        ConfigError: A value of `MODEL.FPN` is invalid, or the backbone does not return res5.
+    """
     bottom_up = build_resnet_backbone(cfg, input_shape)
     return _build_fpn(cfg, bottom_up, _build_p6p7(cfg, bottom_up, "res5"))
 
@@ -70,7 +103,7 @@ def build_retinanet_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpe
 def _build_p6p7(cfg: CfgNode, bottom_up: Backbone, in_feature: str) -> P6P7:
     shapes = bottom_up.output_shape()
     if in_feature not in shapes:
-        raise ConfigError(f"OUT_FEATURES of the backbone are {list(shapes)}: P6 is made from {in_feature}; add it.")
+        raise ConfigError(f"OUT_FEATURES of the backbone = {list(shapes)}: P6 needs {in_feature}. Add it.")
     return P6P7(shapes[in_feature].channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature, relu=cfg.MODEL.FPN.P7_RELU)
 
 
@@ -79,8 +112,8 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
     if missing or not cfg.MODEL.FPN.IN_FEATURES:
         raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES = {cfg.MODEL.FPN.IN_FEATURES}: expected maps that the backbone gives out, "
-            f"{', '.join(shapes)} (its OUT_FEATURES)."
+            f"MODEL.FPN.IN_FEATURES = {cfg.MODEL.FPN.IN_FEATURES}: expected feature maps of the backbone, its "
+            f"OUT_FEATURES: {', '.join(shapes)}."
         )
     return FPN(
         bottom_up=bottom_up,

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN as Detectron2 has them, with masks that large pictures do not multiply."""
+"""Faster and Mask R-CNN with run-length encoded masks, which save memory on large images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.registration import register
 from pvt_det.structures.masks import RunLengthMasks
 
-# Pixels of masks that are pasted at a time.
+# Number of mask pixels to paste at a time.
 _PIXELS_AT_ONCE = 2**26
 
 
 @register(META_ARCH_REGISTRY)
 class PVTGeneralizedRCNN(GeneralizedRCNN):
-    """Detectron2's GeneralizedRCNN, whose `pred_masks` are `RunLengthMasks`.
+    """Detectron2's GeneralizedRCNN with `RunLengthMasks` as `pred_masks`.
 
-    They are pasted into the picture and encoded a few at a time: a picture of 8000×6000 with 100 objects takes 5 GB
-    less than in Detectron2.
+    Masks are pasted into the image and encoded a few at a time. An image of 8000×6000 pixels with 100 objects takes
+    5 GB less memory than with Detectron2.
     """
 
     def inference(
@@ -35,16 +35,17 @@ class PVTGeneralizedRCNN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list[Any]:
-        """Detect.
+        """Detect objects.
 
         Args:
-            batched_inputs: As Detectron2's.
-            detected_instances: Boxes and classes of each image, where only masks are wanted.
-            do_postprocess: Bring boxes and masks to the size that the record names as `height` and `width`.
+            batched_inputs: One dictionary per image, with its `image` as a tensor `3×H×W`, and optionally the `height`
+                and `width` of the results in pixels.
+            detected_instances: Boxes and classes of each image, to compute only the masks. If None, they are detected.
+            do_postprocess: Whether to scale boxes and masks to `height` and `width`.
 
         Returns:
-            Of each image `{"instances": Instances}`; without `do_postprocess` the bare Instances, whose `pred_masks`
-            are `N×1×M×M` probabilities.
+            `{"instances": Instances}` for each image. Without `do_postprocess`, only the Instances, whose `pred_masks`
+            are probabilities `N×1×M×M`.
 
         Raises:
             NumericError: Features, scores or masks are NaN or infinite.
@@ -53,32 +54,44 @@ class PVTGeneralizedRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         return [
-            {"instances": _at_size(found, record.get("height", size[0]), record.get("width", size[1]))}
-            for found, record, size in zip(results, batched_inputs, (r.image_size for r in results), strict=True)
+            {"instances": _postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))}
+            for instances, record, size in zip(results, batched_inputs, (r.image_size for r in results), strict=True)
         ]
 
 
-def _at_size(found: Instances, height: int, width: int) -> Instances:
-    if not found.has("pred_masks"):
-        return detector_postprocess(found, height, width)
-    masks: Tensor = found.pred_masks[:, 0]
-    found.remove("pred_masks")
-    # Empty boxes go: the numbers tell which stayed.
-    found.number = torch.arange(len(found), device=masks.device)
-    found = detector_postprocess(found, height, width)
-    masks = masks[found.number]
-    found.remove("number")
-    found.pred_masks = paste_masks(masks, found.pred_boxes.tensor, (height, width))
-    return found
+def _postprocess(instances: Instances, height: int, width: int) -> Instances:
+    if not instances.has("pred_masks"):
+        return detector_postprocess(instances, height, width)
+    masks: Tensor = instances.pred_masks[:, 0]
+    instances.remove("pred_masks")
+    # Detectron2 removes empty boxes. The index shows which masks to keep.
+    instances.index = torch.arange(len(instances), device=masks.device)
+    instances = detector_postprocess(instances, height, width)
+    masks = masks[instances.index]
+    instances.remove("index")
+    instances.pred_masks = paste_masks(masks, instances.pred_boxes.tensor, (height, width))
+    return instances
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> RunLengthMasks:
-    """Paste `N×M×M` probabilities into their `N×4` boxes and encode those of one half and more."""
+    """Paste mask probabilities into an image, binarize them at 0.5 and encode them.
+
+    Args:
+        masks: Mask probabilities `N×M×M`, in [0, 1].
+        boxes: Boxes `N×4` as (x1, y1, x2, y2), in pixels of the image.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        N masks of the size of the image.
+
+    Raises:
+        NumericError: A probability is NaN or infinite.
+    """
     require_finite([masks], "masks")
-    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    chunk = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
     paste = retry_if_cuda_oom(paste_masks_in_image)
-    parts = [
-        RunLengthMasks.encode(paste(some, their_boxes, size))
-        for some, their_boxes in zip(masks.split(at_once), boxes.split(at_once), strict=True)
+    encoded = [
+        RunLengthMasks.encode(paste(chunk_masks, chunk_boxes, size))
+        for chunk_masks, chunk_boxes in zip(masks.split(chunk), boxes.split(chunk), strict=True)
     ]
-    return RunLengthMasks.cat(parts) if parts else RunLengthMasks([], size)
+    return RunLengthMasks.cat(encoded) if encoded else RunLengthMasks([], size)

@@ -1,4 +1,4 @@
-"""Registering with Detectron2."""
+"""Register builders and classes with Detectron2."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def register(registry: Registry) -> Callable[[T], T]:
-    """Decorator: put a builder or class into `registry` under its own name.
+    """Return a decorator that registers a builder or class under its name.
 
-    Doing so again, as a reload of its module does, replaces nothing and is no error. Another package's entry of the
-    same name stays an error.
+    Registering the same item again, for example when its module is reloaded, has no effect. It is an error if another
+    module has registered an item with the same name.
+
+    Args:
+        registry: Registry of Detectron2 to which the item is added.
     """
 
     def decorate(item: T) -> T:
-        known = registry.get(item.__name__) if item.__name__ in registry else None
-        if known is None or known.__module__ != item.__module__:
+        existing = registry.get(item.__name__) if item.__name__ in registry else None
+        if existing is None or existing.__module__ != item.__module__:
             registry.register(item)
         return item
 

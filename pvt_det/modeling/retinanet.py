@@ -1,4 +1,4 @@
-"""RetinaNet (https://arxiv.org/abs/1708.02002) as Detectron2 has it, with the loss made exact to resume and share."""
+"""RetinaNet (https://arxiv.org/abs/1708.02002) whose losses are exact on several GPUs and after resuming."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ _EMA_MOMENTUM = 0.9
 
 @register(META_ARCH_REGISTRY)
 class PVTRetinaNet(RetinaNet):
-    """Detectron2's RetinaNet, but for how its losses are computed, and with a batch's images worked on together.
+    """Detectron2's RetinaNet with batched target matching and decoding, and with different losses.
 
-    - The number that the losses are divided by is counted over all processes, so that several of them compute what one
-      would with the whole batch; it can be the batch's own (MMDetection), not only Detectron2's moving average.
-    - The moving average is a buffer, `loss_normalizer`: it is saved with the weights, and a resumed run goes on
-      exactly. Losses computed without gradients (on validation data) leave it alone and use their own count.
-    - The losses are computed in fp32 under autocast, and the focal loss in parts (`pvt_det.modeling.focal`).
+    - Positive anchors, by whose number the losses are divided, are counted over all processes. So several processes
+      compute the same losses as a single one with the whole batch. The divisor can be the number in the current batch
+      (MMDetection) or its moving average (Detectron2).
+    - The moving average is a buffer, `loss_normalizer`. It is saved with the weights, so that a resumed run continues
+      exactly. Losses computed without gradients (on validation data) do not update it, and use their own count.
+    - Losses are computed in fp32 under autocast, and the focal loss in chunks (`pvt_det.modeling.focal`).
 
     Args:
-        loss_normalizer: "ema", a moving average of the number of positive anchors, or "batch", their number now.
-        arguments: Those of Detectron2's RetinaNet.
+        loss_normalizer: Divisor of the losses: "ema" for a moving average of the number of positive anchors, or "batch"
+            for the number in the current batch.
+        **arguments: Arguments of Detectron2's RetinaNet.
     """
 
     @configurable
@@ -49,7 +51,14 @@ class PVTRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Detectron2's arguments and `MODEL.RETINANET.LOSS_NORMALIZER`."""
+        """Read the arguments from the config.
+
+        Args:
+            cfg: Complete config. Uses `MODEL.RETINANET.LOSS_NORMALIZER` in addition to the keys that Detectron2 uses.
+
+        Returns:
+            Keyword arguments of the constructor.
+        """
         return {**super().from_config(cfg), "loss_normalizer": cfg.MODEL.RETINANET.LOSS_NORMALIZER}
 
     def forward_training(
@@ -59,16 +68,33 @@ class PVTRetinaNet(RetinaNet):
         predictions: list[list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Compute the losses of the head's outputs; arguments as of `forward_inference`, and what is in the images."""
+        """Compute the losses from the outputs of the head.
+
+        Args:
+            images: Batch of images. Not used.
+            features: Feature maps of each level, `N×C×H_l×W_l`.
+            predictions: Logits `N×(A·K)×H_l×W_l` of each level, and deltas `N×(A·4)×H_l×W_l` of each level.
+            gt_instances: Ground truth of each image, with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            Scalars "loss_cls" and "loss_box_reg".
+        """
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
         anchors = self.build_anchors(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
 
     def build_anchors(self, features: list[Tensor]) -> list[Boxes]:
-        """Generate each level's anchors, `R_l×4`, for maps `N×C×H_l×W_l`, on the maps' device."""
-        # Detectron2 makes places on the CPU and has a GPU take them, which is waited for twice a level. They are cheap
-        # enough to be made anew each time: 1 ms for 800x1216 on one core of a CPU.
+        """Generate the anchors on the device of the feature maps.
+
+        Args:
+            features: Feature maps of each level, `N×C×H_l×W_l`.
+
+        Returns:
+            Anchors of each level, `R_l×4`, in pixels of the input.
+        """
+        # Detectron2 creates the grid on the CPU and copies it to the GPU, which synchronizes twice per level. Anchors
+        # are cheap to recompute for each batch: 1 ms for 800×1216 pixels on one CPU core.
         with features[0].device:
             anchors: list[Boxes] = self.anchor_generator(features)
         return anchors
@@ -77,15 +103,14 @@ class PVTRetinaNet(RetinaNet):
         """Match the anchors with the boxes of each image, as Detectron2 does.
 
         Args:
-            anchors: Each level's, `R_l×4`.
-            gt_instances: Each image's `gt_boxes` and `gt_classes`.
+            anchors: Anchors of each level, `R_l×4`.
+            gt_instances: Ground truth of each image, with `gt_boxes` and `gt_classes`.
 
         Returns:
-            `gt_labels` and `gt_boxes` of `losses`.
+            Arguments `gt_labels` and `gt_boxes` of `losses`.
         """
-        matched = match_anchors(Boxes.cat(anchors).tensor, gt_instances, self.anchor_matcher, self.num_classes)
-        labels, boxes = (list(of_images) for of_images in matched)
-        return labels, boxes
+        labels, boxes = match_anchors(Boxes.cat(anchors).tensor, gt_instances, self.anchor_matcher, self.num_classes)
+        return list(labels), list(boxes)
 
     def losses(
         self,
@@ -98,14 +123,15 @@ class PVTRetinaNet(RetinaNet):
         """Compute the focal loss and the box loss.
 
         Args:
-            anchors: Each level's, `R_l×4`.
-            pred_logits: Each level's, `N×R_l×K`.
-            gt_labels: Each image's, `R`: 0 … K-1, K for background, -1 to ignore; R is the sum of all R_l.
-            pred_anchor_deltas: Each level's, `N×R_l×4`.
-            gt_boxes: Each image's, `R×4`: the box that each anchor is matched with.
+            anchors: Anchors of each level, `R_l×4`.
+            pred_logits: Logits of each level, `N×R_l×K`.
+            gt_labels: Labels of the anchors of each image, `R`, where R is the sum of all R_l: a class 0 … K-1, K for
+                background, or -1 to ignore.
+            pred_anchor_deltas: Box deltas of each level, `N×R_l×4`.
+            gt_boxes: Boxes matched with the anchors of each image, `R×4`.
 
         Returns:
-            "loss_cls" and "loss_box_reg", scalars.
+            Scalars "loss_cls" and "loss_box_reg".
         """
         labels = torch.stack(gt_labels)
         positive = ((labels >= 0) & (labels != self.num_classes)).flatten().nonzero()[:, 0]
@@ -113,7 +139,7 @@ class PVTRetinaNet(RetinaNet):
         all_anchors, deltas = Boxes.cat(anchors).tensor, torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)
         with torch.autocast(labels.device.type, enabled=False):
             loss_cls = dense_focal_loss(pred_logits, labels, self.focal_loss_alpha, self.focal_loss_gamma)
-            # The positive anchors alone, as if one image's: it computes the target of every anchor that it is given.
+            # Pass only the positive anchors, as a single image, because the function encodes a target for each anchor.
             loss_box_reg = _dense_box_regression_loss(
                 [all_anchors[positive % len(all_anchors)]],
                 self.box2box_transform,
@@ -126,14 +152,14 @@ class PVTRetinaNet(RetinaNet):
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
 
     def _normalizer(self, num_positive: int, labels: Tensor) -> Tensor:
-        """What this process divides its summed losses by, a scalar above 0 on the device of the labels `N×R`.
+        """Compute the positive scalar by which this process divides its summed losses.
 
-        Gradients are averaged over processes, hence the whole batch's count is shared out equally.
+        Gradients are averaged over processes, so the count of the whole batch is divided by the number of processes.
         """
         get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
         count = torch.full((), float(num_positive), device=labels.device)
         if not torch.is_grad_enabled():
-            # Processes need not be in step here: each has its own number of validation images.
+            # Do not reduce over processes here, because they can have different numbers of validation images.
             return count.clamp(min=1)
         world_size = comm.get_world_size()
         if world_size > 1:
@@ -147,18 +173,22 @@ class PVTRetinaNet(RetinaNet):
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
     ) -> list[Instances]:
-        """Detect; autocast ends at the head's outputs, since scores in bf16 would tie, and boxes be off by pixels.
+        """Compute detections from the outputs of the head.
+
+        Everything after the head is computed in fp32, because in bf16 scores would tie and boxes would be off by
+        pixels.
 
         Args:
-            images: The batch, its sizes before padding.
-            features: The maps that the head has seen.
-            predictions: Its logits `N×(A·K)×H_l×W_l` and deltas `N×(A·4)×H_l×W_l`, level by level.
+            images: Batch of images, with their sizes before padding.
+            features: Feature maps of each level, `N×C×H_l×W_l`.
+            predictions: Logits `N×(A·K)×H_l×W_l` of each level, and deltas `N×(A·4)×H_l×W_l` of each level.
 
         Returns:
-            Each image's `pred_boxes`, `scores` and `pred_classes`, from its highest score down, in pixels of the input.
+            Detections of each image, with `pred_boxes` in pixels of the input, `scores` and `pred_classes`, ordered by
+            descending score.
 
         Raises:
-            NumericError: The predictions are not finite.
+            NumericError: The predictions are NaN or infinite.
         """
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
         require_finite([*logits, *deltas], "scores or boxes")
@@ -170,9 +200,9 @@ class PVTRetinaNet(RetinaNet):
             threshold=self.test_score_thresh,
             limit=self.test_topk_candidates,
         )
-        return [self._suppress(*of_image, size) for of_image, size in zip(candidates, images.image_sizes, strict=True)]
+        return [self._suppress(*found, size) for found, size in zip(candidates, images.image_sizes, strict=True)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:
-        # Not all images together: told apart by their coordinates, as classes are, boxes would be rounded by too much.
+        # Run NMS per image. Offsetting the coordinates of each image, as for classes, would round boxes too much.
         kept = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
         return Instances(size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=classes[kept])

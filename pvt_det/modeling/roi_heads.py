@@ -1,4 +1,4 @@
-"""Detectron2's ROI heads with MMDetection's matching as a choice, and exact under autocast."""
+"""Detectron2's ROI heads with optional MMDetection matching, and in fp32 under autocast."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pvt_det.modeling.registration import register
 
 
 class BestProposalMatcher(Matcher):
-    """Matches each proposal with the box it overlaps most, but each box's best proposal with that box.
+    """Match each proposal with the box it overlaps most, but the best proposal of each box with that box.
 
-    So a proposal goes to the box whose best it is, even when it overlaps another box more; both overlaps are above the
-    threshold. This is MMDetection's assigner with low-quality matches and its least overlap equal to the threshold, as
-    in its Mask R-CNN.
+    The best proposal of a box is matched with that box even if it overlaps another box more, as long as its IoU is at
+    least the threshold. This is MMDetection's assigner with low-quality matches and a minimum IoU equal to the
+    threshold, as in its Mask R-CNN.
 
     Args:
-        threshold: Least IoU of a match, in (0, 1).
-        boxes_appended: The last proposals are the boxes themselves, in order (`ROI_HEADS.PROPOSAL_APPEND_GT`); each is
-            its own match and takes no part in finding the best proposal.
+        threshold: Minimum IoU of a match, in (0, 1).
+        boxes_appended: Whether the last proposals are the boxes themselves, in order (`ROI_HEADS.PROPOSAL_APPEND_GT`).
+            Each of them is matched with itself, and ignored in the search for the best proposal.
     """
 
     def __init__(self, threshold: float, boxes_appended: bool) -> None:
@@ -37,7 +37,14 @@ class BestProposalMatcher(Matcher):
         self.boxes_appended = boxes_appended
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Match by IoU, boxes × proposals; returns each proposal's box and label (1 foreground, 0 background)."""
+        """Match proposals with boxes.
+
+        Args:
+            match_quality_matrix: IoU of boxes and proposals, `G×P`.
+
+        Returns:
+            Index of the matched box of each proposal, `P`, and its label, `P`: 1 for foreground, 0 for background.
+        """
         matches, labels = super().__call__(match_quality_matrix)
         num_boxes, num_proposals = match_quality_matrix.shape
         if self.boxes_appended:
@@ -47,7 +54,7 @@ class BestProposalMatcher(Matcher):
             quality = match_quality_matrix[:, :num_proposals]
             best = quality.amax(dim=1, keepdim=True)
             is_best = (quality == best) & (best >= self.threshold)
-            # Of several boxes that share a best proposal, the last one gets it.
+            # If several boxes share a best proposal, it is matched with the last of them.
             rank = torch.arange(1, num_boxes + 1, device=matches.device)[:, None]
             claimed = (is_best * rank).amax(dim=0)
             matches[:num_proposals] = torch.where(claimed > 0, claimed - 1, matches[:num_proposals])
@@ -55,9 +62,10 @@ class BestProposalMatcher(Matcher):
 
 
 class _Fp32Pooling:
-    """Mixin: leave autocast behind where it would round coordinates or scores.
+    """Mixin that computes in fp32 under autocast where lower precision would round coordinates or scores.
 
-    Detectron2's ROIAlign casts boxes to the features' type: in bf16 a coordinate of 800 moves by up to 2 pixels.
+    Detectron2's ROIAlign casts boxes to the dtype of the features. In bf16, this moves a coordinate of 800 by up to 2
+    pixels.
     """
 
     def forward(
@@ -67,12 +75,21 @@ class _Fp32Pooling:
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See Detectron2's ROIHeads.forward.
+        """Run the heads on features in fp32.
+
+        Args:
+            images: Batch of images.
+            features: Feature maps by name, `N×C×H_l×W_l`.
+            proposals: Proposals of each image, with `proposal_boxes`.
+            targets: Ground truth of each image. Only needed in training.
+
+        Returns:
+            Proposals (training) or detections (inference) of each image, and the losses by name (training).
 
         Raises:
             NumericError: In inference, features are NaN or infinite.
         """
-        # ROIAlign would bring channels-last maps into this order itself, anew for boxes and masks.
+        # Otherwise ROIAlign would copy channels-last maps into contiguous memory separately for boxes and masks.
         features = {
             name: level.to(torch.float32, memory_format=torch.contiguous_format) for name, level in features.items()
         }
@@ -84,11 +101,11 @@ class _Fp32Pooling:
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         arguments = super()._init_box_head(cfg, input_shape)  # type: ignore[misc]
         for predictor in arguments.get("box_predictors", [arguments.get("box_predictor")]):
-            predictor.register_forward_hook(_in_fp32)
+            predictor.register_forward_hook(_cast_to_fp32)
         return arguments
 
 
-def _in_fp32(module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _cast_to_fp32(module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not module.training:
         require_finite(outputs, "scores or boxes")
     return tuple(output.float() for output in outputs)
@@ -96,18 +113,30 @@ def _in_fp32(module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tenso
 
 @register(ROI_HEADS_REGISTRY)
 class PVTROIHeads(_Fp32Pooling, StandardROIHeads):
-    """Detectron2's StandardROIHeads with `MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES`."""
+    """Detectron2's StandardROIHeads with support for `MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES`."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Detectron2's arguments, with the matcher chosen by the config."""
+        """Read the arguments from the config.
+
+        Args:
+            cfg: Complete config. Uses `MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES` in addition to the keys that
+                Detectron2 uses.
+            input_shape: Channels and strides of the feature maps, by name.
+
+        Returns:
+            Keyword arguments of the constructor.
+
+        Raises:
+            ConfigError: Low-quality matches are enabled with several IoU thresholds.
+        """
         arguments = super().from_config(cfg, input_shape)
         heads = cfg.MODEL.ROI_HEADS
         if heads.ALLOW_LOW_QUALITY_MATCHES:
             if len(heads.IOU_THRESHOLDS) != 1:
                 raise ConfigError(
                     f"MODEL.ROI_HEADS.IOU_THRESHOLDS = {heads.IOU_THRESHOLDS}: "
-                    "expected just one with ALLOW_LOW_QUALITY_MATCHES."
+                    "expected a single threshold with ALLOW_LOW_QUALITY_MATCHES."
                 )
             arguments["proposal_matcher"] = BestProposalMatcher(heads.IOU_THRESHOLDS[0], heads.PROPOSAL_APPEND_GT)
         return arguments
@@ -115,15 +144,24 @@ class PVTROIHeads(_Fp32Pooling, StandardROIHeads):
 
 @register(ROI_HEADS_REGISTRY)
 class PVTCascadeROIHeads(_Fp32Pooling, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads, exact under autocast."""
+    """Detectron2's CascadeROIHeads with fp32 coordinates and scores under autocast."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Detectron2's arguments.
+        """Read the arguments from the config.
+
+        Args:
+            cfg: Complete config. Uses the same keys as Detectron2.
+            input_shape: Channels and strides of the feature maps, by name.
+
+        Returns:
+            Keyword arguments of the constructor.
 
         Raises:
-            ConfigError: Low-quality matches are asked for, which no published cascade has.
+            ConfigError: Low-quality matches are enabled. No published cascade uses them.
         """
         if cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES:
-            raise ConfigError("MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES: the cascade has no such matching; set False.")
+            raise ConfigError(
+                "MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES: not supported by Cascade R-CNN. Set it to False."
+            )
         return super().from_config(cfg, input_shape)

@@ -1,6 +1,6 @@
-"""The head of Semantic FPN, for semantic segmentation and for Panoptic FPN's stuff branch.
+"""Semantic FPN head, for semantic segmentation and for the stuff branch of Panoptic FPN.
 
-Detectron2's `SemanticSegmentor` and `PanopticFPN` take it as it is: `MODEL.SEM_SEG_HEAD.NAME: PVTSemSegFPNHead`.
+To use it in Detectron2's `SemanticSegmentor` or `PanopticFPN`, set `MODEL.SEM_SEG_HEAD.NAME: PVTSemSegFPNHead`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from pvt_det.modeling.registration import register
 
 @register(SEM_SEG_HEADS_REGISTRY)
 class PVTSemSegFPNHead(SemSegFPNHead):
-    """Detectron2's Semantic FPN head with the dropout, loss and first classifier of the published PVT segmentors.
+    """Detectron2's Semantic FPN head with the dropout and loss of the published PVT segmentors.
 
-    Each FPN map goes through 3×3 convolutions, each but p2's followed by an upsampling by 2, until all are at the
-    common stride; their sum is classified (Panoptic Feature Pyramid Networks, arXiv 1901.02446, section 3). That is
-    MMSegmentation's FPNHead too. The published configs normalise with SyncBN; GroupNorm, Detectron2's choice, needs
-    no other images or GPUs, so that small batches, single GPUs and CPUs train alike.
+    Each FPN level goes through 3×3 convolutions, each followed by 2× upsampling (except for p2), until all levels have
+    the common stride. Their sum is classified (Panoptic Feature Pyramid Networks, arXiv 1901.02446, section 3).
+    Architecture and initialization of the classifier are those of MMSegmentation's FPNHead. The published configs use
+    SyncBN. GroupNorm, Detectron2's default, does not depend on other images or GPUs, so small batches, single GPUs and
+    CPUs train alike.
 
     Args:
-        input_shape: Channels and strides of the maps that the head takes.
-        dropout: Share of the summed map's channels set to 0 in training, in [0, 1).
-        loss_average: Whether cross entropy is divided by the number of "all" pixels, ignored ones too (MMSegmentation
-            0.x), or of "valid" ones (Detectron2), counted over all processes.
-        arguments: Those of Detectron2's SemSegFPNHead.
+        input_shape: Channels and strides of the feature maps, by name.
+        dropout: Probability of setting a channel of the summed map to 0 in training, in [0, 1).
+        loss_average: Pixels over which the cross entropy is averaged: "all", including ignored ones (MMSegmentation
+            0.x), or "valid", counted over all processes (Detectron2).
+        **arguments: Arguments of Detectron2's SemSegFPNHead.
     """
 
     @configurable
@@ -49,24 +50,33 @@ class PVTSemSegFPNHead(SemSegFPNHead):
         super().__init__(input_shape, **arguments)
         assert loss_average in ("all", "valid"), loss_average
         self.dropout = nn.Dropout2d(dropout)
-        # MMSegmentation's: Detectron2's start, made for convolutions before a ReLU, gives a loss of 13 for 5 classes.
+        # Detectron2's initialization, which is for convolutions before a ReLU, gives an initial loss of 13 with 5
+        # classes.
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
         self.loss_average = loss_average
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Detectron2's arguments and `MODEL.SEM_SEG_HEAD.DROPOUT`, `LOSS_AVERAGE`.
+        """Read the arguments from the config.
+
+        Args:
+            cfg: Complete config. Uses `MODEL.SEM_SEG_HEAD.DROPOUT` and `LOSS_AVERAGE` in addition to the keys that
+                Detectron2 uses.
+            input_shape: Channels and strides of the feature maps, by name.
+
+        Returns:
+            Keyword arguments of the constructor.
 
         Raises:
-            ConfigError: The backbone lacks a map of `IN_FEATURES`.
+            ConfigError: The backbone does not return a feature map of `IN_FEATURES`, or `IN_FEATURES` is empty.
         """
         head = cfg.MODEL.SEM_SEG_HEAD
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing or not head.IN_FEATURES:
             raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES = {head.IN_FEATURES}: expected maps that the backbone "
-                f"{cfg.MODEL.BACKBONE.NAME} gives out, {', '.join(input_shape)}."
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES = {head.IN_FEATURES}: expected feature maps of the backbone "
+                f"{cfg.MODEL.BACKBONE.NAME}: {', '.join(input_shape)}."
             )
         return {
             **super().from_config(cfg, input_shape),
@@ -75,21 +85,28 @@ class PVTSemSegFPNHead(SemSegFPNHead):
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
-        """Logits `N×K×H×W` at the common stride."""
+        """Compute logits at the common stride.
+
+        Args:
+            features: Feature maps by name, `N×C×H_l×W_l`.
+
+        Returns:
+            Logits `N×K×H×W`.
+        """
         maps = [head(features[name]) for name, head in zip(self.in_features, self.scale_heads, strict=True)]
         return self.predictor(self.dropout(sum(maps[1:], start=maps[0])))
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Cross entropy at full resolution.
+        """Compute the cross entropy at full resolution.
 
         Args:
             predictions: Logits `N×K×H×W` at the common stride s.
-            targets: Labels `N×sH×sW`, 0 … K-1 or the value to ignore.
+            targets: Labels `N×sH×sW`: a class 0 … K-1, or the value to ignore.
 
         Returns:
-            "loss_sem_seg", a scalar; 0 where every label is to be ignored.
+            Scalar "loss_sem_seg". It is 0 if all labels are ignored.
         """
-        # Scores in bf16 would tie: leave autocast behind.
+        # Disable autocast, because scores would tie in bf16.
         with torch.autocast(predictions.device.type, enabled=False):
             logits = F.interpolate(
                 predictions.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
@@ -98,14 +115,14 @@ class PVTSemSegFPNHead(SemSegFPNHead):
         return {"loss_sem_seg": self.loss_weight * total / self._count(targets)}
 
     def _count(self, targets: Tensor) -> Tensor:
-        """How many pixels this process divides its summed loss by, a scalar above 0.
+        """Compute the number of pixels by which this process divides its summed loss, a positive scalar.
 
-        Gradients are averaged over processes, hence the whole batch's count is shared out equally.
+        Gradients are averaged over processes, so the count of the whole batch is divided by the number of processes.
         """
         if self.loss_average == "all":
             return torch.full((), float(targets.numel()), device=targets.device)
         count, world_size = (targets != self.ignore_value).sum().float(), comm.get_world_size()
-        # Without gradients (losses on validation data) processes need not be in step.
+        # Do not reduce over processes without gradients: they can have different numbers of validation images.
         if world_size > 1 and torch.is_grad_enabled():
             torch.distributed.all_reduce(count)
             return count.clamp(min=1) / world_size

@@ -1,4 +1,4 @@
-"""What each anchor is to predict: Detectron2's matching by IoU, without making a GPU wait for each image."""
+"""Match anchors with ground-truth boxes by IoU, without synchronizing with the GPU for each image."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ from torch import Tensor
 def match_anchors(
     anchors: Tensor, images: Sequence[Instances], matcher: Matcher, background: int
 ) -> tuple[Tensor, Tensor]:
-    """Match the anchors with the boxes of each image.
+    """Match the anchors with the boxes of each image, as Detectron2 does.
 
     Args:
-        anchors: `R×4`, of positive area.
-        images: Each with `gt_boxes` and `gt_classes`, on the anchors' device.
-        matcher: Its thresholds, its labels (1 for a match, 0 for background, -1 to ignore), and whether the anchors
-            that a box overlaps most are matches whatever the overlap.
+        anchors: Anchors `R×4` as (x1, y1, x2, y2), with positive area.
+        images: Ground truth of each image, with `gt_boxes` and `gt_classes`, on the device of the anchors.
+        matcher: Matcher whose settings are used: its IoU thresholds, its labels (1 for a match, 0 for background, -1 to
+            ignore), and whether the best anchor of each box is a match even if its IoU is low.
         background: Label of anchors without a match.
 
     Returns:
-        Labels `N×R`, a class, `background`, or -1 to ignore; and boxes `N×R×4`, those that the anchors with a class are
-        matched with, and anything at the others.
+        Labels `N×R`: a class, `background`, or -1 to ignore. And matched boxes `N×R×4`, which are meaningful only for
+        anchors with a class.
     """
-    # The last one serves the images without boxes.
+    # The last box and class are a dummy for images without boxes.
     boxes = torch.cat([*(image.gt_boxes.tensor for image in images), anchors.new_zeros(1, 4)])
     classes = torch.cat([*(image.gt_classes for image in images), torch.full_like(boxes[:1, 0], background).long()])
     first = [0, *accumulate(len(image) for image in images)]
     corners, areas = anchors.T.contiguous(), _areas(anchors)
-    found = []
+    matches = []
     for image, start in zip(images, first, strict=False):
         if len(image):
-            # One image at a time: all IoUs of a batch would be too many to keep.
-            best, match, is_boxs_best = _match(image.gt_boxes.tensor, corners, areas)
-            found.append((best, match + start, is_boxs_best & matcher.allow_low_quality_matches))
+            # Process one image at a time, because the IoUs of a whole batch would take too much memory.
+            best, match, is_best_of_box = _match(image.gt_boxes.tensor, corners, areas)
+            matches.append((best, match + start, is_best_of_box & matcher.allow_low_quality_matches))
         else:
-            none = torch.full_like(areas, first[-1], dtype=torch.int64)
-            found.append((torch.zeros_like(areas), none, torch.ones_like(none, dtype=torch.bool)))
-    best, match, is_match = (torch.stack(parts) for parts in zip(*found, strict=True))
+            dummy = torch.full_like(areas, first[-1], dtype=torch.int64)
+            matches.append((torch.zeros_like(areas), dummy, torch.ones_like(dummy, dtype=torch.bool)))
+    best, match, is_match = (torch.stack(tensors) for tensors in zip(*matches, strict=True))
 
-    kinds = torch.ones_like(best, dtype=torch.int8)
-    for kind, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
-        kinds.masked_fill_((best >= low) & (best < high), kind)
-    kinds.masked_fill_(is_match, 1)
-    labels = classes[match].masked_fill_(kinds == 0, background).masked_fill_(kinds == -1, -1)
+    match_labels = torch.ones_like(best, dtype=torch.int8)
+    for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
+        match_labels.masked_fill_((best >= low) & (best < high), label)
+    match_labels.masked_fill_(is_match, 1)
+    labels = classes[match].masked_fill_(match_labels == 0, background).masked_fill_(match_labels == -1, -1)
     return labels, boxes[match]
 
 
 def _match(boxes: Tensor, corners: Tensor, areas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each anchor: its best IoU, the box it has that with, and whether a box has no better IoU with any anchor."""
+    """Return the best IoU and box of each anchor, and whether the anchor is the best one of any box."""
     iou = _iou(boxes, corners, areas)
     best, match = iou.max(dim=0)
     return best, match, (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
 
 
 def _iou(boxes: Tensor, corners: Tensor, areas: Tensor) -> Tensor:
-    """IoU of boxes `G×4` with anchors, whose corners `4×R` and areas `R` are given: `G×R`, in few tensors of that size.
+    """Compute the IoU `G×R` of boxes `G×4` and anchors with corners `4×R` and areas `R`.
 
-    Operations are in Detectron2's order, and so rounded alike; areas above 0 make the union so.
+    Allocates few tensors of this size. Operations have the same order as in Detectron2, and so the same rounding.
+    Unions are positive, because anchors have positive areas.
     """
     x0, y0, x1, y1 = boxes.T[:, :, None]
     intersection = torch.minimum(x1, corners[2]).sub_(torch.maximum(x0, corners[0])).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Test-time augmentation (TTA): detect in resized and mirrored copies of an image and merge the detections."""
+"""Test-time augmentation (TTA): merge the detections of resized and flipped copies of an image."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pvt_det.errors import ConfigError
 
 
 def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation]) -> tuple[CfgNode, nn.Module]:
-    """Build the config and the model to test with.
+    """Wrap a model with test-time augmentation if the config enables it.
 
     Args:
-        cfg: A complete config; `TEST.AUG` says whether and how images are augmented.
-        model: A detector built from it, not wrapped.
+        cfg: Complete config. Uses `TEST.AUG`.
+        model: Detector built from `cfg`, not wrapped in `DistributedDataParallel`.
         resizes: Augmentations that resize an image, one for each of `TEST.AUG.MIN_SIZES`.
 
     Returns:
-        `cfg` and `model` themselves without `TEST.AUG.ENABLED`. Otherwise a config whose test images keep their size,
-        so that they are resized only once, and a model with the same inputs and outputs.
+        If `TEST.AUG.ENABLED` is false, `cfg` and `model` unchanged. Otherwise a config that loads test images at their
+        original size, so that they are resized only once, and a model with the same inputs and outputs.
 
     Raises:
-        ConfigError: `TEST.AUG.MIN_SIZES` is empty or not positive, or the kind of model is not supported.
+        ConfigError: `TEST.AUG.MIN_SIZES` is empty or not positive, or the meta-architecture is not supported.
     """
     settings = cfg.TEST.AUG
     if not settings.ENABLED:
@@ -49,19 +49,21 @@ def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation])
     if isinstance(model, RetinaNet):
         nms_threshold = cfg.MODEL.RETINANET.NMS_THRESH_TEST
         return cfg, RetinaNetWithTTA(model, mapper, nms_threshold, cfg.TEST.DETECTIONS_PER_IMAGE)
-    # PanopticFPN is a GeneralizedRCNN too, but Detectron2's class would drop its semantic branch.
+    # PanopticFPN is also a GeneralizedRCNN, but Detectron2's TTA class would drop its semantic branch.
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
-        # Only views of one size share a batch, because PVT's maps depend on the padding.
+        # Only views with the same size share a batch, because PVT's feature maps depend on the padding.
         return cfg, RCNNWithTTA(cfg, model, mapper, batch_size=2 if settings.FLIP else 1)
-    raise ConfigError(f"TEST.AUG.ENABLED: {cfg.MODEL.META_ARCHITECTURE} has no test-time augmentation; set False.")
+    raise ConfigError(
+        f"TEST.AUG.ENABLED: {cfg.MODEL.META_ARCHITECTURE} does not support test-time augmentation. Set it to False."
+    )
 
 
 class TTAMapper:
-    """Makes the augmented views of an image: one for each resizing, each followed by its mirror image with `flip`.
+    """Create the augmented views of an image: one for each resize, each with an optional flipped copy.
 
     Args:
         resizes: Augmentations that resize an image.
-        flip: Whether to add horizontally mirrored views.
+        flip: Whether to add a horizontally flipped copy of each view.
     """
 
     def __init__(self, resizes: Sequence[T.Augmentation], *, flip: bool) -> None:
@@ -69,7 +71,14 @@ class TTAMapper:
         self.flip = flip
 
     def __call__(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return copies of `record`, each with its own `image` (`3×H×W`) and the `transforms` that made it."""
+        """Create the views of an image.
+
+        Args:
+            record: Dictionary with the `image` as a tensor `3×H×W`.
+
+        Returns:
+            Copies of `record`, each with its own `image` and the `transforms` that were applied to it.
+        """
         image = record["image"].permute(1, 2, 0).numpy()
         views = []
         for resize in self.resizes:
@@ -88,29 +97,30 @@ def _view(record: dict[str, Any], image: np.ndarray, transforms: T.TransformList
 
 
 class RCNNWithTTA(GeneralizedRCNNWithTTA):
-    """Detectron2's class, except that its heads are restored after an error too, so that later images get masks."""
+    """Detectron2's class, but restores its heads after an error, so that later images get masks."""
 
     @contextmanager
     def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
         heads = self.model.roi_heads
-        before = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
+        original = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
         try:
-            for name in before:
+            for name in original:
                 setattr(heads, name, False)
             yield
         finally:
-            for name, value in before.items():
+            for name, value in original.items():
                 setattr(heads, name, value)
 
 
 class RetinaNetWithTTA(nn.Module):
-    """RetinaNet over several views of an image; their boxes are merged by non-maximum suppression within each class.
+    """RetinaNet on several views of an image, whose boxes are merged by NMS within each class.
 
     Args:
-        model: The detector.
-        mapper: Makes the views.
-        nms_threshold: Overlap (IoU) of two boxes of a class above which the one with the lower score is dropped.
-        max_detections: Number of detections kept for an image.
+        model: RetinaNet detector.
+        mapper: Mapper that creates the views of an image.
+        nms_threshold: IoU of two boxes of the same class, in [0, 1], above which the box with the lower score is
+            dropped.
+        max_detections: Maximum number of detections per image.
     """
 
     def __init__(self, model: nn.Module, mapper: TTAMapper, nms_threshold: float, max_detections: int) -> None:
@@ -121,27 +131,35 @@ class RetinaNetWithTTA(nn.Module):
         self.max_detections = max_detections
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Detect objects; the inputs and outputs are those of the detector."""
+        """Detect objects.
+
+        Args:
+            batched_inputs: One dictionary per image, with its `image` as a tensor `3×H×W`, and the `height` and `width`
+                of the results in pixels.
+
+        Returns:
+            `{"instances": Instances}` for each image.
+        """
         return [{"instances": self._detect(record)} for record in batched_inputs]
 
     def _detect(self, record: dict[str, Any]) -> Instances:
         size = (record["height"], record["width"])
-        found = []
+        detections = []
         for _, group in groupby(self.mapper(record), key=lambda view: view["image"].shape):
             views = list(group)
             outputs = self.model([{"image": view["image"]} for view in views])
-            found += [
+            detections += [
                 _to_image(output["instances"], view["transforms"], size)
                 for output, view in zip(outputs, views, strict=True)
             ]
-        merged = Instances.cat(found)
+        merged = Instances.cat(detections)
         kept = batched_nms(merged.pred_boxes.tensor, merged.scores, merged.pred_classes, self.nms_threshold)
         return merged[kept[: self.max_detections]]
 
 
-def _to_image(found: Instances, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
-    """Map the detections of a view back to the image of `size`, its height and width in pixels."""
-    tensor = found.pred_boxes.tensor
+def _to_image(instances: Instances, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+    """Map the detections of a view back to the image, whose height and width in pixels are `size`."""
+    tensor = instances.pred_boxes.tensor
     boxes = Boxes(torch.from_numpy(transforms.inverse().apply_box(tensor.cpu().numpy())).to(tensor))
     boxes.clip(size)
-    return Instances(size, pred_boxes=boxes, scores=found.scores, pred_classes=found.pred_classes)
+    return Instances(size, pred_boxes=boxes, scores=instances.scores, pred_classes=instances.pred_classes)

@@ -1,4 +1,4 @@
-"""Size and cost of any module: parameters, and multiply-accumulates with the attention products."""
+"""Count the parameters and the multiply-accumulates of a model, including those of attention."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from pvt_det.layers.cpu.onednn import HAS_ONEDNN
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, each counted once, trained or not."""
+    """Count parameters, trainable and frozen. Shared parameters are counted once.
+
+    Args:
+        module: The module to count in.
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_gmacs(call: Callable[..., object], *inputs: object) -> float:
     """Count the multiply-accumulates of one forward pass, in units of 10⁹ ("GFLOPs" in papers).
 
-    Matrix products, convolutions and both products of attention count; norms, activations and resizing do not. The
-    pass is really run, on the inputs given.
+    Counts linear layers, convolutions and both matrix products of attention. Ignores norms, activations and resizing.
+    The forward pass is actually run.
 
     Args:
-        call: A module, which runs in evaluation mode here and is then put back, or any function such as
-            `trunk.forward_pyramid`.
-        inputs: What `call` takes: an image batch for a trunk, the list of dictionaries for a Detectron2 detector.
+        call: A module, or a function such as `trunk.forward_pyramid`. A module runs in evaluation mode. Its mode is
+            restored afterwards.
+        *inputs: Arguments of `call`: a batch of images for a trunk, or a list of dictionaries for a Detectron2
+            detector.
     """
     modes = {part: part.training for part in call.modules()} if isinstance(call, nn.Module) else {}
-    # PyTorch's counter does not know the kernels that attention and linear layers take on a CPU.
+    # PyTorch's counter does not know the kernels that attention and linear layers use on a CPU.
     mapping: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     if HAS_ONEDNN:
         mapping[torch.ops.mkldnn._linear_pointwise] = _linear_flops

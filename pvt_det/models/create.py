@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Create models by name."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def list_models() -> list[str]:
 def create_model(
     name: str, num_classes: int = 1000, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
 ) -> Trunk:
-    """Build a PVT with fresh weights.
+    """Build a randomly initialized PVT.
 
     Args:
         name: One of `list_models()`.
-        num_classes: Outputs of the classifier; 0 builds the trunk for dense prediction, without class token, final
-            norm (v1) and head.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1); rises linearly from 0 at the first.
-        img_size: Image side, or height and width, in pixels, that the position embeddings are made for (v1 only). They
-            are resized for images of any other size.
+        num_classes: Number of classes. 0 builds the trunk for dense prediction, without class token (v1), final norm
+            (v1) and head.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1). It rises linearly from 0 at the first block.
+        img_size: Image size in pixels, as one side or `(height, width)`, at least 32, for which the position embeddings
+            are created (v1 only). They are resized for images of other sizes.
 
     Returns:
-        The model in training mode; its `state_dict` has the published keys and shapes.
+        The model in training mode. Its `state_dict` has the published keys and shapes.
 
     Raises:
-        ConfigError: The name is unknown, or a value is out of its range.
+        ConfigError: The name is unknown, or an argument is out of range.
     """
     variant = get_variant(name)
     if not isinstance(num_classes, int) or num_classes < 0:
-        raise ConfigError(f"num_classes of {name} is {num_classes!r}: give the number of classes, or 0 for no head")
+        raise ConfigError(f"num_classes of {name} is {num_classes!r}: expected the number of classes, or 0 for no head")
     size = _image_size(img_size)
     if variant.family == "v1":
         return PyramidVisionTransformer(variant, num_classes, drop_path_rate, size)
@@ -48,4 +48,4 @@ def _image_size(img_size: object) -> tuple[int, int]:
             return side, side
         case (int(height), int(width)) if min(height, width) >= MIN_SIDE:
             return height, width
-    raise ConfigError(f"img_size is {img_size!r}: give one side or (height, width), in pixels, at least {MIN_SIDE}")
+    raise ConfigError(f"img_size is {img_size!r}: expected one side or (height, width) in pixels, at least {MIN_SIDE}")

@@ -1,7 +1,7 @@
 """Pyramid Vision Transformer (PVT v1), https://arxiv.org/abs/2102.12122.
 
-Parameter names, shapes, initial values and LayerNorm epsilons are those of the code published with the paper
-(Apache-2.0), so its weights load without renaming. The implementation is this package's own.
+Parameter names, shapes, initial values and LayerNorm epsilons match the code published with the paper (Apache-2.0), so
+its weights load without renaming. The implementation is independent of that code.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ PATCH_SIZES = (4, 2, 2, 2)
 
 
 class PyramidVisionTransformer(Trunk):
-    """PVT v1: classifier, or trunk for dense prediction when `num_classes` is 0.
+    """PVT v1: a classifier, or a trunk for dense prediction if `num_classes` is 0.
 
-    The trunk has no class token, final norm and head. Its `pos_embed4` still has the class token's slot, so that
-    published tensors fit as they are; the slot is not used.
+    The trunk has no class token, final norm or head. Its `pos_embed4` keeps the position of the class token, although
+    it is not used, so that published tensors load unchanged.
 
     Args:
-        variant: A row of `variants.py` with family "v1".
-        num_classes: Outputs of the classifier, or 0.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        img_size: Height and width in pixels that the position embeddings are made for, each at least 32.
+        variant: A variant of `variants.py` with family "v1".
+        num_classes: Number of classes, or 0 for no classifier.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
+        img_size: Image height and width in pixels for which the position embeddings are created, each at least 32.
     """
 
-    # Made by loops below; named here for readers and type checkers.
+    # Created in a loop below. Declared here for type checkers.
     pos_embed4: nn.Parameter
 
     def __init__(self, variant: Variant, num_classes: int, drop_path_rate: float, img_size: Size) -> None:
@@ -64,7 +64,7 @@ class PyramidVisionTransformer(Trunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values of the published code; convolutions keep PyTorch's."""
+        """Initialize parameters as the published code does. Convolutions keep PyTorch's default."""
         for name, parameter in self.named_parameters(recurse=False):
             assert name == "cls_token" or name.startswith("pos_embed")
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -74,11 +74,23 @@ class PyramidVisionTransformer(Trunk):
                 nn.init.zeros_(module.bias)
 
     def stage_modules(self, i: int) -> list[nn.Module | nn.Parameter]:
-        """Everything that belongs to stage `i` of 1 … 4, to freeze it for example."""
+        """Return the modules and parameters of one stage, for example to freeze them.
+
+        Args:
+            i: Stage number, 1 to 4.
+        """
         return [*super().stage_modules(i), getattr(self, f"pos_embed{i}")]
 
     def embed(self, i: int, x: Tensor) -> tuple[Tensor, Size]:
-        """Turn the input of stage `i` into tokens with their positions added, without the class token."""
+        """Embed the input of a stage as tokens, with position embeddings but without the class token.
+
+        Args:
+            i: Stage number, 1 to 4.
+            x: Images `N×3×H×W` for stage 1, otherwise the feature map `N×C×H×W` of the previous stage.
+
+        Returns:
+            Tokens `N×L×C`, and the height and width of their grid.
+        """
         tokens, size = getattr(self, f"patch_embed{i}")(x)
         table = getattr(self, f"pos_embed{i}")
         if i == 4:
@@ -86,7 +98,14 @@ class PyramidVisionTransformer(Trunk):
         return tokens + self._positions[i - 1].get(table, self.grids[i - 1], size), size
 
     def classify(self, x: Tensor) -> Tensor:
-        """Compute logits `N×num_classes` from the class token, which joins in stage 4."""
+        """Compute logits from the class token, which is added in stage 4.
+
+        Args:
+            x: Images `N×3×H×W`, at least 32 pixels on each side.
+
+        Returns:
+            Logits `N×num_classes`.
+        """
         for i in range(1, 4):
             x = self.forward_stage(i, x)
         tokens, size = self.embed(4, x)

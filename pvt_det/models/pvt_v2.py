@@ -1,7 +1,7 @@
 """Pyramid Vision Transformer v2 (PVT v2), https://arxiv.org/abs/2106.13797.
 
-Parameter names, shapes, initial values and LayerNorm epsilons are those of the code published with the paper
-(Apache-2.0), so its weights load without renaming. The implementation is this package's own.
+Parameter names, shapes, initial values and LayerNorm epsilons match the code published with the paper (Apache-2.0), so
+its weights load without renaming. The implementation is independent of that code.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ KERNELS_AND_STRIDES = ((7, 4), (3, 2), (3, 2), (3, 2))
 
 
 class PyramidVisionTransformerV2(Trunk):
-    """PVT v2: classifier, or trunk for dense prediction (the same without the head) when `num_classes` is 0.
+    """PVT v2: a classifier, or a trunk for dense prediction if `num_classes` is 0.
 
-    Each stage ends with its LayerNorm, `norm1` … `norm4`; the maps of `forward_pyramid` are normalised.
+    The trunk is the classifier without the head. Each stage ends with a LayerNorm, `norm1` … `norm4`, so the feature
+    maps of `forward_pyramid` are normalized.
 
     Args:
-        variant: A row of `variants.py` with family "v2".
-        num_classes: Outputs of the classifier, or 0.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        variant: A variant of `variants.py` with family "v2".
+        num_classes: Number of classes, or 0 for no classifier.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
     """
 
     def __init__(self, variant: Variant, num_classes: int, drop_path_rate: float) -> None:
@@ -56,7 +57,7 @@ class PyramidVisionTransformerV2(Trunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values of the published code."""
+        """Initialize parameters as the published code does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -68,19 +69,47 @@ class PyramidVisionTransformerV2(Trunk):
                 nn.init.zeros_(module.bias)
 
     def stage_modules(self, i: int) -> list[nn.Module | nn.Parameter]:
-        """Everything that belongs to stage `i` of 1 … 4, to freeze it for example."""
+        """Return the modules of one stage, for example to freeze them.
+
+        Args:
+            i: Stage number, 1 to 4.
+        """
         return [*super().stage_modules(i), getattr(self, f"norm{i}")]
 
     def embed(self, i: int, x: Tensor) -> tuple[Tensor, Size]:
-        """Turn the input of stage `i` into its tokens and the size of their grid."""
+        """Embed the input of a stage as tokens.
+
+        Args:
+            i: Stage number, 1 to 4.
+            x: Images `N×3×H×W` for stage 1, otherwise the feature map `N×C×H×W` of the previous stage.
+
+        Returns:
+            Tokens `N×L×C`, and the height and width of their grid.
+        """
         return getattr(self, f"patch_embed{i}")(x)
 
     def run_blocks(self, i: int, tokens: Tensor, size: Size) -> Tensor:
-        """Run the blocks of stage `i`, and the LayerNorm that follows them, on tokens `N×L×C`."""
+        """Run the blocks of a stage and the LayerNorm that follows them.
+
+        Args:
+            i: Stage number, 1 to 4.
+            tokens: Tokens `N×(H·W)×C`.
+            size: Height and width of the grid of tokens.
+
+        Returns:
+            Tokens `N×(H·W)×C`.
+        """
         return getattr(self, f"norm{i}")(super().run_blocks(i, tokens, size))
 
     def classify(self, x: Tensor) -> Tensor:
-        """Compute logits `N×num_classes` from the mean of the last map."""
+        """Compute logits from the mean of the last feature map.
+
+        Args:
+            x: Images `N×3×H×W`, at least 32 pixels on each side.
+
+        Returns:
+            Logits `N×num_classes`.
+        """
         for i in range(1, 5):
             x = self.forward_stage(i, x)
         return self.head(x.mean(dim=(2, 3)))

@@ -1,4 +1,4 @@
-"""What PVT v1 and v2 have in common: four stages, from an image to a pyramid of maps."""
+"""Base class of PVT v1 and v2: four stages that turn an image into a pyramid of feature maps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from pvt_det.errors import ConfigError
 from pvt_det.layers.patch import Size, to_map
 
 STRIDES = (4, 8, 16, 32)
-# Below this the spatial reduction of some stage would be left without a single key.
+# In smaller images, the spatial reduction of some stage would leave no keys.
 MIN_SIDE = 32
 
 
 class Trunk(nn.Module, ABC):
-    """Four stages `patch_embed{i}` and `block{i}`, i = 1 … 4, with the published names.
+    """Base class with four stages. Stage `i` consists of `patch_embed{i}` and `block{i}`.
+
+    Args:
+        embed_dims: Channels of the four feature maps.
+        num_classes: Number of classes, or 0 for no classifier.
 
     Attributes:
-        embed_dims: Channels of the four maps.
-        num_classes: Outputs of the classifier; 0 where there is none.
-        checkpoint_stages: Stages (of 1 … 4) whose blocks are computed again in the backward pass instead of keeping
-            their activations. Outputs and gradients stay the same. Only read in training mode.
+        embed_dims: Channels of the four feature maps.
+        num_classes: Number of classes, or 0 for no classifier.
+        checkpoint_stages: Stages, from 1 to 4, whose blocks are recomputed in the backward pass instead of keeping
+            their activations. Outputs and gradients stay the same. Only used in training mode.
     """
 
     def __init__(self, embed_dims: tuple[int, ...], num_classes: int) -> None:
@@ -34,28 +38,34 @@ class Trunk(nn.Module, ABC):
         self.checkpoint_stages: set[int] = set()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images `N×3×H×W`, normalised; returns logits `N×num_classes`.
+        """Classify images.
+
+        Args:
+            x: Normalized images `N×3×H×W` of any size. Sides below 32 pixels are padded to 32 with zeros.
+
+        Returns:
+            Logits `N×num_classes`.
 
         Raises:
-            ConfigError: If the model was built with `num_classes=0`, or `x` is no batch of three-channel images.
+            ConfigError: The model was built with `num_classes=0`, or `x` is not a batch of three-channel images.
         """
         if self.num_classes == 0:
-            raise ConfigError("this model has no classifier (num_classes=0): call forward_pyramid, or give num_classes")
+            raise ConfigError("this model has no classifier (num_classes=0): call forward_pyramid, or set num_classes")
         return self.classify(pad_image(x))
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """Compute the four maps of images `N×3×H×W`, without the class token.
+        """Compute the four feature maps of a batch of images, without the class token.
 
         Args:
-            x: Normalised images of any size. Sides below 32 pixels are first padded to 32 with zeros at the bottom and
-                on the right, so that every stage has at least one token.
+            x: Normalized images `N×3×H×W` of any size. Sides below 32 pixels are padded to 32 with zeros at the bottom
+                and on the right, so that every stage has at least one token.
 
         Returns:
-            Maps `N×C_i×H_i×W_i` of strides 4, 8, 16, 32, in channels-last memory. From an image side S, PVT v1 makes
-            `S // 4` and halves it, rounding down; PVT v2 rounds up.
+            Feature maps `N×C_i×H_i×W_i` with strides 4, 8, 16 and 32, in channels-last memory. Stage 1 divides each
+            side by 4, and each later stage halves it. PVT v1 rounds down, PVT v2 rounds up.
 
         Raises:
-            ConfigError: If `x` is no batch of three-channel images.
+            ConfigError: `x` is not a batch of three-channel images.
         """
         x = pad_image(x)
         maps = []
@@ -65,35 +75,77 @@ class Trunk(nn.Module, ABC):
         return maps
 
     def forward_stage(self, i: int, x: Tensor) -> Tensor:
-        """Run stage `i` of 1 … 4 alone, from the image or the previous stage's map to its own map, both `N×C×H×W`."""
+        """Run a single stage.
+
+        Args:
+            i: Stage number, 1 to 4.
+            x: Images `N×3×H×W` for stage 1, otherwise the feature map `N×C×H×W` of the previous stage.
+
+        Returns:
+            Feature map `N×C×H×W` of the stage.
+        """
         tokens, size = self.embed(i, x)
         return to_map(self.run_blocks(i, tokens, size), size)
 
     def stage_modules(self, i: int) -> list[nn.Module | nn.Parameter]:
-        """Everything that belongs to stage `i` of 1 … 4, to freeze it for example."""
+        """Return the modules of one stage, for example to freeze them.
+
+        Args:
+            i: Stage number, 1 to 4.
+        """
         return [getattr(self, f"patch_embed{i}"), getattr(self, f"block{i}")]
 
     def run_blocks(self, i: int, tokens: Tensor, size: Size) -> Tensor:
-        """Run the blocks of stage `i`, and what follows them, on tokens `N×L×C`."""
-        again = i in self.checkpoint_stages and self.training and torch.is_grad_enabled()
+        """Run the blocks of a stage.
+
+        Args:
+            i: Stage number, 1 to 4.
+            tokens: Tokens `N×L×C`. `L` is H·W, plus 1 with a class token.
+            size: Height and width of the grid of tokens.
+
+        Returns:
+            Tokens `N×L×C`.
+        """
+        recompute = i in self.checkpoint_stages and self.training and torch.is_grad_enabled()
         for block in getattr(self, f"block{i}"):
-            tokens = checkpoint(block, tokens, size, use_reentrant=False) if again else block(tokens, size)
+            tokens = checkpoint(block, tokens, size, use_reentrant=False) if recompute else block(tokens, size)
         return tokens
 
     @abstractmethod
     def embed(self, i: int, x: Tensor) -> tuple[Tensor, Size]:
-        """Turn the input of stage `i` into its tokens and the size of their grid."""
+        """Embed the input of a stage as tokens.
+
+        Args:
+            i: Stage number, 1 to 4.
+            x: Images `N×3×H×W` for stage 1, otherwise the feature map `N×C×H×W` of the previous stage.
+
+        Returns:
+            Tokens `N×L×C`, and the height and width of their grid.
+        """
 
     @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
-        """Compute logits of images that are large enough."""
+        """Compute logits.
+
+        Args:
+            x: Images `N×3×H×W`, at least 32 pixels on each side.
+
+        Returns:
+            Logits `N×num_classes`.
+        """
 
 
 def pad_image(x: Tensor) -> Tensor:
-    """Pad images `N×3×H×W` with zeros to at least 32 pixels a side.
+    """Pad images with zeros at the bottom and on the right to at least 32 pixels on each side.
+
+    Args:
+        x: Images `N×3×H×W`.
+
+    Returns:
+        Images `N×3×H×W`, or `x` itself if it is large enough.
 
     Raises:
-        ConfigError: If `x` has another number of dimensions or channels, or no pixels.
+        ConfigError: `x` does not have four dimensions and three channels, or its images have no pixels.
     """
     if x.dim() != 4 or x.shape[1] != 3:
         raise ConfigError(f"input of shape {tuple(x.shape)}: expected a batch of RGB images, N x 3 x H x W")
@@ -106,28 +158,31 @@ def pad_image(x: Tensor) -> Tensor:
 
 
 def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
-    """Check that a rate of stochastic depth is in [0, 1).
+    """Check that a stochastic depth rate is in [0, 1).
 
     Args:
-        rate: The rate.
-        name: What messages call it.
+        rate: The stochastic depth rate.
+        name: Name of the argument or config key in the error message.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The rate is out of range.
     """
     if not 0 <= rate < 1:
         raise ConfigError(f"{name} = {rate!r}: expected 0 or more and less than 1.")
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Return the stochastic depth of every block, rising linearly from 0 to `rate`, as one list for each stage.
+    """Compute the stochastic depth rate of every block, rising linearly from 0 to `rate`.
 
     Args:
-        rate: Stochastic depth of the last block, in [0, 1).
+        rate: Stochastic depth rate of the last block, in [0, 1).
         depths: Number of blocks of each stage.
 
+    Returns:
+        One list per stage, with one rate per block.
+
     Raises:
-        ConfigError: The rate is out of its range.
+        ConfigError: The rate is out of range.
     """
     check_drop_path_rate(rate)
     total = sum(depths)

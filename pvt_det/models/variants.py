@@ -1,7 +1,8 @@
-"""Every published variant, one row each.
+"""Hyperparameters of all published variants.
 
-PVT v1: table 1 of https://arxiv.org/abs/2102.12122. PVT v2: table 1 of https://arxiv.org/abs/2106.13797. Where a
-paper and its published code differ, the rows follow the code, since published weights do.
+PVT v1 is described in table 1 of https://arxiv.org/abs/2102.12122, PVT v2 in table 1 of
+https://arxiv.org/abs/2106.13797. Where a paper and its code differ, we follow the code, because the published weights
+do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ _MLP_RATIOS: Four = (8, 8, 4, 4)
 
 @dataclass(frozen=True)
 class Variant:
-    """The numbers that tell one variant from another; four-tuples go from stage 1 to stage 4."""
+    """Hyperparameters of one variant. Each tuple has one value per stage, from stage 1 to stage 4.
+
+    Attributes:
+        name: Name of the variant, such as "pvt_small".
+        family: "v1" or "v2".
+        depths: Number of blocks.
+        embed_dims: Channels of the tokens.
+        num_heads: Number of attention heads.
+        mlp_ratios: Hidden channels of the MLP as a multiple of `embed_dims`.
+        sr_ratios: Factor by which spatial-reduction attention reduces each side of the map of keys and values. Not used
+            if `linear` is true.
+        linear: Whether to use PVT v2's linear attention, which pools the map of keys and values to 7×7.
+    """
 
     name: str
     family: Literal["v1", "v2"]
@@ -30,7 +43,6 @@ class Variant:
     num_heads: Four = _HEADS
     mlp_ratios: Four = _MLP_RATIOS
     sr_ratios: Four = (8, 4, 2, 1)
-    # PVT v2's linear attention: keys and values from a map pooled to 7×7 in place of one shrunk by `sr_ratios`.
     linear: bool = False
 
 
@@ -52,12 +64,15 @@ VARIANTS = {row.name: row for row in _ROWS}
 
 
 def get_variant(name: str) -> Variant:
-    """Return the variant of a name, such as "pvt_small".
+    """Look up a variant by name.
+
+    Args:
+        name: Name of the variant, such as "pvt_small".
 
     Raises:
         ConfigError: The name is unknown.
     """
     if name not in VARIANTS:
         hint = did_you_mean(str(name), VARIANTS)
-        raise ConfigError(f"unknown model {name!r}.{hint} Known are {', '.join(VARIANTS)}.")
+        raise ConfigError(f"unknown model {name!r}.{hint} Known models: {', '.join(VARIANTS)}.")
     return VARIANTS[name]

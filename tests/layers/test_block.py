@@ -9,7 +9,7 @@ from pvt_det.layers.block import Block
 from pvt_det.layers.mlp import Mlp
 
 
-def test_drop_path_skips_whole_branches_of_a_sample():
+def test_drop_path_skips_branches_per_sample():
     block = Block(8, SpatialReductionAttention(8, 2, 2), Mlp(8, 4), drop_path=0.5).train()
     torch.nn.init.constant_(block.mlp.fc2.bias, 1.0)
     x = torch.zeros(200, 4, 8)

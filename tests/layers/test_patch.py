@@ -1,4 +1,4 @@
-"""Patch embeddings equal the convolutions whose weights they hold."""
+"""Patch embeddings match the convolutions with the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_tokens_and_maps_are_views_of_each_other():
 
 @settings(deadline=None, max_examples=30)
 @given(ratio=st.sampled_from([1, 2, 4, 8]), extra=st.tuples(st.integers(0, 12), st.integers(0, 12)))
-def test_merging_is_the_convolution(ratio, extra):
+def test_merge_matches_the_convolution(ratio, extra):
     layer = PatchMerging(3, 5, ratio)
     height, width = ratio + extra[0], ratio + extra[1]
     feature_map = torch.randn(2, 3, height, width)
@@ -32,7 +32,7 @@ def test_merging_is_the_convolution(ratio, extra):
     torch.testing.assert_close(to_map(got, (want.shape[2], want.shape[3])), want, rtol=1e-5, atol=1e-5)
 
 
-def test_weight_keeps_the_published_shape_and_is_not_copied():
+def test_weight_has_the_published_shape_and_its_matrix_is_a_view():
     layer = PatchMerging(3, 5, 4)
     assert layer.weight.shape == (5, 3, 4, 4)
     layer.load_state_dict({"weight": torch.randn(5, 3, 4, 4), "bias": torch.zeros(5)})
@@ -41,7 +41,7 @@ def test_weight_keeps_the_published_shape_and_is_not_copied():
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 9), (8, 8), (33, 5)])
-def test_embeddings(height, width):
+def test_embeddings_match_convolution_and_layer_norm(height, width):
     x = torch.randn(2, 3, height, width)
     plain = PatchEmbed(3, 6, 4)
     tokens, size = plain(x)

@@ -1,4 +1,4 @@
-"""Position embeddings follow the size of the map."""
+"""Position embeddings are resized to the size of the map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ side = st.integers(1, 9)
 
 
 def naive_resize(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation between pixel centres, edges repeated, written out."""
+    """Interpolate bilinearly between pixel centers, with repeated edges, in plain loops."""
     grid = table.reshape(*old, -1)
     out = torch.empty(*new, grid.shape[-1])
     for i in range(new[0]):
@@ -30,12 +30,12 @@ def naive_resize(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> T
 
 @settings(deadline=None, max_examples=30)
 @given(old=st.tuples(side, side), new=st.tuples(side, side))
-def test_resize_is_bilinear_between_pixel_centres(old, new):
+def test_resize_is_bilinear_between_pixel_centers(old, new):
     table = torch.randn(1, old[0] * old[1], 3)
     torch.testing.assert_close(resize_position(table, old, new), naive_resize(table, old, new), rtol=1e-5, atol=1e-5)
 
 
-def test_a_map_of_equal_area_and_other_shape_is_resized():
+def test_map_with_equal_area_but_different_shape_is_resized():
     table = torch.arange(12.0).reshape(1, 12, 1)
     assert not torch.equal(resize_position(table, (3, 4), (2, 6)), table)
     assert resize_position(table, (3, 4), (3, 4)) is table

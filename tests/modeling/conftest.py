@@ -1,4 +1,4 @@
-"""Small batches for detectors."""
+"""Fixtures that build detectors and small batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_CLASSES = 3
 
 
 def make_batch(sizes, num_boxes=3, masks="polygon", seed=0) -> list[dict]:
-    """Random images of the sizes, with boxes inside them and their masks."""
+    """Create random images of the given sizes, with boxes and masks."""
     generator = torch.Generator().manual_seed(seed)
     batch = []
     for height, width in sizes:
@@ -43,7 +43,7 @@ def _masks(boxes, height, width, kind):
 
 
 def build(name: str, *overrides: str) -> nn.Module:
-    """The detector of `configs/<name>.yaml` for three classes, with random weights, on the CPU."""
+    """Build the detector of `configs/<name>.yaml` for three classes, with random weights, on the CPU."""
     classes = [word for part in ("RETINANET", "ROI_HEADS") for word in (f"MODEL.{part}.NUM_CLASSES", str(NUM_CLASSES))]
     cfg = load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu", *classes, *overrides])
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def _build():
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Other tests run beside these; more threads than cores only cost time."""
+    """Use one thread, because other tests run at the same time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""PVT backbones: the trunk's maps by name, its keys unchanged, frozen and checkpointed stages."""
+"""PVT backbones: feature maps by name, unchanged keys, frozen and checkpointed stages, compilation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE_OF_EACH = ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"]
 
 
 @pytest.mark.parametrize("variant", list_models())
-def test_keys_and_shapes_are_the_trunks(variant):
+def test_state_dict_matches_the_trunk(variant):
     with torch.device("meta"):
         ours = create_backbone(variant).state_dict()
         trunk = create_model(variant, num_classes=0).state_dict()
@@ -33,7 +33,7 @@ def test_keys_and_shapes_are_the_trunks(variant):
 
 
 @pytest.mark.parametrize("variant", ONE_OF_EACH)
-def test_maps_are_the_trunks(variant):
+def test_maps_match_the_trunk(variant):
     trunk = create_model(variant, num_classes=0).eval()
     backbone = create_backbone(variant).eval()
     backbone.load_state_dict(trunk.state_dict())
@@ -45,7 +45,7 @@ def test_maps_are_the_trunks(variant):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_it_is_a_backbone_with_detectrons_interface():
+def test_detectron2_backbone_interface():
     backbone = create_backbone("pvt_v2_b0", out_features=["stage2", "stage4"])
     assert isinstance(backbone, Backbone)
     assert backbone.size_divisibility == 32
@@ -64,7 +64,7 @@ def test_any_image_size(variant, size):
     assert all(m.isfinite().all() and m.shape[-1] >= 1 for m in maps.values())
 
 
-def test_stages_behind_the_last_asked_for_neither_run_nor_train():
+def test_stages_after_the_last_output_neither_run_nor_train():
     backbone = create_backbone("pvt_tiny", out_features=["stage2"])
     ran = []
     for name, module in backbone.named_children():
@@ -79,7 +79,7 @@ def test_stages_behind_the_last_asked_for_neither_run_nor_train():
 
 
 @pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
-def test_frozen_stages_do_not_learn_and_stay_in_evaluation_mode(variant):
+def test_frozen_stages_get_no_gradient_and_stay_in_evaluation_mode(variant):
     backbone = create_backbone(variant, frozen_stages=2, drop_path_rate=0.9)
     frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
     parts = ("patch_embed1", "block1", "patch_embed2", "block2")
@@ -96,24 +96,24 @@ def test_frozen_stages_do_not_learn_and_stay_in_evaluation_mode(variant):
 
 
 @pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
-def test_checkpointing_changes_no_gradient(variant):
+def test_checkpointing_does_not_change_gradients(variant):
     image = torch.randn(1, 3, 64, 64)
     gradients = []
     for stages in ([], [1, 2, 3, 4]):
         torch.manual_seed(0)
         backbone = create_backbone(variant, drop_path_rate=0.3, checkpoint_stages=stages)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
             loss = sum(m.square().mean() for m in backbone(image).values())
         loss.backward()
-        gradients.append(([p.grad for p in backbone.parameters()], sum(kept)))
-    (plain, plain_kept), (checkpointed, checkpointed_kept) = gradients
+        gradients.append(([p.grad for p in backbone.parameters()], sum(saved)))
+    (plain, plain_size), (checkpointed, checkpointed_size) = gradients
     torch.testing.assert_close(plain, checkpointed, rtol=1e-6, atol=1e-9)
-    assert checkpointed_kept < plain_kept / 3
+    assert checkpointed_size < plain_size / 3
 
 
 @pytest.mark.parametrize("variant", ["pvt_tiny", "pvt_v2_b0"])
-def test_copies_and_pickles_are_equal(variant):
+def test_copies_and_pickles_compute_the_same(variant):
     backbone = create_backbone(variant, frozen_stages=1).eval()
     image = torch.randn(1, 3, 40, 64)
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
@@ -134,7 +134,7 @@ def test_copies_and_pickles_are_equal(variant):
         ({"variant": "pvt_tiny", "drop_path_rate": 1.0}, "less than 1"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, expected):
+def test_invalid_arguments_are_named(arguments, expected):
     with pytest.raises(ConfigError, match=expected):
         create_backbone(**arguments)
 
@@ -160,7 +160,7 @@ def test_builder_reads_the_config():
         build_pvt_backbone(cfg, ShapeSpec(channels=1))
 
 
-def test_import_registers_and_doing_so_again_is_no_error():
+def test_import_registers_builders_and_reload_is_allowed():
     names = {
         BACKBONE_REGISTRY: ["build_pvt_backbone", "build_pvt_fpn_backbone", "build_retinanet_pvt_fpn_backbone"],
         META_ARCH_REGISTRY: ["PVTRetinaNet"],
@@ -170,7 +170,7 @@ def test_import_registers_and_doing_so_again_is_no_error():
     importlib.reload(pvt_det.modeling.fpn)
 
     def build_pvt_backbone(cfg, input_shape):
-        """Another package's builder of the same name."""
+        """Builder of another package with the same name."""
 
     with pytest.raises(AssertionError, match="already registered"):
         register(BACKBONE_REGISTRY)(build_pvt_backbone)
@@ -180,7 +180,7 @@ def test_import_registers_and_doing_so_again_is_no_error():
     ("device", "key", "expected"),
     [("cuda", "default", False), ("cuda:1", "reduce-overhead", True), ("cuda", "", None), ("cpu", "default", None)],
 )
-def test_the_config_compiles_the_trunk_of_a_gpu(monkeypatch, device, key, expected):
+def test_config_compiles_the_trunk_on_a_gpu(monkeypatch, device, key, expected):
     called = []
     monkeypatch.setattr(PVTBackbone, "compile_trunk", lambda self, *, cuda_graphs: called.append(cuda_graphs))
     cfg = get_config()
@@ -189,41 +189,40 @@ def test_the_config_compiles_the_trunk_of_a_gpu(monkeypatch, device, key, expect
     assert called == ([] if expected is None else [expected])
 
 
-class Programs:
-    """What the compiler's front end makes, without a code generator, which would need a C++ compiler.
+class CompiledGraphs:
+    """Replaces `torch.compile` with only its front end, because code generation needs a C++ compiler.
 
     Attributes:
-        graphed: Of each program, whether CUDA graphs were asked for.
-        runs: Of each run of a program, what CUDA graphs take for one call of the model: the maps of a run stay whole
-            until one with another number comes.
+        cuda_graphs: Whether CUDA graphs were requested, for each compiled graph.
+        generations: CUDA graph generation of each run of a graph. Outputs are valid until the next generation.
     """
 
     def __init__(self):
-        self.graphed, self.runs = [], []
+        self.cuda_graphs, self.generations = [], []
         self._compile = torch.compile
 
     def compile(self, function, *, options, **arguments):
-        def keep(program, _):
-            self.graphed.append(options["triton.cudagraphs"])
+        def backend(graph, _):
+            self.cuda_graphs.append(options["triton.cudagraphs"])
 
             def run(*inputs):
-                self.runs.append(CUDAGraphTreeManager.get_curr_generation())
-                return program(*inputs)
+                self.generations.append(CUDAGraphTreeManager.get_curr_generation())
+                return graph(*inputs)
 
             return run
 
-        return self._compile(function, backend=keep, **arguments)
+        return self._compile(function, backend=backend, **arguments)
 
 
 @pytest.fixture
-def programs(monkeypatch):
-    made = Programs()
-    monkeypatch.setattr(torch, "compile", made.compile)
-    return made
+def compiled_graphs(monkeypatch):
+    graphs = CompiledGraphs()
+    monkeypatch.setattr(torch, "compile", graphs.compile)
+    return graphs
 
 
 @pytest.mark.parametrize(("variant", "trains", "copied"), [("pvt_tiny", True, True), ("pvt_v2_b0", False, False)])
-def test_a_compiled_trunk_has_a_program_a_stage_for_all_sizes_and_so_has_a_copy(programs, variant, trains, copied):
+def test_compiled_trunk_has_one_graph_per_stage_for_all_sizes(compiled_graphs, variant, trains, copied):
     plain = create_backbone(variant)
     backbone = copy.deepcopy(plain)
     backbone.compile_trunk(cuda_graphs=True)
@@ -231,27 +230,27 @@ def test_a_compiled_trunk_has_a_program_a_stage_for_all_sizes_and_so_has_a_copy(
     for size in ((64, 96), (96, 128), (224, 224)):
         image = torch.randn(2, 3, *size)
         with torch.no_grad():
-            got, wanted = backbone(image), plain(image)
-        for name, expected in wanted.items():
-            torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-5)
-    assert programs.graphed == [True] * 4
-    runs = programs.runs.copy()
-    assert [runs.count(run) for run in dict.fromkeys(runs)] == [4, 4, 4]
+            got, expected = backbone(image), plain(image)
+        for name in expected:
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert compiled_graphs.cuda_graphs == [True] * 4
+    generations = compiled_graphs.generations.copy()
+    assert [generations.count(generation) for generation in dict.fromkeys(generations)] == [4, 4, 4]
     backbone(torch.randn(2, 3, 64, 96))["stage4"].sum().backward()
-    assert programs.graphed == [True] * 4 + ([False] * 4 if trains else [])
+    assert compiled_graphs.cuda_graphs == [True] * 4 + ([False] * 4 if trains else [])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.parametrize(("variant", "training"), [("pvt_tiny", True), ("pvt_v2_b0", False)])
-def test_compiled_code_computes_maps_and_gradients_of_all_sizes(variant, training):
+def test_compiled_maps_and_gradients_match_for_all_sizes(variant, training):
     plain = create_backbone(variant).train(training)
     compiled = copy.deepcopy(plain)
     compiled.compile_trunk(cuda_graphs=False)
     torch._dynamo.utils.counters.clear()
     for size in ((8, 12), (16, 12), (20, 20)):
         coarse = torch.randn(2, plain.embed_dims[1], *size)
-        found = []
+        results = []
         for backbone in (plain, compiled):
             x = coarse.clone(memory_format=torch.channels_last).requires_grad_(training)
             backbone.zero_grad()
@@ -259,22 +258,22 @@ def test_compiled_code_computes_maps_and_gradients_of_all_sizes(variant, trainin
                 out = backbone.forward_stage(3, x)
             if training:
                 out.square().mean().backward()
-            found.append([out, x.grad, *(p.grad for p in backbone.parameters())])
-        for got, wanted in zip(*found, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+            results.append([out, x.grad, *(p.grad for p in backbone.parameters())])
+        for plain_tensor, compiled_tensor in zip(*results, strict=True):
+            torch.testing.assert_close(plain_tensor, compiled_tensor, rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", ["pvt_small", "pvt_v2_b2"])
-def test_cuda_graphs_give_the_plain_trunks_maps(variant):
+def test_maps_with_cuda_graphs_match_the_plain_trunk(variant):
     plain = create_backbone(variant).eval().cuda()
-    graphed = copy.deepcopy(plain)
-    graphed.compile_trunk(cuda_graphs=True)
+    compiled = copy.deepcopy(plain)
+    compiled.compile_trunk(cuda_graphs=True)
     with torch.inference_mode():
         for size in ((224, 224), (224, 320), (512, 512), (224, 320), (224, 224)) * 2:
             image = torch.randn(1, 3, *size, device="cuda")
-            wanted = plain(image)
-            for name, got in graphed(image).items():
-                torch.testing.assert_close(got, wanted[name], rtol=1e-2, atol=1e-2)
+            expected = plain(image)
+            for name, got in compiled(image).items():
+                torch.testing.assert_close(got, expected[name], rtol=1e-2, atol=1e-2)

@@ -1,7 +1,7 @@
-"""Everything of a step is where the model is, in the number format that is meant.
+"""All tensors of a training step are on the model's device and have the intended dtype.
 
-PyTorch's fake tensors have a device and no values, and refuse to be mixed with those of another device; so this is seen
-without a GPU. What is made on the CPU and copied in the middle of a step makes a GPU wait, and is counted.
+The tests need no GPU, because they use PyTorch's fake tensors, which have a device but no values, and which raise an
+error if devices are mixed. They also count copies from the CPU to the GPU, because these synchronize.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZE = (96, 128)
 
 @contextmanager
 def autocast_on_fake_cuda(dtype: torch.dtype) -> Iterator[None]:
-    # `torch.autocast` switches itself off where there is no GPU.
+    # `torch.autocast` disables itself without a GPU.
     torch.set_autocast_enabled("cuda", dtype != torch.float32)
     torch.set_autocast_dtype("cuda", dtype if dtype != torch.float32 else torch.bfloat16)
     try:
@@ -38,7 +38,7 @@ def autocast_on_fake_cuda(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Copies(TorchDispatchMode):
-    """The operations that bring something from the CPU to a GPU."""
+    """Records the operations that copy from the CPU to a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,28 +46,28 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        came, gone = (
+        inputs, outputs = (
             {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
             for tree in ((args, kwargs), result)
         )
-        if "cpu" in came and "cuda" in gone:
+        if "cpu" in inputs and "cuda" in outputs:
             self.found.append(str(func))
         return result
 
 
 def on_cuda(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without its values, within FakeTensorMode."""
+    """Move the model to fake CUDA tensors. Call it within FakeTensorMode."""
     return model._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda"))
 
 
-def some_boxes(number: int) -> Instances:
+def make_targets(number: int) -> Instances:
     classes = torch.zeros(number, dtype=torch.int64, device="cuda")
     return Instances(SIZE, gt_boxes=Boxes(torch.rand(number, 4, device="cuda")), gt_classes=classes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["retinanet_pvt_tiny", "retinanet_pvt_v2_b2_li"])
-def test_a_dense_detector_stays_on_the_gpu(repo_root, name, dtype):
+def test_dense_detector_stays_on_the_gpu(repo_root, name, dtype):
     model = build_model(load_config(repo_root / "configs" / f"{name}.yaml", ["MODEL.DEVICE", "cpu"])).train()
     with FakeTensorMode(), autocast_on_fake_cuda(dtype), Copies() as copies:
         on_cuda(model)
@@ -75,19 +75,19 @@ def test_a_dense_detector_stays_on_the_gpu(repo_root, name, dtype):
         features = [maps[level] for level in model.head_in_features]
         logits, deltas = model._transpose_dense_predictions(model.head(features), [model.num_classes, 4])
         anchors = model.build_anchors(features)
-        labels, boxes = (torch.stack(of_images) for of_images in model.label_anchors(anchors, [some_boxes(3)] * 2))
+        labels, boxes = (torch.stack(per_image) for per_image in model.label_anchors(anchors, [make_targets(3)] * 2))
         loss = dense_focal_loss(logits, labels, 0.25, 2.0)
     on_gpu = [*features, *logits, *deltas, *(level.tensor for level in anchors), labels, boxes, loss]
     assert {str(tensor.device) for tensor in on_gpu} == {"cuda:0"}
     assert {tensor.dtype for tensor in (*logits, *deltas)} == {dtype}
     assert loss.dtype == torch.float32
     assert copies.found == []
-    # The head's outputs are taken apart without a copy.
+    # The outputs of the head are views, without a copy.
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (*logits, *deltas))
 
 
 @pytest.mark.parametrize("loss_average", ["all", "valid"])
-def test_a_segmentor_stays_on_the_gpu(repo_root, loss_average):
+def test_segmentor_stays_on_the_gpu(repo_root, loss_average):
     cfg = load_config(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", ["MODEL.DEVICE", "cpu"])
     cfg.MODEL.SEM_SEG_HEAD.LOSS_AVERAGE = loss_average
     model = build_model(cfg).train()

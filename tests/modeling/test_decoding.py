@@ -1,4 +1,4 @@
-"""A batch decoded at once: the detections of Detectron2's RetinaNet, which goes by image and level."""
+"""Batched decoding gives the same detections as Detectron2's RetinaNet, which decodes per image and level."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import ImageList
 
-# Name: classes, sides of the finest map, candidates of a level, spread of the logits, each image's mean logit.
+# Name: (classes, size of the finest map, candidates per level, standard deviation of the logits, mean logit per image)
 CASES = {
     "more than the limit at one level": (80, (7, 9), 1000, 1.0, [-4.0]),
     "more than the limit at all levels": (3, (16, 11), 5, 2.0, [-1.0, -3.0, 0.0]),
@@ -20,15 +20,15 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def logits_to_draw():
-    """Logits whose score is the same wherever in a tensor they are, which PyTorch does not promise on a CPU."""
+def logit_pool():
+    """Return logits whose scores do not depend on their position in a tensor, which PyTorch on a CPU can violate."""
     logits = torch.arange(-(2**12), 2**12) / 2**8
     alone = torch.stack([logit.sigmoid() for logit in logits])
     return logits[alone == logits.repeat_interleave(64).sigmoid()[::64]]
 
 
 def predict(model, case, pool, dtype, channels_last):
-    """Features, and the head's outputs with logits from the pool."""
+    """Return features and outputs of the head, with logits from the pool."""
     classes, side, _, spread, means = CASES[case]
     generator = torch.Generator().manual_seed(len(case))
     pool = pool[pool == pool.to(dtype)]
@@ -39,34 +39,34 @@ def predict(model, case, pool, dtype, channels_last):
         drawn += torch.tensor(means)[:, None, None, None]
         nearest = pool[torch.searchsorted(pool, drawn).clamp(max=len(pool) - 1)]
         logits.append(nearest.to(dtype, memory_format=memory))
-        moves = 0.3 * torch.randn(len(means), 36, *side, generator=generator)
-        deltas.append(moves.to(dtype, memory_format=memory))
+        level_deltas = 0.3 * torch.randn(len(means), 36, *side, generator=generator)
+        deltas.append(level_deltas.to(dtype, memory_format=memory))
         features.append(torch.empty(len(means), 1, *side))
         side = tuple((length + 1) // 2 for length in side)
     return features, [logits, deltas]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_detections_are_detectrons(build, logits_to_draw, dtype):
-    """Equal scores, of which there are many in both types, are in the same order too."""
+def test_detections_match_detectron2(build, logit_pool, dtype):
+    """Detections have the same order too, although many scores are equal in both dtypes."""
     model = build("retinanet_pvt_v2_b0").eval()
     numbers = {}
     for case, (classes, _, limit, _, means) in CASES.items():
         model.num_classes, model.test_topk_candidates = classes, limit
         model.test_score_thresh = 0.0 if case == "no thresholds" else 0.05
-        features, predictions = predict(model, case, logits_to_draw, dtype, channels_last=len(case) % 2 == 0)
+        features, predictions = predict(model, case, logit_pool, dtype, channels_last=len(case) % 2 == 0)
         images = ImageList(torch.empty(0), [(40 + n, 50) for n in range(len(means))])
         ours = model.forward_inference(images, features, predictions)
-        # It makes probabilities of the logits in place.
+        # Detectron2 applies the sigmoid in place.
         in_fp32 = [[level.float().clone() for level in levels] for levels in predictions]
         theirs = RetinaNet.forward_inference(model, images, features, in_fp32)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine.image_size == other.image_size
-            assert list(mine.get_fields()) == list(other.get_fields())
-            assert torch.equal(mine.scores, other.scores), case
-            assert torch.equal(mine.pred_classes, other.pred_classes), case
-            assert torch.equal(mine.pred_boxes.tensor, other.pred_boxes.tensor), case
-        numbers[case] = [len(each) for each in ours]
+        for got, expected in zip(ours, theirs, strict=True):
+            assert got.image_size == expected.image_size
+            assert list(got.get_fields()) == list(expected.get_fields())
+            assert torch.equal(got.scores, expected.scores), case
+            assert torch.equal(got.pred_classes, expected.pred_classes), case
+            assert torch.equal(got.pred_boxes.tensor, expected.pred_boxes.tensor), case
+        numbers[case] = [len(instances) for instances in ours]
     assert numbers["more than the limit at one level"] == [100]
     assert numbers["no detections"] == [0, 0]
     assert 0 < min(numbers["one class, one place"]) < 100

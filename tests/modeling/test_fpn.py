@@ -1,4 +1,4 @@
-"""FPNs over PVT and ResNet; P6 and P7 as published."""
+"""FPNs on PVT and ResNet, with P6 and P7 as published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build(name, *overrides):
 
 @pytest.mark.parametrize(("name", "last"), [("retinanet_pvt_v2_b0", "stage4"), ("retinanet_R_18", "res5")])
 @pytest.mark.parametrize("relu", [True, False])
-def test_p6_is_made_from_the_last_map_and_p7_from_p6(name, last, relu):
+def test_p6_is_computed_from_the_last_map_and_p7_from_p6(name, last, relu):
     backbone = build(name, "MODEL.FPN.P7_RELU", str(relu)).eval()
     image = torch.randn(1, 3, 160, 224)
     maps, bottom = backbone(image), backbone.bottom_up(image)
@@ -30,7 +30,7 @@ def test_p6_is_made_from_the_last_map_and_p7_from_p6(name, last, relu):
     weights = [state[f"top_block.{level}.{kind}"] for level in ("p6", "p7") for kind in ("weight", "bias")]
     p6 = F.conv2d(bottom[last], weights[0], weights[1], stride=2, padding=1)
     p7 = F.conv2d(p6.clamp(min=0) if relu else p6, weights[2], weights[3], stride=2, padding=1)
-    assert (p6 < 0).any()  # or the ReLU would not show
+    assert (p6 < 0).any()  # otherwise the ReLU has no effect
     torch.testing.assert_close(maps["p6"], p6)
     torch.testing.assert_close(maps["p7"], p7)
 
@@ -55,8 +55,8 @@ def test_levels_and_keys(name, strides):
     assert {k.removeprefix("bottom_up.") for k in backbone.state_dict() if k.startswith("bottom_up.")} == bottom
 
 
-def test_resnets_of_the_comparison_are_torchvisions():
-    """Its convolutions have 11,166,912 weights; bottlenecks have their stride in the 3×3 convolution."""
+def test_resnets_match_torchvision():
+    """ResNet-18 has 11,166,912 convolution weights. Bottlenecks have their stride in the 3×3 convolution."""
     assert sum(p.numel() for p in build("retinanet_R_18").bottom_up.parameters()) == 11_166_912
     bottleneck = build("retinanet_R_50").bottom_up.res3[0]
     assert (bottleneck.conv1.stride, bottleneck.conv2.stride) == ((1, 1), (2, 2))
@@ -70,17 +70,17 @@ def test_resnets_of_the_comparison_are_torchvisions():
         (["MODEL.FPN.IN_FEATURES", "[]"], "MODEL.FPN.IN_FEATURES"),
     ],
 )
-def test_maps_that_the_backbone_does_not_give_are_refused(overrides, expected):
+def test_missing_feature_maps_are_refused(overrides, expected):
     with pytest.raises(ConfigError, match=expected):
         build("retinanet_pvt_tiny", *overrides)
 
 
-def test_gradients_of_the_coarsest_maps_are_whole_where_the_input_is_one_pixel():
+def test_gradients_of_p6_and_p7_are_complete_for_a_1x1_input():
     block = P6P7(32, 32, "stage4", relu=False)
     image = torch.randn(2, 32, 1, 1)
 
     def gradient(autocast):
-        # What freed memory holds must not turn up in a gradient.
+        # Fill memory with NaN and free it. Uninitialized parts of a gradient would then be NaN.
         junk = [torch.full((32, 32, 3, 3), float("nan"), dtype=torch.bfloat16) for _ in range(4)]
         del junk
         block.zero_grad()

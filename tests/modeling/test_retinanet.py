@@ -1,4 +1,4 @@
-"""PVTRetinaNet: its losses against a computation of our own, its normaliser, autocast, empty images."""
+"""PVTRetinaNet: losses against an independent implementation, loss normalizer, autocast, empty images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def losses(model, batch, autocast=False):
 
 # --- an independent RetinaNet loss -----------------------------------------------------------------------------------
 def anchors_of(height, width, stride):
-    """Nine anchors a place, size-major: 4 × stride × 2^(k/3), ratios height/width of 1/2, 1, 2."""
+    """Create nine anchors per position, size-major: 4 × stride × 2^(k/3), ratios height/width of 1/2, 1, 2."""
     rows = []
     for y in range(height):
         for x in range(width):
@@ -36,15 +36,15 @@ def anchors_of(height, width, stride):
 
 
 def encode(anchors, boxes):
-    def centres(b):
+    def centers(b):
         return (b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]
 
-    (ac, asize), (bc, bsize) = centres(anchors), centres(boxes)
+    (ac, asize), (bc, bsize) = centers(anchors), centers(boxes)
     return torch.cat([(bc - ac) / asize, (bsize / asize).log()], dim=1)
 
 
 def expected_losses(model, batch, beta):
-    """Sums of both losses and the number of positive anchors, from the head's outputs by the paper's formulas."""
+    """Compute the sums of both losses and the number of positive anchors with the formulas of the paper."""
     images = model.preprocess_image(batch).tensor
     maps = model.backbone(images)
     features = [maps[level] for level in ("p3", "p4", "p5", "p6", "p7")]
@@ -80,11 +80,11 @@ def expected_losses(model, batch, beta):
 
 @pytest.mark.parametrize("num_boxes", [3, 0])
 @pytest.mark.parametrize("recipe", ["", "_d2"])
-def test_losses_are_the_papers_formulas(build, make_batch, num_boxes, recipe):
+def test_losses_match_the_formulas_of_the_paper(build, make_batch, num_boxes, recipe):
     model = build(f"retinanet_pvt_tiny{recipe}", "MODEL.PVT.DROP_PATH_RATE", "0.0")
     batch = make_batch(SIZES, num_boxes)
     with torch.no_grad():
-        model.head.bbox_pred.weight.mul_(20)  # deltas and scores that are not all alike
+        model.head.bbox_pred.weight.mul_(20)  # so that deltas and scores differ
         model.head.cls_score.weight.mul_(20)
     with EventStorage() as storage:
         ours = model(batch)
@@ -96,8 +96,8 @@ def test_losses_are_the_papers_formulas(build, make_batch, num_boxes, recipe):
     torch.testing.assert_close(ours["loss_box_reg"], torch.as_tensor(box_sum / normalizer), rtol=1e-5, atol=1e-6)
 
 
-def test_the_moving_average_is_detectrons(build, make_batch):
-    """Same weights in Detectron2's class: the same losses, step after step, up to its TorchScript's rounding."""
+def test_moving_average_matches_detectron2(build, make_batch):
+    """With the same weights, losses match Detectron2's in each step, up to rounding in its TorchScript."""
     model = build("retinanet_pvt_v2_b0", "MODEL.RETINANET.LOSS_NORMALIZER", "ema", "MODEL.PVT.DROP_PATH_RATE", "0")
     theirs = build("retinanet_pvt_v2_b0", "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.PVT.DROP_PATH_RATE", "0")
     assert type(theirs) is META_ARCH_REGISTRY.get("RetinaNet")
@@ -108,7 +108,7 @@ def test_the_moving_average_is_detectrons(build, make_batch):
     assert float(model.loss_normalizer) == pytest.approx(theirs.loss_normalizer, rel=1e-6)
 
 
-def test_the_moving_average_is_saved_and_validation_leaves_it_alone(build, make_batch):
+def test_moving_average_is_saved_and_not_updated_in_validation(build, make_batch):
     overrides = ("MODEL.RETINANET.LOSS_NORMALIZER", "ema", "MODEL.PVT.DROP_PATH_RATE", "0")
     model, resumed = (build("retinanet_pvt_v2_b0", *overrides) for _ in range(2))
     losses(model, make_batch(SIZES))
@@ -123,22 +123,22 @@ def test_the_moving_average_is_saved_and_validation_leaves_it_alone(build, make_
 
 
 @pytest.mark.parametrize("normalizer", ["ema", "batch"])
-def test_processes_count_together(build, make_batch, monkeypatch, normalizer):
-    """Each of two processes divides by half of what one with the whole batch divides by; the sums then agree."""
+def test_positive_anchors_are_counted_over_all_processes(build, make_batch, monkeypatch, normalizer):
+    """Two processes, each with half of the batch, compute the same mean loss as one process with the whole batch."""
     arguments = ("retinanet_pvt_v2_b0", "MODEL.RETINANET.LOSS_NORMALIZER", normalizer, "MODEL.PVT.DROP_PATH_RATE", "0")
     batch = make_batch([(64, 64)] * 2)
     whole = losses(build(*arguments), batch)
     counts = [expected_losses(build(*arguments), [item], 0.0)[2] for item in batch]
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.fill_(sum(counts)))
-    parts = [losses(build(*arguments), [item]) for item in batch]
+    halves = [losses(build(*arguments), [item]) for item in batch]
     for name, value in whole.items():
-        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, value, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("num_boxes", [3, 0])
-def test_every_parameter_learns(build, make_batch, autocast, num_boxes):
+def test_every_parameter_gets_a_gradient(build, make_batch, autocast, num_boxes):
     model = build("retinanet_pvt_tiny")
     result = losses(model, make_batch(SIZES, num_boxes), autocast)
     assert {value.dtype for value in result.values()} == {torch.float32}
@@ -150,7 +150,7 @@ def test_every_parameter_learns(build, make_batch, autocast, num_boxes):
         assert all(p.grad.any() for name, p in model.named_parameters())
 
 
-def test_autocast_stays_near_fp32(build, make_batch):
+def test_autocast_scores_are_close_to_fp32(build, make_batch):
     model = build("retinanet_pvt_tiny", "MODEL.PVT.DROP_PATH_RATE", "0.0").eval()
     with torch.no_grad():
         model.head.cls_score.bias.fill_(0.0)
@@ -173,15 +173,15 @@ def test_odd_sizes_train_and_predict(build, make_batch, size):
         assert len(model.eval()(batch)) == 1
 
 
-def test_prior_and_anchors_of_the_config(build):
-    """A new detector's scores are 0.01 everywhere, and each place has nine anchors."""
+def test_prior_probability_and_number_of_anchors(build):
+    """All scores of a new detector are 0.01, and each position has nine anchors."""
     model = build("retinanet_pvt_v2_b0")
     assert F.sigmoid(model.head.cls_score.bias).allclose(torch.tensor(0.01))
     assert model.anchor_generator.num_anchors == [9] * 5
 
 
-def test_anchors_are_made_where_the_features_are(build):
-    """No copy from the CPU, which a GPU would be waited for; here to the device without memory."""
+def test_anchors_are_created_on_the_device_of_the_features(build):
+    """They are not copied from the CPU, which would synchronize with a GPU. Tested with the meta device."""
 
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -194,9 +194,9 @@ def test_anchors_are_made_where_the_features_are(build):
     for anchors, theirs in zip(model.build_anchors(features), model.anchor_generator(features), strict=True):
         assert torch.equal(anchors.tensor, theirs.tensor)
     model.anchor_generator.to("meta")
-    elsewhere = [each.to("meta") for each in features]
+    meta_features = [level.to("meta") for level in features]
     with Calls():
-        anchors = model.build_anchors(elsewhere)
-    assert {each.device.type for each in anchors} == {"meta"}
+        anchors = model.build_anchors(meta_features)
+    assert {level.device.type for level in anchors} == {"meta"}
     assert "aten.arange.start_step" in names
     assert not any("copy" in name for name in names)

@@ -1,4 +1,4 @@
-"""R-CNN heads: losses with and without autocast, matching as in MMDetection, poolers in fp32."""
+"""R-CNN heads: losses with and without autocast, MMDetection matching, fp32 pooling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.modeling.roi_heads import BestProposalMatcher
 
 SIZES = [(97, 130), (64, 160)]
-# Fewer proposals and smaller heads than published, for speed; the code paths are the same.
+# For speed, use fewer proposals and smaller heads than published. The code paths are the same.
 SMALL = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "100")
 SMALL += ("MODEL.ROI_BOX_HEAD.FC_DIM", "64", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32")
 
@@ -25,7 +25,7 @@ def losses(model, batch, autocast=False):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_v2_b2", "faster_rcnn_pvt_small"])
-def test_every_parameter_learns(build, make_batch, name, autocast):
+def test_every_parameter_gets_a_gradient(build, make_batch, name, autocast):
     model = build(name, *SMALL)
     result = losses(model, make_batch(SIZES), autocast)
     assert {value.dtype for value in result.values()} == {torch.float32}
@@ -51,12 +51,12 @@ def test_images_without_objects(build, make_batch, name):
     assert empty["loss_rpn_loc"] == 0
 
 
-def test_polygons_and_bitmasks_both_do(build, make_batch):
+def test_polygon_and_bitmask_losses_agree(build, make_batch):
     values = []
     for kind in ("polygon", "bitmask"):
         torch.manual_seed(0)
         model = build("mask_rcnn_pvt_v2_b0", *SMALL, "INPUT.MASK_FORMAT", kind, "MODEL.PVT.DROP_PATH_RATE", "0")
-        with torch.no_grad():  # or all masks would be near one half, whatever the ground truth
+        with torch.no_grad():  # otherwise all masks are near 0.5, whatever the ground truth
             model.roi_heads.mask_head.predictor.weight.mul_(1000)
         values.append(float(losses(model, make_batch(SIZES, masks=kind))["loss_mask"].detach()))
     assert abs(values[0] - math.log(2)) > 0.1
@@ -71,8 +71,8 @@ def test_odd_sizes_predict(build, make_batch, size):
     assert found.pred_masks.shape == (len(found), *size)
 
 
-def test_autocast_rounds_no_coordinate(build, make_batch):
-    """Detectron2's heads cast boxes to the features' type; ours pool the same places as in fp32."""
+def test_autocast_does_not_round_coordinates(build, make_batch):
+    """Detectron2's heads cast boxes to the dtype of the features. Ours pool in fp32."""
     model = build("mask_rcnn_pvt_v2_b0", *SMALL).eval()
     seen = []
     pooler = model.roi_heads.box_pooler
@@ -86,7 +86,7 @@ def test_autocast_rounds_no_coordinate(build, make_batch):
 
 
 # --- matching --------------------------------------------------------------------------------------------------------
-def test_a_proposal_goes_to_the_box_whose_best_it_is():
+def test_best_proposal_of_a_box_is_matched_with_that_box():
     iou = torch.tensor(
         [
             [0.9, 0.6, 0.1, 0.55],
@@ -97,11 +97,11 @@ def test_a_proposal_goes_to_the_box_whose_best_it_is():
     matches, labels = Matcher([0.5], [0, 1])(iou)
     assert (matches.tolist(), labels.tolist()) == ([0, 0, 2, 0], [1, 1, 0, 1])
     matches, labels = BestProposalMatcher(0.5, boxes_appended=False)(iou)
-    # The first is the best of both boxes 0 and 1: the later box has it. Box 2's best is under the threshold.
+    # Proposal 0 is the best of boxes 0 and 1, so it is matched with box 1. Box 2's best is below the threshold.
     assert (matches.tolist(), labels.tolist()) == ([1, 0, 2, 0], [1, 1, 0, 1])
 
 
-def test_appended_boxes_are_their_own_match_and_do_not_hide_the_best_proposal():
+def test_appended_boxes_match_themselves_and_are_not_best_proposals():
     proposals = torch.tensor([[0.9, 0.6], [0.8, 0.2]])
     boxes = torch.tensor([[1.0, 0.7], [0.7, 1.0]])
     matches, labels = BestProposalMatcher(0.5, boxes_appended=True)(torch.cat([proposals, boxes], dim=1))
@@ -110,15 +110,15 @@ def test_appended_boxes_are_their_own_match_and_do_not_hide_the_best_proposal():
 
 
 @pytest.mark.parametrize("appended", [True, False])
-def test_nothing_to_match(appended):
+def test_matching_without_boxes_or_proposals(appended):
     matches, labels = BestProposalMatcher(0.5, appended)(torch.zeros(0, 5))
     assert matches.tolist() == labels.tolist() == [0] * 5
     matches, labels = BestProposalMatcher(0.5, appended)(torch.eye(2) if appended else torch.zeros(2, 0))
     assert matches.tolist() == ([0, 1] if appended else [])
 
 
-def test_random_matches_follow_the_assigners_steps():
-    """Against the steps spelled out: best box first, then each box takes its best proposals above the threshold."""
+def test_random_matches_agree_with_a_plain_implementation():
+    """Each proposal is matched with its best box, then each box with its best proposals above the threshold."""
     for seed in range(50):
         iou = torch.rand(4, 20, generator=torch.Generator().manual_seed(seed))
         expected = iou.argmax(dim=0)
@@ -130,7 +130,7 @@ def test_random_matches_follow_the_assigners_steps():
         assert torch.equal(labels == 1, iou.max(dim=0).values >= 0.5)
 
 
-def test_the_config_chooses_the_matcher(build):
+def test_config_selects_the_matcher(build):
     key = "MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES"
     assert type(build("mask_rcnn_pvt_v2_b0").roi_heads.proposal_matcher) is BestProposalMatcher
     assert type(build("mask_rcnn_pvt_v2_b0", key, "False").roi_heads.proposal_matcher) is Matcher

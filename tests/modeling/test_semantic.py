@@ -1,4 +1,4 @@
-"""The Semantic FPN head: Detectron2's computation, the published dropout and loss."""
+"""The Semantic FPN head matches Detectron2's, with the published dropout and loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def features(height: int = 64, width: int = 96) -> dict[str, torch.Tensor]:
     return {name: torch.randn(2, 8, height // s.stride, width // s.stride) for name, s in LEVELS.items()}
 
 
-def test_without_dropout_it_is_detectrons_head():
+def test_head_without_dropout_matches_detectron2():
     ours = head().eval()
     theirs = SemSegFPNHead(
         LEVELS, num_classes=CLASSES, conv_dims=32, common_stride=4, norm="GN", ignore_value=255
@@ -47,7 +47,7 @@ def test_without_dropout_it_is_detectrons_head():
 
 
 @pytest.mark.parametrize("average", ["all", "valid"])
-def test_the_loss_is_cross_entropy_over_the_pixels_asked_for(average):
+def test_loss_is_cross_entropy_averaged_over_the_selected_pixels(average):
     predictions, labels = torch.randn(2, CLASSES, 4, 6), torch.randint(0, CLASSES, (2, 16, 24))
     labels[0, :5], labels[1, 3] = 255, 255
     logits = F.interpolate(predictions, size=(16, 24), mode="bilinear", align_corners=False).log_softmax(dim=1)
@@ -61,7 +61,7 @@ def test_the_loss_is_cross_entropy_over_the_pixels_asked_for(average):
 
 
 @pytest.mark.parametrize("average", ["all", "valid"])
-def test_labels_that_are_all_ignored_give_no_loss_and_no_nan(average):
+def test_loss_is_zero_if_all_labels_are_ignored(average):
     predictions = torch.randn(1, CLASSES, 4, 4, requires_grad=True)
     loss = head(loss_average=average).losses(predictions, torch.full((1, 16, 16), 255))["loss_sem_seg"]
     loss.backward()
@@ -69,25 +69,25 @@ def test_labels_that_are_all_ignored_give_no_loss_and_no_nan(average):
     assert predictions.grad.abs().max() == 0
 
 
-def test_training_starts_near_even_odds():
+def test_initial_loss_is_that_of_uniform_predictions():
     loss = head()(features(), torch.randint(0, CLASSES, (2, 64, 96)))[1]["loss_sem_seg"]
     assert math.isclose(loss.item(), math.log(CLASSES), rel_tol=0.05)
 
 
-def test_dropout_takes_whole_channels_before_the_classifier_in_training_only():
+def test_dropout_drops_whole_channels_in_training_only():
     module = head(dropout=0.5).train()
     seen = []
     module.predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     maps = features()
     module.layers(maps)
     dropped = (seen[0] == 0).all(dim=(2, 3))
-    assert 10 < dropped.sum() < 54  # of 2 × 32
+    assert 10 < dropped.sum() < 54  # of 2 × 32 channels
     assert (seen[0][~dropped] != 0).float().mean() > 0.5
     module.eval()
     torch.testing.assert_close(module.layers(maps), module.layers(maps), rtol=0, atol=0)
 
 
-def test_autocast_leaves_the_loss_in_fp32():
+def test_loss_is_in_fp32_under_autocast():
     predictions, labels = torch.randn(1, CLASSES, 8, 8), torch.randint(0, CLASSES, (1, 32, 32))
     with torch.autocast("cpu", torch.bfloat16):
         loss = head().losses(predictions.bfloat16(), labels)["loss_sem_seg"]
@@ -95,7 +95,7 @@ def test_autocast_leaves_the_loss_in_fp32():
     torch.testing.assert_close(loss, head().losses(predictions.bfloat16().float(), labels)["loss_sem_seg"])
 
 
-def test_maps_that_the_backbone_lacks_are_named():
+def test_missing_feature_maps_are_named():
     cfg = load_config(CONFIGS / "semantic_fpn_pvt_tiny.yaml", ["MODEL.DEVICE", "cpu"])
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p2", "p9"]
     with pytest.raises(ConfigError, match=r"IN_FEATURES = \['p2', 'p9'\].*p2, p3, p4, p5"):
@@ -109,15 +109,15 @@ def test_published_heads(name):
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         module = build_model(cfg).sem_seg_head
-    # Convolutions of 3×3 to 128 channels: one each for P2 and P3, two for P4, three for P5.
+    # 3×3 convolutions with 128 output channels: one each for P2 and P3, two for P4, three for P5.
     convolutions = 4 * 256 * 128 * 9 + 3 * 128 * 128 * 9
-    normalisations, classifier = 7 * 2 * 128, 150 * 128 + 150
-    assert sum(p.numel() for p in module.parameters()) == convolutions + normalisations + classifier
+    norms, classifier = 7 * 2 * 128, 150 * 128 + 150
+    assert sum(p.numel() for p in module.parameters()) == convolutions + norms + classifier
     assert module.dropout.p == 0.1
     assert module.loss_average == "all"
 
 
-def test_gives_logits_of_the_size_asked_for():
+def test_logits_have_the_requested_size():
     cfg = load_config(CONFIGS / "shapes/semantic_fpn_pvt_tiny.yaml", ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Views of an image, and how what is found in them is merged."""
+"""Test-time augmentation: views of an image, and merging of their detections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cfg(repo_root):
 
 
 def record(box=(20, 8, 40, 32)):
-    """A black image of 80×48 pixels with one white box."""
+    """Create a black image of 80×48 pixels with one white box."""
     image = torch.zeros(3, 48, 80, dtype=torch.uint8)
     x1, y1, x2, y2 = box
     image[:, y1:y2, x1:x2] = 255
@@ -31,7 +31,7 @@ def record(box=(20, 8, 40, 32)):
 
 
 class WhiteFinder(nn.Module):
-    """Finds the box of white pixels; its score is higher the larger the image."""
+    """Detects the box of white pixels. Its score is proportional to the height of the image."""
 
     def forward(self, views):
         return [{"instances": self.find(view["image"])} for view in views]
@@ -43,33 +43,34 @@ class WhiteFinder(nn.Module):
         return Instances(tuple(image.shape[1:]), pred_boxes=Boxes(box), scores=score, pred_classes=torch.tensor([1]))
 
 
-def test_views_are_of_the_sizes_asked_for_and_mirrored(cfg):
+def test_views_have_the_configured_sizes_and_are_flipped(cfg):
     views = TTAMapper(build_tta_resizes(cfg), flip=True)(record())
-    # The second would be 160 wide, and is kept at 150.
+    # MAX_SIZE limits the width of the second size from 160 to 150.
     assert [tuple(view["image"].shape) for view in views] == [(3, 64, 107)] * 2 + [(3, 90, 150)] * 2
     assert torch.equal(views[1]["image"], views[0]["image"].flip(2))
 
 
-def test_boxes_of_all_views_fall_on_one_place(cfg):
+def test_boxes_of_all_views_are_merged(cfg):
     mapper = TTAMapper(build_tta_resizes(cfg), flip=True)
     model = RetinaNetWithTTA(WhiteFinder(), mapper, nms_threshold=0.5, max_detections=100)
-    found = model([record(), record((60, 30, 80, 48))])
-    for output, wanted in zip(found, ([20, 8, 40, 32], [60, 30, 80, 48]), strict=True):
+    outputs = model([record(), record((60, 30, 80, 48))])
+    for output, expected in zip(outputs, ([20, 8, 40, 32], [60, 30, 80, 48]), strict=True):
         instances = output["instances"]
         assert instances.image_size == (48, 80)
         assert instances.pred_classes.tolist() == [1]
         assert instances.scores.tolist() == pytest.approx([0.90])
-        torch.testing.assert_close(instances.pred_boxes.tensor, torch.tensor([wanted]).float(), atol=0.6, rtol=0)
+        torch.testing.assert_close(instances.pred_boxes.tensor, torch.tensor([expected]).float(), atol=0.6, rtol=0)
 
 
-def test_one_plain_view_finds_nothing_new(untrained_run, shapes):
+def test_single_view_finds_no_new_objects(untrained_run, shapes):
     file = shapes / "val/000002.png"
     one = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", "False"]
-    plain, seen = (Predictor(untrained_run, device="cpu", overrides=words)(file) for words in ([], one))
-    # What is cut at the image's edge overlaps more than before, and is merged.
-    assert len(plain) / 2 < len(seen) <= len(plain)
-    assert {round(score, 5) for score in seen.scores.tolist()} <= {round(score, 5) for score in plain.scores.tolist()}
-    torch.testing.assert_close(plain.pred_boxes.tensor[0], seen.pred_boxes.tensor[0], atol=1e-3, rtol=0)
+    plain, augmented = (Predictor(untrained_run, device="cpu", overrides=words)(file) for words in ([], one))
+    # Boxes clipped to the image overlap more than before, so more of them are merged.
+    assert len(plain) / 2 < len(augmented) <= len(plain)
+    plain_scores = {round(score, 5) for score in plain.scores.tolist()}
+    assert {round(score, 5) for score in augmented.scores.tolist()} <= plain_scores
+    torch.testing.assert_close(plain.pred_boxes.tensor[0], augmented.pred_boxes.tensor[0], atol=1e-3, rtol=0)
     more = [*one[:2], "TEST.AUG.MIN_SIZES", "(64, 96)"]
     found = Predictor(untrained_run, device="cpu", overrides=more)(file)
     assert 0 < len(found) <= 100
@@ -77,7 +78,7 @@ def test_one_plain_view_finds_nothing_new(untrained_run, shapes):
     assert found.scores.tolist() != plain.scores.tolist()
 
 
-def test_evaluation_uses_the_views(untrained_run, tmp_path):
+def test_evaluation_uses_test_time_augmentation(untrained_run, tmp_path):
     config, weights = untrained_run / "config.yaml", str(untrained_run / "model_final.pth")
 
     def metrics(*words):
@@ -87,7 +88,7 @@ def test_evaluation_uses_the_views(untrained_run, tmp_path):
     assert metrics("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)") != metrics()
 
 
-def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
+def test_mask_rcnn_with_test_time_augmentation(repo_root, monkeypatch):
     small = ["MODEL.PVT.VARIANT", "pvt_v2_b0", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
     scores = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5"]
     views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
@@ -99,7 +100,7 @@ def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
     assert len(found) == 5
     assert tuple(found.pred_masks.shape) == (5, 48, 80)
 
-    # An error in one image does not leave the next ones without masks.
+    # After an error in one image, the next images still get masks.
     def fail(*_, **__):
         assert not model.model.roi_heads.mask_on
         raise NumericError("diverged")
@@ -110,9 +111,9 @@ def test_mask_rcnn_goes_by_detectron2s_way(repo_root, monkeypatch):
     assert model.model.roi_heads.mask_on
 
 
-def test_what_has_no_views_is_refused(repo_root, cfg):
+def test_unsupported_models_and_sizes_are_refused(repo_root, cfg):
     semantic = load_config(repo_root / "configs/semantic_fpn_pvt_tiny.yaml", ["TEST.AUG.ENABLED", "True"])
-    with pytest.raises(ConfigError, match="SemanticSegmentor has no test-time augmentation"):
+    with pytest.raises(ConfigError, match="SemanticSegmentor does not support test-time augmentation"):
         build_tta(semantic, nn.Identity(), build_tta_resizes(semantic))
     cfg.TEST.AUG.MIN_SIZES = ()
     with pytest.raises(ConfigError, match=r"TEST\.AUG\.MIN_SIZES"):

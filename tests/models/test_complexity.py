@@ -1,4 +1,4 @@
-"""Sizes and costs are those of the published code."""
+"""Parameter counts and costs match the published code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from pvt_det.models import create_model, list_models
 from pvt_det.models.complexity import count_gmacs, count_parameters
 
-# name: classifier's parameters, tensors in its state dict, GMACs at 224², trunk's parameters in millions
+# name: (parameters of the classifier, tensors in its state dict, GMACs at 224², parameters of the trunk in millions)
 PUBLISHED = {
     "pvt_tiny": (13_229_288, 161, 1.93, 12.71),
     "pvt_small": (24_485_864, 301, 3.82, 23.97),
@@ -31,7 +31,7 @@ def test_every_variant_is_checked():
 
 @pytest.fixture(autouse=True)
 def _on_meta():
-    """Neither weights nor outputs matter here, so none are computed; one test below does without."""
+    """Create models on the meta device, because weights and outputs do not matter here."""
     with torch.device("meta"):
         yield
 
@@ -47,26 +47,26 @@ def test_published_size_and_cost(name):
     assert round(count_parameters(create_model(name, num_classes=0)) / 1e6, 2) == trunk_millions
 
 
-def test_cost_of_linear_attention_grows_with_the_area():
+def test_cost_of_linear_attention_is_linear_in_the_area():
     model = create_model("pvt_v2_b2_li", num_classes=0)
     small, large = (count_gmacs(model.forward_pyramid, torch.zeros(1, 3, side, side)) for side in (256, 512))
-    assert 3.8 < large / small < 4  # below 4: part of it does not depend on the size at all
+    assert 3.8 < large / small < 4  # below 4, because a part of the cost does not depend on the size
     quadratic = create_model("pvt_v2_b2", num_classes=0)
     small, large = (count_gmacs(quadratic.forward_pyramid, torch.zeros(1, 3, side, side)) for side in (256, 512))
     assert large / small > 4.4
 
 
-def test_counting_leaves_modes_alone_and_knows_convolutions():
+def test_count_gmacs_restores_modes_and_counts_convolutions():
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Dropout())
     model[1].eval()
-    # 5 outputs of 3·9 products at each of 64 pixels.
+    # 5 output channels with 3·9 multiply-accumulates at each of 64 pixels.
     assert count_gmacs(model, torch.zeros(1, 3, 8, 8)) == 5 * 27 * 64 / 1e9
     assert model.training
     assert model[0].training
     assert not model[1].training
 
 
-def test_attention_on_a_cpu_is_counted():
+def test_cpu_attention_kernel_is_counted():
     cost = [count_gmacs(create_model("pvt_tiny", 0).forward_pyramid, torch.zeros(1, 3, 64, 64))]
     with torch.device("cpu"):
         cost.append(count_gmacs(create_model("pvt_tiny", 0).forward_pyramid, torch.zeros(1, 3, 64, 64)))

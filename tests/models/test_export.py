@@ -1,4 +1,4 @@
-"""The trunk goes through `torch.export` with sizes left open, and through `torch.compile`."""
+"""The trunk works with `torch.export` with dynamic sizes, and with `torch.compile`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ["pvt_tiny", "pvt_v2_b2_li"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_export_with_open_sizes(name):
+def test_export_with_dynamic_sizes(name):
     module = Pyramid(create_model(name, num_classes=0)).eval()
     height, width = Dim("height", min=2, max=40), Dim("width", min=2, max=40)
     shapes = {"x": {0: Dim("batch", min=1, max=8), 2: 32 * height, 3: 32 * width}}
@@ -37,14 +37,14 @@ def test_export_with_open_sizes(name):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-# PyTorch looks at the sizes of small convolutions, so PVT v2 has to start from images that are not small.
+# PyTorch specializes on the sizes of small convolutions, so PVT v2 needs larger images here.
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("pvt_tiny", ((64, 96), (96, 128), (224, 224))), ("pvt_v2_b0", ((320, 352), (352, 448)))],
 )
-def test_compile_without_graph_breaks_or_recompiling_for_a_size(name, sizes):
+def test_compile_without_graph_breaks_or_recompilation_for_new_sizes(name, sizes):
     trunk = create_model(name, num_classes=0).eval()
-    # The compiler's front end, without a code generator, which would need a C++ compiler.
+    # Run only the compiler's front end, because code generation needs a C++ compiler.
     graphs = []
     compiled = torch.compile(
         trunk.forward_pyramid, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph, dynamic=True

@@ -1,7 +1,7 @@
-"""The trunk computes what the published code computes.
+"""The models compute the same outputs as the published code.
 
-`tests/golden/pvt_reference.json` holds samples of the published code's outputs under weights and images that anyone
-can make again, as here.
+`tests/golden/pvt_reference.json` contains samples of the outputs of the published code with reproducible weights and
+images, which this test generates again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def reference_image(height: int, width: int) -> Tensor:
 
 
 def assert_matches(actual: Tensor, record: dict, tolerance: float = 1e-4) -> None:
-    """Shape, mean, deviation and 32 samples; errors relative to the deviation of the whole tensor."""
+    """Compare shape, mean, standard deviation and 32 samples. Errors are relative to the standard deviation."""
     assert list(actual.shape) == record["shape"]
     n = actual.numel()
     samples = actual.reshape(-1)[[(j * n) // 32 for j in range(32)]]
@@ -49,7 +49,7 @@ CASES = [(name, tuple(case["size"]), case) for name, record in RECORDS.items() f
 
 
 @pytest.mark.parametrize(("name", "size", "case"), CASES, ids=[f"{name}-{h}x{w}" for name, (h, w), _ in CASES])
-def test_pyramid_and_logits_are_the_published_codes(name, size, case):
+def test_pyramid_and_logits_match_the_published_code(name, size, case):
     model = load_reference_weights(create_model(name))
     image = reference_image(*size)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The same outputs as the PVTs of `transformers` and `timm`, with the same weights."""
+"""The models compute the same outputs as the PVTs of `transformers` and `timm` with the same weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ V2 = [name for name, row in VARIANTS.items() if row.family == "v2"]
 
 
 def random_model(name: str) -> nn.Module:
-    """Weights large enough for every part to show in the output."""
+    """Build a model with weights large enough for every layer to affect the output."""
     with torch.device("meta"):
         model = create_model(name)
     model.to_empty(device="cpu")
@@ -60,14 +60,14 @@ def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", V1)
-def test_logits_of_transformers(name):
+def test_logits_match_transformers(name):
     transformers = pytest.importorskip("transformers")
     ours = random_model(name)
     config = transformers.PvtConfig(depths=list(VARIANTS[name].depths), num_labels=1000)
     with torch.device("meta"):
         theirs = transformers.PvtForImageClassification(config).eval()
     theirs.load_state_dict(to_transformers(ours.state_dict()), assign=True)
-    # It has one epsilon for all norms; the published code has two.
+    # transformers uses the same epsilon for all norms. The published code uses two.
     for key, module in theirs.named_modules():
         if isinstance(module, nn.LayerNorm) and re.search(r"patch_embeddings|attention", key):
             module.eps = 1e-5
@@ -94,7 +94,7 @@ def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", V2)
-def test_features_and_logits_of_timm(name):
+def test_features_and_logits_match_timm(name):
     ours = random_model(name)
     with torch.device("meta"):
         theirs = timm.create_model(name).eval()
@@ -109,7 +109,7 @@ def test_features_and_logits_of_timm(name):
 
 
 @pytest.mark.parametrize("name", ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"])
-def test_outputs_and_gradients_of_the_textbook_form(name):
+def test_outputs_and_gradients_match_the_textbook_implementation(name):
     ours = random_model(name).double()
     textbook = Textbook(ours)
     image = torch.randn(2, 3, 97, 165, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What every variant promises, whatever its weights."""
+"""Properties of all variants that do not depend on their weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stage_sizes(family: str, height: int, width: int) -> list[tuple[int, int]]:
     name=st.sampled_from(SMALLEST),
     size=st.tuples(st.integers(1, 140), st.integers(1, 140)),
 )
-def test_every_size_works_and_a_batch_is_its_images(trunks, name, size):
+def test_any_image_size_works_and_batching_does_not_change_results(trunks, name, size):
     model = trunks[name]
     images = torch.randn(2, 3, *size)
     with torch.inference_mode():
@@ -51,20 +51,20 @@ def test_every_size_works_and_a_batch_is_its_images(trunks, name, size):
     assert [tuple(m.shape) for m in maps] == [
         (2, dim, *grid) for dim, grid in zip(dims, stage_sizes(VARIANTS[name].family, *size), strict=True)
     ]
-    for together, single in zip(maps, alone, strict=True):
-        torch.testing.assert_close(together[1:], single, rtol=1e-4, atol=1e-4)
-        assert together.is_contiguous(memory_format=torch.channels_last)
+    for batched, single in zip(maps, alone, strict=True):
+        torch.testing.assert_close(batched[1:], single, rtol=1e-4, atol=1e-4)
+        assert batched.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", [(448, 448), (896, 224), (333, 517)])
-def test_sizes_that_trip_the_published_code(trunks, size):
-    # There the first stage's grid is compared with every table.
+def test_sizes_that_fail_in_the_published_code(trunks, size):
+    # The published code compares the grid of every stage with that of stage 1.
     with torch.inference_mode():
         maps = trunks["pvt_tiny"].forward_pyramid(torch.randn(1, 3, *size))
     assert [tuple(m.shape[2:]) for m in maps] == stage_sizes("v1", *size)
 
 
-def test_padding_is_zeros_below_and_on_the_right(trunks):
+def test_small_images_are_padded_with_zeros_at_the_bottom_and_right(trunks):
     image = torch.randn(1, 3, 20, 50)
     padded = torch.zeros(1, 3, 32, 50)
     padded[:, :, :20] = image
@@ -74,7 +74,7 @@ def test_padding_is_zeros_below_and_on_the_right(trunks):
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_stages_alone_make_the_pyramid(trunks, name):
+def test_single_stages_compute_the_pyramid(trunks, name):
     model = trunks[name]
     x = image = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_stages_alone_make_the_pyramid(trunks, name):
 
 
 @pytest.mark.parametrize("name", ["pvt_tiny", "pvt_v2_b0"])
-def test_stage_modules_hold_everything_but_the_classifier(name):
+def test_stage_modules_contain_everything_but_the_classifier(name):
     model = create_model(name)
     staged = set()
     for i in range(1, 5):
@@ -92,27 +92,27 @@ def test_stage_modules_hold_everything_but_the_classifier(name):
             own = {part} if isinstance(part, nn.Parameter) else set(part.parameters())
             assert not own & staged
             staged |= own
-    left = {key for key, parameter in model.named_parameters() if parameter not in staged}
+    remaining = {key for key, parameter in model.named_parameters() if parameter not in staged}
     classifier = {"head.weight", "head.bias"}
-    assert left == (classifier | {"cls_token", "norm.weight", "norm.bias"} if name == "pvt_tiny" else classifier)
+    assert remaining == (classifier | {"cls_token", "norm.weight", "norm.bias"} if name == "pvt_tiny" else classifier)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_every_parameter_of_a_classifier_learns(name):
+def test_every_parameter_of_a_classifier_gets_a_gradient(name):
     model = create_model(name, num_classes=7, drop_path_rate=0.0)
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    still = [key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
-    assert still == []
+    without_gradient = [key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert without_gradient == []
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_checkpointing_changes_nothing_but_memory(name):
+def test_checkpointing_only_changes_memory(name):
     plain = create_model(name, num_classes=0, drop_path_rate=0.3)
-    again = copy.deepcopy(plain)
-    again.checkpoint_stages = {1, 3}
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.checkpoint_stages = {1, 3}
     images = torch.randn(3, 3, 64, 64)
     runs = []
-    for model in (plain, again):
+    for model in (plain, checkpointed):
         torch.manual_seed(5)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.numel()) or t, lambda t: t):
@@ -137,7 +137,7 @@ def test_copies_and_pickles_compute_the_same(trunks, name):
                 assert torch.equal(a, b)
 
 
-def test_an_optimizer_step_shows_in_the_next_evaluation():
+def test_optimizer_step_affects_the_next_evaluation():
     model = create_model("pvt_tiny", num_classes=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     image = torch.randn(1, 3, 64, 96)
@@ -145,20 +145,20 @@ def test_an_optimizer_step_shows_in_the_next_evaluation():
         model.forward_pyramid(image)
     sum(m.sum() for m in model.forward_pyramid(image)).backward()
     optimizer.step()
-    anew = create_model("pvt_tiny", num_classes=0)
-    anew.load_state_dict(model.state_dict())
+    fresh = create_model("pvt_tiny", num_classes=0)
+    fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
-        for a, b in zip(model.forward_pyramid(image), anew.forward_pyramid(image), strict=True):
+        for a, b in zip(model.forward_pyramid(image), fresh.forward_pyramid(image), strict=True):
             assert torch.equal(a, b)
 
 
-def test_position_embeddings_of_another_training_size():
+def test_position_embeddings_for_another_image_size():
     model = create_model("pvt_tiny", num_classes=0, img_size=(64, 96))
     assert [model.get_parameter(f"pos_embed{i}").shape[1] for i in range(1, 5)] == [16 * 24, 8 * 12, 4 * 6, 2 * 3 + 1]
     assert create_model("pvt_tiny", img_size=224).pos_embed4.shape == (1, 50, 512)
 
 
-def test_trunk_is_the_classifier_without_its_end():
+def test_trunk_is_the_classifier_without_its_last_layers():
     classifier, trunk = create_model("pvt_tiny"), create_model("pvt_tiny", num_classes=0)
     dropped = {"cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias"}
     assert {k: v.shape for k, v in trunk.state_dict().items()} == {
@@ -191,7 +191,7 @@ def test_initial_values():
     assert float(dense.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.05)
 
 
-def test_drop_path_rises_over_all_blocks():
+def test_drop_path_rate_rises_linearly_over_all_blocks():
     assert drop_path_rates(0.3, (1, 2, 1)) == [[0.0], [pytest.approx(0.1), pytest.approx(0.2)], [pytest.approx(0.3)]]
     with torch.device("meta"):
         model = create_model("pvt_small", drop_path_rate=0.15)
@@ -200,7 +200,7 @@ def test_drop_path_rises_over_all_blocks():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"name": "pvt_smal"}, "Did you mean pvt_small"),
         ({"name": "resnet50"}, "pvt_v2_b5"),
@@ -214,18 +214,18 @@ def test_drop_path_rises_over_all_blocks():
         ({"img_size": 224.0}, "img_size"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_arguments_are_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
         create_model(**({"name": "pvt_tiny"} | arguments))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (1, 3, 0, 64)])
-def test_wrong_inputs_are_named(trunks, shape):
+def test_invalid_input_shapes_are_rejected(trunks, shape):
     with pytest.raises(ConfigError, match="shape"):
         trunks["pvt_tiny"].forward_pyramid(torch.zeros(shape))
 
 
-def test_a_trunk_does_not_classify(trunks):
+def test_trunk_without_classifier_refuses_to_classify(trunks):
     with pytest.raises(ConfigError, match="num_classes=0"):
         trunks["pvt_tiny"](torch.zeros(1, 3, 64, 64))
 

@@ -1,4 +1,4 @@
-"""Fast forms of multi-head attention on a CPU: in chunks of queries, or as two plain matrix products."""
+"""Fast multi-head attention on a CPU: in chunks of queries, or as two plain matrix products."""
 
 from __future__ import annotations
 
@@ -14,46 +14,64 @@ from pvt_det.layers.cpu.chunked import accumulator, chunk_length
 from pvt_det.layers.cpu.onednn import HAS_ONEDNN, product, weight_gradient
 from pvt_det.layers.cpu.switch import use_fast_cpu
 
-# Scores of one head from which chunks with oneDNN's products are faster on a CPU: in fp32 than PyTorch's fused kernel,
-# in bf16 than plain products.
-MANY_SCORES = {torch.bfloat16: 1 << 20} | ({torch.float32: 1 << 17} if HAS_ONEDNN else {})
+# Number of scores per head from which chunks with oneDNN products are faster than PyTorch's fused kernel (fp32) or than
+# plain matrix products (bf16).
+CHUNK_THRESHOLDS = {torch.bfloat16: 1 << 20} | ({torch.float32: 1 << 17} if HAS_ONEDNN else {})
 
 
 def use_fast_attention(query: Tensor, key_value: Tensor) -> bool:
-    """Whether `fast_attention` is faster than PyTorch's fused kernel, which is several times slower in bf16."""
-    return use_fast_cpu(query) and (query.dtype == torch.bfloat16 or _has_many_scores(query, key_value))
+    """Return whether `fast_attention` is faster than PyTorch's fused kernel.
+
+    In bf16, it is several times as fast.
+
+    Args:
+        query: Queries `N×L×C`.
+        key_value: Keys and values `N×S×2C`.
+    """
+    return use_fast_cpu(query) and (query.dtype == torch.bfloat16 or _use_chunks(query, key_value))
 
 
 def fast_attention(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
-    """Compute what `pvt_det.layers.attention.attend` computes.
+    """Compute the same as `pvt_det.layers.attention.attend`.
 
     Args:
-        query: `N×L×C`.
-        key_value: `N×S×2C`, the channels of the keys before those of the values.
-        num_heads: Number of heads; divides C.
+        query: Queries `N×L×C`.
+        key_value: Keys and values `N×S×2C`, concatenated along the channels.
+        num_heads: Number of heads. Must divide C.
 
     Returns:
-        `N×L×C`, the heads side by side.
+        Tokens `N×L×C`, with the heads concatenated along the channels.
     """
-    if _has_many_scores(query, key_value):
+    if _use_chunks(query, key_value):
         return ChunkedAttention.apply(query, key_value, num_heads)
     q = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     k, v = key_value.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)
     return ((_scaled(q) @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-def _has_many_scores(query: Tensor, key_value: Tensor) -> bool:
-    return query.shape[1] * key_value.shape[1] >= MANY_SCORES.get(query.dtype, math.inf)
+def _use_chunks(query: Tensor, key_value: Tensor) -> bool:
+    return query.shape[1] * key_value.shape[1] >= CHUNK_THRESHOLDS.get(query.dtype, math.inf)
 
 
 class ChunkedAttention(torch.autograd.Function):
-    """Multi-head attention of `N×L×C` to `N×S×2C` in chunks of queries, whose scores are never kept.
+    """Multi-head attention in chunks of queries. Scores are recomputed in the backward pass.
 
-    As in any attention in bf16 made of matrix products, scores are rounded to bf16 before the softmax.
+    In bf16, scores are rounded to bf16 before the softmax, as in any attention built from matrix products.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
+        """Compute attention.
+
+        Args:
+            ctx: Context of `torch.autograd.Function`.
+            query: Queries `N×L×C`.
+            key_value: Keys and values `N×S×2C`, concatenated along the channels.
+            num_heads: Number of heads. Must divide C.
+
+        Returns:
+            Tokens `N×L×C`, with the heads concatenated along the channels.
+        """
         ctx.save_for_backward(query, key_value)
         ctx.num_heads = num_heads
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -66,7 +84,16 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Compute the gradients of queries, keys and values.
+
+        Args:
+            ctx: Context of `torch.autograd.Function`.
+            grad: Gradient of the output, `N×L×C`.
+
+        Returns:
+            Gradients of `query` and `key_value`, and None for `num_heads`.
+        """
         query, key_value = ctx.saved_tensors
         grad = grad.contiguous()
         grad_query, grad_key_value = torch.empty_like(query), torch.empty_like(key_value)
@@ -83,7 +110,7 @@ class ChunkedAttention(torch.autograd.Function):
 def _head_backward(
     query: Tensor, grad: Tensor, grad_query: Tensor, key: Tensor, value: Tensor, grad_key: Tensor, grad_value: Tensor
 ) -> None:
-    """Write the gradients of one head of one sample, `L×d` and `S×d`, into the tensors given for them."""
+    """Write the gradients of one head of one sample to `grad_query`, `grad_key` and `grad_value`."""
     key, value = _scaled(key), value.contiguous()
     sum_key, sum_value = accumulator(key), accumulator(value)
     length = chunk_length(len(key))
@@ -98,16 +125,16 @@ def _head_backward(
 
 
 def _heads(num_heads: int, *tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield, for each sample and head of tensors `N×L×C`, their parts `L×(C/heads)`."""
+    """Yield the slices `L×(C/heads)` of tensors `N×L×C` for each sample and head."""
     for sample in zip(*tokens, strict=True):
         yield from zip(*(t.unflatten(-1, (num_heads, -1)).unbind(1) for t in sample), strict=True)
 
 
 def _keys_and_values(num_heads: int, key_value: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield, for each sample and head, the keys and the values, both `S×(C/heads)`."""
+    """Yield the keys and the values, both `S×(C/heads)`, for each sample and head."""
     return _heads(num_heads, *key_value.chunk(2, dim=-1))
 
 
 def _scaled(tokens: Tensor) -> Tensor:
-    """Multiply queries or keys `…×d` of one head by 1/√d, equation 1 of https://arxiv.org/abs/1706.03762."""
+    """Scale queries or keys `…×d` by 1/√d (equation 1 of https://arxiv.org/abs/1706.03762)."""
     return tokens * tokens.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""Fast form of a transformer block in inference on a CPU: a few samples, or a few rows of a map, at a time."""
+"""Fast CPU inference of a transformer block, in chunks of samples or of rows of the map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def use_fast_block(block: Block, x: Tensor) -> bool:
-    """Whether this is inference on a CPU with more tokens, `N×L×C`, than stay in the cache together."""
+    """Return whether to use `fast_block`: in inference on a CPU, with more tokens than fit into the cache.
+
+    Args:
+        block: The block to run.
+        x: Tokens `N×L×C`.
+    """
     if block.training or torch.is_grad_enabled() or not use_fast_cpu(x):
         return False
     return x.shape[0] * x.shape[1] > _chunk_length(block, x)
@@ -27,17 +32,20 @@ def fast_block(block: Block, x: Tensor, size: Size) -> Tensor:
     """Compute `block(x, size)` in chunks.
 
     Args:
-        block: A block in evaluation mode.
+        block: The block to run, in evaluation mode.
         x: Tokens `N×L×C`.
-        size: Height and width of their map, in tokens.
+        size: Height and width of the map in tokens.
+
+    Returns:
+        Tokens `N×L×C`.
     """
     length = _chunk_length(block, x)
     samples = length // x.shape[1]
-    # A class token belongs to no row of the map, so its sample is not split into rows.
+    # A class token does not belong to a row of the map, so samples with one are not split into rows.
     if samples == 0 and x.shape[1] == size[0] * size[1]:
         rows = max(1, length // size[1])
-        return torch.cat([_by_rows(block, sample, size, rows) for sample in x.split(1)])
-    return torch.cat([_whole(block, part, size) for part in x.split(max(1, samples))])
+        return torch.cat([_run_by_rows(block, sample, size, rows) for sample in x.split(1)])
+    return torch.cat([_run(block, chunk, size) for chunk in x.split(max(1, samples))])
 
 
 def _chunk_length(block: Block, x: Tensor) -> int:
@@ -45,17 +53,17 @@ def _chunk_length(block: Block, x: Tensor) -> int:
     return chunk_length(block.mlp.fc1.out_features, dtype.itemsize)
 
 
-def _whole(block: Block, x: Tensor, size: Size) -> Tensor:
+def _run(block: Block, x: Tensor, size: Size) -> Tensor:
     x = x + block.attn(block.norm1(x), size)
     return x + block.mlp(block.norm2(x), size)
 
 
-def _by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
+def _run_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
     return _mlp_by_rows(block, _attention_by_rows(block, x, size, rows), size, rows)
 
 
 def _attention_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
-    """Compute the attention branch and its residual; only keys and values need all tokens at once."""
+    """Compute the attention branch and its residual. Only keys and values need all tokens at once."""
     attn = block.attn
     normed = block.norm1(x)
     key_value = attn.kv(attn.reduce(normed, size))
@@ -68,7 +76,7 @@ def _attention_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor
 
 
 def _mlp_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
-    """Compute the MLP branch and its residual, each chunk with the rows around it that its convolution sees."""
+    """Compute the MLP branch and its residual, with a halo of rows for the convolution around each chunk."""
     height, width = size
     halo = block.mlp.halo
     out = torch.empty_like(x)

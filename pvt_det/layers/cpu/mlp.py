@@ -1,4 +1,4 @@
-"""Fast forms of the MLP of PVT v1 on a CPU: in chunks for training, with oneDNN's fused GELU for inference."""
+"""Fast MLP of PVT v1 on a CPU: in chunks in training, with oneDNN's fused GELU in inference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def use_fast_mlp(mlp: Mlp, x: Tensor) -> bool:
-    """Whether `fast_mlp` can compute `mlp(x)` and is faster."""
+    """Return whether `fast_mlp` supports `mlp(x)` and is faster.
+
+    Args:
+        mlp: The MLP to run.
+        x: Tokens `N×L×C`.
+    """
     if not (use_fast_cpu(x) and _is_plain(mlp.fc1)):
         return False
     if not torch.is_grad_enabled():
@@ -29,7 +34,15 @@ def use_fast_mlp(mlp: Mlp, x: Tensor) -> bool:
 
 
 def fast_mlp(mlp: Mlp, x: Tensor) -> Tensor:
-    """Compute `mlp(x)` of `N×L×C` where `use_fast_mlp` is true."""
+    """Compute `mlp(x)`. Call it only if `use_fast_mlp` is true.
+
+    Args:
+        mlp: The MLP to run.
+        x: Tokens `N×L×C`.
+
+    Returns:
+        Tokens `N×L×C`.
+    """
     fc1, fc2 = mlp.fc1, mlp.fc2
     if not torch.is_grad_enabled():
         return fc2(product(x, fc1.weight, fc1.bias, gelu=True))
@@ -39,25 +52,38 @@ def fast_mlp(mlp: Mlp, x: Tensor) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling a layer only computes its matrix product: it is a `Linear` without hooks."""
+    """Return whether a layer is a `Linear` without hooks, so that its matrix product can replace a call."""
     return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def _training_dtype(mlp: Mlp, x: Tensor) -> torch.dtype | None:
-    """The dtype to train in, or None where the dtypes of `x` and the weights are left to PyTorch's own layers."""
+    """Return the dtype to train in, or None if the dtypes of `x` and the weights are not supported."""
     if torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu") if x.dtype != torch.float64 else None
     return x.dtype if x.dtype == mlp.fc1.weight.dtype else None
 
 
 class ChunkedMlp(torch.autograd.Function):
-    """`linear(gelu(linear(x, w1, b1)), w2, b2)` of `M×C` for training; keeps one hidden tensor instead of two.
+    """`linear(gelu(linear(x, w1, b1)), w2, b2)` for training.
 
-    The backward pass computes GELU again, chunk by chunk.
+    Saves one hidden tensor instead of two, and recomputes GELU in the backward pass, chunk by chunk.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        """Compute the MLP.
+
+        Args:
+            ctx: Context of `torch.autograd.Function`.
+            x: Tokens `M×C`.
+            w1: Weight of the first layer, `H×C`.
+            b1: Bias of the first layer, `H`.
+            w2: Weight of the second layer, `C×H`.
+            b2: Bias of the second layer, `C`.
+
+        Returns:
+            Tokens `M×C`.
+        """
         length = chunk_length(w1.shape[0])
         out = x.new_empty(x.shape[0], w2.shape[0])
         hidden = []
@@ -69,12 +95,21 @@ class ChunkedMlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Compute the gradients of the input, the weights and the biases.
+
+        Args:
+            ctx: Context of `torch.autograd.Function`.
+            grad: Gradient of the output, `M×C`.
+
+        Returns:
+            Gradients of `x`, `w1`, `b1`, `w2` and `b2`.
+        """
         x, w1, w2, *hidden = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = torch.empty_like(x)
         grad_w1, grad_w2, grad_b1 = accumulator(w1), accumulator(w2), accumulator(w1[:, 0])
-        # The chunks of the forward pass: the number of threads may have changed since.
+        # Use the chunks of the forward pass, because the number of threads may have changed since.
         lengths = [len(chunk) for chunk in hidden]
         for x_chunk, hidden_chunk, grad_chunk, grad_x_chunk in zip(
             x.split(lengths), hidden, grad.split(lengths), grad_x.split(lengths), strict=True

@@ -1,4 +1,4 @@
-"""A cache for resized position embeddings, which inference on a CPU would otherwise resize for every image."""
+"""Cache of resized position embeddings, so that CPU inference does not resize them for every image."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pvt_det.layers.position import resize_position
 
 
 class _Entry(NamedTuple):
-    table: Tensor  # a copy of the table that the others were resized from
+    table: Tensor  # copy of the original embeddings
     resized: dict[Size, Tensor]
 
 
 class PositionCache:
-    """Caches the resized position embeddings of the most recent map sizes, for inference on a CPU.
+    """Cache of the resized position embeddings of the most recent map sizes, for inference on a CPU.
 
-    Each call compares the table with a copy of it, value by value. That costs a few percent of a resize and is the
-    only reliable test: PyTorch's version counters miss fused optimizers and writes through `.data`. The cache is not
-    used while the table is being learned, so gradients flow through the resize, nor on a GPU, where the comparison
-    would synchronize and take longer than the resize. Copies and pickles of a cache start empty. Threads may share a
-    cache: its content is replaced as a whole, never changed in place.
+    Each call compares the embeddings with a copy, value by value. This costs a few percent of a resize and is the only
+    reliable test, because PyTorch's version counters miss fused optimizers and writes through `.data`. The cache is not
+    used while the embeddings are trained, so that gradients flow through the resize. It is not used on a GPU either,
+    where the comparison would synchronize and take longer than the resize. Copies and pickles of a cache are empty.
+    Threads can share a cache, because its content is never changed in place.
 
     Args:
         capacity: Number of map sizes to cache.
@@ -41,18 +41,21 @@ class PositionCache:
         return 0 if self._entry is None else len(self._entry.resized)
 
     def get(self, table: Tensor, old: Size, new: Size) -> Tensor:
-        """Return `resize_position(table, old, new)`, from the cache where possible.
+        """Return `resize_position(table, old, new)`, from the cache if possible.
 
         Args:
-            table: `1×(old H · old W)×C`.
-            old: Height and width of the map that the table was learned for, in tokens.
-            new: Height and width of the current map, in tokens.
+            table: Position embeddings `1×(old H · old W)×C`.
+            old: Height and width in tokens of the map for which the embeddings were learned.
+            new: Height and width in tokens of the current map.
+
+        Returns:
+            Position embeddings `1×(new H · new W)×C`.
         """
-        learning = torch.is_grad_enabled() and table.requires_grad
-        if learning or not use_fast_cpu(table) or old == new:
+        needs_grad = torch.is_grad_enabled() and table.requires_grad
+        if needs_grad or not use_fast_cpu(table) or old == new:
             return resize_position(table, old, new)
         entry = self._entry
-        # Outside inference mode, so that cached tensors can take part in training later (a frozen stage).
+        # Leave inference mode, so that cached tensors can be used in training later (by a frozen stage).
         with torch.inference_mode(False), torch.no_grad():
             if entry is None or entry.table.dtype != table.dtype or not torch.equal(entry.table, table):
                 entry = _Entry(table.clone(), {})

@@ -1,4 +1,4 @@
-"""The switch of the fast CPU forms."""
+"""Enable or disable the fast CPU implementations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ _enabled = os.environ.get("PVT_DET_FAST_CPU", "1") != "0"
 
 
 class set_fast_cpu:  # noqa: N801  (used as a function, like torch.set_grad_enabled)
-    """Turn the fast CPU forms on or off for the whole process; as a context manager, until the block ends.
+    """Enable or disable the fast CPU implementations in the whole process, or within a `with` block.
 
     Example:
         >>> set_fast_cpu(False)  # from now on
-        >>> with set_fast_cpu(False):  # for these lines only
+        >>> with set_fast_cpu(False):  # only in this block
         ...     maps = trunk.forward_pyramid(images)
 
     Args:
-        enabled: Whether layers may use the fast forms. With False they compute the reference forms on every device.
+        enabled: Whether layers may use the fast implementations. If false, they use the reference implementations on
+            every device.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -36,9 +37,12 @@ class set_fast_cpu:  # noqa: N801  (used as a function, like torch.set_grad_enab
 
 
 def use_fast_cpu(tensor: Tensor) -> bool:
-    """Whether computations with `tensor` may take a fast CPU form now.
+    """Return whether computations with a tensor may use a fast CPU implementation.
 
-    They may not while a graph is compiled, exported or traced: graphs must stay portable.
+    False while a graph is compiled, exported or traced, because graphs must stay portable.
+
+    Args:
+        tensor: Input of the computation. Only tensors on a CPU can use a fast implementation.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False

@@ -1,4 +1,4 @@
-"""Inference a few samples or a few rows at a time computes what training computes."""
+"""Inference in chunks of samples or rows computes the same as training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pvt_det.layers.cpu import chunked
 from pvt_det.layers.mlp import ConvMlp, Mlp
 
 
-def make(kind: str) -> Block:
+def make_block(kind: str) -> Block:
     attention = LinearSpatialReductionAttention(8, 2) if kind == "linear" else SpatialReductionAttention(8, 2, 2)
     mlp = Mlp(8, 4) if kind == "v1" else ConvMlp(8, 4, relu=kind == "linear")
     return Block(8, attention, mlp, drop_path=0.5).eval()
@@ -20,8 +20,8 @@ def make(kind: str) -> Block:
 @pytest.mark.parametrize("kind", ["v1", "v2", "linear"])
 @pytest.mark.parametrize("size", [(11, 6), (2, 40), (30, 2)])
 @pytest.mark.parametrize("chunk_values", [1, 32 * 13, 32 * 30])
-def test_chunks_do_not_show(monkeypatch, kind, size, chunk_values):
-    block = make(kind)
+def test_chunking_does_not_change_results(monkeypatch, kind, size, chunk_values):
+    block = make_block(kind)
     x = torch.randn(2, size[0] * size[1], 8)
     whole = block(x, size)
     assert whole.requires_grad
@@ -32,12 +32,12 @@ def test_chunks_do_not_show(monkeypatch, kind, size, chunk_values):
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             torch.testing.assert_close(block(x, size), whole.detach(), rtol=1e-5, atol=1e-5)
-    assert len(calls) > 4  # more than once a sample: it was computed in chunks
+    assert len(calls) > 4  # more than one call per sample, so it was computed in chunks
 
 
 @pytest.mark.parametrize("class_token", [0, 1])
 @pytest.mark.parametrize(("tokens_at_once", "expected"), [(25, [1] * 5), (50, [2, 2, 1]), (200, [5]), (20, [1] * 5)])
-def test_samples_that_stay_in_cache_go_together(monkeypatch, class_token, tokens_at_once, expected):
+def test_small_samples_share_a_chunk(monkeypatch, class_token, tokens_at_once, expected):
     block = Block(8, SpatialReductionAttention(8, 2, 1), Mlp(8, 4), drop_path=0.0).eval()
     x = torch.randn(5, 24 + class_token, 8)
     whole = block(x, (4, 6))
@@ -47,13 +47,13 @@ def test_samples_that_stay_in_cache_go_together(monkeypatch, class_token, tokens
     block.attn.register_forward_hook(lambda module, inputs, output: samples.append(len(output)))
     with torch.no_grad():
         torch.testing.assert_close(block(x, (4, 6)), whole.detach(), rtol=1e-5, atol=1e-5)
-    # Chunks of rows compute queries and keys by themselves.
+    # Chunks of rows compute attention without calling the attention module.
     assert samples == ([] if tokens_at_once == 20 and not class_token else expected)
 
 
-def test_input_is_left_as_it_was(monkeypatch):
+def test_input_is_not_modified(monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK_VALUES", 1)
-    block = make("v2")
+    block = make_block("v2")
     x = torch.randn(1, 24, 8)
     before = x.clone()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Cached position embeddings cost nothing when the size repeats, and are never stale."""
+"""Position embeddings are resized once per size, and the cache is never stale."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def table():
 
 @pytest.fixture
 def resizes(monkeypatch):
-    """Sizes that were really computed."""
-    done = []
+    """Return the list of sizes that were computed."""
+    computed = []
 
-    def counted(table, old, new):
-        done.append(new)
+    def recorded_resize(table, old, new):
+        computed.append(new)
         return resize_position(table, old, new)
 
-    monkeypatch.setattr(position, "resize_position", counted)
-    return done
+    monkeypatch.setattr(position, "resize_position", recorded_resize)
+    return computed
 
 
 def fresh(table: Tensor, new: tuple[int, int] = (4, 4)) -> Tensor:
     return resize_position(table.detach(), (2, 2), new)
 
 
-def test_a_size_is_computed_once(table, resizes):
+def test_each_size_is_computed_once(table, resizes):
     cache = PositionCache()
     with torch.no_grad():
         first = cache.get(table, (2, 2), (4, 4))
@@ -47,19 +47,19 @@ def test_a_size_is_computed_once(table, resizes):
     assert resizes == [(4, 4), (4, 6)]
 
 
-def test_nothing_is_cached_with_the_fast_forms_off(table):
+def test_nothing_is_cached_if_fast_cpu_is_disabled(table):
     cache = PositionCache()
     with torch.no_grad(), set_fast_cpu(False):
         assert torch.equal(cache.get(table, (2, 2), (4, 4)), fresh(table))
     assert len(cache) == 0
 
 
-def test_gradient_flows_through_the_resize_while_learning(table):
+def test_gradients_flow_through_the_resize_in_training(table):
     cache = PositionCache()
     with torch.no_grad():
         cache.get(table, (2, 2), (4, 4))
     cache.get(table, (2, 2), (4, 4)).sum().backward()
-    # Every one of the 16 positions is an average of the table.
+    # Each of the 16 positions is a weighted average of the table, with 2 channels.
     assert float(table.grad.sum()) == pytest.approx(32)
 
 
@@ -78,19 +78,19 @@ def changed_by_loading(table: nn.Parameter) -> None:
     holder.load_state_dict({"table": torch.full_like(table, 3.0)})
 
 
-def changed_by_replacing_memory(table: nn.Parameter) -> None:
+def changed_by_replacing_data(table: nn.Parameter) -> None:
     table.data = table.data + 1
 
 
-def changed_by_precision(table: nn.Parameter) -> None:
+def changed_by_dtype(table: nn.Parameter) -> None:
     table.data = table.data.bfloat16()
 
 
 @pytest.mark.parametrize(
     "change",
-    [changed_by_optimizer, changed_by_average, changed_by_loading, changed_by_replacing_memory, changed_by_precision],
+    [changed_by_optimizer, changed_by_average, changed_by_loading, changed_by_replacing_data, changed_by_dtype],
 )
-def test_a_changed_table_is_resized_again(table, change):
+def test_changed_table_is_resized_again(table, change):
     cache = PositionCache()
     with torch.no_grad():
         old = cache.get(table, (2, 2), (4, 4))
@@ -102,7 +102,7 @@ def test_a_changed_table_is_resized_again(table, change):
     assert len(cache) == 1
 
 
-def test_another_table_at_a_freed_address_is_not_mistaken():
+def test_new_table_at_a_reused_address_is_resized():
     cache = PositionCache()
     with torch.no_grad():
         for value in range(20):
@@ -110,7 +110,7 @@ def test_another_table_at_a_freed_address_is_not_mistaken():
             assert torch.equal(cache.get(table, (2, 2), (3, 3)), fresh(table, (3, 3)))
 
 
-def test_number_of_sizes_is_bounded(table):
+def test_cache_keeps_at_most_capacity_sizes(table):
     cache = PositionCache(capacity=3)
     with torch.no_grad():
         for width in range(3, 20):
@@ -118,7 +118,7 @@ def test_number_of_sizes_is_bounded(table):
             assert len(cache) <= 3
 
 
-def test_an_entry_made_in_inference_mode_serves_a_frozen_table_in_training(table):
+def test_entry_cached_in_inference_mode_works_for_a_frozen_table_in_training(table):
     cache = PositionCache()
     table.requires_grad_(False)
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def test_an_entry_made_in_inference_mode_serves_a_frozen_table_in_training(table
     assert torch.equal(x.grad, fresh(table))
 
 
-def test_copies_start_empty(table):
+def test_copies_are_empty(table):
     cache = PositionCache(capacity=7)
     with torch.no_grad():
         cache.get(table, (2, 2), (4, 4))

@@ -1,4 +1,4 @@
-"""The switch of the fast CPU forms: with it off none is called, and all outputs and gradients are the same."""
+"""`set_fast_cpu` enables and disables the fast CPU implementations without changing outputs or gradients."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from pvt_det.layers.cpu import chunked, onednn, set_fast_cpu, use_fast_cpu
 from pvt_det.models import create_model, list_models
 from pvt_det.models.trunk import Trunk
 
-FAST_FORMS = {"fast_block": block, "fast_mlp": mlp, "fast_attention": attention, "fast_linear": linear}
+FAST_FUNCTIONS = {"fast_block": block, "fast_mlp": mlp, "fast_attention": attention, "fast_linear": linear}
 
 
 @pytest.fixture(autouse=True)
-def even_small_ones(monkeypatch):
-    """Take the fast forms for tensors of any size."""
+def use_fast_cpu_for_any_size(monkeypatch):
+    """Use the fast implementations for tensors of any size."""
     monkeypatch.setattr(chunked, "CHUNK_VALUES", 1 << 12)
-    monkeypatch.setattr(onednn, "_SMALL", 0)
-    monkeypatch.setattr(cpu_attention, "MANY_SCORES", dict.fromkeys((torch.float32, torch.bfloat16), 64))
+    monkeypatch.setattr(onednn, "_MIN_MACS", 0)
+    monkeypatch.setattr(cpu_attention, "CHUNK_THRESHOLDS", dict.fromkeys((torch.float32, torch.bfloat16), 64))
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the fast forms that were called."""
-    seen = set()
-    for name, module in FAST_FORMS.items():
-        monkeypatch.setattr(module, name, noting(seen, name, getattr(module, name)))
-    return seen
+    """Return the names of the fast functions that were called."""
+    called = set()
+    for name, module in FAST_FUNCTIONS.items():
+        monkeypatch.setattr(module, name, record_calls(called, name, getattr(module, name)))
+    return called
 
 
-def noting(seen: set[str], name: str, fast: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def noted(*arguments):
-        seen.add(name)
+def record_calls(called: set[str], name: str, fast: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def recorded(*arguments):
+        called.add(name)
         return fast(*arguments)
 
-    return noted
+    return recorded
 
 
 def random_trunk(name: str) -> Trunk:
-    """Weights large enough for every part to show in the output."""
+    """Build a trunk with weights large enough for every layer to affect the output."""
     with torch.device("meta"):
         trunk = create_model(name, num_classes=0)
     trunk.to_empty(device="cpu")
@@ -65,33 +65,33 @@ def maps_and_gradients(trunk: Trunk, image: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_both_forms_agree_in_maps_and_gradients(name, calls):
+def test_fast_and_reference_maps_and_gradients_agree(name, calls):
     trunk, image = random_trunk(name), torch.randn(1, 3, 64, 64)
     fast = maps_and_gradients(trunk, image)
     assert calls >= {"fast_block", "fast_attention"}
     with set_fast_cpu(False):
         reference = maps_and_gradients(trunk, image)
     assert len(fast) == len(reference)
-    # Gradients of keys nearly cancel where attention is nearly even.
-    rounding = 1e-5 * max(float(wanted.norm()) for wanted in reference)
-    for got, wanted in zip(fast, reference, strict=True):
-        assert float((got - wanted).norm()) <= 1e-3 * float(wanted.norm()) + rounding
+    # Gradients of keys nearly cancel where attention is nearly uniform.
+    rounding = 1e-5 * max(float(expected.norm()) for expected in reference)
+    for got, expected in zip(fast, reference, strict=True):
+        assert float((got - expected).norm()) <= 1e-3 * float(expected.norm()) + rounding
 
 
 @pytest.mark.parametrize("name", ["pvt_tiny", "pvt_v2_b2_li"])
-def test_both_forms_agree_in_bf16(name):
+def test_fast_and_reference_maps_agree_in_bf16(name):
     trunk, image = random_trunk(name), torch.randn(1, 3, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         fast = trunk.forward_pyramid(image)
         with set_fast_cpu(False):
             reference = trunk.forward_pyramid(image)
-    for got, wanted in zip(fast, reference, strict=True):
-        assert got.dtype == wanted.dtype
-        assert float((got - wanted).norm()) < 0.05 * float(wanted.norm())
+    for got, expected in zip(fast, reference, strict=True):
+        assert got.dtype == expected.dtype
+        assert float((got - expected).norm()) < 0.05 * float(expected.norm())
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_no_fast_form_is_called_with_the_switch_off(calls, autocast):
+def test_no_fast_function_is_called_if_disabled(calls, autocast):
     trunk, image = create_model("pvt_tiny", num_classes=0).eval(), torch.randn(1, 3, 64, 64)
     with set_fast_cpu(False), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         with torch.profiler.profile() as profile:
@@ -103,7 +103,7 @@ def test_no_fast_form_is_called_with_the_switch_off(calls, autocast):
     assert calls >= {"fast_block", "fast_mlp", "fast_attention"}
 
 
-def test_the_switch_is_set_for_good_or_for_a_block():
+def test_set_fast_cpu_as_function_and_context_manager():
     tensor = torch.zeros(1)
     assert use_fast_cpu(tensor)
     with set_fast_cpu(False):
@@ -122,7 +122,7 @@ def test_the_switch_is_set_for_good_or_for_a_block():
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("1", "True")])
-def test_the_environment_variable_sets_the_switch(value, expected):
+def test_environment_variable_sets_the_default(value, expected):
     code = "import torch; from pvt_det.layers.cpu import use_fast_cpu; print(use_fast_cpu(torch.zeros(1)))"
     environment = {**os.environ, "PVT_DET_FAST_CPU": value}
     command = [sys.executable, "-c", code]
