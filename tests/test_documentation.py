@@ -9,24 +9,37 @@ import pytest
 
 from pvt_det import __version__
 
-PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "Makefile", ".ci/run")
-OURS = re.compile(r"(?<![\w/.~-])(?:pvt_det|tools|configs|tests|datasets)/[\w/.-]*\.(?:py|yaml|md)\b")
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[bcd]*/*.md"))  # benchmarks, configs, datasets, docs
+OURS = re.compile(r"(?<![\w/.~-])(?:pvt_det|tools|configs|tests|datasets|benchmarks)/[\w/.-]*\.(?:py|yaml|md)\b")
 CONFIG = re.compile(r"`((?:retinanet|mask_rcnn)_\w+\.yaml)`")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_named_in_documents_exist(repo_root: Path, page: str) -> None:
-    text = (repo_root / page).read_text(encoding="utf-8")
-    named = set(OURS.findall(text)) | {f"configs/{name}" for name in CONFIG.findall(text)}
-    named |= {link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link}
-    assert [name for name in sorted(named) if not (repo_root / name).exists()] == []
+@pytest.mark.parametrize("page", [*DOCUMENTS, ROOT / "Makefile", ROOT / ".ci/run"], ids=lambda path: path.name)
+def test_files_named_in_documents_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {ROOT / name for name in OURS.findall(text)} | {ROOT / "configs" / name for name in CONFIG.findall(text)}
+    missing = [str(path.relative_to(ROOT)) for path in sorted(named) if not path.exists()]
+    assert missing == []
 
 
-def test_make_targets_named_in_documents_exist(repo_root: Path) -> None:
-    targets = set(re.findall(r"^(\w+):", (repo_root / "Makefile").read_text(), re.MULTILINE))
-    for page in ("README.md", "CONTRIBUTING.md", "datasets/README.md", ".ci/run"):
-        named = set(re.findall(r"(?:`|^)make (\w+)", (repo_root / page).read_text(encoding="utf-8"), re.MULTILINE))
+@pytest.mark.parametrize("page", [path for path in DOCUMENTS if path.parent.name != "docs"], ids=lambda path: path.name)
+def test_links_outside_the_site_exist(page: Path) -> None:
+    """MkDocs checks the links of the pages in docs/."""
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    files = [link.partition("#")[0] for link in links if "://" not in link]
+    assert [file for file in files if not (page.parent / file).exists()] == []
+
+
+def test_make_targets_named_in_documents_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in (*DOCUMENTS, ROOT / ".ci/run"):
+        named = set(re.findall(r"(?:`|^)make (\w+)", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert named <= targets, page
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
 def test_readme_has_the_test_command_of_the_makefile(repo_root: Path) -> None:

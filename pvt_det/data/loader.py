@@ -43,16 +43,14 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
 
     Attributes:
         skipped: Number of samples that were replaced in all workers, a one-element int64 tensor in shared memory.
+
+    Args:
+        records: Detectron2 records, one per image.
+        mapper: Mapper that reads and augments one image.
+        on_error: How to handle unreadable images. "skip" replaces them; "stop" and "strict" raise an error.
     """
 
     def __init__(self, records: list[dict[str, Any]], mapper: PVTDatasetMapper, on_error: str) -> None:
-        """Initialize the data set.
-
-        Args:
-            records: Detectron2 records, one per image.
-            mapper: Mapper that reads and augments one image.
-            on_error: How to handle unreadable images. "skip" replaces them; "stop" and "strict" raise an error.
-        """
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.on_error = on_error

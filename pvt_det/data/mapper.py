@@ -76,6 +76,17 @@ class PVTDatasetMapper:
     - Images are read with `pvt_det.data.images`, which has clear errors for broken files.
     - Run-length masks and polygons can be mixed.
     - All objects of an image are transformed at once.
+
+    Args:
+        is_train: Whether to return "instances" for training. If False, annotations are dropped.
+        augmentations: Augmentations, applied in this order.
+        image_format: Channel order of the image: "RGB" or "BGR", as in `MODEL.PIXEL_MEAN`.
+        masks: Whether the instances have `gt_masks`.
+        mask_format: Format of `gt_masks`: "polygon" or "bitmask". With run-length masks, "bitmask" is always used.
+        tighten_boxes: Whether to recompute the boxes from the masks, for augmentations that crop. Requires `masks`.
+        labels: Reads the label map in the record's `sem_seg_file_name`. None if the model does not use label maps.
+        mixer: Mixes the image with other images before the augmentations. None disables mixing.
+        seed: Seed that, together with a sample's position, determines its randomness; 0 or greater.
     """
 
     @configurable
@@ -92,19 +103,6 @@ class PVTDatasetMapper:
         mixer: Mixer | None = None,
         seed: int = 0,
     ) -> None:
-        """Initialize the mapper.
-
-        Args:
-            is_train: Whether to return "instances" for training. If False, annotations are dropped.
-            augmentations: Augmentations, applied in this order.
-            image_format: Channel order of the image: "RGB" or "BGR", as in `MODEL.PIXEL_MEAN`.
-            masks: Whether the instances have `gt_masks`.
-            mask_format: Format of `gt_masks`: "polygon" or "bitmask". With run-length masks, "bitmask" is always used.
-            tighten_boxes: Whether to recompute the boxes from the masks, for augmentations that crop. Requires `masks`.
-            labels: Reads the label map in the record's `sem_seg_file_name`. None if the model does not use label maps.
-            mixer: Mixes the image with other images before the augmentations. None disables mixing.
-            seed: Seed that, together with a sample's position, determines its randomness; 0 or greater.
-        """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format

@@ -22,6 +22,17 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
     process would get, and a stream that starts at batch k is identical to the rest of an uninterrupted one.
 
     Each sample has a position, which counts the samples of all processes and seeds its augmentation.
+
+    Args:
+        size: Number of images.
+        batch_size: Total number of images in a batch over all processes; a multiple of `world_size`.
+        seed: Seed of the permutations, 0 or greater.
+        groups: Group of each image. None puts all images into one group.
+        repeat_factors: Average number of times that each image appears in an epoch (LVIS, arXiv 1908.03195,
+            appendix B.2). None uses each image once.
+        rank: Rank of this process, from 0 to `world_size` - 1.
+        world_size: Number of processes.
+        start_batch: Number of batches to skip.
     """
 
     def __init__(
@@ -36,19 +47,6 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
         world_size: int = 1,
         start_batch: int = 0,
     ) -> None:
-        """Initialize the sampler.
-
-        Args:
-            size: Number of images.
-            batch_size: Total number of images in a batch over all processes; a multiple of `world_size`.
-            seed: Seed of the permutations, 0 or greater.
-            groups: Group of each image. None puts all images into one group.
-            repeat_factors: Average number of times that each image appears in an epoch (LVIS, arXiv 1908.03195,
-                appendix B.2). None uses each image once.
-            rank: Rank of this process, from 0 to `world_size` - 1.
-            world_size: Number of processes.
-            start_batch: Number of batches to skip.
-        """
         assert batch_size % world_size == 0, (batch_size, world_size)
         self.size = size
         self.batch_size = batch_size

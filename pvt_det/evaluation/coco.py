@@ -33,6 +33,16 @@ class COCOEvaluator(DatasetEvaluator):
 
     Every image must be evaluated exactly once. Images that the loader marks as `unreadable` are excluded, also from the
     ground truth. Their number is logged.
+
+    Args:
+        dataset_name: Registered name of the data set.
+        tasks: One or both of "bbox" and "segm".
+        output_dir: Folder for `coco_instances_results.json`.
+        evaluator: The library that computes AP, "hotcoco" or "pycocotools".
+        max_detections: Largest number of detections per image that count. COCO's limit is 100.
+
+    Raises:
+        ConfigError: If `evaluator` is unknown.
     """
 
     def __init__(
@@ -44,18 +54,6 @@ class COCOEvaluator(DatasetEvaluator):
         evaluator: str = "hotcoco",
         max_detections: int = COCO_MAX_DETECTIONS,
     ) -> None:
-        """Initialize the evaluator.
-
-        Args:
-            dataset_name: Registered name of the data set.
-            tasks: One or both of "bbox" and "segm".
-            output_dir: Folder for `coco_instances_results.json`.
-            evaluator: The library that computes AP, "hotcoco" or "pycocotools".
-            max_detections: Largest number of detections per image that count. COCO's limit is 100.
-
-        Raises:
-            ConfigError: If `evaluator` is unknown.
-        """
         require_choice("TEST.EVALUATOR", evaluator)
         self.dataset_name = dataset_name
         self.tasks = tasks

@@ -24,7 +24,7 @@ class PublishedResult:
         box: Box AP and related metrics in percent, by metric.
         mask: Mask AP and related metrics in percent, by metric. Empty for models without masks.
         source: Publication and table of the results.
-        semantic: mIoU in percent. Empty for detectors.
+        semantic: Mean IoU in percent. Empty for detectors.
         classification: Top-1 accuracy in percent. Empty for detectors and segmentors.
         dataset: Name of the data set that the results were measured on.
     """

@@ -12,6 +12,14 @@ class PhotometricTransform(T.Transform):
     """Change the colors of an image, and leave boxes, masks and labels unchanged.
 
     Each step rounds down to 8 bits, as the published code does.
+
+    Args:
+        brightness: Levels to add to every channel, on a scale of 0 to 255.
+        contrast: Factor for every channel.
+        contrast_first: Change the contrast before saturation and hue instead of after them.
+        saturation: Factor for the saturation.
+        hue: Shift of the hue in steps of 2 degrees, OpenCV's unit.
+        image_format: Channel order, "RGB" or "BGR".
     """
 
     def __init__(
@@ -23,16 +31,6 @@ class PhotometricTransform(T.Transform):
         hue: int,
         image_format: str,
     ) -> None:
-        """Create the transform.
-
-        Args:
-            brightness: Levels to add to every channel, on a scale of 0 to 255.
-            contrast: Factor for every channel.
-            contrast_first: Change the contrast before saturation and hue instead of after them.
-            saturation: Factor for the saturation.
-            hue: Shift of the hue in steps of 2 degrees, OpenCV's unit.
-            image_format: Channel order, "RGB" or "BGR".
-        """
         super().__init__()
         self._set_attributes(locals())
 
@@ -91,14 +89,12 @@ class PhotometricDistortion(T.Augmentation):
 
     The ranges are those of SSD (arXiv 1512.02325). Detectron2's version (in its PointRend project) draws while it is
     applied, and from Python's generator, so a sample could not be reproduced.
+
+    Args:
+        image_format: Channel order of the images, "RGB" or "BGR".
     """
 
     def __init__(self, image_format: str) -> None:
-        """Create the augmentation.
-
-        Args:
-            image_format: Channel order of the images, "RGB" or "BGR".
-        """
         super().__init__()
         self.image_format = image_format
 

@@ -15,17 +15,16 @@ from pvt_det.data.augmentation.transforms import ResizeShortSide, crop_size
 
 
 class PadTransform(T.Transform):
-    """Pad images and label maps at the bottom and on the right."""
+    """Pad images and label maps at the bottom and on the right.
+
+    Args:
+        bottom: Number of rows to add.
+        right: Number of columns to add.
+        color: Value of padded image pixels, from 0 to 255 per channel.
+        label: Value of padded label map pixels.
+    """
 
     def __init__(self, bottom: int, right: int, color: tuple[int, ...], label: int) -> None:
-        """Create the transform.
-
-        Args:
-            bottom: Number of rows to add.
-            right: Number of columns to add.
-            color: Value of padded image pixels, from 0 to 255 per channel.
-            label: Value of padded label map pixels.
-        """
         super().__init__()
         self._set_attributes(locals())
 
@@ -62,16 +61,15 @@ class PadTransform(T.Transform):
 
 
 class PadToSize(T.Augmentation):
-    """Pad images that are smaller than a fixed size, so that all images of a batch have that size."""
+    """Pad images that are smaller than a fixed size, so that all images of a batch have that size.
+
+    Args:
+        size: Minimum height and width in pixels.
+        color: Value of padded image pixels, from 0 to 255 per channel. Values are rounded.
+        label: Value of padded label map pixels.
+    """
 
     def __init__(self, size: Sequence[float], color: Sequence[float], label: int) -> None:
-        """Create the augmentation.
-
-        Args:
-            size: Minimum height and width in pixels.
-            color: Value of padded image pixels, from 0 to 255 per channel. Values are rounded.
-            label: Value of padded label map pixels.
-        """
         super().__init__()
         self.size = tuple(int(side) for side in size)
         self.color = tuple(round(value) for value in color)

@@ -21,18 +21,16 @@ class ResizeTransform(T.ResizeTransform):
     """Resize images by a backend: "pil" (bilinear with antialiasing) or "cv2" (plain bilinear).
 
     "pil" uses PyTorch's uint8 kernels, which are four times as fast as Pillow and differ from it by at most one level.
+
+    Args:
+        h: Height of the image in pixels.
+        w: Width of the image in pixels.
+        new_h: Height of the result in pixels.
+        new_w: Width of the result in pixels.
+        backend: "pil" or "cv2".
     """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, backend: str) -> None:
-        """Create the transform.
-
-        Args:
-            h: Height of the image in pixels.
-            w: Width of the image in pixels.
-            new_h: Height of the result in pixels.
-            new_w: Width of the result in pixels.
-            backend: "pil" or "cv2".
-        """
         super().__init__(h, w, new_h, new_w, interp=None)
         self.backend = backend
 
@@ -65,6 +63,15 @@ class ResizeShortSide(T.Augmentation):
 
     Detectron2 and MMDetection use the same rule: scale = min(short / min(h, w), max_size / max(h, w)), and each side
     becomes int(side · scale + 0.5), at least 1.
+
+    Args:
+        short_sides: Lengths of the short side in pixels: the candidates for "choice", the two bounds for "range".
+            A length of 0 leaves the image unchanged.
+        max_size: Upper bound of the long side in pixels.
+        sample_style: How the length is drawn: "choice" or "range".
+        backend: Interpolation, "pil" or "cv2", as in `ResizeTransform`.
+        scale_range: Range of a random factor on both sides (MMSegmentation's `ratio_range`).
+        divisor: Sides are rounded up to multiples of this (MMSegmentation's `size_divisor` in PVT's AlignResize).
     """
 
     def __init__(
@@ -77,17 +84,6 @@ class ResizeShortSide(T.Augmentation):
         scale_range: tuple[float, float] = (1.0, 1.0),
         divisor: int = 1,
     ) -> None:
-        """Create the augmentation.
-
-        Args:
-            short_sides: Lengths of the short side in pixels: the candidates for "choice", the two bounds for "range".
-                A length of 0 leaves the image unchanged.
-            max_size: Upper bound of the long side in pixels.
-            sample_style: How the length is drawn: "choice" or "range".
-            backend: Interpolation, "pil" or "cv2", as in `ResizeTransform`.
-            scale_range: Range of a random factor on both sides (MMSegmentation's `ratio_range`).
-            divisor: Sides are rounded up to multiples of this (MMSegmentation's `size_divisor` in PVT's AlignResize).
-        """
         super().__init__()
         self.short_sides = tuple(short_sides)
         self.max_size = max_size
