@@ -15,13 +15,14 @@ import re
 import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pvt_det.errors import CheckpointError, NumericError
+from pvt_det.utils.agreement import shortened
 from pvt_det.utils.files import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from pvt_det.weights.reader import read_file
 
@@ -29,14 +30,16 @@ MANIFEST_NAME = "checkpoints.json"
 LAST_NAME = "last_checkpoint"
 # Number of periodic checkpoints to keep. The best and the final one are always kept.
 KEEP_PERIODIC = 3
-_PERIODIC = re.compile(r"model_\d{7,}\.pth")
+_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+# Version of the training state. Increase it if earlier versions of this package could not resume from a new state.
+FORMAT = 1
 _MARGIN_BYTES = 16 * 2**20
 # Expected types of the entries of a training state.
 _COUNTS = ("iteration", "skipped", "skipped_in_row", "ema_updates")
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys((*_COUNTS, "seed"), (int,)),
-    **dict.fromkeys(("model", "training_model", "optimizer", "scaler", "hooks"), (dict, OrderedDict)),
-    **dict.fromkeys(("random", "classes"), (list,)),
+    **dict.fromkeys(("model", "training_model", "optimizer", "scaler", "hooks", "fingerprint"), (dict, OrderedDict)),
+    **dict.fromkeys(("random", "classes", "changes"), (list,)),
 }
 logger = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ class CheckpointStore:
         try:
             self.check_space(_bytes_of_tensors(state))
             with temporary.open("wb") as file:
-                torch.save(state, file)
+                torch.save({**state, "format": FORMAT}, file)
                 file.flush()
                 os.fsync(file.fileno())
             digest = _digest(temporary)
@@ -131,7 +134,7 @@ class CheckpointStore:
             CheckpointError: If the checkpoint that `last_checkpoint` names is damaged, or no checkpoint is intact.
         """
         named = self._last_checkpoint()
-        candidates = self._newest_first()
+        candidates = self._newest_first(self.folder.glob("model_*.pth"))
         if named is not None:
             try:
                 self.verify(named)
@@ -206,10 +209,11 @@ class CheckpointStore:
             The training state.
 
         Raises:
-            CheckpointError: If the file is damaged, unsafe or not the training state of a run.
+            CheckpointError: If the file is damaged, unsafe, from a newer version or not the training state of a run.
         """
         self.verify(path)
         state = read_file(path)
+        check_format(path, state)
         if not isinstance(state, dict) or not {"model", "iteration", "optimizer", "random", "seed"} <= state.keys():
             raise CheckpointError(
                 f"{path} is not a training state. To start from its weights, use it as MODEL.WEIGHTS, without --resume."
@@ -236,13 +240,18 @@ class CheckpointStore:
         path = self.folder / Path(name).name
         return path if name and path.is_file() else None
 
-    def _newest_first(self) -> list[Path]:
+    def _newest_first(self, paths: Iterable[Path]) -> list[Path]:
         manifest = self._read_manifest()
 
-        def age(path: Path) -> tuple[int, float]:
-            return manifest.get(path.name, {}).get("iteration", -1), path.stat().st_mtime
+        def iteration(path: Path) -> int:
+            # Not the time of the file: clocks are set back.
+            if path.name in manifest:
+                return int(manifest[path.name]["iteration"])
+            numbered = _PERIODIC.fullmatch(path.name)
+            return int(numbered[1]) if numbered else _read_iteration(path)
 
-        return sorted(self.folder.glob("model_*.pth"), key=age, reverse=True)
+        # The final checkpoint comes first among those of the same iteration.
+        return sorted(paths, key=lambda path: (iteration(path), path.name), reverse=True)
 
     def _is_intact(self, path: Path) -> bool:
         try:
@@ -253,8 +262,8 @@ class CheckpointStore:
         return True
 
     def _prune(self) -> None:
-        periodic = [path for path in self._newest_first() if _PERIODIC.fullmatch(path.name)]
-        for path in periodic[KEEP_PERIODIC:]:
+        periodic = [path for path in self.folder.glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
+        for path in self._newest_first(periodic)[KEEP_PERIODIC:]:
             path.unlink()
         manifest = self._read_manifest()
         self._write_manifest({name: entry for name, entry in manifest.items() if (self.folder / name).exists()})
@@ -294,6 +303,37 @@ def check_finite(weights: Mapping[str, Any]) -> None:
                 f"{name} contains NaN or infinity. These weights are not saved, and earlier checkpoints are intact. "
                 "Resume from the last one with a lower learning rate."
             )
+
+
+def check_format(path: Path, state: Any) -> None:
+    """Check that a checkpoint is not from a newer version of this package.
+
+    Args:
+        path: The file that the state was read from, for the message.
+        state: Content of the file.
+
+    Raises:
+        CheckpointError: If a newer version wrote the state in a format that this version does not know.
+    """
+    found = state.get("format", 0) if isinstance(state, dict) else 0
+    if type(found) is not int or not 0 <= found <= FORMAT:
+        fingerprint = state.get("fingerprint")
+        code = fingerprint.get("code version", "unknown") if isinstance(fingerprint, dict) else "unknown"
+        raise CheckpointError(
+            f"{path} was saved by a newer version of pvt_det: its format is {shortened(found)} (code version "
+            f"{shortened(code)}). Expected at most format {FORMAT}. Update pvt_det, or resume with the version that "
+            "saved it."
+        )
+
+
+def _read_iteration(path: Path) -> int:
+    """Return the iteration of a checkpoint that the manifest does not list, or -1 if it cannot be read."""
+    try:
+        state = read_file(path)
+    except CheckpointError:
+        return -1
+    found = state.get("iteration") if isinstance(state, dict) else None
+    return found if type(found) is int else -1
 
 
 def _digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pvt_det.checkpoint import CheckpointStore
+from pvt_det.checkpoint import CheckpointStore, check_format
 from pvt_det.classification.config import TrainConfig, check_same_run, dump_train_config
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.run_folder import CLASSES_NAME, OPTIONS_NAME
@@ -33,7 +33,7 @@ def read_saved_state(cfg: TrainConfig) -> dict[str, Any] | None:
         The result of `ClassificationTrainer.state_dict`, or None if the output folder has no checkpoint.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, or does not belong to a classification run.
+        CheckpointError: The checkpoint is damaged, is from a newer version, or does not belong to a classification run.
         ConfigError: A checkpoint exists, but `cfg.resume` is not set or `cfg` differs from the config of that run.
     """
     latest = CheckpointStore(Path(cfg.output)).latest()
@@ -44,6 +44,7 @@ def read_saved_state(cfg: TrainConfig) -> dict[str, Any] | None:
             f"{cfg.output} already contains a run. Add --resume to continue it, or choose another --output."
         )
     saved = read_file(latest)
+    check_format(latest, saved)
     if not isinstance(saved, dict) or not {"options", "progress", "interval"} <= saved.keys():
         raise CheckpointError(f"{latest} is not a checkpoint of a classification run. Choose another --output.")
     check_same_run(saved["options"], cfg)
