@@ -35,6 +35,12 @@ class NumericError(PvtDetError):
     exit_code = 5
 
 
+class RankError(PvtDetError):
+    """Another process of the run has died or does not respond."""
+
+    exit_code = 6
+
+
 class Interrupted(PvtDetError):
     """The run saved its state and was stopped by a signal. It can be resumed."""
 

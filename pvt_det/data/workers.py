@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import weakref
 from multiprocessing.process import BaseProcess
@@ -9,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import cv2
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
 
@@ -35,6 +38,12 @@ def start_worker(worker_id: int) -> None:
     Args:
         worker_id: Index of the worker. Not used.
     """
+    # Ends the worker at once if the training process is killed. It would otherwise wait for its pipes, which other
+    # workers keep open.
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # killed before the line above
+        os._exit(1)
     # These signals often reach the whole process group. The training process needs its workers to finish its step, and
     # then ends them itself.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -9,21 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
-from pvt_det.utils.distributed import join_torchrun_group, local_rank, local_world_size, under_torchrun
+from pvt_det.utils.distributed import local_rank, local_world_size, process_group, under_torchrun
 
-# Collective operations fail after this time.
-_TIMEOUT = timedelta(minutes=30)
 # Seconds that the other processes get to exit on their own after one of them failed.
 _GRACE = 20.0
 Result = TypeVar("Result")
@@ -51,11 +47,13 @@ def launch(
     args: tuple[Any, ...] = (),
     *,
     device: str = "cpu",
+    resume_command: str = "",
 ) -> Result | None:
     """Run `main_func(*args)` in every process of a job, like Detectron2's `launch`.
 
     Under `torchrun`, this process joins the existing group. SIGTERM and Ctrl-C reach all processes. Process groups are
-    always destroyed at the end.
+    always destroyed at the end. If a started process is killed, a message names its rank and host, and the exit code is
+    128 plus the number of the signal: 137 for SIGKILL.
 
     Args:
         main_func: The function to run. It must be picklable.
@@ -66,13 +64,15 @@ def launch(
         dist_url: Initialization URL of the process group, `tcp://host:port`. "auto" takes a free port on this machine.
         args: Arguments of `main_func`. They must be picklable.
         device: Value of `MODEL.DEVICE`. The backend is NCCL for "cuda" and gloo otherwise.
+        resume_command: The command that resumes the run, shown if a process was killed.
 
     Returns:
         The result of `main_func` if it runs in this process, or None if processes were started for it.
 
     Raises:
         ConfigError: If there are fewer GPUs than requested processes.
-        SystemExit: If a started process failed, with its exit code. That process has reported the reason.
+        SystemExit: If a started process failed, with its exit code. That process has reported the reason, unless
+            it was killed.
     """
     processes = _Processes(num_gpus_per_machine, num_machines, machine_rank, dist_url, device.split(":")[0])
     if under_torchrun():
@@ -80,18 +80,19 @@ def launch(
             raise ConfigError(
                 "torchrun already starts the processes. Leave out --num-gpus, --num-machines and --dist-url."
             )
-        with _process_group(processes.device, local_rank(), local_world_size()) as backend:
-            join_torchrun_group(backend, _TIMEOUT)
+        with process_group(_prepare_device(processes.device, local_rank(), local_world_size())):
             comm.create_local_process_group(local_world_size())
             return _run(main_func, args)
     _check_arguments(processes)
     if processes.count == 1:
         return main_func(*args)
-    _start_processes(main_func, args, processes)
+    _start_processes(main_func, args, processes, resume_command)
     return None
 
 
-def _start_processes(main_func: Callable[..., Any], args: tuple[Any, ...], processes: _Processes) -> None:
+def _start_processes(
+    main_func: Callable[..., Any], args: tuple[Any, ...], processes: _Processes, resume_command: str
+) -> None:
     url = f"tcp://127.0.0.1:{_free_port()}" if processes.url == "auto" else processes.url
     context = mp.start_processes(
         _worker,
@@ -105,7 +106,19 @@ def _start_processes(main_func: Callable[..., Any], args: tuple[Any, ...], proce
             while not context.join(grace_period=_GRACE):
                 pass
         except mp.ProcessExitedException as error:
+            if error.exit_code < 0:
+                rank = processes.machine_rank * processes.per_machine + error.error_index
+                print(_killed(rank, error, resume_command), file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
+
+
+def _killed(rank: int, error: mp.ProcessExitedException, resume_command: str) -> str:
+    cause = " The system may have run out of memory (see dmesg)." if error.signal_name == "SIGKILL" else ""
+    hint = f" Resume with: {resume_command}" if resume_command else ""
+    return (
+        f"error: Rank {rank} (process {error.error_pid} on {socket.gethostname()}) was killed by {error.signal_name}."
+        f"{cause} Saved checkpoints are intact.{hint}"
+    )
 
 
 def _worker(
@@ -114,12 +127,16 @@ def _worker(
     def run() -> None:
         _run(main_func, args)
 
+    def join() -> None:
+        backend = _prepare_device(processes.device, local_rank, processes.per_machine)
+        with process_group(backend, url, rank, processes.count):
+            comm.create_local_process_group(processes.per_machine)
+            # Reports an error before the group is left, which may take long if another process hangs.
+            if code := run_cli(run):
+                sys.exit(code)
+
     rank = processes.machine_rank * processes.per_machine + local_rank
-    with _process_group(processes.device, local_rank, processes.per_machine) as backend:
-        dist.init_process_group(backend, init_method=url, rank=rank, world_size=processes.count, timeout=_TIMEOUT)
-        comm.create_local_process_group(processes.per_machine)
-        code = run_cli(run)
-    sys.exit(code)
+    sys.exit(run_cli(join))
 
 
 def _run(main_func: Callable[..., Result], args: tuple[Any, ...]) -> Result:
@@ -132,9 +149,8 @@ def _run(main_func: Callable[..., Result], args: tuple[Any, ...]) -> Result:
         raise SystemExit(error.exit_code) from None
 
 
-@contextmanager
-def _process_group(device: str, local_rank: int, local_size: int) -> Iterator[str]:
-    """Select the GPU or number of CPU threads, yield the backend, and destroy the group at the end."""
+def _prepare_device(device: str, local_rank: int, local_size: int) -> str:
+    """Select the GPU or the number of CPU threads, and return the backend."""
     on_gpu = device == "cuda" and torch.cuda.is_available()
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise ConfigError(
@@ -146,11 +162,7 @@ def _process_group(device: str, local_rank: int, local_size: int) -> Iterator[st
     else:
         share = len(os.sched_getaffinity(0)) // local_size
         torch.set_num_threads(max(1, min(share, torch.get_num_threads())))
-    try:
-        yield "nccl" if on_gpu else "gloo"
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    return "nccl" if on_gpu else "gloo"
 
 
 @contextmanager

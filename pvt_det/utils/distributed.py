@@ -15,8 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pvt_det.errors import ConfigError
+from pvt_det.errors import ConfigError, RankError
+from pvt_det.utils.rank_watch import watch_ranks
 
+_TIMEOUT_VARIABLE, _TIMEOUT_SECONDS = "PVT_DET_TIMEOUT", 30 * 60
+# NCCL ends the process without a message after its timeout. The watch of the ranks acts before.
+_NCCL_EXTRA = timedelta(seconds=60)
 _TORCHRUN_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 
 
@@ -40,13 +44,62 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def join_torchrun_group(backend: str, timeout: timedelta) -> None:
-    """Join the process group that `torchrun` describes in the environment.
+def collective_timeout() -> timedelta:
+    """Return the maximum time to wait for the other processes, on joining and in every collective operation.
+
+    It is 30 minutes, or the number of seconds in the environment variable `PVT_DET_TIMEOUT`.
+
+    Raises:
+        ConfigError: The variable is not a positive number.
+    """
+    text = os.environ.get(_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
+    try:
+        seconds = float(text)
+        if not 0 < seconds < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"{_TIMEOUT_VARIABLE} is {text!r}. Expected a positive number of seconds. Correct or unset it."
+        ) from None
+    return timedelta(seconds=seconds)
+
+
+@contextmanager
+def process_group(backend: str, init_method: str = "", rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    """Join a process group, watch its processes, and leave it on exit.
 
     Args:
         backend: "nccl" or "gloo".
-        timeout: Maximum time to wait for the other processes, on joining and in every collective operation.
+        init_method: Initialization URL, `tcp://host:port`. "" joins the group that `torchrun` describes in the
+            environment; then the other arguments are not used.
+        rank: Rank of this process.
+        world_size: Number of processes.
+
+    Raises:
+        ConfigError: The environment variable `PVT_DET_TIMEOUT` is not a positive number.
+        RankError: Not all processes joined in time.
     """
+    limit = collective_timeout()
+    timeout = limit + _NCCL_EXTRA if backend == "nccl" else limit
+    try:
+        try:
+            if init_method:
+                dist.init_process_group(backend, init_method, timeout, rank=rank, world_size=world_size)
+            else:
+                _join_torchrun_group(backend, timeout)
+        except dist.DistError as error:
+            raise RankError(
+                f"Not all processes of this run have joined in {limit.total_seconds():.0f} seconds: "
+                f"{str(error).splitlines()[0]}. Start all of them, with the same address and number of machines."
+            ) from error
+        with watch_ranks(limit):
+            yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join_torchrun_group(backend: str, timeout: timedelta) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout)
@@ -156,9 +209,6 @@ def start_process(device: str) -> Iterator[Process]:
                 f"--nproc-per-node {gpus}."
             )
         torch.cuda.set_device(local_rank())
-    join_torchrun_group("nccl" if kind == "cuda" else "gloo", dist.default_pg_timeout)
     place = torch.device(kind, local_rank()) if kind == "cuda" else torch.device(kind)
-    try:
+    with process_group("nccl" if kind == "cuda" else "gloo"):
         yield Process(place, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()

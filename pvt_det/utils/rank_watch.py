@@ -1,0 +1,294 @@
+"""Notice when another process of a group dies or hangs, and name it.
+
+A thread of every process publishes a sign of life in the store of the process group: its host, the number of batches
+that it has read, and where its main thread is. When a collective operation fails or does not return, the other
+processes read these to say which rank is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from pvt_det.errors import Interrupted, RankError
+
+# Seconds between signs of life, and how many may be missing before a process counts as silent.
+_PERIOD, _MISSING = 2.0, 4
+# Seconds after the timeout of a collective operation at which a process that still waits is ended. On a CPU the
+# operation has then raised an error; a wait for a GPU raises none.
+_EXTRA = 30.0
+# A main thread waits for other processes if it is in one of these folders of PyTorch.
+_WAITING = ("/torch/distributed/", "/torch/autograd/")
+_RUNNING, _LOST, _FAILED, _ENDED = "running", "lost", "failed", "ended"
+Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
+_current: RankWatch | None = None
+
+
+class RankWatch:
+    """Publishes this process's sign of life, and finds out which other process is missing.
+
+    Args:
+        store: A store that all processes share, used by no other thread.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        timeout: Timeout of collective operations.
+        period: Seconds between signs of life.
+
+    Attributes:
+        batches: Number of batches that this process has read.
+        resume_command: The command that resumes the run, shown if another process is missing. May be empty.
+    """
+
+    def __init__(
+        self, store: dist.Store, rank: int, world_size: int, timeout: timedelta, *, period: float = _PERIOD
+    ) -> None:
+        self.batches = 0
+        self.resume_command = ""
+        self._store = store
+        self._rank = rank
+        self._others = [other for other in range(world_size) if other != rank]
+        self._timeout = timeout.total_seconds()
+        self._period = period
+        self._state = _RUNNING
+        self._beat = 0
+        self._watched_thread = threading.get_ident()
+        self._progress = (0, time.monotonic())
+        self._records: dict[int, dict[str, Any]] = {}
+        self._seen: dict[int, tuple[int, float]] = {}
+        self._stopping, self._wake = threading.Event(), threading.Event()
+        # Separate threads: reading the store blocks if the process that holds it hangs.
+        self._exchange = threading.Thread(target=self._exchange_signs, name="signs_of_life", daemon=True)
+        self._judge = threading.Thread(target=self._end_if_stuck, name="rank_watch", daemon=True)
+
+    def start(self) -> None:
+        """Start publishing signs of life."""
+        self._exchange.start()
+        self._judge.start()
+
+    def stop(self, state: str) -> None:
+        """Publish the final state and stop.
+
+        Args:
+            state: "ended", or "failed" if this process raised an error.
+        """
+        self._state = self._state if self._state == _LOST else state
+        self._stopping.set()
+        self._wake.set()
+        self._exchange.join(5)
+
+    def explain(self) -> str:
+        """Find out which other processes are missing. Takes a few seconds.
+
+        Returns:
+            A sentence for each missing process, with its rank, process id and host.
+        """
+        self._state = _LOST
+        started = time.monotonic()
+        while time.monotonic() < started + _MISSING * self._period and not self._all_seen_since(started):
+            self._wake.set()
+            time.sleep(self._period / 4)
+        sentences = [self._describe(rank, started) for rank in self._others]
+        return " ".join(filter(None, sentences)) or "All other ranks respond, and wait too."
+
+    def _exchange_signs(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stopping.is_set()
+            try:
+                self._publish()
+                self._read_others()
+            except RuntimeError as error:  # the process that holds the store has ended
+                logger.debug("Cannot exchange signs of life: %s", error)
+            self._wake.wait(self._period)
+            self._wake.clear()
+
+    def _end_if_stuck(self) -> None:
+        while not self._stopping.wait(self._period):
+            if self._state == _RUNNING and self._is_stuck():
+                self._give_up()
+
+    def _publish(self) -> None:
+        self._beat += 1
+        place, waits = self._place()
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "beat": self._beat,
+            "batches": self.batches,
+            "place": place,
+            "waits": waits,
+            "state": self._state,
+        }
+        self._store.set(f"rank_watch/{self._rank}", json.dumps(record))
+
+    def _read_others(self) -> None:
+        now = time.monotonic()
+        for rank in self._others:
+            key = f"rank_watch/{rank}"
+            if not self._store.check([key]):
+                continue
+            record = self._records[rank] = json.loads(self._store.get(key))
+            if self._seen.get(rank, (0, 0.0))[0] != record["beat"]:
+                self._seen[rank] = (record["beat"], now)
+
+    def _place(self) -> tuple[str, bool]:
+        """Return where the main thread is, and whether it waits for other processes."""
+        innermost = frame = sys._current_frames().get(self._watched_thread)
+        if innermost is None:
+            return "unknown", False
+        waits = False
+        while frame is not None:
+            waits = waits or any(part in frame.f_code.co_filename for part in _WAITING)
+            frame = frame.f_back
+        return f"{innermost.f_code.co_filename}:{innermost.f_lineno} ({innermost.f_code.co_name})", waits
+
+    def _all_seen_since(self, moment: float) -> bool:
+        return all(
+            rank in self._seen and (self._seen[rank][1] > moment or self._records[rank]["state"] != _RUNNING)
+            for rank in self._others
+        )
+
+    def _describe(self, rank: int, moment: float) -> str:
+        """Describe what is wrong with another process, or return "" if it does its part."""
+        record = self._records.get(rank)
+        if record is None:
+            return f"Rank {rank} has given no sign of life."
+        name = f"Rank {rank} (process {record['pid']} on {record['host']})"
+        if record["state"] == _FAILED:
+            return f"{name} ended with an error; its own message says why."
+        if record["state"] == _ENDED:
+            return f"{name} has ended."
+        if record["state"] == _LOST:
+            return ""
+        if self._seen[rank][1] <= moment:
+            if record["host"] == socket.gethostname() and not _exists(record["pid"]):
+                return f"{name} has died; it was killed, or it crashed."
+            silent = time.monotonic() - self._seen[rank][1]
+            return f"{name} does not respond since {silent:.0f} seconds: it hangs or has died."
+        if record["batches"] < self.batches or not record["waits"]:
+            return f"{name} did not arrive: it is in {record['place']}."
+        return ""
+
+    def _is_stuck(self) -> bool:
+        """Return whether this process reads no more batches and another one is behind it or silent."""
+        now = time.monotonic()
+        if self.batches != self._progress[0]:
+            self._progress = (self.batches, now)
+        if now - self._progress[1] <= self._timeout + _EXTRA:
+            return False
+        return any(
+            now - moment > self._timeout or self._records[rank]["batches"] < self.batches
+            for rank, (_, moment) in list(self._seen.items())
+            if self._records[rank]["state"] == _RUNNING
+        )
+
+    def _give_up(self) -> None:
+        message = f"error: {missing_ranks(self.explain(), self.resume_command)}"
+        logger.error("%s", message)
+        print(message, file=sys.stderr, flush=True)
+        # The main thread waits for a GPU and cannot raise an error.
+        os._exit(RankError.exit_code)
+
+
+def missing_ranks(explanation: str, resume_command: str) -> str:
+    """Build the message about missing processes.
+
+    Args:
+        explanation: The result of `RankWatch.explain`.
+        resume_command: The command that resumes the run, or "".
+    """
+    hint = f" Resume with: {resume_command}" if resume_command else ""
+    return f"The connection to another process of this run is lost. {explanation} Saved checkpoints are intact.{hint}"
+
+
+@contextmanager
+def watch_ranks(timeout: timedelta) -> Iterator[None]:
+    """Watch the other processes of the default process group, which must be initialized.
+
+    Args:
+        timeout: Timeout of collective operations.
+    """
+    global _current
+    if dist.get_world_size() == 1:
+        yield
+        return
+    store = dist.distributed_c10d._get_default_store().clone()
+    _current = watch = RankWatch(store, dist.get_rank(), dist.get_world_size(), timeout)
+    watch.start()
+    state = _FAILED
+    try:
+        yield
+        state = _ENDED
+    except Interrupted:
+        state = _ENDED
+        raise
+    except SystemExit as error:
+        state = _ENDED if error.code == Interrupted.exit_code else _FAILED
+        raise
+    finally:
+        watch.stop(state)
+        _current = None
+
+
+@contextmanager
+def missing_ranks_named(resume_command: str) -> Iterator[None]:
+    """Turn errors of collective operations into an error that names the process that died or hangs.
+
+    Args:
+        resume_command: The command that resumes the run, or "".
+
+    Raises:
+        RankError: If the connection to another process was lost, or a collective operation took too long.
+    """
+    if _current is not None:
+        _current.resume_command = resume_command
+    try:
+        yield
+    except RuntimeError as error:
+        if _current is None or not _is_lost_connection(error):
+            raise
+        # A launcher sends SIGTERM as soon as one process has died.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise RankError(missing_ranks(_current.explain(), resume_command)) from error
+
+
+def count_batches(batches: Iterable[Item]) -> Iterator[Item]:
+    """Return an iterator of batches that records that this process makes progress.
+
+    Args:
+        batches: The batches. Their iterator is created at once.
+    """
+
+    def count(batch: Item) -> Item:
+        if _current is not None:
+            _current.batches += 1
+        return batch
+
+    return map(count, batches)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
