@@ -27,6 +27,7 @@ def train(
     config_file: str = "",
     resume: bool = False,
     allow_partial: Sequence[str] = (),
+    allow_change: Sequence[str] = (),
     resume_command: str = "",
 ) -> dict[str, Any]:
     """Train a model, evaluate it, and write its model card.
@@ -38,6 +39,7 @@ def train(
         config_file: Path of the config file, recorded in `results.json`.
         resume: Whether to resume from the last checkpoint of the output folder, if there is one.
         allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
+        allow_change: Config keys that may differ from the checkpoint's in a resumed run, or patterns such as `INPUT.*`.
         resume_command: The command that resumes the run, shown if the run is interrupted.
 
     Returns:
@@ -48,7 +50,7 @@ def train(
     """
     with default_setup(cfg, resume=resume, resume_command=resume_command):
         trainer = PVTTrainer(cfg, config_file=config_file)
-        trainer.resume_or_load(resume, allow_partial)
+        trainer.resume_or_load(resume, allow_partial, allow_change)
         metrics = trainer.train()
         if comm.is_main_process():
             write_card(Path(cfg.OUTPUT_DIR), cfg)

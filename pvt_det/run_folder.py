@@ -1,6 +1,7 @@
 """The run folder: names of its files, and functions that open a finished run.
 
 - `config.yaml`: the complete config. A classifier has `options.yaml` and `classes.json` instead.
+- `config_changes.json`: what was changed when the run was resumed: iteration, key, old and new value.
 - `model_0001999.pth` …: checkpoints, tracked by `checkpoints.json` and `last_checkpoint`.
 - `model_best.pth`, `model_final.pth`: the checkpoint with the best metric, and the last one.
 - `results.json`: the model, the recipe, the data set and the final metrics.
@@ -31,6 +32,7 @@ from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.text import warn_deprecated
 
 CONFIG_NAME = "config.yaml"
+CHANGES_NAME = "config_changes.json"
 BEST_NAME = "model_best.pth"
 FINAL_NAME = "model_final.pth"
 RESULTS_NAME = "results.json"

@@ -47,21 +47,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train or evaluate. Runs in every process and returns the metrics on the main process."""
     cfg = setup(args)
-    command = f"python {shlex.join([*sys.argv, '--resume'])}"
-    with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, resume_command=command):
+    with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, resume_command=args.resume_command):
         if args.eval_only:
             options = {"resume": args.resume, "allow_partial": args.allow_partial, "test": Trainer.test}
             return evaluate_weights(cfg, config_file=args.config_file, **options)
         trainer = Trainer(cfg, config_file=args.config_file)
-        trainer.resume_or_load(args.resume, args.allow_partial)
+        trainer.resume_or_load(args.resume, args.allow_partial, args.allow_change)
         return trainer.train()
 
 
 def run() -> None:
     """Parse the command line and launch the processes."""
     args = default_argument_parser(__doc__ or "").parse_words(None)
+    args.resume_command = f"python {shlex.join([*sys.argv, '--resume'])}"
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    launch(main, *processes, args=(args,), device=setup(args).MODEL.DEVICE)
+    options = {"device": setup(args).MODEL.DEVICE, "resume_command": args.resume_command}
+    launch(main, *processes, args=(args,), **options)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,10 @@ examples:
   train a detector from the result:
     pvt-det train --config-file configs/retinanet_pvt_small.yaml MODEL.WEIGHTS output/cls/model_best.safetensors
 
-exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 6 lost process, 75 stopped and resumable
 """
+# Keys that may differ between the processes of a run. What the paths lead to is compared by its content.
+_MAY_DIFFER = frozenset({"data", "val_labels", "output", "weights", "eval_batch_size", "workers", "save_minutes"})
 _BOOLEANS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _EXPECTED = {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"}
 
@@ -211,6 +213,10 @@ class TrainConfig:
     def scaled_lr(self) -> float:
         """Return the learning rate scaled to the batch size: `lr * batch_size / lr_batch`."""
         return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
+
+    def shared_values(self) -> dict[str, Any]:
+        """Return the keys that must have the same value in all processes."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _MAY_DIFFER}
 
 
 def config_fields() -> dict[str, dataclasses.Field]:

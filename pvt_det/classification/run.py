@@ -25,11 +25,13 @@ from pvt_det.models import create_model
 from pvt_det.models.complexity import count_gmacs, count_parameters
 from pvt_det.reports.published import IMAGENET, published_classifier
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, EVALUATION_FOLDER, save_results
+from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.distributed import Process, start_process
 from pvt_det.utils.environment import environment
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.signals import termination_reported
 from pvt_det.weights import load_pretrained
 
@@ -49,14 +51,18 @@ def start_run(cfg: TrainConfig, resume_command: str = "the same command with --r
         This process and its device.
 
     Raises:
-        ConfigError: The folder cannot be written or is used by another run, or no GPU is available for this process.
+        ConfigError: The folder cannot be written or is used by another run, no GPU is available for this process, or
+            the processes have different configs.
         Interrupted: The run received a signal to stop.
+        RankError: Another process has died or hangs.
     """
     command = "" if cfg.eval_only else resume_command
     with start_process(cfg.device) as process:
         folder = _output_folder(cfg)
         make_folder(folder)
-        with _lock(cfg, process), run_logging(folder, process.rank, get_console()), termination_reported(command):
+        logs, reported = run_logging(folder, process.rank, get_console()), termination_reported(command)
+        with _lock(cfg, process), logs, reported, missing_ranks_named(command):
+            check_agreement(cfg.shared_values(), process.gather)
             try:
                 yield process
             except Interrupted as error:

@@ -25,18 +25,22 @@ from pvt_det.classification import build, files
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Accuracy, report_broken
 from pvt_det.classification.metrics import MetricsWriter
-from pvt_det.data.imagenet.folders import ImageSource, open_images
+from pvt_det.data.imagenet.folders import ImageSource, describe_images, open_images
 from pvt_det.data.imagenet.loader import Batch, derive_seed
 from pvt_det.errors import ConfigError, DataError, Interrupted, NumericError
 from pvt_det.models import create_model
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
+from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.distributed import Process
+from pvt_det.utils.environment import CODE, code_version
+from pvt_det.utils.rank_watch import count_batches
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
 
 # Number of updates after which the processes check together whether to stop.
 _CHECK_STOP_EVERY = 10
+_TRAINING, _VALIDATION = "training images", "validation images"
 logger = logging.getLogger(__name__)
 
 
@@ -110,7 +114,8 @@ class ClassificationTrainer:
 
     Raises:
         CheckpointError: The checkpoint to resume from is damaged, or does not belong to a classification run.
-        ConfigError: The output folder contains another run, or a value does not fit the data or the processes.
+        ConfigError: The output folder contains another run, a value does not fit the data or the processes, or the
+            processes have different data or code.
         DataError: The images cannot be read, or have different classes than the run to resume.
     """
 
@@ -120,6 +125,14 @@ class ClassificationTrainer:
         # Checked first, so that an output folder of another run is rejected before the images are listed.
         saved = files.read_saved_state(cfg)
         self.images, self.validation = self.build_datasets(cfg, process)
+        # Before the model is built: processes with different data or code would train a wrong model together.
+        self.fingerprint = {
+            _TRAINING: describe_images(self.images),
+            _VALIDATION: describe_images(self.validation),
+            CODE: code_version(),
+        }
+        resumed = {"iteration to resume from": saved["iteration"] if saved else "none"}
+        check_agreement(self.fingerprint | resumed, process.gather)
         model = self.build_model(cfg, len(self.images.classes))
         self.state = build.build_train_state(cfg, process, self.images, model)
         self._evaluator = build.build_evaluator(cfg, process, self.validation)
@@ -284,6 +297,7 @@ class ClassificationTrainer:
             "interval": {"loss_sum": self._interval.loss_sum, "count": self._interval.updates},
             "options": asdict(self.cfg),
             "classes": list(self.images.classes),
+            "fingerprint": self.fingerprint,
             "iteration": self.update,
         }
 
@@ -294,7 +308,7 @@ class ClassificationTrainer:
             state: The result of `state_dict`.
 
         Raises:
-            DataError: The images have different classes.
+            DataError: The images or their classes are different.
         """
         saved, found = state["classes"], list(self.images.classes)
         if saved != found:
@@ -302,9 +316,21 @@ class ClassificationTrainer:
                 f"The run in {self.cfg.output} was trained on the classes {listed(saved)}, but the images have "
                 f"{listed(found)}. Use the same --data."
             )
+        self._compare_fingerprint(state.get("fingerprint", {}))
         self.state.load_state_dict(state)
         self.progress = Progress(**state["progress"])
         self._interval = Interval(self.process.device, state["interval"]["loss_sum"].item(), state["interval"]["count"])
+
+    def _compare_fingerprint(self, saved: dict[str, Any]) -> None:
+        for name, now in self.fingerprint.items():
+            if (before := saved.get(name, now)) == now:
+                continue
+            if name == _TRAINING:
+                raise DataError(
+                    f"The run in {self.cfg.output} was trained on the images {before}, but --data has {now}, so the "
+                    "position in the data would be wrong. Use the same images, or another --output to start a new run."
+                )
+            logger.warning("The %s was %s and is %s. Continuing with the new one.", name, before, now)
 
     def _begin(self) -> None:
         """Log the model and data, and write the config of a new run. Only the main process does so."""
@@ -343,7 +369,7 @@ class ClassificationTrainer:
         batch_size = state.loader.batch_size
         assert batch_size is not None
         state.sampler.set_position(progress.epoch, progress.step * self.cfg.accumulate_steps * batch_size)
-        batches = iter(state.loader)
+        batches = count_batches(state.loader)
         self._interval.start_clock()
         while progress.step < self._steps:
             self.run_step(batches)

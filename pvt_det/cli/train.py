@@ -16,10 +16,12 @@ examples:
         --train-json train.json --train-images images/ --val-json val.json --val-images images/
   resume after an interruption:
     the same command with --resume
+  resume with other image sizes:
+    the same command with --resume --allow-change INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN [640,800]
   evaluate:
     %(prog)s --eval-only --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_best.pth
 
-exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 6 lost process, 75 stopped and resumable
 """
 
 
@@ -38,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     cfg = config_from_args(args)
-    job = api.evaluate if args.eval_only else partial(api.train, resume_command=f"{args.command_line} --resume")
+    train = partial(api.train, resume_command=f"{args.command_line} --resume", allow_change=tuple(args.allow_change))
+    job = api.evaluate if args.eval_only else train
     given = partial(job, config_file=args.config_file, resume=args.resume, allow_partial=tuple(args.allow_partial))
     launch_from_args(given, cfg, args)
     return 0

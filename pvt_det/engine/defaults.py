@@ -19,14 +19,17 @@ from rich.console import Console
 
 from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
+from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME
+from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.distributed import restarts
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
 
@@ -62,6 +65,14 @@ def default_argument_parser(description: str = "", epilog: str = "") -> Argument
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a file in configs/, or your own")
     parser.add_argument("--resume", action="store_true", help="resume from the output folder's last checkpoint")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="config key that may differ from the checkpoint's with --resume, such as INPUT.MIN_SIZE_TRAIN or "
+        "'INPUT.*'; may be repeated",
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     add_run_options(parser, training=True)
     return parser
@@ -122,6 +133,9 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts])
     if args.allow_partial and not cfg.MODEL.WEIGHTS and not getattr(args, "eval_only", True):
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
+    check_allowed_changes(allowed := getattr(args, "allow_change", []))
+    if allowed and (args.eval_only or not args.resume):
+        raise ConfigError("--allow-change is for resumed training only. Add --resume, or leave out --allow-change.")
     return cfg
 
 
@@ -137,7 +151,8 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
         ConfigError: If more processes than GPUs are requested.
     """
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    launch(job, *processes, args=(cfg,), device=cfg.MODEL.DEVICE)
+    command = "" if getattr(args, "eval_only", True) else f"{args.command_line} --resume"
+    launch(job, *processes, args=(cfg,), device=cfg.MODEL.DEVICE, resume_command=command)
 
 
 @contextmanager
@@ -146,8 +161,8 @@ def default_setup(
 ) -> Iterator[None]:
     """Set up a run. Enter this context in every process before building the trainer.
 
-    Creates and locks `OUTPUT_DIR`, opens `log.txt`, adapts the config to the machine, checks and registers the data
-    sets, seeds the random number generators, and freezes the config.
+    Creates and locks `OUTPUT_DIR`, opens `log.txt`, compares the config with that of the other processes, adapts it to
+    the machine, checks and registers the data sets, seeds the random number generators, and freezes the config.
 
     Args:
         cfg: A complete config. It is changed in place and frozen.
@@ -156,16 +171,19 @@ def default_setup(
         resume_command: The command that resumes the run, shown if the run is interrupted.
 
     Raises:
-        ConfigError: If the folder is in use or contains another run, or a value does not fit the machine or the data.
-            On exit, if the device is out of memory.
+        ConfigError: If the folder is in use or contains another run, the processes have different configs, or a value
+            does not fit the machine or the data. On exit, if the device is out of memory.
         DataError: If the data cannot be used.
         Interrupted: On exit, if SIGINT or SIGTERM was received.
+        RankError: On exit, if another process has died or hangs.
     """
     folder = Path(cfg.OUTPUT_DIR)
     make_folder(folder)
     lock = FolderLock(folder) if comm.is_main_process() else nullcontext()
     reported = termination_reported("" if eval_only else resume_command)
-    with lock, run_logging(folder, comm.get_rank(), Console()), reported:
+    named = missing_ranks_named("" if eval_only else resume_command)
+    with lock, run_logging(folder, comm.get_rank(), Console()), reported, named:
+        check_agreement(config_values(cfg), comm.all_gather)
         _adapt_to_machine(cfg)
         _check_supported(cfg)
         resume = resume or restarts() > 0

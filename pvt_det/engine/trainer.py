@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,16 +27,19 @@ from pvt_det.data.loader import build_detection_test_loader, build_detection_tra
 from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
+from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint, weights_digest
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
 from pvt_det.engine.results import recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.models.complexity import count_parameters
-from pvt_det.run_folder import BATCH_PICTURE_NAME, CONFIG_NAME, FINAL_NAME, METRICS_NAME
+from pvt_det.run_folder import BATCH_PICTURE_NAME, CHANGES_NAME, CONFIG_NAME, FINAL_NAME, METRICS_NAME
 from pvt_det.solver.build import build_lr_scheduler
+from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.distributed import restarts
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.rank_watch import count_batches
 from pvt_det.utils.rng import preserve_random_state, random_state, set_random_state
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
@@ -57,6 +61,9 @@ class PVTTrainer(TrainerBase):
         cfg: A complete, frozen config, set up by `pvt_det.engine.defaults.default_setup`.
         config_file: Path of the config file, recorded in `results.json`.
         console: Where to show the progress. A terminal shows a live bar. None takes standard output.
+
+    Raises:
+        ConfigError: If the processes have different configs, data or code.
     """
 
     def __init__(self, cfg: CfgNode, *, config_file: str = "", console: Console | None = None) -> None:
@@ -65,6 +72,11 @@ class PVTTrainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.iter: int = 0
         self.start_iter: int = 0
+        self.fingerprint = training_fingerprint(cfg)
+        # Before the model is built: processes with different models would wait for each other.
+        check_agreement(self.fingerprint, comm.all_gather)
+        # What was changed in earlier resumed runs and in this one.
+        self.changes: list[dict[str, Any]] = []
         self.model: nn.Module = self.build_model(cfg)
         self.model.train()
         self._step = TrainStep.from_config(cfg, self.model)
@@ -154,29 +166,37 @@ class PVTTrainer(TrainerBase):
 
     # --- starting ------------------------------------------------------------------------------------------------
 
-    def resume_or_load(self, resume: bool = True, allow_partial: Sequence[str] = ()) -> None:
+    def resume_or_load(
+        self, resume: bool = True, allow_partial: Sequence[str] = (), allow_change: Sequence[str] = ()
+    ) -> None:
         """Resume from the last checkpoint of the output folder, or else start from `MODEL.WEIGHTS` if set.
 
         Args:
             resume: Whether to look for a checkpoint in the output folder. A restart by `torchrun` always does.
             allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
+            allow_change: Config keys that may differ from the checkpoint's, or patterns such as `INPUT.*`. See
+                `pvt_det.engine.fingerprint` for the keys that may never differ, or always.
 
         Raises:
             CheckpointError: If the checkpoint or the weights are missing or damaged, or belong to a different model.
-            ConfigError: If the checkpoint was trained with a different seed, or for at least `MAX_ITER` iterations.
+            ConfigError: If the checkpoint was trained with a different config or different data, or for more than
+                `MAX_ITER` iterations, or if the processes have different weights.
             DataError: If the checkpoint was trained on different classes.
         """
         resume = resume or restarts() > 0
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
         if path is not None:
-            self._restore(path)
+            self._restore(path, allow_change)
         elif self.cfg.MODEL.WEIGHTS:
             load_pretrained(self.model, self.cfg.MODEL.WEIGHTS, allow_partial=allow_partial)
             self._step.sync_average()
         else:
             logger.info("MODEL.WEIGHTS is empty: training starts from random weights.")
+        if comm.get_world_size() > 1:
+            weights = {"weights": weights_digest(self.model.state_dict()), "iteration": self.start_iter}
+            check_agreement(weights, comm.all_gather)
 
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Path, allow_change: Sequence[str]) -> None:
         state = self.store.load(path)
         self._check_resumable(path, state)
         base_rates = list(self.scheduler.base_lrs)
@@ -189,8 +209,9 @@ class PVTTrainer(TrainerBase):
                 f"{path} does not fit the model or optimizer of this config: {_first_lines(error)}. Resume with the "
                 "config of the run (config.yaml in the same folder), or choose another folder with --output."
             ) from error
-        self._apply_config_learning_rates(base_rates)
         self.start_iter = self.iter + 1
+        self._record_changes(path, state, allow_change)
+        self._apply_config_learning_rates(base_rates)
         self.last_saved, self._saved_at = path, self.iter
         if len(state["random"]) == comm.get_world_size():
             self._restored_random = state["random"][comm.get_rank()]
@@ -222,11 +243,28 @@ class PVTTrainer(TrainerBase):
                 f"{listed(given)}. Resume with the data that the run was started with, {alternative}"
             )
 
+    def _record_changes(self, path: Path, state: dict[str, Any], allow_change: Sequence[str]) -> None:
+        """Compare the checkpoint's fingerprint with this run's, and add the changes to the history."""
+        self.changes = list(state.get("changes", []))
+        if "fingerprint" not in state:
+            logger.warning(
+                "%s is from a version that did not record the config and data of a run, so it is not known whether "
+                "they have changed. Continuing with those of this config.",
+                path.name,
+            )
+            return
+        if new := find_changes(path, state["fingerprint"], self.fingerprint, allow_change):
+            logger.warning(
+                "Changed after iteration %d: %s. Continuing with those of this config; recorded in %s.",
+                self.start_iter,
+                describe_changes(new),
+                CHANGES_NAME,
+            )
+            self.changes += [{"iteration": self.start_iter, **change} for change in new]
+
     def _apply_config_learning_rates(self, base_rates: list[Any]) -> None:
         """Use the learning rates of the config, which the user may have changed to resume the run."""
-        if self.scheduler.base_lrs != base_rates:
-            logger.warning("SOLVER.BASE_LR or its factors have changed. Continuing with those of this config.")
-            self.scheduler.base_lrs = base_rates
+        self.scheduler.base_lrs = base_rates
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate
 
@@ -273,6 +311,9 @@ class PVTTrainer(TrainerBase):
         folder = self.store.folder
         self.store.clean()
         write_atomically(folder / CONFIG_NAME, self.cfg.dump())
+        # An existing history may contain a change that was taken back before anything was saved with it.
+        if self.changes or (folder / CHANGES_NAME).exists():
+            write_atomically(folder / CHANGES_NAME, json.dumps(self.changes, indent=1))
         self.store.check_space(self.checkpoint_bytes())
         trim_metrics(folder / METRICS_NAME, self.start_iter)
         self.register_hooks([detectron2_hooks.PeriodicWriter(self.build_writers(), period=PERIOD)])
@@ -288,7 +329,7 @@ class PVTTrainer(TrainerBase):
 
     def _open_data(self) -> Iterator[Any]:
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
-        batches: Iterator[Any] = iter(self.build_train_loader(self.cfg, start_batch))
+        batches: Iterator[Any] = count_batches(self.build_train_loader(self.cfg, start_batch))
         if self.start_iter == 0 and comm.is_main_process():
             batches = self._draw_first_batch(batches)
         # Last, because opening the data may draw random numbers.
@@ -418,9 +459,15 @@ class PVTTrainer(TrainerBase):
         return copies * sum(p.nbytes for p in self.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the step, Detectron2's `iteration` and `hooks`, the seed and the class names."""
-        names = list(self.cfg.DATASETS.CLASS_NAMES)
-        return {**super().state_dict(), **self._step.state_dict(), "seed": self.cfg.SEED, "classes": names}
+        """Return the state of the step, Detectron2's `iteration` and `hooks`, and what the run was trained with."""
+        return {
+            **super().state_dict(),
+            **self._step.state_dict(),
+            "seed": self.cfg.SEED,
+            "classes": list(self.cfg.DATASETS.CLASS_NAMES),
+            "fingerprint": self.fingerprint,
+            "changes": self.changes,
+        }
 
     def _build_evaluation(self) -> EvaluationHook:
         test = self.cfg.TEST

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
 _PACKAGE = Path(__file__).parents[1]
+# Name of `code_version` in fingerprints.
+CODE = "code version"
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -48,6 +52,15 @@ def commit_or_version(package: Path) -> str:
     is_root = bool(toplevel) and Path(toplevel).resolve() == root.resolve()
     is_checkout = is_root and bool(_git(root, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"))
     return (is_checkout and _git(root, "describe", "--always", "--dirty")) or _version(package.name) or "unknown"
+
+
+@cache
+def code_version() -> str:
+    """Return the commit or version of this package, and a digest of its source code as it is on disk."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{commit_or_version(_PACKAGE)}, SHA-256 {digest.hexdigest()[:16]}…"
 
 
 def _git(folder: Path, *arguments: str) -> str:

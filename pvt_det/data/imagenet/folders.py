@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,21 @@ class FileImages:
             index: Index of the image.
         """
         return str(self.root / os.fsdecode(bytes(self._paths[index])))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the paths and labels, as 64 hex digits. It does not depend on the folder."""
+        return hashlib.sha256(self._paths.tobytes() + self.labels.tobytes()).hexdigest()
+
+
+def describe_images(source: ImageSource) -> str:
+    """Describe images by their number and a digest, to notice that two runs or processes use different ones.
+
+    Args:
+        source: The images. Their labels are part of the digest, and with a method `digest` also their names.
+    """
+    names = source.digest() if isinstance(source, FileImages | ShardImages) else ""
+    digest = hashlib.sha256(names.encode() + source.labels.tobytes()).hexdigest()
+    return f"{len(source)}, SHA-256 {digest[:16]}…"
 
 
 def open_images(

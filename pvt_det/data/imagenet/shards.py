@@ -96,6 +96,10 @@ class ShardImages:
         """
         return f"{self._shards[self._places[index][0]]}: {os.fsdecode(bytes(self._keys[index]))}"
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the names, places and labels, as 64 hex digits. It does not depend on the folder."""
+        return hashlib.sha256(self._keys.tobytes() + self._places.tobytes() + self.labels.tobytes()).hexdigest()
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}
 
