@@ -177,7 +177,7 @@ class RankWatch:
             if record["host"] == socket.gethostname() and not _exists(record["pid"]):
                 return f"{name} has died; it was killed, or it crashed."
             silent = time.monotonic() - self._seen[rank][1]
-            return f"{name} does not respond since {silent:.0f} seconds: it hangs or has died."
+            return f"{name} has not responded for {silent:.0f} seconds: it hangs or has died."
         if record["batches"] < self.batches or not record["waits"]:
             return f"{name} did not arrive: it is in {record['place']}."
         return ""

@@ -352,7 +352,7 @@ def test_F72_hung_rank_is_named(ranks, monkeypatch, tmp_path):
     hung.kill()
     ending = started.wait()[0]
     assert ending.code == 6, ending
-    assert f"Rank 1 (process {hung.pid} on {os.uname().nodename}) does not respond since " in ending.error
+    assert f"Rank 1 (process {hung.pid} on {os.uname().nodename}) has not responded for " in ending.error
     assert _DONE in ending.error
 
 
