@@ -18,7 +18,7 @@ from torch import Tensor
 from pvt_det.errors import ConfigError, RankError
 from pvt_det.utils.rank_watch import watch_ranks
 
-_TIMEOUT_VARIABLE, _TIMEOUT_SECONDS = "PVT_DET_TIMEOUT", 30 * 60
+_TIMEOUT_VARIABLE, _TIMEOUT_SECONDS, _LONGEST_TIMEOUT = "PVT_DET_TIMEOUT", 30 * 60, 10**7
 # NCCL ends the process without a message after its timeout. The watch of the ranks acts before.
 _NCCL_EXTRA = timedelta(seconds=60)
 _TORCHRUN_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
@@ -55,7 +55,7 @@ def collective_timeout() -> timedelta:
     text = os.environ.get(_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
     try:
         seconds = float(text)
-        if not 0 < seconds < float("inf"):
+        if not 0 < seconds <= _LONGEST_TIMEOUT:
             raise ValueError
     except ValueError:
         raise ConfigError(
@@ -77,7 +77,7 @@ def process_group(backend: str, init_method: str = "", rank: int = 0, world_size
 
     Raises:
         ConfigError: The environment variable `PVT_DET_TIMEOUT` is not a positive number.
-        RankError: Not all processes joined in time.
+        RankError: The processes did not find each other in time.
     """
     limit = collective_timeout()
     timeout = limit + _NCCL_EXTRA if backend == "nccl" else limit
@@ -89,8 +89,9 @@ def process_group(backend: str, init_method: str = "", rank: int = 0, world_size
                 _join_torchrun_group(backend, timeout)
         except dist.DistError as error:
             raise RankError(
-                f"Not all processes of this run have joined in {limit.total_seconds():.0f} seconds: "
-                f"{str(error).splitlines()[0]}. Start all of them, with the same address and number of machines."
+                f"The processes of this run have not found each other (waited at most {limit.total_seconds():.0f} "
+                f"seconds): {str(error).splitlines()[0]}. Start all of them, with the same address and number of "
+                "machines."
             ) from error
         with watch_ranks(limit):
             yield

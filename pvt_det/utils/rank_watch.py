@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -63,7 +63,7 @@ class RankWatch:
         self._timeout = timeout.total_seconds()
         self._period = period
         self._state = _RUNNING
-        self._beat = 0
+        self._beat, self._exchanges = 0, 0
         self._watched_thread = threading.get_ident()
         self._progress = (0, time.monotonic())
         self._records: dict[int, dict[str, Any]] = {}
@@ -96,12 +96,19 @@ class RankWatch:
             A sentence for each missing process, with its rank, process id and host.
         """
         self._state = _LOST
+        # The last sign of life of a dead process may not have been read yet. Only later ones count.
+        before = self._exchanges
+        self._wait_for(lambda: self._exchanges > before + 1, self._period)
         started = time.monotonic()
-        while time.monotonic() < started + _MISSING * self._period and not self._all_seen_since(started):
-            self._wake.set()
-            time.sleep(self._period / 4)
+        self._wait_for(lambda: self._all_seen_since(started), _MISSING * self._period)
         sentences = [self._describe(rank, started) for rank in self._others]
         return " ".join(filter(None, sentences)) or "All other ranks respond, and wait too."
+
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(self._period / 10)
 
     def _exchange_signs(self) -> None:
         is_last = False
@@ -112,8 +119,10 @@ class RankWatch:
                 self._read_others()
             except RuntimeError as error:  # the process that holds the store has ended
                 logger.debug("Cannot exchange signs of life: %s", error)
-            self._wake.wait(self._period)
-            self._wake.clear()
+            self._exchanges += 1
+            if not is_last:
+                self._wake.wait(self._period)
+                self._wake.clear()
 
     def _end_if_stuck(self) -> None:
         while not self._stopping.wait(self._period):
@@ -175,7 +184,7 @@ class RankWatch:
             return ""
         if self._seen[rank][1] <= moment:
             if record["host"] == socket.gethostname() and not _exists(record["pid"]):
-                return f"{name} has died; it was killed, or it crashed."
+                return f"{name} has died: it was killed, or it ended with an error of its own."
             silent = time.monotonic() - self._seen[rank][1]
             return f"{name} has not responded for {silent:.0f} seconds: it hangs or has died."
         if record["batches"] < self.batches or not record["waits"]:
