@@ -100,7 +100,7 @@ def _unknown_key(key: str, where: str) -> ConfigError:
     known = list(_keys(get_config()))
     tail = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1].upper()]
     guesses = list(dict.fromkeys([*closest(key, known, 3), *tail]))[:4]
-    hint = f" Did you mean {' or '.join(guesses)}?" if guesses else " See pvt_det/config/keys.py and Detectron2's keys."
+    hint = f" Did you mean {' or '.join(guesses)}?" if guesses else " See the configuration reference."
     return ConfigError(f"{where}: unknown key {key}.{hint}")
 
 

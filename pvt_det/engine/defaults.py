@@ -17,7 +17,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from rich.console import Console
 
-from pvt_det.config import load_config
+from pvt_det.config import load_config, validate_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.launch import launch
 from pvt_det.errors import ConfigError, Interrupted
@@ -167,7 +167,7 @@ def default_setup(
     reported = termination_reported("" if eval_only else resume_command)
     with lock, run_logging(folder, comm.get_rank(), Console()), reported:
         _adapt_to_machine(cfg)
-        _check_supported(cfg)
+        validate_config(cfg)
         resume = resume or restarts() > 0
         if not eval_only and not resume:
             _check_unused(folder)
@@ -232,15 +232,6 @@ def _check_unused(folder: Path) -> None:
             f"{folder} contains checkpoints of an earlier run ({found[-1].name}). Resume from them with --resume, or "
             "choose another folder with --output."
         )
-
-
-def _check_supported(cfg: CfgNode) -> None:
-    for key, value in (
-        ("TEST.PRECISE_BN.ENABLED", cfg.TEST.PRECISE_BN.ENABLED),
-        ("TEST.EXPECTED_RESULTS", cfg.TEST.EXPECTED_RESULTS),
-    ):
-        if value:
-            raise ConfigError(f"{key} = {value!r} is not supported by this trainer. Leave it at Detectron2's default.")
 
 
 def _seed(cfg: CfgNode, resume: bool) -> int:
