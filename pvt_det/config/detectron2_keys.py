@@ -32,7 +32,7 @@ _LAYERS = integer(0, 64)
 _RESOLUTION = integer(1, 256)
 _SAMPLING_RATIO = integer(0, 64)
 _LIMIT = integer(1, 1_000_000)  # sides this long do not limit any image
-_THRESHOLDS = list_of(SHARE, 1, order="not falling")
+_THRESHOLDS = list_of(SHARE, 1, order="ascending")
 _LABELS = list_of(choice((-1, 0, 1)), 2)
 _BOX_WEIGHTS = list_of(number(above=0, at_most=1000), length=4)
 _BOX_LOSS = choice(("smooth_l1", "giou", "diou", "ciou"))
@@ -308,7 +308,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         ),
         Row(
             "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
-            list_of(number(above=0, at_most=1), 1, order="not falling"),
+            list_of(number(above=0, at_most=1), 1, order="ascending"),
             "IoU threshold of each stage of Cascade R-CNN. The first one equals MODEL.ROI_HEADS.IOU_THRESHOLDS.",
         ),
         Row(
@@ -442,7 +442,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         ),
         Row(
             "SOLVER.STEPS",
-            list_of(integer(1, MANY), order="rising"),
+            list_of(integer(1, MANY), order="strictly ascending"),
             "Iterations at which WarmupMultiStepLR multiplies the learning rate by GAMMA; [] keeps it constant.",
             limit=Limit(
                 "SOLVER.MAX_ITER",

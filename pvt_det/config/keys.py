@@ -16,7 +16,7 @@ from pvt_det.config.rules import choice, in_order, integer, list_of, matching, n
 from pvt_det.solver.build import OPTIMIZERS
 from pvt_det.utils.precision import PRECISIONS
 
-_SCALES = list_of(number(above=0, at_most=100), length=2, order="not falling")
+_SCALES = list_of(number(above=0, at_most=100), length=2, order="ascending")
 _TASKS = ("bbox", "segm", "sem_seg", "panoptic_seg")
 
 
@@ -69,7 +69,7 @@ ADDED_KEYS: dict[str, list[Row]] = {
         ),
         Row(
             "MODEL.PVT.CHECKPOINT_STAGES",
-            list_of(choice((1, 2, 3, 4)), order="rising"),
+            list_of(choice((1, 2, 3, 4))),
             "Stages whose activations are recomputed in the backward pass to save memory.",
             [],
         ),
@@ -143,7 +143,7 @@ ADDED_KEYS: dict[str, list[Row]] = {
         ),
         Row(
             "INPUT.CROP_BRANCH.SIZE",
-            list_of(PIXELS, length=2, order="not falling"),
+            list_of(PIXELS, length=2, order="ascending"),
             "Minimum and maximum side of the random crop in pixels.",
             (384, 600),
         ),

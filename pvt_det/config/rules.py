@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pvt_det.utils.text import did_you_mean
 
-Order = Literal["", "rising", "not falling"]
+Order = Literal["", "ascending", "strictly ascending"]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def list_of(item: Rule, at_least: int = 0, *, length: int | None = None, order: 
         item: Rule of the elements.
         at_least: Smallest number of elements.
         length: Number of elements, if it is fixed.
-        order: "rising" if each element must be larger than the one before, "not falling" if it can also be equal.
+        order: "ascending" if no element may be smaller than the one before, "strictly ascending" if none may be equal.
     """
 
     def accepts(value: Any) -> bool:
@@ -179,10 +179,10 @@ def list_of(item: Rule, at_least: int = 0, *, length: int | None = None, order: 
             return False
         if len(value) < at_least or length not in (None, len(value)):
             return False
-        return not order or _is_rising(value, strictly=order == "rising")
+        return not order or _is_ascending(value, strictly=order == "strictly ascending")
 
     count = f"{length} " if length is not None else f"{at_least} or more " if at_least else ""
-    suffix = {"": "", "rising": ", in rising order", "not falling": ", not falling"}[order]
+    suffix = f", in {order} order" if order else ""
 
     def describe() -> tuple[str, str]:
         content = f"{count}{item.describe()[1]}{suffix}"
@@ -209,7 +209,7 @@ def _equal(value: Any, other: Any) -> bool:
     return type(value) is type(other) and bool(value == other)
 
 
-def _is_rising(values: Sequence[Any], *, strictly: bool) -> bool:
+def _is_ascending(values: Sequence[Any], *, strictly: bool) -> bool:
     pairs = itertools.pairwise(values)
     return all(first < second or (first == second and not strictly) for first, second in pairs)
 

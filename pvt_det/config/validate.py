@@ -21,6 +21,7 @@ from pvt_det.config.architecture import (
     trunk_section,
     trunk_strides,
 )
+from pvt_det.config.rows import Row
 from pvt_det.config.rules import shown
 from pvt_det.config.table import TABLE, get_value, require_valid
 from pvt_det.errors import ConfigError
@@ -42,21 +43,25 @@ _DETECTION_INPUT = {
 _GROUPS = 32
 
 
-def validate_config(cfg: CfgNode, where: str = "config") -> None:
+def validate_config(cfg: CfgNode, where: str = "config", *, training: bool = True) -> None:
     """Check every value by the table of keys, and the keys that must agree with each other.
 
     Args:
         cfg: A complete config, with Detectron2's keys and this package's.
         where: Name of the config file, for messages.
+        training: Whether the config is for training. If it is not, the SOLVER section is not checked, so that runs of
+            earlier versions with a schedule that is refused now can still be used.
 
     Raises:
         ConfigError: A value is invalid. The message names the key, its value, and what was expected.
     """
-    for key in TABLE:
-        require_valid(key, get_value(cfg, key), where)
+    rows = [row for row in TABLE.values() if training or not row.key.startswith("SOLVER.")]
+    for row in rows:
+        require_valid(row.key, get_value(cfg, row.key), where)
     check = _Check(cfg, where)
-    _check_limits(check)
-    _check_solver(check)
+    _check_limits(check, rows)
+    if training:
+        _check_solver(check)
     _check_sizes(check)
     _check_augmentations(check)
     if trunk_section(cfg):  # the feature maps of other backbones are not known
@@ -82,8 +87,8 @@ class _Check:
             raise ConfigError(f"{self.where}: {key} = {shown(get_value(self.cfg, key))}: expected {expected}")
 
 
-def _check_limits(check: _Check) -> None:
-    for row in TABLE.values():
+def _check_limits(check: _Check, rows: Sequence[Row]) -> None:
+    for row in rows:
         limit = row.limit
         if limit is not None and limit.applies(check.cfg):
             other = get_value(check.cfg, limit.key)

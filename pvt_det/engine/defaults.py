@@ -119,8 +119,9 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     """
     given = {key: getattr(args, name, None) for name, (key, _, _) in _SHORTCUTS.items()}
     shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
-    cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts])
-    if args.allow_partial and not cfg.MODEL.WEIGHTS and not getattr(args, "eval_only", True):
+    training = not getattr(args, "eval_only", True)
+    cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts], training=training)
+    if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     return cfg
 
@@ -167,7 +168,7 @@ def default_setup(
     reported = termination_reported("" if eval_only else resume_command)
     with lock, run_logging(folder, comm.get_rank(), Console()), reported:
         _adapt_to_machine(cfg)
-        validate_config(cfg)
+        validate_config(cfg, training=not eval_only)
         resume = resume or restarts() > 0
         if not eval_only and not resume:
             _check_unused(folder)

@@ -29,7 +29,10 @@ def test_config_page_has_a_row_for_every_key_of_the_table() -> None:
 def test_config_page_shows_defaults_values_and_meanings() -> None:
     page = text_of(generate.config_page())
     assert '| MODEL.PVT.VARIANT<br>"pvt_small" | one of pvt_tiny, pvt_small, ' in page
-    assert "| INPUT.MOSAIC.SCALE<br>(0.5, 1.5) | a list of 2 numbers, above 0 and at most 100, not falling | " in page
+    assert (
+        "| INPUT.MOSAIC.SCALE<br>(0.5, 1.5) | a list of 2 numbers, above 0 and at most 100, in ascending order | "
+        in page
+    )
     limit = "an integer, 1 to 1,000,000; less than SOLVER.MAX_ITER"
     assert f"| SOLVER.NUM_DECAYS<br>3 | {limit} | Number of times that " in page
 
