@@ -178,7 +178,9 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
     "Detectron2's keys: RetinaNet": [
         Row("MODEL.RETINANET.NUM_CLASSES", _CLASSES, "Number of classes. Training sets it from the data's classes."),
         Row("MODEL.RETINANET.IN_FEATURES", NAMES, "Feature maps with anchors, from fine to coarse."),
-        Row("MODEL.RETINANET.NUM_CONVS", _LAYERS, "Convolutions of each branch of the head, before the last one."),
+        Row(
+            "MODEL.RETINANET.NUM_CONVS", integer(1, 64), "Convolutions of each branch of the head, before the last one."
+        ),
         Row("MODEL.RETINANET.NORM", _NORM, "Normalization in the head."),
         Row(
             "MODEL.RETINANET.IOU_THRESHOLDS",
