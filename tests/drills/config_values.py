@@ -197,18 +197,14 @@ def _base(path: Path) -> CfgNode:
 
 
 def _cases(paths: list[Path]) -> Iterator[tuple[Path, str, str, Any, bool]]:
-    """Yield each absurd value of each key, with a config, and whether that config's builders read the key."""
-    seen: set[str] = set()
+    """Yield each absurd value of each key, with each config whose builders read the key, or else with the first."""
+    read = {path: keys_read(_base(path)) for path in paths}
     for path in paths:
-        cfg = _base(path)
-        read = keys_read(cfg)
+        unread = set(TABLE) - set().union(*read.values()) if path == paths[0] else set()
         for key in TABLE:
-            is_read = key in read
-            if not is_read and (key in seen or path != paths[0]):
-                continue
-            seen.add(key)
-            for change, value in _absurd(get_value(cfg, key)):
-                yield path, key, change, value, is_read
+            if key in read[path] | unread:
+                for change, value in _absurd(get_value(_base(path), key)):
+                    yield path, key, change, value, key in read[path]
 
 
 def keys_read(cfg: CfgNode) -> set[str]:
