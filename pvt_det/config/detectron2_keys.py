@@ -473,8 +473,9 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             limit=Limit(
                 "SOLVER.MAX_ITER",
                 lambda warmup, end: warmup < end,
-                "so that the learning rate does not stay near 0, less than",
+                "less than",
                 applies=lambda cfg: not is_multi_step(cfg) or len(cfg.SOLVER.STEPS) > 0,
+                reason="The learning rate would stay near 0.",
             ),
         ),
         Row("SOLVER.WARMUP_FACTOR", PROBABILITY, "Factor of the learning rate at the start of the warm-up."),

@@ -20,12 +20,14 @@ class Limit:
         holds: Function of the value and of the other key's value that returns whether the limit is kept.
         expected: What is expected of the value, followed by the other key's name in messages, such as "at most".
         applies: Function of the config that returns whether the limit applies.
+        reason: Sentence that ends the message and says why there is a limit.
     """
 
     key: str
     holds: Callable[[Any, Any], bool]
     expected: str
     applies: Callable[[CfgNode], bool] = lambda cfg: True
+    reason: str = ""
 
 
 @dataclass(frozen=True)

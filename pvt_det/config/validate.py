@@ -93,7 +93,7 @@ def _check_limits(check: _Check, rows: Sequence[Row]) -> None:
         if limit is not None and limit.applies(check.cfg):
             other = get_value(check.cfg, limit.key)
             is_valid = limit.holds(get_value(check.cfg, row.key), other)
-            check.require(is_valid, row.key, f"{limit.expected} {limit.key}, {shown(other)}.")
+            check.require(is_valid, row.key, f"{limit.expected} {limit.key}, {shown(other)}. {limit.reason}".rstrip())
 
 
 def _check_solver(check: _Check) -> None:
