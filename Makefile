@@ -41,7 +41,8 @@ $(MODELS_TRIED): try-%: setup
 	$(PVT_DET) train --resume --config-file configs/$*.yaml --output output/try/$* \
 	    --train-json $(COCO)/annotations/instances_train2017.json --train-images $(COCO)/train2017 \
 	    --val-json $(COCO)/annotations/instances_val2017.json --val-images $(COCO)/val2017 \
-	    MODEL.WEIGHTS "" SOLVER.MAX_ITER 20 SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED True DATALOADER.NUM_WORKERS 1 \
+	    MODEL.WEIGHTS "" SOLVER.MAX_ITER 20 SOLVER.STEPS "[]" SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED True \
+	    DATALOADER.NUM_WORKERS 1 \
 	    INPUT.MIN_SIZE_TRAIN "(224, 256)" INPUT.MAX_SIZE_TRAIN 448 INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 448
 
 test: setup

@@ -1,27 +1,26 @@
 """Generate the reference pages and the tutorial page of the documentation site, as a MkDocs hook.
 
-The pages come from their sources each time the site is built: the configuration reference from the comments in
-`pvt_det/config/keys.py`, the command-line reference from the parsers, the tutorial from its notebook.
+The pages come from their sources each time the site is built: the configuration reference from the table of keys in
+`pvt_det/config/table.py`, the command-line reference from the parsers, the tutorial from its notebook.
 """
 
 from __future__ import annotations
 
 import argparse
 import html
-import itertools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from detectron2.config import CfgNode
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from pvt_det.cli.main import COMMANDS
 from pvt_det.cli.start import load
-from pvt_det.config import get_config, keys
+from pvt_det.config import get_config
+from pvt_det.config.rows import Row
+from pvt_det.config.table import SECTIONS, get_value
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,65 +41,33 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-class Key(NamedTuple):
-    """A config key.
-
-    Attributes:
-        name: The full name, such as `MODEL.PVT.VARIANT`.
-        meaning: What the key does.
-        section: The heading above the key.
-    """
-
-    name: str
-    meaning: str
-    section: str
-
-
-def documented_keys() -> list[Key]:
-    """Return the keys that `add_pvt_config` sets, each with the comment above it, in the order of the source."""
-    found: list[Key] = []
-    section = ""
-    comment: list[str] = []
-    for line in Path(keys.__file__).read_text(encoding="utf-8").splitlines():
-        text = line.strip()
-        if heading := re.match(r"# --- (.+?) -*$", text):
-            section, comment = heading[1], []
-        elif text.startswith("# "):
-            comment.append(text[2:])
-        elif section and (assigned := re.match(r"cfg\.([A-Z0-9_.]+) = (?!CfgNode)", text)):
-            found.append(Key(assigned[1], " ".join(comment), section))
-            comment = []
-    return found
-
-
 def config_page() -> str:
     """Return the configuration reference as Markdown."""
     cfg = get_config()
     lines = [
         "# Configuration reference",
-        "These keys are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/modules/config.html"
-        "#config-references). Set them in a YAML file, or on the command line as `KEY VALUE`. An unknown key, or a "
-        "value of the wrong type, is an error that names the key.",
+        "The first sections list the keys that are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/"
+        "modules/config.html#config-references), the others those of Detectron2's keys that have an effect here. Set "
+        "them in a YAML file, or on the command line as `KEY VALUE`. An unknown key or an invalid value is an error "
+        "that names the key and what was expected.",
     ]
-    for section, found in itertools.groupby(documented_keys(), key=lambda key: key.section):
-        lines += ["", f"## {section[0].upper()}{section[1:]}", "", "| key and default | meaning |", "|---|---|"]
-        for key in found:
-            default = _code(_shown(_value(cfg, key.name)))
-            lines.append(f"| {_code(key.name)}<br>{default} | {_meaning(key)} |")
+    for section, rows in SECTIONS.items():
+        lines += ["", f"## {section}", "", "| key and default | values | meaning |", "|---|---|---|"]
+        for row in rows:
+            default = _code(_shown(get_value(cfg, row.key)))
+            lines.append(f"| {_code(row.key)}<br>{default} | {_marked(_values(row))} | {_marked(row.meaning)} |")
     return "\n".join(lines) + "\n"
 
 
-def _meaning(key: Key) -> str:
-    """Return a key's description with the names of keys and strings as code."""
-    words = re.split(r'("[^"]*"|\b[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b)', key.meaning)
+def _values(row: Row) -> str:
+    """Return the description of a key's valid values, with the limit that another key sets."""
+    return row.rule.expected + (f"; {row.limit.expected} {row.limit.key}" if row.limit else "")
+
+
+def _marked(text: str) -> str:
+    """Return a sentence with the names of keys and strings as code."""
+    words = re.split(r'("[^"]*"|\b[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b)', text)
     return "".join(_code(word) if i % 2 else _cell(word) for i, word in enumerate(words))
-
-
-def _value(cfg: CfgNode, name: str) -> object:
-    """Return the default of a key."""
-    for part in name.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _shown(value: object) -> str:

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from pvt_det.config import get_config, load_config
+from pvt_det.config.detectron2_keys import NOT_OURS
+from pvt_det.config.keys import ADDED_KEYS
+from pvt_det.config.table import SECTIONS, TABLE
 from pvt_det.models import list_models
+from tests.drills.config_values import keys_read
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -211,10 +216,58 @@ def test_every_added_key_is_used(key):
     )
 
 
-def test_every_added_key_has_a_comment():
-    lines = (ROOT / "pvt_det/config/keys.py").read_text().partition("def add_pvt_config")[2].splitlines()
-    for number, line in enumerate(lines):
-        if re.match(r"    cfg\.[A-Z_.]+ = (?!CfgNode\(\))", line):
-            above = [text.strip() for text in lines[:number]]
-            comment = next(text for text in reversed(above) if not text.startswith("cfg."))
-            assert comment.startswith("#"), line
+# --- the table of keys -----------------------------------------------------------------------------------------------
+def keys_in(tree: dict, prefix: str = "") -> set[str]:
+    """The keys that a YAML file sets."""
+    nested = [(f"{prefix}{name}", value) for name, value in tree.items() if name != "_BASE_"]
+    return {
+        key for name, value in nested for key in (keys_in(value, f"{name}.") if isinstance(value, dict) else {name})
+    }
+
+
+def is_not_ours(key: str) -> bool:
+    return key.startswith(tuple(NOT_OURS))
+
+
+def test_every_key_has_a_row_or_a_reason_for_none():
+    known = keys_of(get_config())
+    assert known == set(TABLE) | {key for key in known if is_not_ours(key)}
+    assert [key for key in TABLE if is_not_ours(key)] == []
+    # The table has this package's keys exactly once, with their defaults, and the others have Detectron2's.
+    added = [row.key for rows in ADDED_KEYS.values() for row in rows]
+    assert sorted(added) == sorted(set(ADDED))
+    assert len(TABLE) == sum(map(len, SECTIONS.values()))
+    assert [row.key for row in TABLE.values() if len(row.meaning) < 10 or not row.meaning.endswith(".")] == []
+    assert [prefix for prefix in NOT_OURS if not any(key.startswith(prefix) for key in known)] == []
+
+
+def test_every_key_that_a_shipped_config_sets_has_a_row():
+    used = set().union(*(keys_in(yaml.safe_load(path.read_text())) for path in FILES))
+    assert len(used) > 60
+    assert used - set(TABLE) == set()
+
+
+ONE_OF_EACH = [
+    "retinanet_pvt_tiny",
+    "retinanet_R_18",
+    "mask_rcnn_pvt_v2_b0",
+    "mask_rcnn_R_50",
+    "cascade_mask_rcnn_pvt_small",
+    "semantic_fpn_pvt_tiny",
+    "shapes/panoptic_fpn_pvt_tiny",
+]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_every_key_that_a_builder_reads_has_a_row(name):
+    read = keys_read(load(name))
+    assert {"MODEL.META_ARCHITECTURE", "MODEL.PIXEL_MEAN", "MODEL.BACKBONE.NAME"} <= read
+    assert {key for key in read - set(TABLE) if not is_not_ours(key)} == set()
+
+
+def test_the_package_does_not_read_keys_that_are_not_ours():
+    contents = [path.read_text() for path in (ROOT / "pvt_det").rglob("*.py") if path.parent.name != "config"]
+    for key in keys_of(get_config()) - set(TABLE):
+        section, _, name = key.rpartition(".")
+        pattern = rf"\b{re.escape(section.rpartition('.')[2])}\.{name}\b" if section else rf"\bcfg\.{name}\b"
+        assert not any(re.search(pattern, text) for text in contents), key

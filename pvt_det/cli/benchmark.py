@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pvt_det.config import load_config
-from pvt_det.config.validate import is_device
+from pvt_det.config.detectron2_keys import is_device
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
 from pvt_det.profiling import DTYPES, MODES, Case, find_config, measure_latency, plan_batch

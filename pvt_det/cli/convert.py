@@ -67,7 +67,7 @@ def for_config(source: str, config_file: str) -> dict[str, Tensor]:
 
     from pvt_det.config import load_config
 
-    model = build_model(load_config(config_file, ["MODEL.DEVICE", "cpu"]))
+    model = build_model(load_config(config_file, ["MODEL.DEVICE", "cpu"], training=False))
     report = load_pretrained(model, source)
     print(report)
     report.require_whole()

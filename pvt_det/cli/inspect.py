@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from pvt_det.config.choices import CHOICES
+from pvt_det.config.table import choices
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.inspection.config_file import Plan, check_place, write_config
 from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
@@ -48,10 +48,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="images of --val-json (default: IMAGES)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with images to this single file")
     parser.add_argument(
-        "--check-data", choices=CHOICES["DATASETS.CHECK"], default="fast", help="how to check the images"
+        "--check-data", choices=choices("DATASETS.CHECK"), default="fast", help="how to check the images"
     )
     parser.add_argument(
-        "--on-error", choices=CHOICES["DATASETS.ON_ERROR"], default="stop", help="what to do with broken data"
+        "--on-error", choices=choices("DATASETS.ON_ERROR"), default="stop", help="what to do with broken data"
     )
     parser.add_argument(
         "--strict", dest="on_error", action="store_const", const="strict", help="same as --on-error strict"

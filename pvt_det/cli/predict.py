@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """
     sources = find_sources(args.inputs)
     overrides = [word for pair in args.set for word in pair]
-    if is_segmentor(load_config(config_file(args.config_file), overrides)):
+    if is_segmentor(load_config(config_file(args.config_file), overrides, training=False)):
         faults, summary = _segment(args, overrides, sources)
     else:
         faults, summary = _detect(args, overrides, sources)

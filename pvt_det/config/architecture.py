@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 from detectron2.config import CfgNode
 
 SEGMENTOR = "SemanticSegmentor"
 _PANOPTIC = "PanopticFPN"
+# Backbone: the MODEL section of its trunk, and the number of levels above the trunk's in its FPN (0: no FPN).
+_TRUNKS = {
+    "build_pvt_backbone": ("PVT", 0),
+    "build_pvt_fpn_backbone": ("PVT", 1),
+    "build_retinanet_pvt_fpn_backbone": ("PVT", 2),
+    "build_resnet_backbone": ("RESNETS", 0),
+    "build_resnet_fpn_backbone": ("RESNETS", 1),
+    "build_retinanet_resnet_fpn_backbone": ("RESNETS", 2),
+    "build_retinanet_resnet_fpn_p6p7_backbone": ("RESNETS", 2),
+}
 
 
 def is_retinanet(cfg: CfgNode) -> bool:
@@ -42,6 +54,71 @@ def has_label_maps(cfg: CfgNode) -> bool:
         cfg: A complete config.
     """
     return is_segmentor(cfg) or is_panoptic(cfg)
+
+
+def is_rcnn(cfg: CfgNode) -> bool:
+    """Return whether the model proposes boxes and classifies them in a second step, as Faster R-CNN.
+
+    Args:
+        cfg: A complete config.
+    """
+    return "GeneralizedRCNN" in cfg.MODEL.META_ARCHITECTURE or is_panoptic(cfg)
+
+
+def is_multi_step(cfg: CfgNode) -> bool:
+    """Return whether the learning rate falls at SOLVER.STEPS.
+
+    Args:
+        cfg: A complete config.
+    """
+    return bool(cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR")
+
+
+def trunk_section(cfg: CfgNode) -> str:
+    """Return the name of the MODEL section that describes the trunk, or "" for a backbone of another package.
+
+    Args:
+        cfg: A complete config.
+    """
+    return _TRUNKS.get(cfg.MODEL.BACKBONE.NAME, ("", 0))[0]
+
+
+def has_fpn(cfg: CfgNode) -> bool:
+    """Return whether the backbone has an FPN. False for a backbone of another package.
+
+    Args:
+        cfg: A complete config.
+    """
+    return _TRUNKS.get(cfg.MODEL.BACKBONE.NAME, ("", 0))[1] > 0
+
+
+def trunk_strides(cfg: CfgNode) -> dict[str, int]:
+    """Return the strides of the feature maps that the trunk returns, by name, from fine to coarse.
+
+    Args:
+        cfg: A complete config, with a backbone of this package or of Detectron2.
+    """
+    if trunk_section(cfg) == "PVT":
+        strides = dict(zip(("stage1", "stage2", "stage3", "stage4"), (4, 8, 16, 32), strict=True))
+    else:
+        last = 32 if cfg.MODEL.RESNETS.RES5_DILATION == 1 else 16
+        strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": last}
+    return {name: strides[name] for name in cfg.MODEL[trunk_section(cfg)].OUT_FEATURES}
+
+
+def feature_strides(cfg: CfgNode) -> dict[str, int]:
+    """Return the strides of the feature maps that the backbone returns, by name, from fine to coarse.
+
+    Args:
+        cfg: A complete config, with a backbone of this package or of Detectron2 and valid features of its FPN.
+    """
+    strides = trunk_strides(cfg)
+    extra_levels = _TRUNKS[cfg.MODEL.BACKBONE.NAME][1]
+    if not extra_levels:
+        return strides
+    levels = [int(math.log2(strides[name])) for name in cfg.MODEL.FPN.IN_FEATURES]
+    levels += range(levels[-1] + 1, levels[-1] + 1 + extra_levels)
+    return {f"p{level}": 2**level for level in levels}
 
 
 def head_key(cfg: CfgNode) -> str:

@@ -1,12 +1,381 @@
-"""The configuration keys that this package adds to Detectron2's, each with its default and description.
+"""The config keys that this package adds to Detectron2's: defaults, valid values and meaning.
 
 Only builders read the config (`from_config`, `build_*`), never a model's `forward`.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
+
 import torch
 from detectron2.config import CfgNode, get_cfg
+
+from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
+from pvt_det.config.rules import choice, in_order, integer, list_of, matching, number
+from pvt_det.solver.build import OPTIMIZERS
+from pvt_det.utils.precision import PRECISIONS
+
+_SCALES = list_of(number(above=0, at_most=100), length=2, order="ascending")
+_TASKS = ("bbox", "segm", "sem_seg", "panoptic_seg")
+
+
+def _variants() -> list[str]:
+    from pvt_det.models import list_models
+
+    return list_models()
+
+
+def _is_metric(name: str) -> bool:
+    task, _, metric = name.partition("/")
+    return not name or (task in _TASKS and bool(metric))
+
+
+# Each section is a heading of the configuration reference.
+ADDED_KEYS: dict[str, list[Row]] = {
+    "Trunk": [
+        Row("MODEL.PVT.VARIANT", choice(_variants), "Variant of the PVT trunk.", "pvt_small"),
+        Row(
+            "MODEL.PVT.OUT_FEATURES",
+            in_order(("stage1", "stage2", "stage3", "stage4")),
+            "Feature maps that the backbone returns. Their strides are 4, 8, 16 and 32.",
+            ["stage1", "stage2", "stage3", "stage4"],
+        ),
+        Row(
+            "MODEL.PVT.DROP_PATH_RATE",
+            RATE,
+            "Stochastic depth rate of the last block. The rate rises linearly from 0 in the first block.",
+            0.1,
+        ),
+        Row(
+            "MODEL.PVT.PRETRAIN_IMG_SIZE",
+            integer(32, 4096, multiple_of=32),
+            "Side of the square images in pretraining, in pixels. It sets the size of the position embeddings, which "
+            "only PVT v1 has.",
+            224,
+        ),
+        Row(
+            "MODEL.PVT.EMBED_NORM_EPS",
+            number(above=0, at_most=0.01),
+            "Epsilon of the LayerNorms after patch embedding and spatial reduction. Use 1e-5 as in the published code, "
+            "or 1e-6 for detectors that were trained with MMDetection's own PVT. All other LayerNorms use 1e-6.",
+            1e-5,
+        ),
+        Row(
+            "MODEL.PVT.FROZEN_STAGES",
+            integer(0, 4),
+            "Number of stages to freeze, from the first on. Frozen stages get no gradient and stay in evaluation mode.",
+            0,
+        ),
+        Row(
+            "MODEL.PVT.CHECKPOINT_STAGES",
+            list_of(choice((1, 2, 3, 4))),
+            "Stages whose activations are recomputed in the backward pass to save memory.",
+            [],
+        ),
+        Row(
+            "MODEL.PVT.COMPILE",
+            choice(("", "default", "reduce-overhead")),
+            'Mode of torch.compile for the trunk\'s stages on a GPU, or "" not to compile. One compiled program per '
+            'stage serves all image sizes. "reduce-overhead" also replays CUDA graphs in inference, one graph per '
+            "image size, and all calls must come from one thread. Ignored on a CPU, where the uncompiled trunk is "
+            "faster. PVT v2 is compiled for inference only.",
+            "",
+        ),
+    ],
+    "FPN and heads": [
+        Row(
+            "MODEL.FPN.P7_RELU",
+            FLAG,
+            "Whether RetinaNet's FPN has a ReLU between P6 and P7. Detectron2 has it; the published PVT detectors do "
+            "not.",
+            False,
+        ),
+        Row(
+            "MODEL.RETINANET.LOSS_NORMALIZER",
+            choice(("ema", "batch")),
+            'Divisor of RetinaNet\'s losses: "ema" (Detectron2: a moving average of the number of positive anchors) or '
+            '"batch" (MMDetection: the number of positive anchors in the current batch).',
+            "ema",
+        ),
+        Row(
+            "MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES",
+            FLAG,
+            "Whether to match the best proposal of each ground-truth box to that box, even if the proposal overlaps "
+            "another box more. This is MMDetection's match_low_quality with min_pos_iou equal to the threshold, as in "
+            "its Mask R-CNN. Needs a single value in MODEL.ROI_HEADS.IOU_THRESHOLDS. Cascade R-CNN does not support "
+            "it.",
+            False,
+        ),
+        Row(
+            "MODEL.SEM_SEG_HEAD.DROPOUT",
+            RATE,
+            "Dropout rate of the channels before the semantic head's classifier.",
+            0.0,
+        ),
+        Row(
+            "MODEL.SEM_SEG_HEAD.LOSS_AVERAGE",
+            choice(("valid", "all")),
+            'Pixels that the semantic loss is averaged over: "valid" (Detectron2: labeled pixels) or "all" '
+            "(MMSegmentation 0.x: ignored and padded pixels too).",
+            "valid",
+        ),
+    ],
+    "Input": [
+        Row(
+            "INPUT.RESIZE_BACKEND",
+            choice(("pil", "cv2")),
+            'Library that resizes images: "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).',
+            "pil",
+        ),
+        Row(
+            "INPUT.CROP_BRANCH.ENABLED",
+            FLAG,
+            "Whether half of the training images are resized and cropped before the usual resizing, as in DETR and in "
+            "PVT v2's 3x recipe. Detectors only.",
+            False,
+        ),
+        Row(
+            "INPUT.CROP_BRANCH.RESIZE",
+            list_of(PIXELS, 1),
+            "Sizes of the short side in pixels before the crop. One is drawn for each image.",
+            (400, 500, 600),
+        ),
+        Row(
+            "INPUT.CROP_BRANCH.SIZE",
+            list_of(PIXELS, length=2, order="ascending"),
+            "Minimum and maximum side of the random crop in pixels.",
+            (384, 600),
+        ),
+        Row(
+            "INPUT.LARGE_SCALE_JITTER.ENABLED",
+            FLAG,
+            "Whether large-scale jitter replaces resizing to MIN_SIZE_TRAIN: it scales each training image by a random "
+            "factor, then crops or pads it to a fixed size. Detectors only.",
+            False,
+        ),
+        Row(
+            "INPUT.LARGE_SCALE_JITTER.SCALE",
+            _SCALES,
+            "Minimum and maximum scale factor, relative to the image fitted into SIZE. (0.1, 2.0) suits long "
+            "schedules; (0.8, 1.25) is called standard jitter.",
+            (0.1, 2.0),
+        ),
+        Row(
+            "INPUT.LARGE_SCALE_JITTER.SIZE",
+            list_of(PIXELS, length=2),
+            "Height and width in pixels of the images after large-scale jitter.",
+            (1024, 1024),
+        ),
+        Row(
+            "INPUT.MOSAIC.PROBABILITY",
+            PROBABILITY,
+            "Probability that a training image is a mosaic of four images. Detectors only.",
+            0.0,
+        ),
+        Row(
+            "INPUT.MOSAIC.SCALE",
+            _SCALES,
+            "Minimum and maximum scale of the four images, relative to fitting them into the size of the first one.",
+            (0.5, 1.5),
+        ),
+        Row(
+            "INPUT.COPY_PASTE.PROBABILITY",
+            PROBABILITY,
+            "Probability that objects of another image are pasted into a training image. Each of its objects is pasted "
+            "with probability 1/2. Needs masks (MODEL.MASK_ON).",
+            0.0,
+        ),
+        Row(
+            "INPUT.COPY_PASTE.SCALE",
+            _SCALES,
+            "Minimum and maximum scale of the other image, relative to fitting it into the size of the training image.",
+            (0.5, 1.5),
+        ),
+        Row(
+            "INPUT.COLOR_AUG_SSD",
+            FLAG,
+            "Whether to change brightness, contrast, saturation and hue of training images at random, as in SSD.",
+            False,
+        ),
+        Row(
+            "INPUT.SCALE_RANGE",
+            _SCALES,
+            "Minimum and maximum factor that multiplies MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, drawn for each training "
+            "image. Semantic segmentation only (META_ARCHITECTURE SemanticSegmentor).",
+            (1.0, 1.0),
+        ),
+        Row(
+            "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+            SHARE,
+            "Largest share of a crop that a single class may fill. Other crops are drawn again, at most 10 times. "
+            "Semantic segmentation only.",
+            1.0,
+        ),
+        Row(
+            "INPUT.SIZE_DIVISOR_TEST",
+            PIXELS,
+            "Divisor of the sides of test images, in pixels: sides are resized up to a multiple of it. Semantic "
+            "segmentation only.",
+            1,
+        ),
+    ],
+    "Your own data, without code": [
+        Row(
+            "DATASETS.TRAIN_JSON",
+            TEXT,
+            "COCO-format json file with the annotations to train on. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.",
+            "",
+        ),
+        Row("DATASETS.TRAIN_IMAGES", TEXT, "Folder with the images of TRAIN_JSON or TRAIN_LABELS.", ""),
+        Row(
+            "DATASETS.VAL_JSON",
+            TEXT,
+            "COCO-format json file with the annotations to evaluate on. Replaces DATASETS.TEST; needs VAL_IMAGES.",
+            "",
+        ),
+        Row("DATASETS.VAL_IMAGES", TEXT, "Folder with the images of VAL_JSON or VAL_LABELS.", ""),
+        Row(
+            "DATASETS.TRAIN_LABELS",
+            TEXT,
+            "Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's "
+            "name. Pixel values are class indices, or 255 for no class. For Panoptic FPN, 0 means any thing (a class "
+            "of TRAIN_JSON, which is needed too). Replaces DATASETS.TRAIN; needs TRAIN_IMAGES and LABEL_NAMES.",
+            "",
+        ),
+        Row(
+            "DATASETS.VAL_LABELS",
+            TEXT,
+            "Folder with the label maps to evaluate on, in the format of TRAIN_LABELS. Replaces DATASETS.TEST.",
+            "",
+        ),
+        Row("DATASETS.LABEL_NAMES", NAMES, "Names of the classes in the label maps, from value 0 on.", []),
+        Row(
+            "DATASETS.VAL_PANOPTIC_JSON",
+            TEXT,
+            "Ground truth of Panoptic FPN in COCO's panoptic format; needs VAL_JSON and VAL_LABELS. Its PNG files are "
+            'in a folder of the same name without ".json", next to the file or next to the file\'s folder.',
+            "",
+        ),
+        Row(
+            "DATASETS.CLASS_NAMES",
+            list_of(TEXT),
+            "Names of the object classes, in the order of their indices. Training sets them from its data, so that the "
+            "run's config.yaml names the classes of its model. Evaluation refuses data with different classes, unless "
+            "this is empty.",
+            [],
+        ),
+        Row(
+            "DATASETS.ON_ERROR",
+            choice(("stop", "skip", "strict")),
+            'What to do with a broken image or annotation: "stop" (end the run) or "skip" (leave it out and count it). '
+            "Both fix and count problems that have only one possible fix, such as a missing area; "
+            '"strict" refuses these too.',
+            "stop",
+        ),
+        Row(
+            "DATASETS.ALLOW_OUTSIDE",
+            FLAG,
+            'Whether file names in the json file may be absolute or leave the image folder with "..".',
+            False,
+        ),
+        Row(
+            "DATASETS.CHECK",
+            choice(("full", "fast", "off")),
+            'Check of the data before the first step: "full" (decode every image), "fast" (read the json file and the '
+            'images\' headers) or "off".',
+            "fast",
+        ),
+    ],
+    "Solver": [
+        Row("SOLVER.OPTIMIZER", choice(OPTIMIZERS), "Optimizer.", "adamw"),
+        Row(
+            "SOLVER.BETAS",
+            list_of(RATE, length=2),
+            "AdamW's decay rates of the first and second moments.",
+            (0.9, 0.999),
+        ),
+        Row(
+            "SOLVER.POLY_LR_POWER",
+            number(above=0, at_most=10),
+            "Exponent of the schedule WarmupPolyLR (LR_SCHEDULER_NAME), (1 - iteration / MAX_ITER) ^ exponent.",
+            0.9,
+        ),
+        Row(
+            "SOLVER.AMP.PRECISION",
+            choice(("bf16", "fp16")),
+            "Number format of autocast when SOLVER.AMP.ENABLED is True.",
+            "bf16",
+        ),
+        Row(
+            "SOLVER.ACCUMULATE_STEPS",
+            integer(1, 100_000),
+            "Number of batches of SOLVER.IMS_PER_BATCH images per optimizer step. MAX_ITER counts optimizer steps.",
+            1,
+        ),
+        Row(
+            "SOLVER.EMA.ENABLED",
+            FLAG,
+            "Whether to keep an exponential moving average of the weights. Evaluation and the best checkpoint then use "
+            "it.",
+            False,
+        ),
+        Row(
+            "SOLVER.EMA.DECAY",
+            RATE,
+            "Decay of the moving average. The first steps use a smaller one, (1 + n) / (10 + n) at step n.",
+            0.9998,
+        ),
+        Row(
+            "SOLVER.MAX_NONFINITE_STEPS",
+            integer(0, MANY),
+            "Maximum number of consecutive iterations with a NaN or infinite loss or gradient. They are skipped "
+            "without changing the weights; one more ends the run.",
+            10,
+        ),
+    ],
+    "Evaluation": [
+        Row(
+            "TEST.PRECISION",
+            choice(tuple(PRECISIONS)),
+            'Number format of evaluation and prediction: "fp32", or "bf16" or "fp16" with autocast.',
+            "fp32",
+        ),
+        Row(
+            "TEST.EVALUATOR",
+            choice(("hotcoco", "pycocotools")),
+            "Implementation of the COCO metrics. Both give the same numbers.",
+            "hotcoco",
+        ),
+        Row(
+            "TEST.BEST_METRIC",
+            matching(_is_metric, f"task/name with a task among {', '.join(_TASKS)}, such as sem_seg/mIoU, or ''"),
+            'Metric that selects the best checkpoint. "" selects segm/AP with masks (MODEL.MASK_ON) and bbox/AP '
+            "without.",
+            "",
+        ),
+        Row(
+            "TEST.VALIDATION_LOSS",
+            FLAG,
+            "Whether every evaluation also computes the losses on the validation data.",
+            False,
+        ),
+        Row(
+            "TEST.EARLY_STOP_PATIENCE",
+            integer(0, MANY),
+            "Number of consecutive evaluations without a better metric after which training stops; 0 disables early "
+            "stopping.",
+            0,
+        ),
+        Row(
+            "TEST.ON_ERROR",
+            choice(("stop", "continue")),
+            'What to do when an evaluation during training fails: "stop" (end the run) or "continue" (log the error '
+            "and train on). With more than one process the run always ends.",
+            "stop",
+        ),
+    ],
+}
 
 
 def get_config() -> CfgNode:
@@ -30,153 +399,9 @@ def add_pvt_config(cfg: CfgNode) -> None:
     """
     import pvt_det.modeling  # noqa: F401
 
-    # --- trunk -----------------------------------------------------------------------------------------------
-    cfg.MODEL.PVT = CfgNode()
-    # Variant of the PVT trunk: pvt_tiny, pvt_small, pvt_medium, pvt_large, pvt_v2_b0 … pvt_v2_b5, or pvt_v2_b2_li.
-    cfg.MODEL.PVT.VARIANT = "pvt_small"
-    # Feature maps that the backbone returns: some of stage1 … stage4, in this order. Their strides are 4, 8, 16 and 32.
-    cfg.MODEL.PVT.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
-    # Stochastic depth rate of the last block, in [0, 1). The rate rises linearly from 0 in the first block.
-    cfg.MODEL.PVT.DROP_PATH_RATE = 0.1
-    # Side of the square images in pretraining, in pixels: a multiple of 32. It sets the size of the position
-    # embeddings, which only PVT v1 has.
-    cfg.MODEL.PVT.PRETRAIN_IMG_SIZE = 224
-    # Epsilon of the LayerNorms after patch embedding and spatial reduction. Use 1e-5 as in the published code, or 1e-6
-    # for detectors that were trained with MMDetection's own PVT. All other LayerNorms use 1e-6.
-    cfg.MODEL.PVT.EMBED_NORM_EPS = 1e-5
-    # Number of stages to freeze, from the first on: 0 to 4. Frozen stages get no gradient and stay in evaluation mode.
-    cfg.MODEL.PVT.FROZEN_STAGES = 0
-    # Stages (of 1 … 4) whose activations are recomputed in the backward pass to save memory.
-    cfg.MODEL.PVT.CHECKPOINT_STAGES = []
-    # Mode of torch.compile for the trunk's stages on a GPU: "" (not compiled), "default" or "reduce-overhead". One
-    # compiled program per stage serves all image sizes. "reduce-overhead" also replays CUDA graphs in inference, one
-    # graph per image size, and all calls must come from one thread. Ignored on a CPU, where the uncompiled trunk is
-    # faster. PVT v2 is compiled for inference only.
-    cfg.MODEL.PVT.COMPILE = ""
-
-    # --- FPN and heads ---------------------------------------------------------------------------------------
-    # Whether RetinaNet's FPN has a ReLU between P6 and P7. Detectron2 has it; the published PVT detectors do not.
-    cfg.MODEL.FPN.P7_RELU = False
-    # Divisor of RetinaNet's losses: "ema" (Detectron2: a moving average of the number of positive anchors) or "batch"
-    # (MMDetection: the number of positive anchors in the current batch).
-    cfg.MODEL.RETINANET.LOSS_NORMALIZER = "ema"
-    # Whether to match the best proposal of each ground-truth box to that box, even if the proposal overlaps another
-    # box more. This is MMDetection's match_low_quality with min_pos_iou equal to the threshold, as in its Mask R-CNN.
-    # Needs a single value in MODEL.ROI_HEADS.IOU_THRESHOLDS. Cascade R-CNN does not support it.
-    cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES = False
-    # Dropout rate of the channels before the semantic head's classifier, in [0, 1).
-    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
-    # Pixels that the semantic loss is averaged over: "valid" (Detectron2: labeled pixels) or "all" (MMSegmentation
-    # 0.x: ignored and padded pixels too).
-    cfg.MODEL.SEM_SEG_HEAD.LOSS_AVERAGE = "valid"
-
-    # --- input -----------------------------------------------------------------------------------------------
-    # Library that resizes images: "pil" (Detectron2: anti-aliased) or "cv2" (MMDetection: plain bilinear).
-    cfg.INPUT.RESIZE_BACKEND = "pil"
-    cfg.INPUT.CROP_BRANCH = CfgNode()
-    # Whether half of the training images are resized and cropped before the usual resizing, as in DETR and in PVT v2's
-    # 3x recipe. Detectors only.
-    cfg.INPUT.CROP_BRANCH.ENABLED = False
-    # Sizes of the short side in pixels before the crop. One is drawn for each image.
-    cfg.INPUT.CROP_BRANCH.RESIZE = (400, 500, 600)
-    # Minimum and maximum side of the random crop in pixels.
-    cfg.INPUT.CROP_BRANCH.SIZE = (384, 600)
-    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode()
-    # Whether large-scale jitter replaces resizing to MIN_SIZE_TRAIN: it scales each training image by a random factor,
-    # then crops or pads it to a fixed size. Detectors only.
-    cfg.INPUT.LARGE_SCALE_JITTER.ENABLED = False
-    # Minimum and maximum scale factor, relative to the image fitted into SIZE. (0.1, 2.0) suits long schedules;
-    # (0.8, 1.25) is called standard jitter.
-    cfg.INPUT.LARGE_SCALE_JITTER.SCALE = (0.1, 2.0)
-    # Height and width in pixels of the images after large-scale jitter.
-    cfg.INPUT.LARGE_SCALE_JITTER.SIZE = (1024, 1024)
-    cfg.INPUT.MOSAIC = CfgNode()
-    # Probability, 0 to 1, that a training image is a mosaic of four images. Detectors only.
-    cfg.INPUT.MOSAIC.PROBABILITY = 0.0
-    # Minimum and maximum scale of the four images, relative to fitting them into the size of the first one.
-    cfg.INPUT.MOSAIC.SCALE = (0.5, 1.5)
-    cfg.INPUT.COPY_PASTE = CfgNode()
-    # Probability, 0 to 1, that objects of another image are pasted into a training image. Each of its objects is pasted
-    # with probability 1/2. Needs masks (MODEL.MASK_ON).
-    cfg.INPUT.COPY_PASTE.PROBABILITY = 0.0
-    # Minimum and maximum scale of the other image, relative to fitting it into the size of the training image.
-    cfg.INPUT.COPY_PASTE.SCALE = (0.5, 1.5)
-    # Whether to change brightness, contrast, saturation and hue of training images at random, as in SSD.
-    cfg.INPUT.COLOR_AUG_SSD = False
-    # Minimum and maximum factor that multiplies MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, drawn for each training image.
-    # Semantic segmentation only (META_ARCHITECTURE SemanticSegmentor).
-    cfg.INPUT.SCALE_RANGE = (1.0, 1.0)
-    # Largest share, 0 to 1, of a crop that a single class may fill. Other crops are drawn again, at most 10 times.
-    # Semantic segmentation only.
-    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Divisor of the sides of test images, in pixels: sides are resized up to a multiple of it. Semantic segmentation
-    # only.
-    cfg.INPUT.SIZE_DIVISOR_TEST = 1
-
-    # --- your own data, without code -------------------------------------------------------------------------
-    # COCO-format json file with the annotations to train on. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.
-    cfg.DATASETS.TRAIN_JSON = ""
-    # Folder with the images of TRAIN_JSON or TRAIN_LABELS.
-    cfg.DATASETS.TRAIN_IMAGES = ""
-    # COCO-format json file with the annotations to evaluate on. Replaces DATASETS.TEST; needs VAL_IMAGES.
-    cfg.DATASETS.VAL_JSON = ""
-    # Folder with the images of VAL_JSON or VAL_LABELS.
-    cfg.DATASETS.VAL_IMAGES = ""
-    # Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's name.
-    # Pixel values are class indices, or 255 for no class. For Panoptic FPN, 0 means any thing (a class of TRAIN_JSON,
-    # which is needed too). Replaces DATASETS.TRAIN; needs TRAIN_IMAGES and LABEL_NAMES.
-    cfg.DATASETS.TRAIN_LABELS = ""
-    # Folder with the label maps to evaluate on, in the format of TRAIN_LABELS. Replaces DATASETS.TEST.
-    cfg.DATASETS.VAL_LABELS = ""
-    # Names of the classes in the label maps, from value 0 on.
-    cfg.DATASETS.LABEL_NAMES = []
-    # Ground truth of Panoptic FPN in COCO's panoptic format; needs VAL_JSON and VAL_LABELS. Its PNG files are in a
-    # folder of the same name without ".json", next to the file or next to the file's folder.
-    cfg.DATASETS.VAL_PANOPTIC_JSON = ""
-    # Names of the object classes, in the order of their indices. Training sets them from its data, so that the run's
-    # config.yaml names the classes of its model. Evaluation refuses data with different classes, unless this is empty.
-    cfg.DATASETS.CLASS_NAMES = []
-    # What to do with a broken image or annotation: "stop" (end the run) or "skip" (leave it out and count it). Both fix
-    # and count problems that have only one possible fix, such as a missing area; "strict" refuses these too.
-    cfg.DATASETS.ON_ERROR = "stop"
-    # Whether file names in the json file may be absolute or leave the image folder with "..".
-    cfg.DATASETS.ALLOW_OUTSIDE = False
-    # Check of the data before the first step: "full" (decode every image), "fast" (read the json file and the images'
-    # headers) or "off".
-    cfg.DATASETS.CHECK = "fast"
-
-    # --- solver ----------------------------------------------------------------------------------------------
-    # Optimizer: "adamw" or "sgd".
-    cfg.SOLVER.OPTIMIZER = "adamw"
-    # AdamW's decay rates of the first and second moments, each in [0, 1).
-    cfg.SOLVER.BETAS = (0.9, 0.999)
-    # Exponent of the schedule WarmupPolyLR (LR_SCHEDULER_NAME), (1 - iteration / MAX_ITER) ^ exponent.
-    cfg.SOLVER.POLY_LR_POWER = 0.9
-    # Number format of autocast when SOLVER.AMP.ENABLED is True: "bf16" or "fp16".
-    cfg.SOLVER.AMP.PRECISION = "bf16"
-    # Number of batches of SOLVER.IMS_PER_BATCH images per optimizer step, 1 or more. MAX_ITER counts optimizer steps.
-    cfg.SOLVER.ACCUMULATE_STEPS = 1
-    cfg.SOLVER.EMA = CfgNode()
-    # Whether to keep an exponential moving average of the weights. Evaluation and the best checkpoint then use it.
-    cfg.SOLVER.EMA.ENABLED = False
-    # Decay of the moving average, in [0, 1). The first steps use a smaller one, (1 + n) / (10 + n) at step n.
-    cfg.SOLVER.EMA.DECAY = 0.9998
-    # Maximum number of consecutive iterations with a NaN or infinite loss or gradient. They are skipped without
-    # changing the weights; one more ends the run.
-    cfg.SOLVER.MAX_NONFINITE_STEPS = 10
-
-    # --- evaluation ------------------------------------------------------------------------------------------
-    # Number format of evaluation and prediction: "fp32", or "bf16" or "fp16" with autocast.
-    cfg.TEST.PRECISION = "fp32"
-    # Implementation of the COCO metrics: "hotcoco" or "pycocotools". Both give the same numbers.
-    cfg.TEST.EVALUATOR = "hotcoco"
-    # Metric that selects the best checkpoint, as task/name, such as sem_seg/mIoU. "" selects segm/AP with masks
-    # (MODEL.MASK_ON) and bbox/AP without.
-    cfg.TEST.BEST_METRIC = ""
-    # Whether every evaluation also computes the losses on the validation data.
-    cfg.TEST.VALIDATION_LOSS = False
-    # Number of consecutive evaluations without a better metric after which training stops; 0 disables early stopping.
-    cfg.TEST.EARLY_STOP_PATIENCE = 0
-    # What to do when an evaluation during training fails: "stop" (end the run) or "continue" (log the error and train
-    # on). With more than one process the run always ends.
-    cfg.TEST.ON_ERROR = "stop"
+    for row in itertools.chain(*ADDED_KEYS.values()):
+        *sections, name = row.key.split(".")
+        node = cfg
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node[name] = copy.deepcopy(row.default)

@@ -25,7 +25,7 @@ BASE_KEY = "_BASE_"
 _COMMAND_LINE = "command line"
 
 
-def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bool = True) -> CfgNode:
     """Load a config file on top of the defaults, apply overrides, and validate the result.
 
     A file can inherit from others with `_BASE_: file.yaml` or a list of files, with paths relative to itself. Later
@@ -35,6 +35,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         path: A `.yaml` or `.yml` file.
         overrides: Keys and values, alternating, as on the command line:
             `["SOLVER.MAX_ITER", "100", "MODEL.PVT.VARIANT", "pvt_tiny"]`.
+        training: Whether the config is for training. If it is not, the values of the SOLVER section are not checked.
 
     Returns:
         A config that is not frozen.
@@ -46,7 +47,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     cfg, defaults = get_config(), get_config()
     _merge_file(cfg, defaults, Path(path), chain=())
     _merge_overrides(cfg, defaults, overrides)
-    validate_config(cfg, where=str(path))
+    validate_config(cfg, where=str(path), training=training)
     return cfg
 
 
@@ -100,7 +101,7 @@ def _unknown_key(key: str, where: str) -> ConfigError:
     known = list(_keys(get_config()))
     tail = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1].upper()]
     guesses = list(dict.fromkeys([*closest(key, known, 3), *tail]))[:4]
-    hint = f" Did you mean {' or '.join(guesses)}?" if guesses else " See pvt_det/config/keys.py and Detectron2's keys."
+    hint = f" Did you mean {' or '.join(guesses)}?" if guesses else " See the configuration reference."
     return ConfigError(f"{where}: unknown key {key}.{hint}")
 
 

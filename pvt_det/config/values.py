@@ -1,26 +1,14 @@
-"""Convert a config value to the type of its key's default, and check that it is finite and has a valid sign."""
+"""Convert a config value to the type of its key's default, and check that it is finite."""
 
 from __future__ import annotations
 
 import ast
 from typing import Any
 
+from pvt_det.config.rules import shown
+from pvt_det.config.table import TABLE
 from pvt_det.errors import ConfigError
 
-# Keys that may be negative although their default is not: label lists, image statistics, an ignore label.
-_MAY_BE_NEGATIVE = {"MODEL.PIXEL_MEAN", "MODEL.ROI_HEADS.IOU_LABELS", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"}
-_MAY_BE_INFINITE = {"SOLVER.CLIP_GRADIENTS.NORM_TYPE"}
-# Example values of keys whose default is an empty list or null and so does not show the type.
-_EXAMPLES: dict[str, Any] = {
-    "DATASETS.TRAIN": ("",),
-    "DATASETS.TEST": ("",),
-    "DATASETS.PROPOSAL_FILES_TRAIN": ("",),
-    "DATASETS.PROPOSAL_FILES_TEST": ("",),
-    "MODEL.FPN.IN_FEATURES": [""],
-    "MODEL.PVT.CHECKPOINT_STAGES": [0],
-    "TEST.KEYPOINT_OKS_SIGMAS": [0.0],
-    "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
-}
 _LARGEST = 2**63
 _NAMES: dict[type, str] = {
     bool: "true or false",
@@ -48,20 +36,20 @@ def coerce(value: Any, default: Any, key: str, where: str) -> Any:
         The converted value.
 
     Raises:
-        ConfigError: The value has the wrong type, a number is not finite, or is negative where that is not allowed.
+        ConfigError: The value has the wrong type, or a number is not finite.
     """
     if default is None and (value is None or _parse_literal(value) is None):
         return None
-    example = _EXAMPLES.get(key, default)
+    rule = TABLE[key].rule if key in TABLE else None
+    example = default
+    if rule is not None and default in (None, [], ()):  # does not show the type
+        example = rule.example if default is None else type(default)(rule.example)
     result = _match(value, example, key, where)
     if not all(map(_is_writable, _strings(result))):
-        raise ConfigError(f"{where}: {key} = {_format(value)}: expected a valid Unicode string without null bytes.")
-    numbers = list(_numbers(result))
-    if key not in _MAY_BE_INFINITE and not all(-_LARGEST <= number <= _LARGEST for number in numbers):
-        raise ConfigError(f"{where}: {key} = {_format(value)}: expected finite numbers of at most 2^63.")
-    may_be_negative = key in _MAY_BE_NEGATIVE or any(number < 0 for number in _numbers(example))
-    if not may_be_negative and any(number < 0 for number in numbers):
-        raise ConfigError(f"{where}: {key} = {_format(value)}: expected no negative number.")
+        raise ConfigError(f"{where}: {key} = {shown(value)}: expected a valid Unicode string without null bytes.")
+    is_limited = rule is None or not rule.may_be_infinite
+    if is_limited and not all(-_LARGEST <= number <= _LARGEST for number in _numbers(result)):
+        raise ConfigError(f"{where}: {key} = {shown(value)}: expected finite numbers of at most 2^63.")
     return result
 
 
@@ -93,16 +81,7 @@ def _wrong_type(value: Any, example: Any, key: str, where: str) -> ConfigError:
         if isinstance(example, list | tuple) and value is not None
         else ""
     )
-    return ConfigError(f"{where}: {key} = {_format(value)}: expected {expected}, such as {example!r}.{hint}")
-
-
-def _format(value: Any) -> str:
-    """Format a value as the user would write it, cut to 100 characters."""
-    try:
-        text = "null" if value is None else repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a very long number"
-    return text if len(text) <= 100 else f"{text[:100]}…"
+    return ConfigError(f"{where}: {key} = {shown(value)}: expected {expected}, such as {example!r}.{hint}")
 
 
 def _plain_example(item: Any) -> Any:

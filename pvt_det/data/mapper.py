@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 
 from pvt_det.config.architecture import is_segmentor
-from pvt_det.config.choices import require_choice
+from pvt_det.config.table import require_valid
 from pvt_det.data.augmentation.mixing import Draw, Mixer
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
 from pvt_det.data.augmentation.transforms import build_detection_augmentations, crops, numpy_random
@@ -137,7 +137,7 @@ class PVTDatasetMapper:
                 raise ConfigError(
                     f"{key} is True, but this package's data loading does not support it. Set it to False."
                 )
-        require_choice("INPUT.FORMAT", cfg.INPUT.FORMAT)
+        require_valid("INPUT.FORMAT", cfg.INPUT.FORMAT)
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train=is_train),

@@ -17,7 +17,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from rich.console import Console
 
-from pvt_det.config import load_config
+from pvt_det.config import load_config, validate_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
@@ -130,8 +130,9 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     """
     given = {key: getattr(args, name, None) for name, (key, _, _) in _SHORTCUTS.items()}
     shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
-    cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts])
-    if args.allow_partial and not cfg.MODEL.WEIGHTS and not getattr(args, "eval_only", True):
+    training = not getattr(args, "eval_only", True)
+    cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts], training=training)
+    if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     check_allowed_changes(allowed := getattr(args, "allow_change", []))
     if allowed and (args.eval_only or not args.resume):
@@ -185,7 +186,7 @@ def default_setup(
     with lock, run_logging(folder, comm.get_rank(), Console()), reported, named:
         check_agreement(config_values(cfg), comm.all_gather)
         _adapt_to_machine(cfg)
-        _check_supported(cfg)
+        validate_config(cfg, training=not eval_only)
         resume = resume or restarts() > 0
         if not eval_only and not resume:
             _check_unused(folder)
@@ -250,15 +251,6 @@ def _check_unused(folder: Path) -> None:
             f"{folder} contains checkpoints of an earlier run ({found[-1].name}). Resume from them with --resume, or "
             "choose another folder with --output."
         )
-
-
-def _check_supported(cfg: CfgNode) -> None:
-    for key, value in (
-        ("TEST.PRECISE_BN.ENABLED", cfg.TEST.PRECISE_BN.ENABLED),
-        ("TEST.EXPECTED_RESULTS", cfg.TEST.EXPECTED_RESULTS),
-    ):
-        if value:
-            raise ConfigError(f"{key} = {value!r} is not supported by this trainer. Leave it at Detectron2's default.")
 
 
 def _seed(cfg: CfgNode, resume: bool) -> int:

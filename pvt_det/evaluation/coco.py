@@ -14,7 +14,7 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from pvt_det.config.choices import require_choice
+from pvt_det.config.table import require_valid
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
 from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, load_ground_truth, read_ground_truth
@@ -54,7 +54,7 @@ class COCOEvaluator(DatasetEvaluator):
         evaluator: str = "hotcoco",
         max_detections: int = COCO_MAX_DETECTIONS,
     ) -> None:
-        require_choice("TEST.EVALUATOR", evaluator)
+        require_valid("TEST.EVALUATOR", evaluator)
         self.dataset_name = dataset_name
         self.tasks = tasks
         self.output_dir = Path(output_dir)

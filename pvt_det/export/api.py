@@ -94,7 +94,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         ConfigError: The config is invalid, or models of this kind cannot be exported.
     """
     path = config_file(config)
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides])
+    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *overrides], training=False)
     model = build_model(cfg)
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = build_graph(model, bgr=bgr, kind=kind)

@@ -70,9 +70,9 @@ class BasePredictor(ABC, Generic[Prediction]):
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: expected at least 1.")
         weights, path = named_weights(weights, overrides), config_file(config)
-        cfg = load_config(path, overrides)
+        cfg = load_config(path, overrides, training=False)
         cfg.MODEL.DEVICE = _check_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        validate_config(cfg, where=str(path))
+        validate_config(cfg, where=str(path), training=False)
         self.class_names = self._check(cfg, path)
         cfg.freeze()
         self.cfg = cfg

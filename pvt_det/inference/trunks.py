@@ -58,7 +58,7 @@ def detector_trunk(config: str, weights: str, pixels: NDArray[np.uint8]) -> tupl
         ConfigError: The config is invalid, or its backbone is not a PVT.
     """
     path = config_file(config)
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu"])
+    cfg = load_config(path, ["MODEL.DEVICE", "cpu"], training=False)
     model = build_model(cfg).eval()
     trunk = getattr(model.backbone, "bottom_up", model.backbone)
     if not isinstance(trunk, Trunk):

@@ -64,7 +64,7 @@ class PVTBackbone(Backbone):
         frozen_stages: int = 0,
         checkpoint_stages: Collection[int] = (),
     ) -> None:
-        check_backbone_arguments(
+        _check_arguments(
             out_features=out_features,
             drop_path_rate=drop_path_rate,
             pretrain_img_size=pretrain_img_size,
@@ -206,33 +206,19 @@ class PVTv2Backbone(PVTBackbone, PyramidVisionTransformerV2):  # type: ignore[mi
         PyramidVisionTransformerV2.__init__(self, variant, 0, drop_path_rate)
 
 
-def check_backbone_arguments(
+def _check_arguments(
     *,
     out_features: Sequence[str],
     drop_path_rate: float,
     pretrain_img_size: int,
     frozen_stages: int,
     checkpoint_stages: Collection[int],
-    name_of: Callable[[str], str] = str,
 ) -> None:
-    """Check that the arguments of `PVTBackbone` are in range.
-
-    Args:
-        out_features: Names of the feature maps to return: one or more of "stage1" … "stage4", each once, in this order.
-        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
-        pretrain_img_size: Side in pixels of the images for which the position embeddings were learned, a multiple of
-            32.
-        frozen_stages: Number of stages to freeze, 0 to 4.
-        checkpoint_stages: Stages, from 1 to 4, whose activations are recomputed in the backward pass.
-        name_of: Function that maps the name of an argument to its name in error messages, such as a config key.
-
-    Raises:
-        ConfigError: An argument is out of range.
-    """
+    """Raise an error if an argument of `PVTBackbone` is out of range."""
 
     def require(is_valid: bool, argument: str, value: object, expected: str) -> None:
         if not is_valid:
-            raise ConfigError(f"{name_of(argument)} = {value!r}: expected {expected}.")
+            raise ConfigError(f"{argument} = {value!r}: expected {expected}.")
 
     in_order = [name for name in STAGES if name in out_features]
     require(
@@ -241,7 +227,7 @@ def check_backbone_arguments(
         out_features,
         f"one or more of {', '.join(STAGES)}, each once, in this order",
     )
-    check_drop_path_rate(drop_path_rate, name_of("drop_path_rate"))
+    check_drop_path_rate(drop_path_rate)
     require(frozen_stages in range(5), "frozen_stages", frozen_stages, "0 to 4")
     require(set(checkpoint_stages) <= {1, 2, 3, 4}, "checkpoint_stages", checkpoint_stages, "any of 1, 2, 3, 4")
     require(

@@ -157,18 +157,17 @@ def pad_image(x: Tensor) -> Tensor:
     return F.pad(x, (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height)))
 
 
-def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
+def check_drop_path_rate(rate: float) -> None:
     """Check that a stochastic depth rate is in [0, 1).
 
     Args:
         rate: The stochastic depth rate.
-        name: Name of the argument or config key in the error message.
 
     Raises:
         ConfigError: The rate is out of range.
     """
     if not 0 <= rate < 1:
-        raise ConfigError(f"{name} = {rate!r}: expected 0 or more and less than 1.")
+        raise ConfigError(f"drop_path_rate = {rate!r}: expected 0 or more and less than 1.")
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:

@@ -61,7 +61,7 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     """
     require_other(run, output)
     path = config_file(run)
-    cfg, about = load_config(path), load_run(run)
+    cfg, about = load_config(path, training=False), load_run(run)
     make_folder(output)
     card = card_page(_facts(about, cfg), terms, _usage(cfg, CONFIG_NAME, SHARED_NAME))
     save_safetensors(output / SHARED_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})

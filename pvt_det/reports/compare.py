@@ -206,7 +206,7 @@ def describe_gmacs(config_file: str | Path, annotations: str | Path) -> str:
         GMACs and input size, such as "143.2 (800x1067)", or "-" if the config or the annotations cannot be used.
     """
     try:
-        cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"])
+        cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"], training=False)
         images = read_json(annotations)["images"]
         sizes = np.array([(image["height"], image["width"]) for image in images])
         height, width = (int(side) for side in np.median(sizes, axis=0))

@@ -179,7 +179,7 @@ def _images(run: Run, config: Path) -> tuple[dict[int, dict[str, Any]], str]:
     if not config.is_file():
         return {}, f"{config} is missing"
     try:
-        cfg = load_config(config)
+        cfg = load_config(config, training=False)
         register_datasets(cfg, training=False)
         if run.dataset not in cfg.DATASETS.TEST:
             return {}, f"{config} does not name the data set {run.dataset}"

@@ -8,33 +8,11 @@ import re
 from collections.abc import Callable
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
 
 from docs import generate
 from pvt_det.cli.main import COMMANDS
 from pvt_det.cli.start import load
-from pvt_det.config import get_config
-
-
-def leaves(cfg: CfgNode, prefix: str = "") -> set[str]:
-    """The full names of all keys."""
-    names: set[str] = set()
-    for name, value in cfg.items():
-        names |= leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}"}
-    return names
-
-
-def test_config_page_has_every_key_that_detectron2_lacks() -> None:
-    documented = {key.name for key in generate.documented_keys()}
-    added = leaves(get_config()) - leaves(get_cfg())
-    assert added
-    assert documented >= added
-    # The rest changes the default of a key of Detectron2's.
-    assert documented - added <= leaves(get_cfg())
-
-
-def test_every_key_has_a_comment() -> None:
-    assert [key.name for key in generate.documented_keys() if len(key.meaning) < 20] == []
+from pvt_det.config.table import TABLE
 
 
 def text_of(page: str) -> str:
@@ -42,10 +20,21 @@ def text_of(page: str) -> str:
     return html.unescape(re.sub(r"</?(?:code|wbr)>", "", page))
 
 
-def test_config_page_shows_defaults_and_meanings() -> None:
+def test_config_page_has_a_row_for_every_key_of_the_table() -> None:
+    rows = [line for line in text_of(generate.config_page()).splitlines() if "<br>" in line]
+    assert [row.removeprefix("| ").partition("<br>")[0] for row in rows] == list(TABLE)
+    assert rows == sorted(set(rows), key=rows.index)
+
+
+def test_config_page_shows_defaults_values_and_meanings() -> None:
     page = text_of(generate.config_page())
-    assert '| MODEL.PVT.VARIANT<br>"pvt_small" | Variant of the PVT trunk: ' in page
-    assert "| INPUT.MOSAIC.SCALE<br>(0.5, 1.5) | " in page
+    assert '| MODEL.PVT.VARIANT<br>"pvt_small" | one of pvt_tiny, pvt_small, ' in page
+    assert (
+        "| INPUT.MOSAIC.SCALE<br>(0.5, 1.5) | a list of 2 numbers, above 0 and at most 100, in ascending order | "
+        in page
+    )
+    limit = "an integer, 1 to 1,000,000; less than SOLVER.MAX_ITER"
+    assert f"| SOLVER.NUM_DECAYS<br>3 | {limit} | Number of times that " in page
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,11 +50,11 @@ def test_cli_page_has_every_option(command: str) -> None:
     assert "%(" not in section
 
 
-@pytest.mark.parametrize("build", [generate.config_page, generate.cli_page])
-def test_tables_have_two_columns(build: Callable[[], str]) -> None:
+@pytest.mark.parametrize(("build", "columns"), [(generate.config_page, 3), (generate.cli_page, 2)])
+def test_tables_have_the_same_number_of_columns_in_every_row(build: Callable[[], str], columns: int) -> None:
     rows = [line for line in build().splitlines() if line.startswith("| ")]
     assert len(rows) > 50
-    assert {row.count("|") for row in rows} == {3}
+    assert {row.count("|") for row in rows} == {columns + 1}
 
 
 def test_tutorial_page_has_the_text_and_code_of_the_notebook() -> None:

@@ -1,4 +1,4 @@
-"""Long-running tests of reliability: killed saves, resumed runs, mutated files and growing memory.
+"""Long-running tests of reliability: killed saves, resumed runs, mutated files, absurd values and growing memory.
 
 Each drill prints a summary. Its exit code is 0, or 1 if anything failed. Run them in the root of a checkout.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from pvt_det.utils.cli import ArgumentParser, run_cli
+from tests.drills.config_values import run_config_values
 from tests.drills.fuzz import KINDS, run_fuzz
 from tests.drills.kills import run_kills
 from tests.drills.memory import run_evaluation, run_loader, run_training
@@ -48,6 +49,10 @@ def _fuzz(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_fuzz(folder, args.count, seed=args.seed, kinds=tuple(args.kinds))
 
 
+def _config_values(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_config_values(args.count, seed=args.seed)
+
+
 def _loader(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_loader(folder, _RETINANET, args.minutes)
 
@@ -73,6 +78,11 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         _fuzz,
         "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",
         10_000,
+    ),
+    "config-values": (
+        _config_values,
+        "load configs with at most --count absurd values of every key: refused, or the model is built",
+        100_000,
     ),
     "evaluation": (
         _evaluation,

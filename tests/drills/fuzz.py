@@ -22,7 +22,7 @@ import torch
 from hotcoco import mask as mask_util
 from PIL import Image
 
-from pvt_det.config.choices import CHOICES
+from pvt_det.config.table import choices
 from pvt_det.data.coco.annotations import read_annotations
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import read_header, read_image
@@ -139,7 +139,7 @@ def _read_json(folder: Path, generator: random.Random) -> _Verdict:
     path = folder / "mutated.json"
     path.write_bytes(encoded)
     verdict = "refused"
-    for on_error in CHOICES["DATASETS.ON_ERROR"]:
+    for on_error in choices("DATASETS.ON_ERROR"):
         findings = Findings()
         try:
             data = read_annotations(path, findings)

@@ -112,7 +112,7 @@ def test_early_stopping(tmp_path, tiny_cfg):
     cfg = tiny_cfg(
         tmp_path,
         val=True,
-        SOLVER__BASE_LR=0.0,
+        SOLVER__BASE_LR=1e-30,
         SOLVER__MAX_ITER=50,
         SOLVER__STEPS=[],
         TEST__EVAL_PERIOD=1,

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch.nn import functional as F
 
-from pvt_det.config.choices import require_choice
+from pvt_det.config.table import require_valid
 from pvt_det.data.augmentation.color import PhotometricDistortion
 
 
@@ -125,11 +125,11 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
     Raises:
         ConfigError: An `INPUT` key has an unknown value.
     """
-    backend = require_choice("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND)
+    backend = require_valid("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND)
     if not is_train:
         return [ResizeShortSide((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, "choice", backend)]
     augmentations: list[T.Augmentation] = []
-    flip = require_choice("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP)
+    flip = require_valid("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP)
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     if cfg.INPUT.CROP.ENABLED:
@@ -147,7 +147,7 @@ def build_detection_augmentations(cfg: CfgNode, *, is_train: bool) -> list[T.Aug
         augmentations.append(T.ResizeScale(*jitter.SCALE, *jitter.SIZE))
         augmentations.append(T.FixedSizeCrop(tuple(jitter.SIZE), seg_pad_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE))
     else:
-        style = require_choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+        style = require_valid("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
         augmentations.append(ResizeShortSide(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style, backend))
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(PhotometricDistortion(cfg.INPUT.FORMAT))

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvt_det.config.choices import require_choice
+from pvt_det.config.table import require_valid
 from pvt_det.data.coco.annotations import CocoData, require_masks
 from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import Findings, Problem
@@ -92,7 +92,7 @@ def examine(
         ConfigError: `level` is unknown.
         DataError: The annotation file is not in COCO's format, or the image folder does not exist.
     """
-    require_choice("DATASETS.CHECK", level)
+    require_valid("DATASETS.CHECK", level)
     data, found = load_annotations(json_file, allow_outside=allow_outside)
     findings.problems |= found.problems
     if masks:
@@ -133,7 +133,7 @@ def check_dataset(
         DataError: The data set cannot be used. The message gives the count and the first examples of every kind of
             problem.
     """
-    require_choice("DATASETS.ON_ERROR", on_error)
+    require_valid("DATASETS.ON_ERROR", on_error)
     findings = Findings()
     examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
     findings.raise_if_refused(str(json_file), on_error)

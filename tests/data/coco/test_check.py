@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from pvt_det.config.choices import CHOICES
+from pvt_det.config.table import choices
 from pvt_det.data.coco.check import check_dataset
 from pvt_det.data.coco.findings import Problem
 from pvt_det.data.coco.registration import CocoSource
@@ -180,7 +180,7 @@ def test_missing_files_and_folders(folder):
         check_dataset(folder / "set.json", folder, "quick")
 
 
-@pytest.mark.parametrize("on_error", CHOICES["DATASETS.ON_ERROR"])
+@pytest.mark.parametrize("on_error", choices("DATASETS.ON_ERROR"))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -287,7 +287,7 @@ def test_any_changed_value_is_refused_or_harmless(tmp_path_factory, data):
     mutated[table][row][key] = data.draw(values)
     file = tmp_path_factory.getbasetemp() / "mutated.json"
     file.write_text(json.dumps(mutated))
-    for on_error in CHOICES["DATASETS.ON_ERROR"]:
+    for on_error in choices("DATASETS.ON_ERROR"):
         try:
             found = CocoSource(str(file), ".", on_error).load()
         except DataError:
