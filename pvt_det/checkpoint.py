@@ -34,6 +34,11 @@ _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 # Version of the training state. Increase it if earlier versions of this package could not resume from a new state.
 FORMAT = 1
 _MARGIN_BYTES = 16 * 2**20
+# Temporary files of a store, whether written by `save` or atomically. Others in the folder are not its own.
+_TEMPORARY = re.compile(
+    rf"\.(model_(\d{{7,}}|best|final|last)\.pth|{re.escape(MANIFEST_NAME)}|{LAST_NAME})(\.\d+)?"
+    rf"{re.escape(TEMPORARY_SUFFIX)}"
+)
 # Expected types of the entries of a training state.
 _COUNTS = ("iteration", "skipped", "skipped_in_row", "ema_updates")
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -57,9 +62,10 @@ class CheckpointStore:
         self.folder = folder
 
     def clean(self) -> None:
-        """Remove temporary files of a save that was killed."""
+        """Remove temporary files of a save that was killed. Hidden files of other programs are kept."""
         for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            path.unlink()
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
 
     def check_space(self, needed: int) -> None:
         """Check that the disk has room for a checkpoint, plus a margin of 16 MiB.

@@ -5,20 +5,58 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Protocol
 
 from rich import get_console
 from torch.utils.tensorboard import SummaryWriter
 
 from pvt_det.run_folder import METRICS_NAME, TENSORBOARD_FOLDER
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.logs import OptionalWriters
 from pvt_det.utils.progress import ProgressDisplay
 
 Row = dict[str, float | int]
 logger = logging.getLogger(__name__)
 
 
+class _RowWriter(Protocol):
+    def write(self, prefix: str, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+class _JsonLines:
+    """Appends rows to `metrics.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, prefix: str, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _TensorBoard:
+    """Writes rows as scalars named `PREFIX/NAME`."""
+
+    def __init__(self, folder: Path, update: int) -> None:
+        self._board = SummaryWriter(str(folder), purge_step=update + 1)
+
+    def write(self, prefix: str, row: Row) -> None:
+        for name, value in row.items():
+            if name not in ("epoch", "update"):
+                self._board.add_scalar(f"{prefix}/{name}", value, row["update"])
+
+    def close(self) -> None:
+        self._board.close()
+
+
 class MetricsWriter:
     """Writes the metrics of a run row by row. Use it as a context manager, in the main process.
+
+    A file that cannot be written is dropped with a warning, and the run continues.
 
     Args:
         folder: The run folder.
@@ -28,8 +66,12 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, total: int, update: int) -> None:
         _drop_rows_after(folder / METRICS_NAME, update)
-        self._file = (folder / METRICS_NAME).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=update + 1)
+        self._writers: OptionalWriters[_RowWriter] = OptionalWriters(
+            {
+                str(folder / METRICS_NAME): _JsonLines(folder / METRICS_NAME),
+                str(folder / TENSORBOARD_FOLDER): _TensorBoard(folder / TENSORBOARD_FOLDER, update),
+            }
+        )
         self._display = ProgressDisplay(get_console(), total, update)
 
     def __enter__(self) -> MetricsWriter:
@@ -38,8 +80,7 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self._display.stop()
-        self._file.close()
-        self._board.close()
+        self._writers.close()
 
     def advance(self, update: int) -> None:
         """Advance the progress bar.
@@ -60,7 +101,7 @@ class MetricsWriter:
             f"waiting {row['waiting']:.0%}"
         )
         self._display.update(int(row["update"]), status)
-        self._write("train", row)
+        self._writers.each(lambda writer: writer.write("train", row))
 
     def write_evaluation(self, row: Row) -> None:
         """Write the metrics of an evaluation.
@@ -72,14 +113,7 @@ class MetricsWriter:
             "epoch %d top-1 %.2f top-5 %.2f loss %.4f (best top-1 %.2f)",
             *(row[name] for name in ("epoch", "top1", "top5", "val_loss", "best_top1")),
         )
-        self._write("val", row)
-
-    def _write(self, prefix: str, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("epoch", "update"):
-                self._board.add_scalar(f"{prefix}/{name}", value, row["update"])
+        self._writers.each(lambda writer: writer.write("val", row))
 
 
 def _drop_rows_after(path: Path, update: int) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from pvt_det.config import load_config
@@ -27,6 +26,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
 from pvt_det.profiling import DTYPES, MODES, Case, find_config, measure_latency, plan_batch
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.console import Console
 from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.tables import as_table

@@ -14,12 +14,11 @@ import logging
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from pvt_det.errors import ConfigError
 from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, comparison_rows, comparison_warnings, describe_gmacs
 from pvt_det.run_folder import CONFIG_NAME, Run, load_run
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.console import Console
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
 

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from pvt_det.cli.machine import examine
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.console import Console
 
 _EXAMPLES = """
 examples:

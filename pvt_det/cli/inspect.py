@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 
 from pvt_det.config.table import choices
@@ -29,6 +28,7 @@ from pvt_det.inspection.recommend import TASKS, recommend
 from pvt_det.inspection.terminal import show, show_advice
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.console import Console
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.weights.source import locate

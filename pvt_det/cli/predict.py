@@ -1,6 +1,7 @@
 """Detect objects in images, folders and videos with a trained model; write visualizations, crops and COCO json.
 
 A semantic segmentation model writes label maps instead: PNG files with the class index of each pixel.
+A run that was stopped continues with --resume.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.structures import Instances
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.inference.files import LABELS_NAME, RESULTS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
+from pvt_det.inference.part import Part
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.run import Pixels, PredictionRun
 from pvt_det.inference.segmentor import Segmentor
@@ -25,6 +26,9 @@ from pvt_det.inference.sources import Source, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.run_folder import config_file
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.console import Console
+from pvt_det.utils.lock import FolderLock
+from pvt_det.utils.paths import make_folder
 from pvt_det.utils.text import did_you_mean
 
 _THRESHOLD, _OVERLAP = 0.5, 0.2
@@ -42,7 +46,7 @@ examples:
     %(prog)s photos/ --config-file output/mine --set TEST.AUG.ENABLED True
 
 Files that cannot be read are reported and skipped; the exit code is then 3.
-exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
 """
 
 
@@ -68,6 +72,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="process larger images in tiles of this side")
     parser.add_argument("--overlap", type=float, metavar="SHARE", help=f"overlap of neighboring tiles ({_OVERLAP})")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished prediction in the output folder")
     parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (default: the first GPU if available)")
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
@@ -86,10 +91,15 @@ def run(args: argparse.Namespace) -> int:
     """
     sources = find_sources(args.inputs)
     overrides = [word for pair in args.set for word in pair]
-    if is_segmentor(load_config(config_file(args.config_file), overrides, training=False)):
-        faults, summary = _segment(args, overrides, sources)
-    else:
-        faults, summary = _detect(args, overrides, sources)
+    predict = (
+        _segment if is_segmentor(load_config(config_file(args.config_file), overrides, training=False)) else _detect
+    )
+    make_folder(args.output)
+    with FolderLock(args.output):
+        part = _open_part(args)
+        if part.sources:
+            sources = find_sources(args.inputs, part.sources)
+        faults, summary = predict(args, overrides, sources, part)
     print(summary)
     if faults:
         count = f"{len(faults)} of {len(sources)} files"
@@ -97,7 +107,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
+def _open_part(args: argparse.Namespace) -> Part:
+    """Return what an unfinished run has written to the output folder, if anything."""
+    part = Part(args.output)
+    if part.images and not args.resume:
+        raise ConfigError(
+            f"{args.output} contains an unfinished prediction of {_count(part.images, 'image')}. Continue it with "
+            f"--resume, delete {part.path} to start again, or choose another folder with --output."
+        )
+    if args.resume:
+        found = f"continuing after {_count(part.images, 'image')}" if part.images else "nothing to resume, so starting"
+        print(f"{args.output}: {found}")
+    return part
+
+
+def _detect(
+    args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
+) -> tuple[list[str], str]:
     """Detect objects; return the files that could not be read, and a summary to print."""
     if args.overlap is not None and args.tile is None:
         raise ConfigError("--overlap has no effect without --tile PIXELS. Add --tile, or leave --overlap out.")
@@ -113,15 +139,20 @@ def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[So
     predict: Callable[[Sequence[Pixels]], list[Instances]] = predictor
     if args.tile is not None:
         predict = TiledPredictor(predictor, args.tile, _OVERLAP if args.overlap is None else args.overlap)
-    files = PredictionFiles(args.output, predictor.class_names, pictures=not args.no_pictures, crops=args.crops)
+    settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "tile", "overlap")}
+    files = PredictionFiles(
+        part, predictor.class_names, pictures=not args.no_pictures, crops=args.crops, settings=settings
+    )
     faults = _predict(args, predict, files, sources)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
-    counts = f"{_count(files.objects, 'object')} in {_count(files.images, 'image')}"
+    counts = f"{_count(part.objects, 'object')} in {_count(part.images, 'image')}"
     summary = f"{counts}: {files.folder / RESULTS_NAME}{_outputs(files, sources)}"
-    return faults, summary + ("" if files.objects or not files.images else hint)
+    return faults, summary + ("" if part.objects or not part.images else hint)
 
 
-def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[Source]) -> tuple[list[str], str]:
+def _segment(
+    args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
+) -> tuple[list[str], str]:
     """Segment the images; return the files that could not be read, and a summary to print."""
     for name in ("score_threshold", "crops", "tile", "overlap"):
         given = getattr(args, name)
@@ -133,9 +164,10 @@ def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[S
     segmentor = Segmentor(
         args.config_file, args.weights, overrides=overrides, batch_size=args.batch_size, device=args.device
     )
-    files = LabelFiles(args.output, segmentor.class_names, pictures=not args.no_pictures)
+    settings = {"model": segmentor.fingerprint(), **_settings(args, "classes")}
+    files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
     faults = _predict(args, segmentor, files, sources)
-    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
+    return faults, f"{_count(part.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
 
 
 def _predict(
@@ -146,12 +178,23 @@ def _predict(
 ) -> list[str]:
     classes = _class_indices(args.classes, files.class_names) if args.classes else None
     with _progress() as progress:
-        steps = PredictionRun(predict, files, batch_size=args.batch_size, progress=progress, classes=classes)
+        steps = PredictionRun(
+            predict,
+            files,
+            batch_size=args.batch_size,
+            progress=progress,
+            classes=classes,
+            resume_command=args.command_line + ("" if args.resume else " --resume"),
+        )
         return steps.run(sources)
 
 
+def _settings(args: argparse.Namespace, *names: str) -> dict[str, object]:
+    return {f"--{name}": getattr(args, name) for name in names}
+
+
 def _outputs(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
-    if not files.pictures or not files.images:
+    if not files.pictures or not files.part.images:
         return ""
     videos = {source.is_video for source in sources}
     kinds = "images" if videos == {False} else "videos" if videos == {True} else "images and videos"

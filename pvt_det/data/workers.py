@@ -1,18 +1,25 @@
-"""Data loader workers that ignore signals to their process group, and end with the main process."""
+"""Data loader workers that ignore signals to their process group, end with the main process, and need no /dev/shm."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import weakref
+from functools import cache
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 from typing import Any
 
 import cv2
+import torch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from torch.multiprocessing.reductions import reduce_storage
 from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerLoader(DataLoader):
@@ -49,6 +56,36 @@ def start_worker(worker_id: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the workers already run in parallel; the data loader sets torch's threads to 1
+    ForkingPickler.register(torch.UntypedStorage, _reduce_storage)
+
+
+def _reduce_storage(storage: torch.UntypedStorage) -> Any:
+    """Send a tensor's memory through /dev/shm, or through a pipe if that is full.
+
+    Docker gives a container 64 MiB of /dev/shm. If a batch does not fit, PyTorch drops it, and the main process would
+    wait for it forever.
+    """
+    try:
+        return reduce_storage(storage)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        _warn_of_full_shared_memory()
+        content = torch.empty(0, dtype=torch.uint8).set_(storage)
+        return _storage, (content.numpy().tobytes(),)
+
+
+def _storage(content: bytes) -> torch.UntypedStorage:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).untyped_storage()
+
+
+@cache
+def _warn_of_full_shared_memory() -> None:
+    # Once per worker, because of the cache.
+    logger.warning(
+        "/dev/shm is full, so batches take a slower way to the training process. Make it larger, in Docker with "
+        "--shm-size 8g, or set DATALOADER.NUM_WORKERS (train-cls: --workers) to 0."
+    )
 
 
 def end_workers(workers: list[BaseProcess], pinning: Thread | None, done: Any, queue: Any) -> None:

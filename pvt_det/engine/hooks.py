@@ -1,21 +1,48 @@
-"""Training hooks: periodic checkpoints, and evaluation with the best checkpoint and early stopping."""
+"""Training hooks: metrics, periodic checkpoints, and evaluation with the best checkpoint and early stopping."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
 from pvt_det.run_folder import BEST_NAME
+from pvt_det.utils.logs import OptionalWriters
 from pvt_det.utils.rng import preserve_random_state
 from pvt_det.utils.text import listed
 
 logger = logging.getLogger(__name__)
+
+
+class MetricsHook(HookBase):
+    """Writes metrics like Detectron2's `PeriodicWriter`. A writer that fails is dropped, and training continues.
+
+    Args:
+        writers: Detectron2's writers.
+        period: Number of iterations between writes. The last iteration is always written.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
+        self._writers = OptionalWriters({f"Metrics ({type(writer).__name__})": writer for writer in writers})
+        self._period = period
+
+    def after_step(self) -> None:
+        """Write the metrics if they are due."""
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            self._writers.each(lambda writer: writer.write())
+
+    def after_train(self) -> None:
+        """Write what is left, and close the writers."""
+        self._writers.each(lambda writer: writer.write())
+        self._writers.close()
 
 
 class CheckpointHook(HookBase):

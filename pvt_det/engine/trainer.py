@@ -28,7 +28,7 @@ from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
 from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint, weights_digest
-from pvt_det.engine.hooks import CheckpointHook, EvaluationHook
+from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook
 from pvt_det.engine.results import recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
@@ -316,7 +316,7 @@ class PVTTrainer(TrainerBase):
             write_atomically(folder / CHANGES_NAME, json.dumps(self.changes, indent=1))
         self.store.check_space(self.checkpoint_bytes())
         trim_metrics(folder / METRICS_NAME, self.start_iter)
-        self.register_hooks([detectron2_hooks.PeriodicWriter(self.build_writers(), period=PERIOD)])
+        self.register_hooks([MetricsHook(self.build_writers(), PERIOD)])
         logger.info(
             "%s, %.1f M parameters, on %s; %s; data: %s; output: %s",
             model_name(self.cfg),
@@ -343,8 +343,11 @@ class PVTTrainer(TrainerBase):
         names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         with preserve_random_state():
             path = self.store.folder / BATCH_PICTURE_NAME
-            save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
-        logger.info("Saved the first training images with their labels to %s.", path)
+            try:
+                save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
+                logger.info("Saved the first training images with their labels to %s.", path)
+            except OSError as error:
+                logger.warning("%s cannot be written: %s. Training continues without it.", path, error.strerror)
         return chain([first], batches)
 
     def _run_step(self, batches: Iterator[Any]) -> None:

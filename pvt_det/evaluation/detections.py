@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from detectron2.structures import Instances
 
 from pvt_det.errors import diverged
 from pvt_det.structures.masks import RunLengthMasks
-from pvt_det.utils.files import open_atomically
+from pvt_det.utils.files import write_json_list
 
 
 @dataclass(frozen=True)
@@ -80,20 +79,22 @@ def write_results(path: Path, detections: Iterable[Detections], category_ids: np
         category_ids: Category id in the annotation file of every contiguous class index.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(path) as file:
-        separator = "["
-        for image in detections:
-            if len(image.scores):
-                file.write((separator + json.dumps(_as_json(image, category_ids))[1:-1]).encode())
-                separator = ",\n"
-        file.write(b"]" if separator != "[" else b"[]")
+    write_json_list(
+        path,
+        ({"image_id": image.image_id, **result} for image in detections for result in as_json(image, category_ids)),
+    )
 
 
-def _as_json(image: Detections, category_ids: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def as_json(image: Detections, category_ids: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Convert the detections of an image to COCO's results format, without `image_id`.
+
+    Args:
+        image: The detections.
+        category_ids: Category id in the annotation file of every contiguous class index.
+    """
     columns = (category_ids[image.classes].tolist(), image.boxes.tolist(), image.scores.tolist())
     results = [
-        {"image_id": image.image_id, "category_id": category, "bbox": box, "score": score}
-        for category, box, score in zip(*columns, strict=True)
+        {"category_id": category, "bbox": box, "score": score} for category, box, score in zip(*columns, strict=True)
     ]
     if image.masks is not None:
         size = list(image.size)

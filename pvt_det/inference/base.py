@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -37,7 +38,7 @@ class BasePredictor(ABC, Generic[Prediction]):
 
     An image is a file path, or an `H×W×3` uint8 array in **RGB** order, as Pillow returns it. Convert a BGR image from
     OpenCV with `image[:, :, ::-1]`. Several threads may share a predictor: they preprocess images in parallel and take
-    turns running the model.
+    turns running the model. A predictor can be pickled with its weights, to send it to another process.
 
     Args:
         config: A run folder or a config file.
@@ -84,6 +85,13 @@ class BasePredictor(ABC, Generic[Prediction]):
         self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
     # mypy reports an overlap because a str is also a sequence of str.
     @overload
     def __call__(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -105,6 +113,17 @@ class BasePredictor(ABC, Generic[Prediction]):
         if isinstance(images, (list, tuple)):
             return self._predict(images)
         return self._predict([images])[0]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of what the predictions depend on: the config without the device, and the weights."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = ""
+        digest = hashlib.sha256(cfg.dump().encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @abstractmethod
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:

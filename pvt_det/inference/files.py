@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,12 +15,14 @@ from detectron2.structures import BoxMode, Instances
 from numpy.typing import NDArray
 from PIL import Image
 
-from pvt_det.evaluation.detections import Detections, pack_detections, write_results
+from pvt_det.evaluation.detections import as_json, pack_detections
+from pvt_det.inference.part import Part
 from pvt_det.inference.segmentor import NO_CLASS, Labels
+from pvt_det.inference.sources import Source
 from pvt_det.structures.masks import RunLengthMasks
-from pvt_det.utils.files import write_atomically
+from pvt_det.utils.files import write_json_list
 from pvt_det.utils.paths import make_folder
-from pvt_det.utils.visualizer import Picture, draw, draw_labels
+from pvt_det.utils.visualizer import MAX_SHOWN, Picture, draw, draw_labels
 
 RESULTS_NAME = "results.json"
 IMAGES_NAME = "images.json"
@@ -33,24 +35,32 @@ _MIN_WIDTH = 640  # of drawings, in pixels
 class OutputFiles(ABC, Generic[Prediction]):
     """The output folder of a prediction. Drawings are saved as `pictures/NAME.jpg`.
 
+    `images.json` lists the images with their names in the output folder, and the classes, in COCO's annotation format.
+
     Args:
-        folder: The folder to write to. It is created if it does not exist.
+        part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
         class_names: Class names, by class index.
         pictures: Whether to draw the predictions.
+        settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
 
     Attributes:
-        images: Number of images and frames added so far.
+        folder: The folder to write to.
 
     Raises:
         ConfigError: The folder cannot be created or written.
     """
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool) -> None:
-        make_folder(folder)
-        self.folder = folder
+    _first_category_id = 1
+
+    def __init__(
+        self, part: Part, class_names: tuple[str, ...], *, pictures: bool, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder = part.path.parent
+        make_folder(self.folder)
+        self.part = part
         self.class_names = class_names
         self.pictures = pictures
-        self.images = 0
+        self.settings = {"kind of model": type(self).__name__, "--no-pictures": not pictures, **(settings or {})}
 
     @abstractmethod
     def keep_classes(self, prediction: Prediction, classes: Sequence[int]) -> Prediction:
@@ -62,15 +72,14 @@ class OutputFiles(ABC, Generic[Prediction]):
         """
 
     @abstractmethod
-    def add(self, path: Path, name: PurePath, pixels: Picture, prediction: Prediction, **extra: int) -> None:
+    def add(self, source: Source, pixels: Picture, prediction: Prediction, frame: int | None = None) -> None:
         """Add the prediction for an image.
 
         Args:
-            path: File of the image or video.
-            name: Name of the output files, a relative path without suffix.
+            source: The image, or the video of the frame.
             pixels: `H×W×3` uint8 RGB image.
             prediction: The prediction for the image.
-            **extra: Additional facts about the image, such as `frame`, the frame number in a video.
+            frame: Number of the frame in its video, from 1. None for an image.
         """
 
     @abstractmethod
@@ -82,45 +91,58 @@ class OutputFiles(ABC, Generic[Prediction]):
             prediction: The prediction for the image.
         """
 
-    def save_picture(self, name: PurePath, picture: Picture) -> None:
+    def save_picture(self, source: Source, picture: Picture) -> None:
         """Save a drawing as `pictures/NAME.jpg`.
 
         Args:
-            name: Name of the file, a relative path without suffix.
+            source: The image.
             picture: The drawing, `H×W×3` uint8 RGB.
         """
-        _save(picture, self.folder / "pictures" / f"{name}.jpg")
+        _save(picture, self.folder / "pictures" / f"{source.name}.jpg")
 
     def finish(self) -> None:
-        """Write the files that cover all images."""
+        """Write the files that cover all images, and remove the part."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
+        after = f', "annotations": [], "categories": {json.dumps(categories, ensure_ascii=False)}}}'
+        write_json_list(self.folder / IMAGES_NAME, self._images(), '{"images": ', after)
+        self.part.remove()
+
+    def _images(self) -> Iterator[dict[str, Any]]:
+        for number, record in enumerate(self.part.images_so_far(), start=1):
+            del record["detections"]
+            yield {"id": number, **record}
 
 
 class PredictionFiles(OutputFiles[Instances]):
     """The output folder of a detector's prediction.
 
-    `results.json` contains the detections in COCO's results format. `images.json` contains the images and categories
-    that the ids refer to, in COCO's annotation format. Crops are saved as `crops/CLASS/NAME_NUMBER.jpg`.
+    `results.json` contains the detections in COCO's results format. Its ids refer to `images.json`. Crops are saved as
+    `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
-        folder: The folder to write to. It is created if it does not exist.
+        part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
         class_names: Class names, by class index. The category id is the class index plus 1.
         pictures: Whether to draw the detections.
         crops: Whether to save a crop of every object.
+        settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
 
     Raises:
         ConfigError: The folder cannot be created or written.
     """
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
-        super().__init__(folder, class_names, pictures=pictures)
+    def __init__(
+        self,
+        part: Part,
+        class_names: tuple[str, ...],
+        *,
+        pictures: bool,
+        crops: bool,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(part, class_names, pictures=pictures, settings={"--crops": crops, **(settings or {})})
         self.crops = crops
-        self._images: list[dict[str, Any]] = []
-        self._detections: list[Detections] = []
-
-    @property
-    def objects(self) -> int:
-        """Number of objects found so far."""
-        return sum(len(detections.scores) for detections in self._detections)
+        self._category_ids = np.arange(1, len(class_names) + 1)
+        self._class_folders = _class_folders(class_names)
 
     def keep_classes(self, prediction: Instances, classes: Sequence[int]) -> Instances:
         """Return the detections of some classes.
@@ -131,40 +153,41 @@ class PredictionFiles(OutputFiles[Instances]):
         """
         return prediction[torch.isin(prediction.pred_classes, torch.tensor(classes))]
 
-    def add(self, path: Path, name: PurePath, pixels: Picture, prediction: Instances, **extra: int) -> None:
+    def add(self, source: Source, pixels: Picture, prediction: Instances, frame: int | None = None) -> None:
         """Add the detections in an image, and save crops of them if enabled.
 
         Args:
-            path: File of the image or video.
-            name: Name of the output files, a relative path without suffix.
+            source: The image, or the video of the frame.
             pixels: `H×W×3` uint8 RGB image.
             prediction: The detections in the image.
-            **extra: Additional facts for `images.json`, such as `frame`, the frame number in a video.
+            frame: Number of the frame in its video, from 1. None for an image.
         """
-        height, width = prediction.image_size
-        self.images += 1
-        self._images.append({"id": self.images, "file_name": str(path), "height": height, "width": width, **extra})
-        self._detections.append(pack_detections(prediction, self.images))
+        detections = as_json(pack_detections(prediction, self.part.added + 1), self._category_ids)
+        self.part.add(source, prediction.image_size, detections, frame)
         if self.crops:
-            self._save_crops(name, pixels, prediction)
+            self._save_crops(str(source.output_name(frame)), pixels, prediction)
 
     def draw(self, pixels: Picture, prediction: Instances) -> Picture:
-        """Draw detections on their image, the highest score on top. Small images are enlarged.
+        """Draw at most 300 detections on their image, the highest score on top. Small images are enlarged.
 
         Args:
             pixels: `H×W×3` uint8 RGB image.
             prediction: The detections in the image.
         """
-        return draw(pixels, _as_objects(prediction)[::-1], self.class_names, _drawing_width(pixels))
+        shown = _as_objects(prediction[:MAX_SHOWN])
+        return draw(pixels, shown[::-1], self.class_names, _drawing_width(pixels))
 
     def finish(self) -> None:
-        """Write `results.json` and `images.json`."""
-        categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.class_names)]
-        images = {"images": self._images, "annotations": [], "categories": categories}
-        write_atomically(self.folder / IMAGES_NAME, json.dumps(images, ensure_ascii=False, indent=1))
-        write_results(self.folder / RESULTS_NAME, self._detections, np.arange(1, len(self.class_names) + 1))
+        """Write `results.json` and `images.json`, and remove the part."""
+        write_json_list(self.folder / RESULTS_NAME, self._results())
+        super().finish()
 
-    def _save_crops(self, name: PurePath, pixels: Picture, prediction: Instances) -> None:
+    def _results(self) -> Iterator[dict[str, Any]]:
+        for number, record in enumerate(self.part.images_so_far(), start=1):
+            for detection in record["detections"]:
+                yield {"image_id": number, **detection}
+
+    def _save_crops(self, name: str, pixels: Picture, prediction: Instances) -> None:
         height, width = prediction.image_size
         for number, (box, label) in enumerate(
             zip(prediction.pred_boxes.tensor.numpy(), prediction.pred_classes.tolist(), strict=True), start=1
@@ -172,9 +195,8 @@ class PredictionFiles(OutputFiles[Instances]):
             x1, y1 = np.maximum(np.floor(box[:2]).astype(int), 0)
             x2, y2 = np.minimum(np.ceil(box[2:]).astype(int), (width, height))
             if x1 < x2 and y1 < y2:
-                # Class names may contain characters such as "/".
-                folder = re.sub(r"[^\w .-]", "_", self.class_names[label]).strip(". ") or f"class {label}"
-                _save(pixels[y1:y2, x1:x2], self.folder / "crops" / folder / f"{name}_{number}.jpg")
+                folder = self.folder / "crops" / self._class_folders[label]
+                _save(pixels[y1:y2, x1:x2], folder / f"{name}_{number}.jpg")
 
 
 class LabelFiles(OutputFiles[Labels]):
@@ -183,6 +205,8 @@ class LabelFiles(OutputFiles[Labels]):
     `labels/NAME.png` contains the class index of each pixel, or 255 for classes that are not kept. Training accepts
     these files as `DATASETS.TRAIN_LABELS`. A class has the same color in all drawings.
     """
+
+    _first_category_id = 0
 
     def keep_classes(self, prediction: Labels, classes: Sequence[int]) -> Labels:
         """Set the pixels of all other classes to 255.
@@ -193,20 +217,20 @@ class LabelFiles(OutputFiles[Labels]):
         """
         return np.where(np.isin(prediction, classes), prediction, np.uint8(NO_CLASS))
 
-    def add(self, path: Path, name: PurePath, pixels: Picture, prediction: Labels, **extra: int) -> None:
+    def add(self, source: Source, pixels: Picture, prediction: Labels, frame: int | None = None) -> None:
         """Save a label map as `labels/NAME.png`.
 
         Args:
-            path: File of the image or video.
-            name: Name of the output files, a relative path without suffix.
+            source: The image, or the video of the frame.
             pixels: `H×W×3` uint8 RGB image.
             prediction: `H×W` label map of the image.
-            **extra: Additional facts about the image. They are not saved.
+            frame: Number of the frame in its video, from 1. None for an image.
         """
-        file = self.folder / LABELS_NAME / f"{name}.png"
+        file = self.folder / LABELS_NAME / f"{source.output_name(frame)}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(prediction).save(file)
-        self.images += 1
+        height, width = prediction.shape
+        self.part.add(source, (height, width), frame=frame)
 
     def draw(self, pixels: Picture, prediction: Labels) -> Picture:
         """Draw a label map on its image. Small images are enlarged to keep the labels readable.
@@ -216,6 +240,19 @@ class LabelFiles(OutputFiles[Labels]):
             prediction: `H×W` label map of the image.
         """
         return draw_labels(pixels, prediction, self.class_names, _drawing_width(pixels))
+
+
+def _class_folders(class_names: Sequence[str]) -> list[str]:
+    """Return a different folder name for each class. Class names may contain characters such as "/"."""
+    folders: dict[str, str] = {}
+    for label, name in enumerate(class_names):
+        base = re.sub(r"[^\w .-]", "_", name).strip(". ") or f"class {label}"
+        folder, number = base, 1
+        while folder.casefold() in folders:
+            number += 1
+            folder = f"{base}_{number}"
+        folders[folder.casefold()] = folder
+    return list(folders.values())
 
 
 def _drawing_width(pixels: Picture) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -26,7 +26,8 @@ class Source:
 
     Attributes:
         path: Path of the file.
-        name: Name of the output files for this source: a relative path without suffix, unique among all sources.
+        name: Name of the output files for this source: a relative path without suffix, unique among all sources. The
+            frames of a video are in a folder of this name, which contains nothing else.
     """
 
     path: Path
@@ -37,8 +38,16 @@ class Source:
         """Whether the file has the suffix of a video."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
+    def output_name(self, frame: int | None = None) -> PurePath:
+        """Return the name of the output files for this image, or for a frame of this video.
 
-def find_sources(inputs: Iterable[str]) -> list[Source]:
+        Args:
+            frame: Number of the frame, from 1. None for an image.
+        """
+        return self.name if frame is None else self.name / f"{frame:06d}"
+
+
+def find_sources(inputs: Iterable[str], named: Mapping[Path, PurePath] | None = None) -> list[Source]:
     """Find the images and videos given by files, folders and glob patterns. Each file is returned once.
 
     Folders are searched recursively. The result may contain files that cannot be read, such as pipes and broken links.
@@ -46,18 +55,20 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
 
     Args:
         inputs: Paths of files and folders, and glob patterns.
+        named: Names of sources of an earlier run, which keep them.
 
     Raises:
         DataError: A path does not exist, or a folder or pattern contains no image or video.
     """
     found: dict[Path, Source] = {}
-    names: set[PurePath] = set()
+    named = named or {}
+    names = _Names()
+    for path, name in named.items():
+        names.take(Source(path, name))
     for given in inputs:
         for path, name in _resolve(given):
             if path not in found:
-                unique = _unique_name(names, name)
-                names.add(unique)
-                found[path] = Source(path, unique)
+                found[path] = Source(path, named[path]) if path in named else names.take(Source(path, name))
     return list(found.values())
 
 
@@ -85,12 +96,37 @@ def _resolve(given: str) -> list[tuple[Path, PurePath]]:
     raise DataError(f"{path} {fault}. Expected an image, a video, a folder or a pattern such as 'photos/*.jpg'.")
 
 
-def _unique_name(taken: set[PurePath], name: PurePath) -> PurePath:
-    unique, number = name, 1
-    while unique in taken:
-        number += 1
-        unique = name.with_name(f"{name.name}_{number}")
-    return unique
+class _Names:
+    """The names of all output files, in lower case, because some file systems ignore it."""
+
+    def __init__(self) -> None:
+        self._files: set[PurePath] = set()
+        self._folders: set[PurePath] = set()
+        self._videos: set[PurePath] = set()
+
+    def take(self, source: Source) -> Source:
+        """Return the source with a free name: its own, or else with a number after the first part, as in a_2/b."""
+        first, *rest = source.name.parts
+        unique, number = source, 1
+        while not self._is_free(unique):
+            number += 1
+            unique = Source(source.path, PurePath(f"{first}_{number}", *rest))
+        name = _lower(unique.name)
+        self._files.add(name)
+        self._folders.update(name.parents)
+        if unique.is_video:
+            self._videos.add(name)
+        return unique
+
+    def _is_free(self, source: Source) -> bool:
+        name = _lower(source.name)
+        if name in self._files or not self._videos.isdisjoint(name.parents):
+            return False
+        return not (source.is_video and name in self._folders)
+
+
+def _lower(name: PurePath) -> PurePath:
+    return PurePath(str(name).casefold())
 
 
 class Video:

@@ -14,7 +14,7 @@ from pvt_det import __version__
 from pvt_det.errors import ConfigError
 from pvt_det.run_folder import CARD_NAME, Run
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.tables import as_markdown
+from pvt_det.utils.tables import as_markdown, markdown_text
 
 SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
 _LIBRARY = "pvt_det"
@@ -102,15 +102,15 @@ def card_page(facts: Facts, terms: Terms, use: str) -> str:
         terms: Licenses and authors.
         use: How to use the model, in Markdown.
     """
-    run, data = facts.run, [f"- {part}: {what}" for part, what in facts.data.items()]
+    run, data = facts.run, [_row(part, what) for part, what in facts.data.items()]
     sections = {
         "Usage": use,
         "Results": _metrics(run),
-        "Data": "\n".join([*data, f"- classes: {', '.join(facts.classes) or 'those of the data set'}"]),
+        "Data": "\n".join([*data, _row("classes", ", ".join(facts.classes) or "those of the data set")]),
         "Training": "\n".join(
             [
-                f"- recipe: {run.recipe}",
-                f"- initial weights: {facts.start or 'random'}",
+                _row("recipe", run.recipe),
+                _row("initial weights", facts.start or "random"),
                 f"- seed: {'unknown' if run.seed is None else run.seed}",
                 f"- parameters: {run.parameters:,}",
             ]
@@ -118,15 +118,19 @@ def card_page(facts: Facts, terms: Terms, use: str) -> str:
         "Environment": _environment(run.environment),
         "License": "\n".join(
             [
-                f"- weights: {terms.license}",
-                f"- training data: {terms.data_license}",
-                f"- trained by: {terms.authors}",
+                _row("weights", terms.license),
+                _row("training data", terms.data_license),
+                _row("trained by", terms.authors),
                 "- code (pvt_det): Apache-2.0",
             ]
         ),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{_header(facts, terms)}\n# {run.model}\n\nTrained with pvt_det {__version__}.\n\n{body}\n"
+    return f"{_header(facts, terms)}\n# {markdown_text(run.model)}\n\nTrained with pvt_det {__version__}.\n\n{body}\n"
+
+
+def _row(name: str, text: object) -> str:
+    return f"- {markdown_text(name)}: {markdown_text(text)}"
 
 
 def _header(facts: Facts, terms: Terms) -> str:
@@ -160,7 +164,7 @@ def _metrics(run: Run) -> str:
             tables.append(as_markdown([{"percent": title, **row}]))
     if not tables:
         return "Not evaluated."
-    return f"On {run.dataset}:\n\n" + "\n\n".join(tables)
+    return f"On {markdown_text(run.dataset)}:\n\n" + "\n\n".join(tables)
 
 
 def _environment(environment: Mapping[str, Any]) -> str:
@@ -169,5 +173,5 @@ def _environment(environment: Mapping[str, Any]) -> str:
     lines = []
     for name, value in environment.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        lines.append(f"- {name}: {shown}")
+        lines.append(_row(name, shown))
     return "\n".join(lines)

@@ -6,11 +6,12 @@ import argparse
 import errno
 import io
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, NoReturn, TextIO, cast
 
 from pvt_det.errors import ConfigError, Interrupted, PvtDetError
-from pvt_det.utils.text import closest
+from pvt_det.utils.text import closest, printable
 
 # Exit code that a shell reports for a program that was stopped by Ctrl-C.
 EXIT_CTRL_C = 130
@@ -30,6 +31,8 @@ def run_cli(main: Callable[[], int | None]) -> int:
     Ctrl-C. A folder that is not writable and a full disk also count as user errors, with exit code 2. Any other
     exception is a bug and keeps its traceback.
 
+    Everything printed is made safe for terminals by `pvt_det.utils.text.printable`.
+
     Args:
         main: The function to run. It returns an exit code, or None for 0.
 
@@ -40,6 +43,11 @@ def run_cli(main: Callable[[], int | None]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # File names may not be valid Unicode, and terminals may not support all characters.
             stream.reconfigure(errors="backslashreplace")
+    with redirect_stdout(_printable_stream(sys.stdout)), redirect_stderr(_printable_stream(sys.stderr)):
+        return _run(main)
+
+
+def _run(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except PvtDetError as error:
@@ -55,6 +63,31 @@ def run_cli(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("stopped: by Ctrl-C, immediately. Files saved earlier are intact.", file=sys.stderr, flush=True)
         return EXIT_CTRL_C
+
+
+class _PrintableStream:
+    """Text stream that makes everything written to it safe for terminals.
+
+    Rich writes to `rich_proxied_file` instead, because its colors are escape sequences. See `pvt_det.utils.console`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        self.rich_proxied_file.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+def _printable_stream(stream: TextIO) -> TextIO:
+    return cast(TextIO, _PrintableStream(stream))
 
 
 class ArgumentParser(argparse.ArgumentParser):

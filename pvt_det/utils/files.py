@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-# Unfinished files are named `.NAME.PID.tmp`. The owner of a folder may delete those that a killed process left.
+# Unfinished files are named `.NAME.PID.tmp`. Only the writer of NAME may delete those that a killed process left.
 TEMPORARY_SUFFIX = ".tmp"
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @contextmanager
@@ -53,6 +55,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     with open_atomically(path) as file:
         file.write(content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content)
+
+
+def write_json_list(path: Path, items: Iterable[Any], before: str = "", after: str = "") -> None:
+    """Write a JSON list atomically, one element per line, without keeping the elements in memory.
+
+    Args:
+        path: The file to write or replace. Its folder must exist.
+        items: The elements, as JSON values.
+        before: Text before the list, such as `{"images": `.
+        after: Text after the list, such as `}`.
+
+    Raises:
+        OSError: The file cannot be written. The old file is unchanged.
+    """
+    with open_atomically(path) as file:
+        separator = f"{before}["
+        for item in items:
+            text = separator + _encode(item)
+            file.write(text.encode("utf-8", errors="backslashreplace"))
+            separator = ",\n"
+        file.write((("]" if separator == ",\n" else f"{separator}]") + after).encode("utf-8"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from pvt_det.utils.console import Console
+from pvt_det.utils.text import printable
 
 # Number of side-by-side pairs of class name and AP.
 _COLUMNS = 3
 _WIDTH = 120
+# What formats or links text in Markdown, or starts HTML. Underscores inside words and brackets alone do neither.
+_MARKDOWN = re.compile(r"[\\`*<|~&]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|:(?=//)")
+# Cells that spreadsheets take for formulas, except our own numbers, such as "+0.50 [+0.10, +0.90]".
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_NUMBER = re.compile(r"-|[+-]?[\d.]+( \[[+-][\d.]+, [+-][\d.]+\]| \([a-z]+, ±[\d.]+\))?")
 
 
 def metric_table(values: Mapping[str, float]) -> str:
@@ -82,7 +90,16 @@ def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
         rows: The rows, at least one, all with the same keys. Each maps a column's name to the cell.
     """
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
+
+
+def markdown_text(text: object) -> str:
+    """Escape text from outside, such as a class name, so that Markdown shows it as it is, in a line or a table cell.
+
+    Args:
+        text: Any text or number. Line breaks become spaces.
+    """
+    return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(text).splitlines())))
 
 
 def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
@@ -94,5 +111,15 @@ def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_text(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue().rstrip("\n")
+
+
+def csv_text(text: str) -> str:
+    """Put a quote before a cell that a spreadsheet would run as a formula.
+
+    Args:
+        text: Content of the cell. Numbers, also with an interval or a verdict, are unchanged.
+    """
+    is_formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text

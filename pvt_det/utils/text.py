@@ -1,4 +1,4 @@
-"""Helpers for user-facing messages: lists of names, spelling suggestions and deprecation warnings."""
+"""Helpers for user-facing messages: safe characters, lists of names, spelling suggestions, deprecation warnings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,29 @@ from collections.abc import Iterable, Sequence
 # Control characters, line and paragraph separators and changes of the writing direction, which confuse terminals and
 # logs, and unpaired surrogates, which cannot be written to a UTF-8 file.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Access tokens of the Hugging Face Hub, which errors of HTTP libraries may quote.
+_TOKEN = re.compile(r"\b(hf_)[A-Za-z0-9]{30,}|\b(Bearer\s+)[^\s'\"]{20,}")
+
+
+def printable(text: str) -> str:
+    r"""Make text from outside, such as file names and error messages, safe for terminals and logs.
+
+    `pvt_det.utils.cli.run_cli`, `pvt_det.utils.logs` and `pvt_det.utils.console` apply it to everything that they
+    write, so callers need not.
+
+    Args:
+        text: Any text. Line breaks and tabs are kept.
+
+    Returns:
+        The text, with all other control characters and changes of the writing direction as escapes such as `\x1b`,
+        and without access tokens.
+    """
+    text = _TOKEN.sub(r"\1\2…", text)
+    return UNPRINTABLE.sub(lambda match: match[0] if match[0] in "\n\t" else _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

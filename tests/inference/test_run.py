@@ -22,9 +22,10 @@ from pvt_det.config import get_config, load_config
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError, NumericError
 from pvt_det.inference.files import PredictionFiles
+from pvt_det.inference.part import Part
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.segmentor import Segmentor
-from pvt_det.inference.sources import Video, find_sources
+from pvt_det.inference.sources import Source, Video, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import class_colors, draw_labels
@@ -119,7 +120,9 @@ def run(tmp_path):
     """Detect white boxes in files. Return the errors, the results, the images and the console output."""
 
     def build(*words, classes=None, **options):
-        files = PredictionFiles(tmp_path / "out", ("cat", "and/or"), **{"pictures": True, "crops": True} | options)
+        files = PredictionFiles(
+            Part(tmp_path / "out"), ("cat", "and/or"), **{"pictures": True, "crops": True} | options
+        )
         progress = Progress(console=Console(record=True, width=400), disable=True)
         steps = PredictionRun(
             lambda images: [white_boxes(image) for image in images],
@@ -227,10 +230,10 @@ def test_tile_settings_out_of_range_are_refused(settings, message):
 
 
 def test_crops_stay_inside_the_output_folder(tmp_path):
-    files = PredictionFiles(tmp_path / "out", ("..",), pictures=False, crops=True)
+    files = PredictionFiles(Part(tmp_path / "out"), ("..",), pictures=False, crops=True)
     found = white_boxes(picture(BOX))
     found.pred_classes[:] = 0
-    files.add(tmp_path / "a.png", PurePath("a"), picture(BOX), found)
+    files.add(Source(tmp_path / "a.png", PurePath("a")), picture(BOX), found)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")] == ["out/crops/class 0/a_1.jpg"]
 
 
@@ -337,16 +340,20 @@ def test_predict_command_segments_and_refuses_detector_options(segmentor_run, sh
     printed = capsys.readouterr()
     assert "damaged.png" in printed.err
     assert "1 label map: " in printed.out
-    written = sorted(path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.*"))
-    assert written == [f"labels/{first.stem}.png", f"pictures/{first.stem}.jpg"]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "all" / written[0])), labels)
+    files = [path for path in (tmp_path / "all").rglob("*") if path.is_file() and path.name != ".lock"]
+    written = sorted(path.relative_to(tmp_path / "all").as_posix() for path in files)
+    assert written == ["images.json", f"labels/{first.stem}.png", f"pictures/{first.stem}.jpg"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "all" / written[1])), labels)
+    listed = json.loads((tmp_path / "all/images.json").read_text())
+    assert [(image["file_name"], image["name"]) for image in listed["images"]] == [(str(first), first.stem)]
+    assert listed["categories"][0] == {"id": 0, "name": "background"}
     *others, kept = np.unique(labels)
     assert others
     few = [words[0], *words[2:], "--output", str(tmp_path / "few"), "--no-pictures"]
     assert (
         run_command("predict", [*few, "--classes", ("background", "circle", "square", "triangle", "star")[kept]]) == 0
     )
-    only = np.asarray(Image.open(tmp_path / "few" / written[0]))
+    only = np.asarray(Image.open(tmp_path / "few" / written[1]))
     assert np.array_equal(only, np.where(labels == kept, kept, 255))
     assert not (tmp_path / "few/pictures").exists()
     for option in (["--score-threshold", "0.5"], ["--crops"], ["--tile", "64"], ["--overlap", "0"]):
