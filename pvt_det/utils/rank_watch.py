@@ -26,6 +26,8 @@ from pvt_det.errors import Interrupted, RankError
 
 # Seconds between signs of life, and how many may be missing before a process counts as silent.
 _PERIOD, _MISSING = 2.0, 4
+# Number of periods that rank 0, which may hold the store, waits for the others at the end.
+_LEAVE = 3
 # Seconds after the timeout of a collective operation at which a process that still waits is ended. On a CPU the
 # operation has then raised an error; a wait for a GPU raises none.
 _EXTRA = 30.0
@@ -64,6 +66,8 @@ class RankWatch:
         self._period = period
         self._state = _RUNNING
         self._beat, self._exchanges = 0, 0
+        self._is_final = False
+        self._missing: set[int] = set()
         self._watched_thread = threading.get_ident()
         self._progress = (0, time.monotonic())
         self._records: dict[int, dict[str, Any]] = {}
@@ -85,6 +89,9 @@ class RankWatch:
             state: "ended", or "failed" if this process raised an error.
         """
         self._state = self._state if self._state == _LOST else state
+        self._is_final = True
+        if self._rank == 0:
+            self._wait_for(self._is_last, _LEAVE * self._period)
         self._stopping.set()
         self._wake.set()
         self._exchange.join(5)
@@ -101,8 +108,9 @@ class RankWatch:
         self._wait_for(lambda: self._exchanges > before + 1, self._period)
         started = time.monotonic()
         self._wait_for(lambda: self._all_seen_since(started), _MISSING * self._period)
-        sentences = [self._describe(rank, started) for rank in self._others]
-        return " ".join(filter(None, sentences)) or "All other ranks respond, and wait too."
+        sentences = {rank: text for rank in self._others if (text := self._describe(rank, started))}
+        self._missing = set(sentences)
+        return " ".join(sentences.values()) or "All other ranks respond, and wait too."
 
     def _wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -116,7 +124,8 @@ class RankWatch:
             is_last = self._stopping.is_set()
             try:
                 self._publish()
-                self._read_others()
+                if not is_last:  # rank 0 may leave with the store now
+                    self._read_others()
             except RuntimeError as error:  # the process that holds the store has ended
                 logger.debug("Cannot exchange signs of life: %s", error)
             self._exchanges += 1
@@ -140,6 +149,7 @@ class RankWatch:
             "place": place,
             "waits": waits,
             "state": self._state,
+            "final": self._is_final,
         }
         self._store.set(f"rank_watch/{self._rank}", json.dumps(record))
 
@@ -163,6 +173,10 @@ class RankWatch:
             waits = waits or any(part in frame.f_code.co_filename for part in _WAITING)
             frame = frame.f_back
         return f"{innermost.f_code.co_filename}:{innermost.f_lineno} ({innermost.f_code.co_name})", waits
+
+    def _is_last(self) -> bool:
+        """Return whether the other processes have given their last sign of life."""
+        return all(rank in self._missing or self._records.get(rank, {}).get("final") for rank in self._others)
 
     def _all_seen_since(self, moment: float) -> bool:
         return all(

@@ -105,8 +105,8 @@ def test_F56_processes_with_different_configs(ranks, tmp_path, key):
     for ending in ranks(TWO | {key: old}, TWO | {key: new}).wait():
         assert ending.code == 2, ending
         shown = f"{key.replace('__', '.')} is {old} on rank 0 ({os.uname().nodename}), {new} on rank 1"
-        assert ending.error.startswith(f"error: The processes of this run differ: {shown}")
-        assert ending.error.count("error: ") == 1
+        assert ending.error.startswith(f"error: The processes of this run differ: {shown}"), ending
+        assert ending.error.count("\n") == 1
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
