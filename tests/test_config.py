@@ -80,7 +80,7 @@ def test_later_bases_and_the_file_itself_take_precedence(tmp_path, write):
     ],
 )
 def test_values_are_parsed_alike_in_files_and_on_the_command_line(write, key, text, value):
-    base = "MODEL: {META_ARCHITECTURE: PVTRetinaNet}\nSEED: 5\n"
+    base = f"_BASE_: {ROOT}/configs/retinanet_pvt_tiny.yaml\nSEED: 5\n"
     lines, indent = "", ""
     for name in key.split("."):
         lines += f"{indent}{name}:\n"

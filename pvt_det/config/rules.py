@@ -131,7 +131,8 @@ def choice(values: Sequence[Any] | Callable[[], Sequence[Any]]) -> Rule:
         listed = ", ".join(repr(name) if name == "" else str(name) for name in choices())
         return f"one of {listed}", f"values among {listed}"
 
-    return Rule(lambda value: any(_equal(value, name) for name in choices()), describe, choices=choices)
+    example = "" if callable(values) else values[0]
+    return Rule(lambda value: any(_equal(value, name) for name in choices()), describe, example, choices)
 
 
 def text(*, required: bool = False) -> Rule:

@@ -41,7 +41,7 @@ def refused_value(refused, repo_root):
         ("MODEL.FPN.IN_FEATURES", "['stage4', 'stage3', 'stage2']", "['stage4', ", "in this order"),
         ("MODEL.PIXEL_MEAN", [1e9, 0, 0], "[1000000000.0, 0.0, 0.0]", "3 numbers, 0 to 255"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", [[512], [256], [128], [64], [32]], "[[512], ", "do not fall"),
-        ("INPUT.CROP.SIZE", [300, 300], "[300, 300]", "fractions of the sides"),
+        ("INPUT.CROP.SIZE", [300, 300], "[300.0, 300.0]", "fractions of the sides"),
         ("SEED", -7, "-7", "an integer, -1 to"),
         ("TEST.BEST_METRIC", "XX", "'XX'", "task/name"),
     ],
@@ -52,7 +52,8 @@ def test_F59_value_that_makes_no_sense(refused_value, key, value, shown, expecte
 
 
 def test_F59_values_that_do_not_fit_together(refused_value):
-    refused_value("retinanet_pvt_tiny", "SOLVER.NESTEROV", True, "True", "False", SOLVER__MOMENTUM=0.0)
+    sgd = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__MOMENTUM": 0.0}
+    refused_value("retinanet_pvt_tiny", "SOLVER.NESTEROV", True, "True", "False", **sgd)
     cosine = {"SOLVER__LR_SCHEDULER_NAME": "WarmupCosineLR", "SOLVER__BASE_LR": 0.1}
     refused_value("retinanet_pvt_tiny", "SOLVER.BASE_LR_END", 1.0, "1.0", "at most SOLVER.BASE_LR, 0.1", **cosine)
 

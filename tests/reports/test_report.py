@@ -46,6 +46,8 @@ def run(tmp_path_factory):
     (folder / "detections.json").write_text(json.dumps(found))
     cfg = get_config()
     cfg.MODEL.META_ARCHITECTURE = "PVTRetinaNet"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_pvt_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = ["stage2", "stage3", "stage4"]
     cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES = str(folder / "val.json"), str(images)
     (folder / "config.yaml").write_text(cfg.dump())
     lines = [{"iteration": i, "total_loss": 2.0 / (i + 1), "lr": 0.01, "bbox/AP": 10.0 * i} for i in range(3)]

@@ -344,6 +344,12 @@ def test_skip_drops_broken_pairs(shapes):
     assert not names & {first.name, second.name}
 
 
+RETINANET = {
+    "MODEL__META_ARCHITECTURE": "PVTRetinaNet",
+    "MODEL__RETINANET__IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+}
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
@@ -351,7 +357,7 @@ def test_skip_drops_broken_pairs(shapes):
         ("semantic", {"DATASETS__LABEL_NAMES": "['a', 'a']"}, "unique class names"),
         ("semantic", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES is 4.*Set it to 5"),
         ("semantic", {"DATASETS__TRAIN_IMAGES": ""}, "TRAIN_IMAGES is empty"),
-        ("semantic", {"MODEL__META_ARCHITECTURE": "PVTRetinaNet"}, "expected SemanticSegmentor"),
+        ("semantic", RETINANET, "expected SemanticSegmentor"),
         ("panoptic", {"DATASETS__VAL_PANOPTIC_JSON": ""}, "VAL_PANOPTIC_JSON"),
         ("panoptic", {"DATASETS__TRAIN_LABELS": "", "DATASETS__VAL_LABELS": ""}, "needs label maps"),
     ],
