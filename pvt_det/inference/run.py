@@ -106,6 +106,8 @@ class PredictionRun(Generic[Prediction]):
         self._predict_images(batch, task)
 
     def _predict_images(self, batch: Sequence[tuple[Source, Pixels]], task: TaskID) -> None:
+        if not batch:
+            return
         for (source, pixels), prediction in zip(batch, self._predict([pixels for _, pixels in batch]), strict=True):
             self.files.add(source, pixels, prediction)
             if self.files.pictures:

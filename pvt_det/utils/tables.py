@@ -20,7 +20,7 @@ _WIDTH = 120
 # What formats or links text in Markdown, or starts HTML. Underscores inside words and brackets alone do neither.
 _MARKDOWN = re.compile(r"[\\`*<|~&]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|:(?=//)")
 # Cells that spreadsheets take for formulas, except our own numbers, such as "+0.50 [+0.10, +0.90]".
-_FORMULA = re.compile(r"[=+\-@\t\r]")
+_FORMULA = re.compile(r"[=+\-@]")
 _NUMBER = re.compile(r"-|[+-]?[\d.]+( \[[+-][\d.]+, [+-][\d.]+\]| \([a-z]+, ±[\d.]+\))?")
 
 
@@ -99,7 +99,7 @@ def markdown_text(text: object) -> str:
     Args:
         text: Any text or number. Line breaks become spaces.
     """
-    return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(text).splitlines())))
+    return _MARKDOWN.sub(r"\\\g<0>", _one_line(str(text)))
 
 
 def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
@@ -119,7 +119,12 @@ def csv_text(text: str) -> str:
     """Put a quote before a cell that a spreadsheet would run as a formula.
 
     Args:
-        text: Content of the cell. Numbers, also with an interval or a verdict, are unchanged.
+        text: Content of the cell. Line breaks become spaces. Numbers, even with an interval or a verdict, are kept.
     """
+    text = _one_line(text)
     is_formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
     return f"'{text}" if is_formula else text
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.splitlines()).strip())
