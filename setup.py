@@ -37,6 +37,7 @@ setup(
         "pycocotools>=2.0.8",
         "filelock>=3.12",
         "fvcore>=0.1.5.post20221221",
+        "huggingface_hub>=0.30",
         "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
         "packaging>=23",
         "pillow>=11",

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
+from pvt_det.utils.paths import cache_folder
 from pvt_det.weights.catalog import CATALOG
-from pvt_det.weights.download import cache_folder
 
 # "problem": something does not work; "note": something is small, slow or missing, which may be intended.
 State = Literal["ok", "note", "problem"]
