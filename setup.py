@@ -52,6 +52,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "dev": [
             "hypothesis>=6.100",
@@ -59,6 +60,7 @@ setup(
             "ipykernel>=6",
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.26",
+            "model-signing>=1.1",
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
@@ -66,6 +68,7 @@ setup(
             "onnxruntime>=1.22",
             "onnxscript>=0.5",
             "psutil>=6",
+            "pyopenssl>=24",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

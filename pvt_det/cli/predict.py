@@ -24,8 +24,8 @@ from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.run_folder import config_file
-from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.text import did_you_mean
+from pvt_det.utils.cli import ArgumentParser, add_public_key
+from pvt_det.utils.text import counted, did_you_mean
 
 _THRESHOLD, _OVERLAP = 0.5, 0.2
 _EXAMPLES = """
@@ -69,6 +69,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--overlap", type=float, metavar="SHARE", help=f"overlap of neighboring tiles ({_OVERLAP})")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
     parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (default: the first GPU if available)")
+    add_public_key(parser)
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
     )
@@ -109,6 +110,7 @@ def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[So
         score_threshold=threshold,
         batch_size=args.batch_size,
         device=args.device,
+        public_key=args.public_key,
     )
     predict: Callable[[Sequence[Pixels]], list[Instances]] = predictor
     if args.tile is not None:
@@ -116,7 +118,7 @@ def _detect(args: argparse.Namespace, overrides: list[str], sources: Sequence[So
     files = PredictionFiles(args.output, predictor.class_names, pictures=not args.no_pictures, crops=args.crops)
     faults = _predict(args, predict, files, sources)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
-    counts = f"{_count(files.objects, 'object')} in {_count(files.images, 'image')}"
+    counts = f"{counted(files.objects, 'object')} in {counted(files.images, 'image')}"
     summary = f"{counts}: {files.folder / RESULTS_NAME}{_outputs(files, sources)}"
     return faults, summary + ("" if files.objects or not files.images else hint)
 
@@ -131,11 +133,16 @@ def _segment(args: argparse.Namespace, overrides: list[str], sources: Sequence[S
                 "segmentation model. Leave it out."
             )
     segmentor = Segmentor(
-        args.config_file, args.weights, overrides=overrides, batch_size=args.batch_size, device=args.device
+        args.config_file,
+        args.weights,
+        overrides=overrides,
+        batch_size=args.batch_size,
+        device=args.device,
+        public_key=args.public_key,
     )
     files = LabelFiles(args.output, segmentor.class_names, pictures=not args.no_pictures)
     faults = _predict(args, segmentor, files, sources)
-    return faults, f"{_count(files.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
+    return faults, f"{counted(files.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
 
 
 def _predict(
@@ -156,10 +163,6 @@ def _outputs(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
     videos = {source.is_video for source in sources}
     kinds = "images" if videos == {False} else "videos" if videos == {True} else "images and videos"
     return f", {kinds} in the same folder"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -57,6 +57,17 @@ def run_cli(main: Callable[[], int | None]) -> int:
         return EXIT_CTRL_C
 
 
+def add_public_key(parser: argparse.ArgumentParser) -> None:
+    """Add `--public-key`, with which a command verifies the folder that it reads config and weights from.
+
+    Args:
+        parser: Parser to add the option to.
+    """
+    parser.add_argument(
+        "--public-key", default="", metavar="FILE", help="verify the folder's signature with this public key (PEM)"
+    )
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises `ConfigError` and suggests the option that was probably meant."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -13,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pvt_det.errors import CheckpointError
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import cache_folder, file_fault
 from pvt_det.weights.catalog import Remote
@@ -101,7 +101,7 @@ def _download(remote: Remote, path: Path, opener: Opener | None) -> None:
             transfer(remote.url, part, opener or default_opener(remote), has_hash=bool(remote.sha256))
         except TransferError as error:
             raise CheckpointError(_manual_download(remote, path, str(error))) from error
-        digest = _sha256(part)
+        digest = file_digest(part)
         _check_download(part, digest, remote.sha256, remote.url)
         part.replace(path)
     _record(remote, digest)
@@ -131,7 +131,7 @@ def _download_from_hub(remote: Remote, path: Path) -> str:
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise CheckpointError(_manual_download(remote, path, reason[:300])) from error
-    digest = _sha256(path)
+    digest = file_digest(path)
     # The hub's ETag of a large file is its SHA-256.
     expected = about.etag or ""
     _check_download(path, digest, expected if _SHA256.fullmatch(expected) else "", remote.url)
@@ -140,7 +140,7 @@ def _download_from_hub(remote: Remote, path: Path) -> str:
 
 def _verify(path: Path, remote: Remote) -> None:
     """Compare a cached file with its published and recorded SHA-256, or record it if it was put there by hand."""
-    digest = _sha256(path)
+    digest = file_digest(path)
     records_file = cache_folder() / _RECORDS
     records, is_damaged = _read_records(records_file)
     recorded = records.get(remote.cache_path, "")
@@ -186,11 +186,6 @@ def _read_records(path: Path) -> tuple[dict[str, str], bool]:
         return {}, True
     valid = {name: value for name, value in content.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
     return valid, len(valid) < len(content)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ellipsis(digits: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pvt_det.errors import CheckpointError
+from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.inference.predictor import Predictor
+from pvt_det.utils import signing
 from pvt_det.weights import transfer
 from pvt_det.weights.catalog import Remote, hub_file
 from pvt_det.weights.download import fetch
+from tests.command_line import run_command
 from tests.weights.server import CONTENT, DIGEST, REMOTE, Rewriting, Server, running_server
 
 NEW = CONTENT[::-1]
@@ -258,3 +262,138 @@ def test_F71_hub_error_names_the_file(hub):
     ) as error:
         fetch(hub_file("ada/none"))
     assert "\n" not in str(error.value)
+
+
+RESULTS = {
+    **{"config_file": "mine.yaml", "model": "RetinaNet pvt_tiny", "recipe": "adamw", "dataset": "shapes_val"},
+    **{"parameters": 1, "metrics": {}, "results_file": "", "annotations": ""},
+}
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Make a pair of keys as the help of `pvt-det card` says, and return the private and the public one."""
+
+    def make(name: str) -> tuple[Path, Path]:
+        private, public = tmp_path / f"{name}.pem", tmp_path / f"{name}-public.pem"
+        subprocess.run(f"openssl ecparam -name prime256v1 -genkey -noout -out {private}".split(), check=True)
+        subprocess.run(f"openssl ec -in {private} -pubout -out {public}".split(), check=True, capture_output=True)
+        return private, public
+
+    return make
+
+
+@pytest.fixture
+def share(untrained_run, tmp_path):
+    """Run `pvt-det card` on a trained detector, and return the folder to share."""
+
+    def write(*options: object) -> Path:
+        (untrained_run / "results.json").write_text(json.dumps(RESULTS))
+        folder = tmp_path / "share"
+        assert run_command("card", [untrained_run, "--output", folder, *options]) == 0
+        return folder
+
+    return write
+
+
+def load(folder: Path, public_key: Path | str) -> Predictor:
+    return Predictor(folder, folder / "model.safetensors", device="cpu", public_key=public_key)
+
+
+def test_F82_card_lists_the_digest_of_every_file(share, tmp_path):
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share/mine.onnx").write_bytes(b"exported")
+    folder = share()
+    card = (folder / "README.md").read_text()
+    for name in ("config.yaml", "mine.onnx", "model.safetensors"):
+        content = (folder / name).read_bytes()
+        assert f"| {name} | {len(content):,} | {hashlib.sha256(content).hexdigest()} |" in card
+    assert card.count("README.md |") == 0
+
+
+def test_F82_signed_folder_is_verified_before_it_is_read(share, keys, tmp_path, caplog):
+    pytest.importorskip("model_signing", exc_type=ImportError)
+    private, public = keys("mine")
+    folder = share("--sign", private)
+    assert (folder / "model.sig").is_file()
+    moved = folder.rename(tmp_path / "moved")
+    (moved / ".cache/huggingface").mkdir(parents=True)
+    (moved / ".cache/huggingface/x").write_text("written by a download")
+    assert load(moved, public).class_names == ("circle", "square", "triangle", "star")
+    assert "its signature is not verified. Add --public-key" not in caplog.text
+    load(moved, "")
+    assert "its signature is not verified. Add --public-key" in caplog.text
+
+    def refused(match: str) -> None:
+        with pytest.raises(CheckpointError, match=match):
+            load(moved, public)
+
+    for name in ("config.yaml", "README.md", "model.safetensors"):
+        content = (moved / name).read_bytes()
+        (moved / name).write_bytes(content[:-1] + b"!")
+        refused(f"does not match: .*{name}")
+        (moved / name).write_bytes(content)
+    (moved / "extra.yaml").write_text("")
+    refused("does not match: .*extra.yaml")
+    (moved / "extra.yaml").unlink()
+    signature = (moved / "model.sig").read_text()
+    for damaged in ("", "{", "[" * 100_000, "{}", signature[:-20], signature.replace('"payload"', '"other"')):
+        (moved / "model.sig").write_text(damaged)
+        refused("does not match")
+    (moved / "model.sig").unlink()
+    refused("is not signed")
+    (moved / "model.sig").write_text(signature)
+    with pytest.raises(CheckpointError, match="does not match: Key mismatch"):
+        load(moved, keys("other")[1])
+    load(moved, public)
+
+
+def test_F82_commands_verify_the_folder(share, keys, tmp_path):
+    pytest.importorskip("model_signing", exc_type=ImportError)
+    private, public = keys("mine")
+    folder = share("--sign", private)
+    (folder / "config.yaml").write_text("SEED: 1\n")
+    words = ["--config-file", folder, "--weights", folder / "model.safetensors", "--public-key", public]
+    photo = tmp_path / "photo.jpg"
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(photo)
+    for name, more in (("predict", [photo]), ("eval", []), ("export", ["--output", tmp_path / "x.onnx"])):
+        with pytest.raises(CheckpointError, match=r"does not match: .*config\.yaml"):
+            run_command(name, [*more, *words])
+    words[3] = tmp_path / "elsewhere.safetensors"
+    with pytest.raises(ConfigError, match="must be files in one signed folder"):
+        run_command("eval", words)
+
+
+def test_F82_card_written_again_drops_the_old_signature(share, keys):
+    pytest.importorskip("model_signing", exc_type=ImportError)
+    private, public = keys("mine")
+    folder = share("--sign", private)
+    share()
+    assert not (folder / "model.sig").exists()
+    share("--sign", private)
+    load(folder, public)
+
+
+def test_F82_unusable_keys_are_refused_before_the_card_is_written(share, keys, tmp_path):
+    pytest.importorskip("model_signing", exc_type=ImportError)
+    private, public = keys("mine")
+    (tmp_path / "text.pem").write_text("no key")
+    subprocess.run(["openssl", "genrsa", "-out", tmp_path / "rsa.pem", "2048"], check=True, capture_output=True)
+    for name in ("none.pem", "text.pem", "rsa.pem", public.name):
+        with pytest.raises(ConfigError, match=f"{name} .*Expected a PEM file of an elliptic-curve key"):
+            share("--sign", tmp_path / name)
+    assert not (tmp_path / "share").exists()
+    (tmp_path / "share").mkdir()
+    inside = private.rename(tmp_path / "share/private.pem")
+    with pytest.raises(ConfigError, match="is in the folder to share"):
+        share("--sign", inside)
+
+
+def test_F82_missing_package_is_named(share, keys, tmp_path, monkeypatch):
+    monkeypatch.setattr(signing, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"Signatures need model-signing and pyopenssl, .*pip install"):
+        share("--sign", tmp_path / "key.pem")
+    with pytest.raises(ConfigError, match=r"Signatures need model-signing"):
+        load(share(), tmp_path / "key.pem")
