@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
+from pvt_det.utils.environment import available_cores
 from pvt_det.utils.paths import cache_folder
 from pvt_det.weights.catalog import CATALOG
 
@@ -60,7 +61,7 @@ def examine(output: Path = Path()) -> Iterator[Finding]:
     yield Finding(
         "system",
         "ok",
-        f"{platform.platform()}, Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores",
+        f"{platform.platform()}, Python {platform.python_version()}, {available_cores()} cores",
     )
     yield from packages()
     yield detectron2()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import time
@@ -48,6 +49,12 @@ def commit_or_version(package: Path) -> str:
     is_root = bool(toplevel) and Path(toplevel).resolve() == root.resolve()
     is_checkout = is_root and bool(_git(root, "ls-files", "--error-unmatch", f"{package.name}/__init__.py"))
     return (is_checkout and _git(root, "describe", "--always", "--dirty")) or _version(package.name) or "unknown"
+
+
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    # Only Linux limits a process to some of the cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git(folder: Path, *arguments: str) -> str:
