@@ -37,6 +37,7 @@ setup(
         "pycocotools>=2.0.8",
         "filelock>=3.12",
         "fvcore>=0.1.5.post20221221",
+        "huggingface_hub>=0.30",
         "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
         "packaging>=23",
         "pillow>=11",
@@ -51,6 +52,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "dev": [
             "hypothesis>=6.100",
@@ -58,6 +60,7 @@ setup(
             "ipykernel>=6",
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.26",
+            "model-signing>=1.1",
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
@@ -65,6 +68,7 @@ setup(
             "onnxruntime>=1.22",
             "onnxscript>=0.5",
             "psutil>=6",
+            "pyopenssl>=24",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

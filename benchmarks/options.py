@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from benchmarks.measure import Size
 from pvt_det.cli.benchmark import device, image_size, positive_int
 from pvt_det.profiling import DTYPES, MODES
+from pvt_det.utils.environment import available_cores
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -57,7 +57,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: Parser to add the options to.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     parser.add_argument(
         "--threads", type=positive_int, default=cores, metavar="N", help="number of CPU threads (all cores)"
     )

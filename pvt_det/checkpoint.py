@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -178,14 +179,17 @@ class CheckpointStore:
         entry = self._read_manifest().get(path.name)
         try:
             if entry is not None:
-                intact = _digest(path) in entry["sha256"]
-            else:
-                with zipfile.ZipFile(path) as archive:
-                    intact = archive.testzip() is None
-        except (OSError, zipfile.BadZipFile) as error:
+                if _digest(path) not in entry["sha256"]:
+                    raise CheckpointError(
+                        f"{path} is damaged: its content differs from what was saved (SHA-256 mismatch)."
+                    )
+                return
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from error
-        if not intact:
-            raise CheckpointError(f"{path} is damaged: its content differs from what was saved (SHA-256 mismatch).")
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged: the checksum (CRC-32) of its entry {damaged} is wrong.")
 
     def verify_if_listed(self, path: Path) -> int:
         """Verify a file if `save` wrote it.

@@ -30,6 +30,20 @@ def test_latest_is_last_saved_and_loads_unchanged(store):
     assert not list(store.folder.glob(".*"))
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_damage_is_reported_by_the_checksum_that_found_it(store, listed):
+    path = store.folder / "model_0000019.pth"
+    content = bytearray(path.read_bytes())
+    content[content.index(state(19)["model"]["weight"].numpy().tobytes()[:16])] ^= 1
+    path.write_bytes(content)
+    if not listed:
+        (store.folder / "checkpoints.json").unlink()
+    with pytest.raises(
+        CheckpointError, match="SHA-256 mismatch" if listed else r"checksum \(CRC-32\) of its entry .* is wrong"
+    ):
+        store.verify(path)
+
+
 def test_only_old_periodic_checkpoints_are_deleted(store):
     store.save("model_best.pth", state(19), 19, is_last=False)
     for iteration in (29, 39, 49):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.solver.classification import build_optimizer, build_schedule
 from pvt_det.solver.state import load_optimizer
 from pvt_det.utils.distributed import Process
+from pvt_det.utils.environment import available_cores
 from pvt_det.utils.precision import autocast
 
 
@@ -176,7 +176,7 @@ def num_workers(cfg: TrainConfig) -> int:
     Args:
         cfg: The config of the run.
     """
-    return min(cfg.workers, len(os.sched_getaffinity(0)))
+    return min(cfg.workers, available_cores())
 
 
 def _build_loader(cfg: TrainConfig, process: Process, images: ImageSource) -> tuple[DataLoader, TrainSampler]:

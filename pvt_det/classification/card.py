@@ -9,9 +9,8 @@ from pathlib import Path
 from pvt_det.classification.config import TrainConfig, load_train_config
 from pvt_det.classification.files import read_classes, write_config, write_weights
 from pvt_det.data.imagenet.folders import ImageSource
-from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
+from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, require_other, write_own_card, write_shared_card
 from pvt_det.run_folder import (
-    CARD_NAME,
     CLASSES_NAME,
     CLASSIFIER_BEST_NAME,
     OPTIONS_NAME,
@@ -19,8 +18,8 @@ from pvt_det.run_folder import (
     best_classifier,
     load_run,
 )
-from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.text import counted
 from pvt_det.weights import read_checkpoint
 
 _MAX_LISTED_CLASSES = 100  # with more classes, the card gives their number and refers to classes.json
@@ -35,7 +34,7 @@ def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) ->
         validation: The validation images.
     """
     folder = Path(cfg.output)
-    counts = {"train": f", {len(train):,} images", "val": f", {len(validation):,} images"}
+    counts = {"train": f", {counted(len(train), 'image')}", "val": f", {counted(len(validation), 'image')}"}
     facts = _facts(load_run(folder), cfg, train.classes, counts)
     write_own_card(facts, _usage(cfg, len(train.classes), CLASSIFIER_BEST_NAME))
 
@@ -66,7 +65,7 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     public = dataclasses.replace(cfg, **{name: getattr(TrainConfig, name) for name in private})
     write_config(output, public, classes)
     facts = _facts(results, cfg, classes, {"train": "", "val": ""})
-    write_atomically(output / CARD_NAME, card_page(facts, terms, _usage(cfg, len(classes), SHARED_NAME)))
+    write_shared_card(output, facts, terms, _usage(cfg, len(classes), SHARED_NAME))
 
 
 def _facts(run: Run, cfg: TrainConfig, classes: Sequence[str], counts: Mapping[str, str]) -> Facts:

@@ -17,6 +17,7 @@ from pvt_det.data.imagenet.loader import why_broken
 from pvt_det.data.imagenet.transforms import DeviceInput
 from pvt_det.errors import DataError
 from pvt_det.utils.distributed import Process
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ class Accuracy:
     images: int
 
     def __str__(self) -> str:
-        return f"top-1 {self.top1:.3f} %, top-5 {self.top5:.3f} %, loss {self.loss:.4f} on {self.images:,} images"
+        return (
+            f"top-1 {self.top1:.3f} %, top-5 {self.top5:.3f} %, loss {self.loss:.4f} on {counted(self.images, 'image')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def report_broken(broken: list[int], source: ImageSource, limit: int, is_main_pr
     reasons = [f"{source.name(index)} ({why_broken(source, index)})" for index in broken[:10]]
     if len(broken) > limit:
         raise DataError(
-            f"{len(broken)} images are broken, and max_broken allows {limit}: {'; '.join(reasons)}. Fix or remove "
-            "them, or raise --max-broken."
+            f"{counted(len(broken), 'image is', 'images are')} broken, and max_broken allows {limit}: "
+            f"{'; '.join(reasons)}. Fix or remove them, or raise --max-broken."
         )
     if is_main_process and broken:
-        logger.warning("Skipped %d broken images (%d allowed): %s", len(broken), limit, "; ".join(reasons))
+        logger.warning("Skipped %s (%d allowed): %s", counted(len(broken), "broken image"), limit, "; ".join(reasons))

@@ -117,7 +117,7 @@ def read_classes_from_weights(source: str) -> list[str] | None:
         Class names in the order of the model's outputs, or None if `source` does not contain them.
 
     Raises:
-        CheckpointError: The file is damaged.
+        CheckpointError: The file is damaged, or its class names are not a list of strings.
     """
     path = Path(source)
     if path.suffix != ".safetensors" or file_fault(path):
@@ -127,4 +127,12 @@ def read_classes_from_weights(source: str) -> list[str] | None:
             classes = (file.metadata() or {}).get(_METADATA_KEY)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Copy it again.") from error
-    return None if classes is None else json.loads(classes)
+    if classes is None:
+        return None
+    try:
+        names = json.loads(classes)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the class names in its metadata are not valid JSON ({error}).") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: the class names in its metadata are not a list of strings.")
+    return names

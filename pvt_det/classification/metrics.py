@@ -14,6 +14,7 @@ from pvt_det.run_folder import METRICS_NAME, TENSORBOARD_FOLDER
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.logs import OptionalWriters
 from pvt_det.utils.progress import ProgressDisplay
+from pvt_det.utils.text import counted
 
 Row = dict[str, float | int]
 logger = logging.getLogger(__name__)
@@ -118,7 +119,21 @@ class MetricsWriter:
 
 def _drop_rows_after(path: Path, update: int) -> None:
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # Split at line feeds only, as the rows were joined.
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        updates = [_update_of(line) for line in lines]
+        if damaged := updates.count(None):
+            logger.warning("%s: removed %s that cannot be read.", path, counted(damaged, "row"))
         # A killed run can leave an incomplete last line, which is newer than the last checkpoint.
-        rows = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-        write_atomically(path, "".join(rows))
+        kept = [line for line, at in zip(lines, updates, strict=True) if at is not None and at <= update]
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _update_of(line: str) -> int | None:
+    """Return the update that a row of `metrics.json` belongs to, or None if the row is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    update = row.get("update") if isinstance(row, dict) else None
+    return update if type(update) is int else None

@@ -66,7 +66,7 @@ def start_run(cfg: TrainConfig, resume_command: str = "the same command with --r
             try:
                 yield process
             except Interrupted as error:
-                raise Interrupted(f"{error} Resume with: {command}") from error
+                raise Interrupted(f"{error} Resume with: {command}" if command else str(error)) from error
 
 
 def train(cfg: TrainConfig, process: Process) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from pvt_det.models.variants import VARIANTS
 from pvt_det.profiling import DTYPES, MODES, Case, find_config, measure_latency, plan_batch
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.console import Console
-from pvt_det.utils.environment import environment
+from pvt_det.utils.environment import available_cores, environment
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.tables import as_table
 
@@ -54,7 +53,7 @@ def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    default, cores = "cuda" if torch.cuda.is_available() else "cpu", len(os.sched_getaffinity(0))
+    default, cores = "cuda" if torch.cuda.is_available() else "cpu", available_cores()
     add("--models", nargs="+", required=True, metavar="MODEL", help="run folders, config files or PVT variants")
     sizes = "batch, height and width of the images (1x800x1216)"
     add("--sizes", nargs="+", type=image_size, default=[(1, 800, 1216)], metavar="BxHxW", help=sizes)

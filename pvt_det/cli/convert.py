@@ -10,6 +10,7 @@ from torch import Tensor
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_checkpoint, save_safetensors
 
 _EXAMPLES = """
@@ -100,5 +101,5 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         save_checkpoint(args.output, tensors if args.to else {"model": tensors})
-    print(f"{args.output}: {len(tensors)} tensors written")
+    print(f"{args.output}: {counted(len(tensors), 'tensor')} written")
     return 0

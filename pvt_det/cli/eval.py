@@ -9,7 +9,8 @@ from pathlib import Path
 from pvt_det import api
 from pvt_det.engine.defaults import add_run_options, config_from_args, launch_from_args
 from pvt_det.run_folder import config_file, load_run, named_weights, run_weights
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.cli import ArgumentParser, add_public_key
+from pvt_det.utils.signing import verify_signed
 
 _EXAMPLES = """
 examples:
@@ -32,6 +33,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="RUN", help="run folder or config file")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with in the report")
+    add_public_key(parser)
     add_run_options(parser, training=False)
     return parser
 
@@ -48,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if args.against:
         # Fails early: the evaluation may take hours.
         load_run(args.against)
-    path = config_file(args.config_file)
-    settings = ["MODEL.WEIGHTS", run_weights(path, named_weights(args.weights, args.overrides))]
+    path, weights = config_file(args.config_file), named_weights(args.weights, args.overrides)
+    verify_signed(args.public_key, path, *([Path(weights)] if weights else []))
+    settings = ["MODEL.WEIGHTS", run_weights(path, weights)]
     if Path(args.config_file).is_dir():
         # The run folder may have moved since training.
         settings += ["OUTPUT_DIR", str(path.parent)]

@@ -13,9 +13,10 @@ from pvt_det.errors import ConfigError
 from pvt_det.export.api import Report, export, load_classifier, load_detector
 from pvt_det.export.files import Kind, require_compiler, require_onnx
 from pvt_det.inference.sources import find_sources
-from pvt_det.run_folder import named_weights
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.run_folder import config_file, named_weights
+from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.signing import verify_signed
 
 _SIDE = 224
 _EXAMPLES = """
@@ -61,6 +62,7 @@ def build_parser() -> ArgumentParser:
         help="images for the check (default: the run's validation images)",
     )
     parser.add_argument("--side", type=int, metavar="PIXELS", help=f"side of a classifier's images ({_SIDE})")
+    add_public_key(parser)
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
     )
@@ -87,10 +89,13 @@ def run(args: argparse.Namespace) -> int:
     if args.classifier:
         if not args.weights:
             raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
+        verify_signed(args.public_key, Path(args.weights))
         subject = load_classifier(args.classifier, args.weights, args.side or _SIDE)
     else:
         words = [word for pair in args.set for word in pair]
-        subject = load_detector(args.config_file, str(named_weights(args.weights, words)), words, kind)
+        weights = str(named_weights(args.weights, words))
+        verify_signed(args.public_key, config_file(args.config_file), *([Path(weights)] if weights else []))
+        subject = load_detector(args.config_file, weights, words, kind)
     report = export(subject, args.output, kind, images)
     _print_report(args.output, subject.name, subject.graph.outputs, report)
     return 0

@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
+from pvt_det.utils.environment import available_cores
+from pvt_det.utils.paths import cache_folder
 from pvt_det.weights.catalog import CATALOG
-from pvt_det.weights.download import cache_folder
 
 # "problem": something does not work; "note": something is small, slow or missing, which may be intended.
 State = Literal["ok", "note", "problem"]
@@ -60,7 +61,7 @@ def examine(output: Path = Path()) -> Iterator[Finding]:
     yield Finding(
         "system",
         "ok",
-        f"{platform.platform()}, Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores",
+        f"{platform.platform()}, Python {platform.python_version()}, {available_cores()} cores",
     )
     yield from packages()
     yield detectron2()

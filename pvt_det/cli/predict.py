@@ -25,11 +25,11 @@ from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.run_folder import config_file
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.console import Console
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import make_folder
-from pvt_det.utils.text import did_you_mean
+from pvt_det.utils.text import counted, did_you_mean
 
 _THRESHOLD, _OVERLAP = 0.5, 0.2
 _EXAMPLES = """
@@ -74,6 +74,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished prediction in the output folder")
     parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (default: the first GPU if available)")
+    add_public_key(parser)
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
     )
@@ -112,11 +113,11 @@ def _open_part(args: argparse.Namespace) -> Part:
     part = Part(args.output)
     if part.images and not args.resume:
         raise ConfigError(
-            f"{args.output} contains an unfinished prediction of {_count(part.images, 'image')}. Continue it with "
+            f"{args.output} contains an unfinished prediction of {counted(part.images, 'image')}. Continue it with "
             f"--resume, delete {part.path} to start again, or choose another folder with --output."
         )
     if args.resume:
-        found = f"continuing after {_count(part.images, 'image')}" if part.images else "nothing to resume, so starting"
+        found = f"continuing after {counted(part.images, 'image')}" if part.images else "nothing to resume, so starting"
         print(f"{args.output}: {found}")
     return part
 
@@ -135,6 +136,7 @@ def _detect(
         score_threshold=threshold,
         batch_size=args.batch_size,
         device=args.device,
+        public_key=args.public_key,
     )
     predict: Callable[[Sequence[Pixels]], list[Instances]] = predictor
     if args.tile is not None:
@@ -145,7 +147,7 @@ def _detect(
     )
     faults = _predict(args, predict, files, sources)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
-    counts = f"{_count(part.objects, 'object')} in {_count(part.images, 'image')}"
+    counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
     summary = f"{counts}: {files.folder / RESULTS_NAME}{_outputs(files, sources)}"
     return faults, summary + ("" if part.objects or not part.images else hint)
 
@@ -162,12 +164,17 @@ def _segment(
                 "segmentation model. Leave it out."
             )
     segmentor = Segmentor(
-        args.config_file, args.weights, overrides=overrides, batch_size=args.batch_size, device=args.device
+        args.config_file,
+        args.weights,
+        overrides=overrides,
+        batch_size=args.batch_size,
+        device=args.device,
+        public_key=args.public_key,
     )
     settings = {"model": segmentor.fingerprint(), **_settings(args, "classes")}
     files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
     faults = _predict(args, segmentor, files, sources)
-    return faults, f"{_count(part.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
+    return faults, f"{counted(part.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
 
 
 def _predict(
@@ -199,10 +206,6 @@ def _outputs(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
     videos = {source.is_video for source in sources}
     kinds = "images" if videos == {False} else "videos" if videos == {True} else "images and videos"
     return f", {kinds} in the same folder"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:

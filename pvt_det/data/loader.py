@@ -22,6 +22,7 @@ from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
                     logger.warning("Skipped: %s", error)
                 if placeholder is not None and not self.mapper.is_train:
                     return placeholder(record)
-        raise DataError(f"none of the {len(self)} images can be read; the last one tried is {record['file_name']}")
+        raise DataError(
+            f"no image can be read, of {counted(len(self), 'image')}; the last one tried is {record['file_name']}"
+        )
 
 
 def _blank(record: dict[str, Any]) -> dict[str, Any]:

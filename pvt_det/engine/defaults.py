@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,12 +25,14 @@ from pvt_det.run_folder import CONFIG_NAME
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.distributed import restarts
+from pvt_det.utils.environment import available_cores
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _adapt_to_machine(cfg: CfgNode) -> None:
         logger.warning("MODEL.DEVICE is %s, but no usable GPU was found. Running on the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     select_gpu(torch.device(cfg.MODEL.DEVICE))
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     if cores < cfg.DATALOADER.NUM_WORKERS:
         logger.info(
             "DATALOADER.NUM_WORKERS lowered from %d to %d, the number of cores.", cfg.DATALOADER.NUM_WORKERS, cores
@@ -239,7 +240,8 @@ def select_gpu(device: torch.device) -> None:
         raise ConfigError(f"MODEL.DEVICE {device}: with several processes, each uses its own GPU. Set it to cuda.")
     if device.index >= torch.cuda.device_count():
         raise ConfigError(
-            f"MODEL.DEVICE {device}: this machine has {torch.cuda.device_count()} GPUs, numbered from cuda:0."
+            f"MODEL.DEVICE {device}: this machine has {counted(torch.cuda.device_count(), 'GPU')}, numbered from "
+            "cuda:0."
         )
     torch.cuda.set_device(device)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pvt_det.checkpoint import CheckpointStore
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.loader import build_detection_test_loader, build_detection_validation_loader
 from pvt_det.engine.results import write_results
-from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import CONFIG_NAME, inference_folder
@@ -138,8 +139,8 @@ def validation_losses(
 ) -> dict[str, float]:
     """Compute the losses on a data set with test-time transforms, averaged over images and processes.
 
-    The backbone, batch norms and dropout are in evaluation mode, and buffers are restored afterwards. Mask R-CNN still
-    samples proposals at random. The model is left in this mode.
+    The backbone, batch norms and dropout are in evaluation mode. Mask R-CNN still samples proposals at random. Buffers
+    and the mode of every module are restored afterwards, also after an error.
 
     Args:
         cfg: The run's config.
@@ -149,28 +150,45 @@ def validation_losses(
 
     Returns:
         Every loss by name, and their sum as `total_loss`.
+
+    Raises:
+        DataError: If the data set has no images.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    _set_loss_mode(model)
     sums: dict[str, torch.Tensor] = {}
     count = 0
-    with torch.no_grad(), EventStorage():
+    with _loss_mode(model), torch.no_grad(), EventStorage():
         for batch in build_detection_validation_loader(cfg, dataset_name):
             before_image()
             for name, value in model(batch).items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.float()
-            count += 1
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+                # A loss is a mean over the images of its batch.
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.float() * len(batch)
+            count += len(batch)
     parts = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
     images = sum(part_count for _, part_count in parts)
+    if not images:
+        raise DataError(f"{dataset_name} has no images to compute losses on. Set TEST.VALIDATION_LOSS False.")
     names = sorted({name for part, _ in parts for name in part})
     losses = {name: sum(part.get(name, 0.0) for part, _ in parts) / images for name in names}
     return {"total_loss": sum(losses.values()), **losses}
 
 
+@contextmanager
+def _loss_mode(model: nn.Module) -> Iterator[None]:
+    """Context manager in which the model returns losses, without changing batch norm statistics or dropping values."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        _set_loss_mode(model)
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
 def _set_loss_mode(model: nn.Module) -> None:
-    """Make the model return losses without changing batch norm statistics or dropping activations."""
     # The heads of Detectron2 return losses in training mode only.
     model.train()
     model.get_submodule("backbone").eval()

@@ -19,6 +19,8 @@ from detectron2.utils import comm
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.distributed import local_rank, local_world_size, process_group, under_torchrun
+from pvt_det.utils.environment import available_cores
+from pvt_det.utils.text import counted
 
 # Seconds that the other processes get to exit on their own after one of them failed.
 _GRACE = 20.0
@@ -160,7 +162,7 @@ def _prepare_device(device: str, local_rank: int, local_size: int) -> str:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     else:
-        share = len(os.sched_getaffinity(0)) // local_size
+        share = available_cores() // local_size
         torch.set_num_threads(max(1, min(share, torch.get_num_threads())))
     return "nccl" if on_gpu else "gloo"
 
@@ -199,8 +201,8 @@ def _check_arguments(processes: _Processes) -> None:
     # One process falls back to the CPU. For several, this is probably not what the user wants.
     if processes.device == "cuda" and processes.per_machine > max(1, torch.cuda.device_count()):
         raise ConfigError(
-            f"--num-gpus {processes.per_machine}: this machine has {torch.cuda.device_count()} GPUs. To run several "
-            "processes on the CPU, set MODEL.DEVICE cpu."
+            f"--num-gpus {processes.per_machine}: this machine has {counted(torch.cuda.device_count(), 'GPU')}. To run "
+            "several processes on the CPU, set MODEL.DEVICE cpu."
         )
 
 

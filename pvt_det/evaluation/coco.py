@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from pvt_det.config.table import require_valid
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import ConfigError
+from pvt_det.evaluation.completeness import check_complete, unreadable_images
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
 from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, load_ground_truth, read_ground_truth
 from pvt_det.evaluation.metrics import CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
 from pvt_det.utils.tables import class_table, metric_table
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +116,14 @@ class COCOEvaluator(DatasetEvaluator):
             return {}
         detections = [image for part, _ in gathered for image in part]
         unreadable = [image_id for _, part in gathered for image_id in part]
-        self._check_complete([image.image_id for image in detections], unreadable)
+        evaluated = [*(image.image_id for image in detections), *unreadable]
+        check_complete(self.dataset_name, evaluated, self.truth.image_ids)
         self._check_classes(detections)
         # The order decides between equal scores, so it must not depend on the number of processes.
         detections.sort(key=lambda image: image.image_id)
         write_results(self.results_file, detections, self.truth.category_ids)
         if unreadable:
-            logger.warning("%d images could not be read and are excluded from all metrics", len(unreadable))
+            logger.warning("%s excluded from all metrics", unreadable_images(len(unreadable)))
         truth = self.truth.without(set(unreadable))
         return {task: self._measure(task, truth, detections) for task in self.tasks}
 
@@ -129,7 +131,11 @@ class COCOEvaluator(DatasetEvaluator):
         if task == "segm":
             masked = truth.with_masks()
             if left_out := len(truth.annotations) - len(masked.annotations):
-                logger.warning("%d objects have no mask and are excluded from mask AP", left_out)
+                logger.warning(
+                    "%s no mask and %s excluded from mask AP",
+                    counted(left_out, "object has", "objects have"),
+                    "is" if left_out == 1 else "are",
+                )
             truth = masked
         metrics = _EVALUATORS[self.evaluator](truth, detections, task, self.max_detections)
         names = [category["name"] for category in truth.categories]
@@ -138,27 +144,12 @@ class COCOEvaluator(DatasetEvaluator):
         return values
 
     def _log(self, task: str, metrics: CocoMetrics, values: dict[str, float], found: int) -> None:
-        title = f"{_TITLES[task]} AP on {self.dataset_name} by {self.evaluator}, {found} detections"
+        title = f"{_TITLES[task]} AP on {self.dataset_name} by {self.evaluator}, {counted(found, 'detection')}"
         if metrics.max_detections != COCO_MAX_DETECTIONS:
             title += f", at most {metrics.max_detections} per image (COCO: {COCO_MAX_DETECTIONS})"
         logger.info("%s\n%s", title, metric_table(values))
         if any(name.startswith("AP-") for name in values):
             logger.info("%s AP by class\n%s", _TITLES[task], class_table(values))
-
-    def _check_complete(self, evaluated: list[int], unreadable: list[int]) -> None:
-        counts = Counter([*evaluated, *unreadable])
-        expected = self.truth.image_ids
-        faults = {
-            "are repeated": sorted(image_id for image_id, count in counts.items() if count > 1),
-            "are missing": sorted(expected - counts.keys()),
-            "do not belong to this data set": sorted(counts.keys() - expected),
-        }
-        found = [f"{len(ids)} {fault} (ids {', '.join(map(str, ids[:5]))})" for fault, ids in faults.items() if ids]
-        if found:
-            raise DataError(
-                f"{self.dataset_name}: of {len(expected)} images, {', '.join(found)}. The metrics would be misleading. "
-                "Evaluate every image exactly once."
-            )
 
     def _check_classes(self, detections: list[Detections]) -> None:
         count = len(self.truth.categories)

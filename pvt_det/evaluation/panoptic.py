@@ -16,7 +16,9 @@ from hotcoco.panoptic import PanopticEval
 from PIL import Image
 
 from pvt_det.errors import DataError
+from pvt_det.evaluation.completeness import check_complete, unreadable_images
 from pvt_det.utils.tables import metric_table
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._stuff = {n: id_ for id_, n in metadata.stuff_dataset_id_to_contiguous_id.items()}
         self._truth = _read(metadata.panoptic_json)
         self._truth_folder = metadata.panoptic_root
+        self._file_names = _png_names(self._truth["images"])
         self.reset()
 
     def reset(self) -> None:
@@ -69,7 +72,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 self._unreadable.append(record["image_id"])
                 continue
             segments, infos = output["panoptic_seg"]
-            name = Path(record["file_name"]).with_suffix(".png").name
+            name = self._file_names.get(record["image_id"], f"{record['image_id']}.png")
             Image.fromarray(id_to_rgb(segments.cpu().numpy())).save(self.predictions.with_suffix("") / name)
             found = [{"id": info["id"], "category_id": self._category_id(info)} for info in infos]
             self._annotations.append({"image_id": record["image_id"], "file_name": name, "segments_info": found})
@@ -95,9 +98,10 @@ class PanopticEvaluator(DatasetEvaluator):
         truth = self._truth | {
             "annotations": [a for a in self._truth["annotations"] if a["image_id"] not in unreadable]
         }
-        self._check_complete(annotations, truth)
+        ids = [annotation["image_id"] for annotation in annotations]
+        check_complete(self.dataset_name, ids, (annotation["image_id"] for annotation in truth["annotations"]))
         if unreadable:
-            logger.warning("%d images could not be read and are excluded from all metrics", len(unreadable))
+            logger.warning("%s excluded from all metrics", unreadable_images(len(unreadable)))
         self.predictions.write_text(json.dumps(truth | {"annotations": annotations}), encoding="utf-8")
         evaluator = PanopticEval(
             truth,
@@ -112,20 +116,11 @@ class PanopticEvaluator(DatasetEvaluator):
             for group, suffix in _GROUPS.items()
             for key in ("pq", "sq", "rq")
         }
-        logger.info("Panoptic quality on %s, %d images\n%s", self.dataset_name, len(annotations), metric_table(values))
+        logger.info(
+            "Panoptic quality on %s, %s\n%s", self.dataset_name, counted(len(ids), "image"), metric_table(values)
+        )
         names = {category["id"]: category["name"] for category in truth["categories"]}
         return {"panoptic_seg": values | {f"PQ-{names[i]}": 100 * row["pq"] for i, row in results["per_class"].items()}}
-
-    def _check_complete(self, annotations: list[dict[str, Any]], truth: dict[str, Any]) -> None:
-        found = sorted(annotation["image_id"] for annotation in annotations)
-        expected = sorted(annotation["image_id"] for annotation in truth["annotations"])
-        if found != expected:
-            missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-            raise DataError(
-                f"{self.dataset_name}: of {len(expected)} images, {len(missing)} are missing (ids {missing[:5]}), "
-                f"{len(extra)} do not belong to this data set (ids {extra[:5]}), {len(found) - len(set(found))} are "
-                "repeated. The metrics would be misleading. Evaluate every image exactly once."
-            )
 
 
 def id_to_rgb(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
@@ -140,9 +135,22 @@ def id_to_rgb(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
     return np.stack([segments >> shift & 255 for shift in (0, 8, 16)], axis=2).astype(np.uint8)
 
 
+def _png_names(images: list[dict[str, Any]]) -> dict[Any, str]:
+    """Return a file name per image id: the image's own, or the id if images in several folders have equal names."""
+    names = {image["id"]: f"{Path(str(image.get('file_name', ''))).stem}.png" for image in images}
+    # Some file systems ignore case.
+    is_unique = len({name.lower() for name in names.values()}) == len(names)
+    return names if is_unique else {image_id: f"{image_id}.png" for image_id in names}
+
+
 def _read(panoptic_json: str) -> dict[str, Any]:
     try:
         truth = json.loads(Path(panoptic_json).read_text(encoding="utf-8"))
+        if not all(isinstance(image["id"], int) for image in truth["images"]):
+            raise ValueError("an image id is not an integer")
+        annotated = [annotation["image_id"] for annotation in truth["annotations"]]
+        if len(set(annotated)) < len(annotated):
+            raise ValueError("two annotations have the same image_id")
         return {key: truth[key] for key in ("images", "annotations", "categories")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{panoptic_json} cannot be read as COCO's panoptic format ({error!r}).") from error

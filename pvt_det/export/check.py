@@ -17,6 +17,7 @@ from torch import nn
 
 from pvt_det.errors import NumericError
 from pvt_det.export.graphs import ClassifierGraph
+from pvt_det.utils.text import counted
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -59,14 +60,14 @@ class Parity:
         if self.box > BOX_TOLERANCE or self.score > SCORE_TOLERANCE or self.mask > 10 * SCORE_TOLERANCE or self.missing:
             examples = f": {'; '.join(self.missing[:3])}" if self.missing else ""
             raise NumericError(
-                f"{what} differs from the original model ({self}; {len(self.missing)} detections without a "
+                f"{what} differs from the original model ({self}; {counted(len(self.missing), 'detection')} without a "
                 f"match{examples}). The file was not kept."
             )
 
     def __str__(self) -> str:
-        parts = [f"{self.images} images"]
+        parts = [counted(self.images, "image")]
         if self.detections:
-            parts += [f"{self.detections} detections, boxes within {self.box:.1e} pixels"]
+            parts += [f"{counted(self.detections, 'detection')}, boxes within {self.box:.1e} pixels"]
         parts += [f"scores within {self.score:.1e}"]
         parts += [f"masks within {self.mask:.1e}"] if self.mask else []
         parts += [f"{self.relabeled} pixels with different classes"] if self.relabeled else []

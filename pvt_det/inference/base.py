@@ -27,6 +27,8 @@ from pvt_det.errors import ConfigError, DataError
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.utils.precision import inference_autocast
+from pvt_det.utils.signing import verify_signed
+from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
 
 Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
@@ -48,6 +50,8 @@ class BasePredictor(ABC, Generic[Prediction]):
         batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
             resizing are batched, because padding would change the predictions.
         device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
+        public_key: PEM file with which the signature of the config's folder is verified before anything in it is read.
+            The weights must be a file in that folder. "" verifies nothing.
 
     Attributes:
         class_names: Class names, by class index. They are "class 0", "class 1", … if neither the run nor its data set
@@ -55,8 +59,10 @@ class BasePredictor(ABC, Generic[Prediction]):
         cfg: The complete config.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, unsafe, or do not cover the whole model.
-        ConfigError: The config is invalid or for a different kind of model, or the weights are given twice.
+        CheckpointError: The weights are missing, damaged, unsafe, or do not cover the whole model, or the signature of
+            the folder does not match.
+        ConfigError: The config is invalid or for a different kind of model, the weights are given twice, or the public
+            key cannot be used.
     """
 
     def __init__(
@@ -67,10 +73,12 @@ class BasePredictor(ABC, Generic[Prediction]):
         overrides: Sequence[str] = (),
         batch_size: int = 8,
         device: str = "",
+        public_key: str | os.PathLike[str] = "",
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: expected at least 1.")
         weights, path = named_weights(weights, overrides), config_file(config)
+        verify_signed(os.fspath(public_key), path, *([Path(weights)] if weights else []))
         cfg = load_config(path, overrides, training=False)
         cfg.MODEL.DEVICE = _check_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         validate_config(cfg, where=str(path), training=False)
@@ -164,7 +172,7 @@ def _check_device(device: str) -> str:
     gpus = torch.cuda.device_count()
     number = device.removeprefix("cuda").removeprefix(":")
     if device.startswith("cuda") and int(number if number.isdecimal() else 0) >= gpus:
-        found = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU"
+        found = counted(gpus, "GPU") if gpus else "no GPU"
         raise ConfigError(
             f"Device {device} is not available: PyTorch can use {found} on this machine. Run pvt-det doctor to see why."
         )

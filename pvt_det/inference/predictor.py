@@ -31,6 +31,8 @@ class Predictor(BasePredictor[Instances]):
         batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
             resizing are batched, because padding would change the predictions.
         device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
+        public_key: PEM file with which the signature of the config's folder is verified before anything in it is read.
+            The weights must be a file in that folder. "" verifies nothing.
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class Predictor(BasePredictor[Instances]):
         score_threshold: float | None = None,
         batch_size: int = 8,
         device: str = "",
+        public_key: str | os.PathLike[str] = "",
     ) -> None:
         self._score_threshold = score_threshold
-        super().__init__(config, weights, overrides=overrides, batch_size=batch_size, device=device)
+        super().__init__(
+            config, weights, overrides=overrides, batch_size=batch_size, device=device, public_key=public_key
+        )
 
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
         if self._score_threshold is not None:

@@ -36,6 +36,8 @@ class Segmentor(BasePredictor[Labels]):
         batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
             resizing are batched, because padding would change the predictions.
         device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
+        public_key: PEM file with which the signature of the config's folder is verified before anything in it is read.
+            The weights must be a file in that folder. "" verifies nothing.
     """
 
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:

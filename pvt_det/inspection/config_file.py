@@ -16,6 +16,7 @@ from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.text import counted
 
 _BASES = Path(__file__).parents[2] / "configs/base"
 _FILES = {
@@ -105,10 +106,10 @@ def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     # Use relative paths inside the checkout, so that it can be moved, and absolute paths elsewhere.
     is_inside = folder.is_relative_to(_BASES.parents[1])
     bases = [os.path.relpath(_BASES / name, folder) if is_inside else str(_BASES / name) for name in names]
-    classes = "1 class" if len(s.classes) == 1 else f"{len(s.classes)} classes"
+    classes = counted(len(s.classes), "class", "classes")
     return [
-        f"# Written by pvt-det inspect for {s.images:,} images with {s.objects:,} objects of {classes}, "
-        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
+        f"# Written by pvt-det inspect for {counted(s.images, 'image')} with {counted(s.objects, 'object')} of "
+        f"{classes}, {'on a CPU' if plan.on_cpu else 'on GPUs'}.",
         f"_BASE_: {_list(bases)}",
     ]
 

@@ -13,10 +13,11 @@ from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.coco.annotations import read_json
-from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, card_page, require_other, write_own_card
-from pvt_det.run_folder import CARD_NAME, CONFIG_NAME, Run, config_file, load_run, run_weights
+from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, require_other, write_own_card, write_shared_card
+from pvt_det.run_folder import CONFIG_NAME, Run, config_file, load_run, run_weights
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.text import counted
 from pvt_det.weights import read_checkpoint, save_safetensors
 
 # Paths of this machine, which are not shared.
@@ -63,10 +64,9 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     path = config_file(run)
     cfg, about = load_config(path, training=False), load_run(run)
     make_folder(output)
-    card = card_page(_facts(about, cfg), terms, _usage(cfg, CONFIG_NAME, SHARED_NAME))
     save_safetensors(output / SHARED_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())
-    write_atomically(output / CARD_NAME, card)
+    write_shared_card(output, _facts(about, cfg), terms, _usage(cfg, CONFIG_NAME, SHARED_NAME))
 
 
 def write_card(run: Path, cfg: CfgNode) -> None:
@@ -121,7 +121,7 @@ def _data(cfg: CfgNode, part: str) -> str:
     if not file.is_file():
         return file.name
     content = read_json(file)
-    return f"{file.name}, {len(content['images']):,} images, {len(content['annotations']):,} objects"
+    return f"{file.name}, {counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')}"
 
 
 def _portable(cfg: CfgNode) -> CfgNode:

@@ -13,7 +13,9 @@ import yaml
 from pvt_det import __version__
 from pvt_det.errors import ConfigError
 from pvt_det.run_folder import CARD_NAME, Run
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.signing import SIGNATURE_NAME
 from pvt_det.utils.tables import as_markdown, markdown_text
 
 SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
@@ -94,13 +96,39 @@ def require_other(run: Path, output: Path) -> None:
         raise ConfigError(f"{output} is the run folder itself. Choose another folder with --output.")
 
 
-def card_page(facts: Facts, terms: Terms, use: str) -> str:
+def write_shared_card(output: Path, facts: Facts, terms: Terms, use: str) -> None:
+    """Write the model card `README.md` of a folder to share, with the SHA-256 of every other file in it.
+
+    Args:
+        output: The folder, with all its other files. A signature in it is deleted, because it no longer matches.
+        facts: Facts about the model.
+        terms: Licenses and authors.
+        use: How to use the model, in Markdown.
+    """
+    (output / SIGNATURE_NAME).unlink(missing_ok=True)
+    write_atomically(output / CARD_NAME, card_page(facts, terms, use, _files(output)))
+
+
+def _files(folder: Path) -> str:
+    """Return a table of the files in a folder, without the card and hidden files."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [(path, path.relative_to(folder)) for path in paths]
+    rows = [
+        {"file": str(name), "bytes": f"{path.stat().st_size:,}", "SHA-256": file_digest(path)}
+        for path, name in names
+        if str(name) != CARD_NAME and not any(part.startswith(".") for part in name.parts)
+    ]
+    return as_markdown(rows)
+
+
+def card_page(facts: Facts, terms: Terms, use: str, files: str = "") -> str:
     """Return a model card in Markdown, with the metadata header that the Hugging Face Hub reads.
 
     Args:
         facts: Facts about the model.
         terms: Licenses and authors.
         use: How to use the model, in Markdown.
+        files: The files of the folder, in Markdown. "" leaves the section out.
     """
     run, data = facts.run, [_row(part, what) for part, what in facts.data.items()]
     sections = {
@@ -116,6 +144,7 @@ def card_page(facts: Facts, terms: Terms, use: str) -> str:
             ]
         ),
         "Environment": _environment(run.environment),
+        **({"Files": files} if files else {}),
         "License": "\n".join(
             [
                 _row("weights", terms.license),

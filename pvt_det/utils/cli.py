@@ -90,6 +90,17 @@ def _printable_stream(stream: TextIO) -> TextIO:
     return cast(TextIO, _PrintableStream(stream))
 
 
+def add_public_key(parser: argparse.ArgumentParser) -> None:
+    """Add `--public-key`, with which a command verifies the folder that it reads config and weights from.
+
+    Args:
+        parser: Parser to add the option to.
+    """
+    parser.add_argument(
+        "--public-key", default="", metavar="FILE", help="verify the folder's signature with this public key (PEM)"
+    )
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises `ConfigError` and suggests the option that was probably meant."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import time
@@ -61,6 +62,12 @@ def code_version() -> str:
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{commit_or_version(_PACKAGE)}, SHA-256 {digest.hexdigest()[:16]}…"
+
+
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    # Only Linux limits a process to some of the cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Check input paths without opening them, and create folders for output."""
+"""Check input paths without opening them, and find or create folders for output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from pvt_det.errors import ConfigError
 
 ABSENT = "does not exist"
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads and indexes: `$PVT_DET_CACHE`, or `~/.cache/pvt_det`."""
+    return Path(os.environ.get("PVT_DET_CACHE") or "~/.cache/pvt_det").expanduser()
 
 
 def file_fault(path: str | os.PathLike[str]) -> str:

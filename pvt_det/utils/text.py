@@ -1,4 +1,4 @@
-"""Helpers for user-facing messages: safe characters, lists of names, spelling suggestions, deprecation warnings."""
+"""Helpers for user-facing messages: safe characters, counts, lists, spelling suggestions, deprecation warnings."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def listed(names: Sequence[str], most: int = 5) -> str:
         most: Maximum number of names shown.
     """
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Write a number with its noun: "1 image", "1,200 images".
+
+    Args:
+        count: The number.
+        singular: The noun for one, such as "image".
+        plural: The noun for other numbers; "" appends an "s".
+    """
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def closest(word: str, known: Iterable[str], most: int = 1) -> list[str]:

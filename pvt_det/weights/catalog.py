@@ -19,11 +19,13 @@ class Remote:
         url: URL of the file.
         cache_path: Path relative to the cache folder. A file that was put there by hand is used.
         sha256: Hex digits of the file's SHA-256, all 64 or as many of the first as are published; "" if none are.
+        hub: Repository and file on the Hugging Face Hub; None for a file elsewhere.
     """
 
     url: str
     cache_path: str
     sha256: str = ""
+    hub: tuple[str, str] | None = None
 
 
 def hub_file(repository: str, file: str = "model.safetensors") -> Remote:
@@ -33,7 +35,7 @@ def hub_file(repository: str, file: str = "model.safetensors") -> Remote:
         repository: The repository, as `owner/name`.
         file: Path of the file in the repository.
     """
-    return Remote(f"{_HUB}/{repository}/resolve/main/{file}", f"hf/{repository}/{file}")
+    return Remote(f"{_HUB}/{repository}/resolve/main/{file}", f"hf/{repository}/{file}", hub=(repository, file))
 
 
 def detectron2_file(path: str) -> Remote:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pvt_det.errors import CheckpointError, NumericError
 from pvt_det.layers.position import resize_position
 from pvt_det.models.variants import VARIANTS
+from pvt_det.utils.text import counted
 from pvt_det.weights.translate import TRUNK_PREFIX, Translation
 
 # Tensors that a file may hold although the model does not need them: label → pattern of keys. The first table is for
@@ -78,12 +79,12 @@ class LoadReport:
         if untrained := [reason for reason in self.new if reason != _ALLOWED]:
             count = sum(len(self.new[reason]) for reason in untrained)
             raise CheckpointError(
-                f"{self.source} ({self.dialect}) leaves {count} tensors of the model untrained: "
+                f"{self.source} ({self.dialect}) leaves {counted(count, 'tensor')} of the model untrained: "
                 f"{', '.join(untrained)}. Use the weights of a whole model with the same classes."
             )
 
     def __str__(self) -> str:
-        parts = [f"{self.total} tensors: {len(self.loaded)} loaded"]
+        parts = [f"{counted(self.total, 'tensor')}: {len(self.loaded)} loaded"]
         for what, groups in (("dropped", self.dropped), ("new", self.new), ("at defaults", self.defaults)):
             if groups:
                 parts.append(f"{sum(map(len, groups.values()))} {what}: {', '.join(groups)}")
@@ -124,7 +125,9 @@ def match(
         raise CheckpointError(_explain(translation, model, matcher.faults))
     # Checked in the model's dtype: a finite float64 value may overflow in float32.
     if broken := [name for name, value in chosen.items() if not value.to(model[name].dtype).isfinite().all()]:
-        raise NumericError(f"{report.source}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:10])}.")
+        raise NumericError(
+            f"{report.source}: NaN or infinity in {counted(len(broken), 'tensor')}: {', '.join(broken[:10])}."
+        )
     report.loaded = list(chosen)
     return chosen, report
 
@@ -254,8 +257,9 @@ def _explain(translation: Translation, model: Mapping[str, Tensor], faults: Mapp
     )
     total = len(translation.tensors) + len(translation.unknown)
     return (
-        f"{translation.source} ({translation.dialect}, {total} tensors) does not fit the model: {hint}{details}. "
-        "Use a file that matches the model, or name the tensors that may differ with --allow-partial PATTERN."
+        f"{translation.source} ({translation.dialect}, {counted(total, 'tensor')}) does not fit the model: "
+        f"{hint}{details}. Use a file that matches the model, or name the tensors that may differ with --allow-partial "
+        "PATTERN."
     )
 
 

@@ -317,7 +317,7 @@ def test_broken_images_are_named_and_limited(tmp_path, capsys):
         assert name in printed
     with pytest.raises(DataError, match=r"2 images are broken, and max_broken allows 1: .*jpg \(not an image"):
         _train(dataclasses.replace(cfg, max_broken=1, output=str(tmp_path / "b")))
-    with pytest.raises(DataError, match=r"1 images are broken, and max_broken allows 0: .*val/ant/002.jpg"):
+    with pytest.raises(DataError, match=r"1 image is broken, and max_broken allows 0: .*val/ant/002.jpg"):
         _evaluate_weights(root, tmp_path, {}, max_broken=0)
 
 

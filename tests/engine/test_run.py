@@ -14,7 +14,7 @@ from pvt_det.engine import defaults
 from pvt_det.engine.defaults import select_gpu
 from pvt_det.engine.evaluate import validation_losses
 from pvt_det.engine.trainer import PVTTrainer
-from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -99,6 +99,49 @@ def test_validation_losses_do_not_change_model(tmp_path, tiny_cfg):
     assert losses["total_loss"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
     assert losses == validation_losses(cfg, trainer.model, cfg.DATASETS.TEST[0])
+
+
+def test_validation_losses_restore_the_model_after_an_error(tmp_path, tiny_cfg):
+    from pvt_det.data.sets import register_datasets
+
+    cfg = tiny_cfg(tmp_path, val=True)
+    register_datasets(cfg)
+    model = PVTTrainer(cfg).model.eval()
+    model.head.train()
+    modes = [module.training for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    images = iter(range(9))
+
+    def stop() -> None:
+        if next(images) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validation_losses(cfg, model, cfg.DATASETS.TEST[0], stop)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_validation_losses_are_means_over_images(tmp_path, tiny_cfg, monkeypatch):
+    from pvt_det.engine import evaluate as module
+
+    class Constant(torch.nn.Module):
+        """Returns the mean of the values in a batch as its loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = torch.nn.Identity()
+
+        def forward(self, batch: list[float]) -> dict[str, torch.Tensor]:
+            return {"loss": torch.tensor(batch).mean()}
+
+    batches: list[list[float]] = [[1.0, 1.0, 1.0], [5.0]]
+    monkeypatch.setattr(module, "build_detection_validation_loader", lambda cfg, name: batches)
+    cfg = tiny_cfg(tmp_path, val=True)
+    assert validation_losses(cfg, Constant(), "set") == {"total_loss": 2.0, "loss": 2.0}
+    batches.clear()
+    with pytest.raises(DataError, match="set has no images to compute losses on"):
+        validation_losses(cfg, Constant(), "set")
 
 
 def test_run_without_validation_data(tmp_path, tiny_cfg):

@@ -82,7 +82,7 @@ def test_unreadable_image_is_excluded(dataset, tmp_path, caplog):
     coco_evaluator.process([{"image_id": 1, "unreadable": True}], [perfect([0])])
     coco_evaluator.process([{"image_id": 2}], [perfect([0])])
     assert coco_evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
-    assert "1 images could not be read" in caplog.text
+    assert "1 image could not be read and is excluded" in caplog.text
 
 
 def test_too_many_classes_are_rejected(dataset, tmp_path):

@@ -39,6 +39,7 @@ def registered():
 
 # --- semantic --------------------------------------------------------------------------------------------------------
 CLASSES = ["sky", "wall", "tree", "door", "lamp", "cat"]
+SEMANTIC = {"stuff_classes": CLASSES, "ignore_label": 255}
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def label_maps(tmp_path, registered):
         records.append({"file_name": f"{i}.jpg", "sem_seg_file_name": str(tmp_path / f"{i}.png"), "image_id": i})
         inputs.append(records[-1] | {"true_labels": truth})
         outputs.append({"sem_seg": logits})
-    name = registered("label_maps", records, stuff_classes=CLASSES, ignore_label=255)
+    name = registered("label_maps", records, **SEMANTIC)
     return SimpleNamespace(name=name, inputs=inputs, outputs=outputs)
 
 
@@ -82,8 +83,8 @@ def test_semantic_metrics_match_detectron2(label_maps):
     assert found["mIoU"] == pytest.approx(np.nanmean([found[f"IoU-{name}"] for name in CLASSES]))
 
 
-def test_reset_and_unreadable_images(label_maps, caplog):
-    evaluator = SemanticEvaluator(label_maps.name)
+def test_reset_and_unreadable_images(label_maps, registered, caplog):
+    evaluator = SemanticEvaluator(registered("two", [{"file_name": "a"}, {"file_name": "b"}], **SEMANTIC))
     evaluator.process(label_maps.inputs, label_maps.outputs)
     evaluator.reset()
     perfect = {"sem_seg": torch.nn.functional.one_hot(torch.arange(4)[None] % 4, 6).permute(2, 0, 1).float()}
@@ -91,17 +92,37 @@ def test_reset_and_unreadable_images(label_maps, caplog):
     evaluator.process([{"file_name": "b", "unreadable": True}], [{"sem_seg": torch.zeros(6, 1, 1)}])
     values = evaluator.evaluate()["sem_seg"]
     assert [values[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")] == [100.0] * 4
-    assert "1 images could not be read" in caplog.text
+    assert "1 image could not be read and is excluded" in caplog.text
 
 
-def test_no_images_missing_label_map_and_nan_logits(label_maps):
+def test_no_images_missing_label_map_and_nan_logits(label_maps, registered):
+    assert math.isnan(SemanticEvaluator(registered("none", [], **SEMANTIC)).evaluate()["sem_seg"]["mIoU"])
     evaluator = SemanticEvaluator(label_maps.name)
-    assert math.isnan(evaluator.evaluate()["sem_seg"]["mIoU"])
     with pytest.raises(DataError, match=r"0\.jpg .* no label map"):
         evaluator.process([{"file_name": "0.jpg"}], label_maps.outputs[:1])
     label_maps.outputs[0]["sem_seg"][3, 2, 1] = float("nan")
     with pytest.raises(NumericError, match="NaN"):
         evaluator.process(label_maps.inputs[:1], label_maps.outputs[:1])
+
+
+def test_every_image_must_be_evaluated_once_for_iou(label_maps):
+    evaluator = SemanticEvaluator(label_maps.name)
+    evaluator.process(label_maps.inputs[1:], label_maps.outputs[1:])
+    with pytest.raises(DataError, match=r"of 5 images, 1 is missing \(files 0\.jpg\)"):
+        evaluator.evaluate()
+    evaluator.process(label_maps.inputs[:2], label_maps.outputs[:2])
+    with pytest.raises(DataError, match=r"1 is repeated \(files 1\.jpg\)"):
+        evaluator.evaluate()
+
+
+def test_more_than_256_classes_do_not_wrap(registered):
+    """Class 257 was counted as class 1."""
+    name = registered("many", [{"file_name": "a"}], stuff_classes=[f"c{i}" for i in range(300)], ignore_label=255)
+    evaluator = SemanticEvaluator(name)
+    logits = torch.zeros(300, 2, 2)
+    logits[257] = 1.0
+    evaluator.process([{"file_name": "a", "true_labels": np.ones((2, 2), dtype=np.uint8)}], [{"sem_seg": logits}])
+    assert evaluator.evaluate()["sem_seg"]["IoU-c1"] == 0.0
 
 
 # --- panoptic --------------------------------------------------------------------------------------------------------
@@ -209,10 +230,24 @@ def test_panoptic_quality_matches_definition(panoptic, tmp_path):
 def test_every_image_must_be_evaluated_once(panoptic, tmp_path):
     evaluator = PanopticEvaluator(panoptic.name, tmp_path)
     evaluator.process(panoptic.inputs[1:], panoptic.outputs[1:])
-    with pytest.raises(DataError, match=r"of 8 images, 1 are missing \(ids \[0\]\)"):
+    with pytest.raises(DataError, match=r"of 8 images, 1 is missing \(ids 0\)"):
         evaluator.evaluate()
     evaluator.process([panoptic.inputs[0] | {"unreadable": True}], panoptic.outputs[:1])
     assert evaluator.evaluate()["panoptic_seg"]["PQ"] > 0
+
+
+def test_images_of_equal_names_in_different_folders_keep_their_predictions(panoptic, tmp_path):
+    expected = PanopticEvaluator(panoptic.name, tmp_path / "plain")
+    expected.process(panoptic.inputs, panoptic.outputs)
+    truth_file = tmp_path / "panoptic.json"
+    truth = json.loads(truth_file.read_text())
+    for image, record in zip(truth["images"], panoptic.inputs, strict=True):
+        image["file_name"] = record["file_name"] = f"{image['id']}/photo.jpg"
+    truth_file.write_text(json.dumps(truth))
+    evaluator = PanopticEvaluator(panoptic.name, tmp_path / "out")
+    evaluator.process(panoptic.inputs, panoptic.outputs)
+    assert evaluator.evaluate() == expected.evaluate()
+    assert len(list((tmp_path / "out/panoptic_predictions").iterdir())) == 8
 
 
 def test_ids_are_encoded_in_three_bytes():

@@ -77,9 +77,9 @@ def test_F32_no_predictions_give_zero_for_all_metrics(make_evaluator, evaluator,
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ((1, 2, 3), r"1 are missing \(ids 4\)"),
-        ((1, 2, 3, 4, 4), r"1 are repeated \(ids 4\)"),
-        ((1, 2, 3, 4, 7), r"1 do not belong to this data set \(ids 7\)"),
+        ((1, 2, 3), r"1 is missing \(ids 4\)"),
+        ((1, 2, 3, 4, 4), r"1 is repeated \(ids 4\)"),
+        ((1, 2, 3, 4, 7), r"1 does not belong to this data set \(ids 7\)"),
     ],
     ids=["missing", "twice", "foreign"],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import pvt_det
-from pvt_det.utils.environment import commit_or_version, environment
+from pvt_det.utils.environment import available_cores, commit_or_version, environment
 
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false")
 
@@ -73,3 +74,10 @@ def test_environment_is_complete():
     assert found["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert all(found.values())
+
+
+def test_cores_are_counted_on_every_system(monkeypatch):
+    assert available_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert available_cores() == 6

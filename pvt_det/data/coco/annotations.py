@@ -37,6 +37,7 @@ _MAX_ID = 2**53
 _MAX_SHOWN_ID_LENGTH = 40
 # Names appear in tables and drawings. A name with a million characters keeps a terminal busy for minutes.
 _MAX_NAME_LENGTH = 1000
+_OUTSIDE = "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
 
 
 @dataclass(frozen=True)
@@ -207,31 +208,32 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
     counts = Counter(i.get("id") for i in raw if isinstance(i, dict) and _is_id(i.get("id")))
     images = []
     for index, image in enumerate(raw):
-        problem = _image_problem(image, counts, allow_outside)
-        if problem:
-            # A path outside the image folder may be an attack, so it always stops the run.
-            findings.add(problem, _name("image", image, index), fatal="outside the image folder" in problem)
+        if problem := _image_problem(image, counts):
+            findings.add(problem, _name("image", image, index))
+        elif not allow_outside and _is_outside(image["file_name"]):
+            # It may be an attack, so it always stops the run.
+            findings.add(_OUTSIDE, _name("image", image, index), fatal=True)
         else:
             images.append(image)
     return images
 
 
-def _image_problem(image: Any, counts: Counter, allow_outside: bool) -> str:
+def _is_outside(file_name: str) -> bool:
+    path = PurePosixPath(file_name)
+    return path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
+
+
+def _image_problem(image: Any, counts: Counter) -> str:
     if not isinstance(image, dict) or not _is_id(image.get("id")):
         return "image without an integer id from 0 to 2^53"
     if counts[image["id"]] > 1:
         return "duplicate image id"
-    file_name: Any = image.get("file_name")
-    if not _is_printable(file_name):
+    if not _is_printable(image.get("file_name")):
         return "image without a printable file_name"
     if not all(_is_int(image.get(side)) and image[side] > 0 for side in ("width", "height")):
         return "image whose width and height are not positive integers"
     if image["width"] * image["height"] > MAX_PIXELS:
         return f"image with more than {MAX_PIXELS:,} pixels, which is the limit"
-    path = PurePosixPath(file_name)
-    is_outside = path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
-    if is_outside and not allow_outside:
-        return "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
     return ""
 
 

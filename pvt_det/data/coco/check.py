@@ -13,6 +13,7 @@ from pvt_det.data.coco.findings import Findings, Problem
 from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class CheckReport:
 
     def __str__(self) -> str:
         head = (
-            f"{self.json_file}: {self.images} images, {self.annotations} annotations, {len(self.class_names)} classes"
+            f"{self.json_file}: {counted(self.images, 'image')}, {counted(self.annotations, 'annotation')}, "
+            f"{counted(len(self.class_names), 'class', 'classes')}"
         )
         return "\n  ".join([head + ("; problems fixed or dropped:" if self.lines else ""), *self.lines])
 

@@ -4,7 +4,7 @@
 
 - class folders: `train/<class>/*` and `val/<class>/*`;
 - ILSVRC2012 as downloaded: class folders in `train/`, all validation images in `val/`, and a list of their classes;
-- shards: `*train*.tar` and `*val*.tar`, in the same folder or in the split's folder.
+- shards: tar files with the word train or val in their names, or all tar files in the split's folder.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def open_images(
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         raise DataError(
-            f"{root}: expected a folder {_FOLDERS[split][0]}/ or shards *{_FOLDERS[split][0]}*.tar, found "
-            f"{_listing(root)}."
+            f"{root}: expected a folder {_FOLDERS[split][0]}/ or shards such as {_FOLDERS[split][0]}-0000.tar, "
+            f"found {_listing(root)}."
         )
     if any(entry.is_dir() for entry in os.scandir(folder)):
         _refuse_val_labels(val_labels, f"the folders in {folder}")

@@ -8,11 +8,14 @@ images are indexed once and cached.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
+import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +23,21 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pvt_det.errors import DataError
 from pvt_det.utils.files import open_atomically
+from pvt_det.utils.paths import cache_folder
+from pvt_det.utils.text import UNPRINTABLE, counted
 
 logger = logging.getLogger(__name__)
-_LABELS = (".cls", ".json")
+
+# Limits of a shard. Without them, a file of a few bytes could make the index or an image take all memory.
+_MAX_CLASSES = 1_000_000
+_MAX_IMAGE_BYTES = 2**28
+_MAX_LABEL_BYTES = 2**20  # a .json may hold other metadata
+_MAX_HEADER_BYTES = 2**20
+_MAX_NAME_BYTES = 255
+_MAX_MEMBERS = 10_000_000
+# Part of the name of a cached index. Increase it when the rules for members or labels change.
+_INDEX_VERSION = 2
+_Index = dict[str, np.ndarray]
 
 
 def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
@@ -33,10 +48,14 @@ def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
         names: Possible names of the split. The first one with any files is used.
 
     Returns:
-        Sorted files `root/*<name>*.tar`, or if there are none, `root/<name>/*.tar`. The list may be empty.
+        Sorted tar files in `root` with the split's name as a word of their name, such as `set-val-0000.tar` or
+        `val2017.tar`, but not `interval.tar` or `trainval.tar`. If there are none, all tar files in `root/<name>`. The
+        list may be empty.
     """
     for name in names:
-        if shards := sorted(root.glob(f"*{name}*.tar")) or sorted((root / name).glob("*.tar")):
+        word = re.compile(rf"(?<![a-z]){name}(?![a-z])", re.IGNORECASE)
+        named = sorted(path for path in root.glob("*.tar") if word.search(path.stem))
+        if shards := named or sorted((root / name).glob("*.tar")):
             return shards
     return []
 
@@ -58,13 +77,14 @@ class ShardImages:
         self._files: dict[int, int] = {}
         index = _load_index(self._shards)
         self._keys, self._places, self.labels = index["keys"], index["places"], index["labels"]
-        largest = int(self.labels.max())
+        largest = int(self.labels.argmax())
         names = _class_names(shards[0].parent) if classes is None else classes
-        self.classes = tuple(names or map(str, range(largest + 1)))
-        if largest >= len(self.classes):
+        self.classes = tuple(names or map(str, range(self.labels[largest] + 1)))
+        if self.labels[largest] >= len(self.classes):
             raise DataError(
-                f"{shards[0].parent}: the shards contain label {largest}, but there are only {len(self.classes)} "
-                "classes. Labels start at 0."
+                f"{self.name(largest)} has the label {self.labels[largest]}, but there "
+                f"{'is' if len(self.classes) == 1 else 'are'} only {counted(len(self.classes), 'class', 'classes')}. "
+                "Labels start at 0."
             )
 
     def __len__(self) -> int:
@@ -86,7 +106,10 @@ class ShardImages:
         if shard not in self._files:
             self._files[shard] = os.open(self._shards[shard], os.O_RDONLY)
         # pread does not move the file position, which forked processes share.
-        return os.pread(self._files[shard], size, offset)
+        content = os.pread(self._files[shard], size, offset)
+        if len(content) < size:
+            raise OSError(f"{self.name(index)} is cut short")
+        return content
 
     def name(self, index: int) -> str:
         """Return the shard of an image and its name in the shard.
@@ -107,31 +130,72 @@ class ShardImages:
 def _class_names(folder: Path) -> list[str] | None:
     for path in (folder / "classes.txt", folder.parent / "classes.txt"):
         if path.is_file():
-            return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"{path}: cannot be read as UTF-8 text ({error}). Expected a class per line."
+                ) from error
+            return [line.strip() for line in lines if line.strip()]
     return None
 
 
-def _load_index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
+def _load_index(shards: Sequence[Path]) -> _Index:
     """Return names, places (N×3: shard, offset, size) and labels of all images, cached if possible."""
-    identity = [(str(shard), (stat := shard.stat()).st_size, stat.st_mtime_ns) for shard in shards]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-    folder = Path(os.environ.get("PVT_DET_CACHE", "~/.cache/pvt_det")).expanduser() / "shards"
-    cached = folder / f"{digest}.npz"
-    if cached.is_file():
-        with np.load(cached, allow_pickle=False) as file:
-            return dict(file)
-    logger.info("Indexing %d shards in %s", len(shards), shards[0].parent)
-    rows = [(number, *row) for number, shard in enumerate(shards) for row in _index_shard(shard)]
+    try:
+        identity = [(str(shard), (stat := shard.stat()).st_size, stat.st_mtime_ns) for shard in shards]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+    digest = hashlib.sha256(json.dumps([_INDEX_VERSION, identity]).encode()).hexdigest()[:20]
+    cached = cache_folder() / "shards" / f"{digest}.npz"
+    if (index := _cached_index(cached, [size for _, size, _ in identity])) is not None:
+        return index
+    logger.info("Indexing %s in %s", counted(len(shards), "shard"), shards[0].parent)
+    rows = [(number, sample) for number, shard in enumerate(shards) for sample in _index_shard(shard)]
     index = {
-        "keys": np.asarray([os.fsencode(key) for _, key, _, _, _ in rows], dtype=np.bytes_),
-        "places": np.asarray([(number, offset, size) for number, _, offset, size, _ in rows], dtype=np.int64),
-        "labels": np.asarray([label for *_, label in rows], dtype=np.int64),
+        "keys": np.asarray([os.fsencode(sample.name) for _, sample in rows], dtype=np.bytes_),
+        "places": np.asarray([(number, sample.offset, sample.size) for number, sample in rows], dtype=np.int64),
+        "labels": np.asarray([sample.label for _, sample in rows], dtype=np.int64),
     }
     _save_index(cached, index)
     return index
 
 
-def _save_index(path: Path, index: dict[str, np.ndarray]) -> None:
+def _cached_index(path: Path, shard_sizes: Sequence[int]) -> _Index | None:
+    """Return a cached index, or None if there is none or it is damaged."""
+    try:
+        # The zip format has checksums, so flipped bits are found as well.
+        with np.load(path, allow_pickle=False) as file:
+            index = {name: file[name] for name in ("keys", "places", "labels")}
+        if problem := _index_problem(index, np.asarray(shard_sizes)):
+            raise ValueError(problem)
+    except FileNotFoundError:
+        return None
+    # On a damaged file, the readers of NumPy and zip can raise nearly any exception.
+    except Exception as error:
+        logger.warning("%s: the index of the shards is damaged (%s). It is built again.", path, error)
+        return None
+    return index
+
+
+def _index_problem(index: _Index, shard_sizes: np.ndarray) -> str:
+    keys, places, labels = index["keys"], index["places"], index["labels"]
+    count = len(labels)
+    if not count or (keys.dtype.kind, keys.shape, places.shape, labels.shape) != ("S", (count,), (count, 3), (count,)):
+        return "its arrays do not belong together"
+    if (
+        places.dtype != np.int64
+        or labels.dtype != np.int64
+        or places.min() < 0
+        or places[:, 0].max() >= len(shard_sizes)
+    ):
+        return "a position is not valid"
+    if (places[:, 1] + places[:, 2] > shard_sizes[places[:, 0]]).any():
+        return "an image extends beyond its shard"
+    return "" if labels.min() >= 0 and labels.max() < _MAX_CLASSES else "a label is out of range"
+
+
+def _save_index(path: Path, index: _Index) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_atomically(path) as file:
@@ -140,36 +204,157 @@ def _save_index(path: Path, index: dict[str, np.ndarray]) -> None:
         logger.warning("%s: cannot be written (%s). Every start will index the shards again.", path, error.strerror)
 
 
-def _index_shard(shard: Path) -> list[tuple[str, int, int, int]]:
-    """Return name, offset, size and label of each image of a shard."""
-    images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                # As in WebDataset, the key ends at the first dot of the file name.
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, extension = name.partition(".")
-                key, extension = f"{folder}/{stem}", (dot + extension).lower()
-                if member.isfile() and extension.endswith(IMG_EXTENSIONS):
-                    images[key] = (member.name, member.offset_data, member.size)
-                elif member.isfile() and extension in _LABELS and key not in labels:
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    labels[key] = _label(content.read(), extension)
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{shard}: cannot be read as a shard of images and labels ({error!r}). Copy it again."
-        ) from error
-    if missing := sorted(set(images) - set(labels)):
-        raise DataError(f"{shard}: {images[missing[0]][0]} has no label. Expected {missing[0]}.cls or .json with it.")
+@dataclass(slots=True)
+class _Sample:
+    """The members of a shard with one key. `problem` says why the label in a `.json` cannot be used."""
+
+    name: str = ""
+    offset: int = 0
+    size: int = 0
+    label: int = -1
+    has_cls: bool = False
+    problem: str = ""
+
+
+def _index_shard(shard: Path) -> list[_Sample]:
+    """Return the labeled images of a shard."""
+    samples: dict[str, _Sample] = {}
+    with _open_shard(shard) as file:
+        for member in _members(shard, file):
+            # As in WebDataset, the key ends at the first dot of the file name.
+            folder, _, name = member.name.rpartition("/")
+            stem, dot, extension = name.partition(".")
+            key, extension = f"{folder}/{stem}", (dot + extension).lower()
+            is_image = extension.endswith(IMG_EXTENSIONS)
+            if not member.isreg() or not (is_image or extension in (".cls", ".json")):
+                continue
+            if problem := _member_problem(member, _MAX_IMAGE_BYTES if is_image else _MAX_LABEL_BYTES, file.size):
+                raise DataError(f"{shard}: {member.name} {problem}. Write the shard again.")
+            sample = samples.setdefault(key, _Sample())
+            if is_image:
+                if sample.name:
+                    raise DataError(
+                        f"{shard}: {sample.name} and {member.name} are two images with one label. Rename one."
+                    )
+                sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
+            else:
+                content = os.pread(file.fileno(), member.size, member.offset_data)
+                _add_label(shard, sample, member.name, extension, content)
+    return _labeled(shard, samples)
+
+
+def _labeled(shard: Path, samples: dict[str, _Sample]) -> list[_Sample]:
+    images = [(key, sample) for key, sample in samples.items() if sample.name]
+    for key, sample in images:
+        if sample.label < 0:
+            raise DataError(
+                sample.problem
+                or f"{shard}: {sample.name} has no label. Expected {key.lstrip('/')}.cls or .json with it."
+            )
     if not images:
         raise DataError(f"{shard}: contains no images. Expected files such as 000000.jpg and 000000.cls.")
-    return [(*place, labels[key]) for key, place in images.items()]
+    return [sample for _, sample in images]
 
 
-def _label(content: bytes, extension: str) -> int:
-    label = int(json.loads(content)["label"] if extension == ".json" else content)
-    if label < 0:
-        raise ValueError(f"label {label} is negative")
-    return label
+class _ShardFile(io.FileIO):
+    """A shard whose headers are limited in size, because `tarfile` reads as much as a header claims."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
+            raise OSError(f"a header claims {size:,} bytes")
+        return super().read(size) or b""
+
+
+def _open_shard(shard: Path) -> _ShardFile:
+    try:
+        return _ShardFile(shard)
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read ({error.strerror}).") from error
+
+
+def _members(shard: Path, file: _ShardFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a shard, with checked names and sizes that are not negative."""
+    last, count = "the first member", 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member
+                count += 1
+                if count > _MAX_MEMBERS:
+                    raise DataError(f"{shard}: has more than {_MAX_MEMBERS:,} members. Split it into several shards.")
+                if UNPRINTABLE.search(member.name) or len(member.name.encode()) > _MAX_NAME_BYTES:
+                    raise DataError(
+                        f"{shard}: the member name {member.name[:100]!r} is not valid. Expected printable characters, "
+                        f"at most {_MAX_NAME_BYTES} bytes in UTF-8. Rename it."
+                    )
+                # tarfile would go backward and read the same members forever.
+                if member.size < 0:
+                    raise DataError(f"{shard}: {member.name} has a negative size. Write the shard again.")
+                yield member
+                last = f"the member after {member.name}"
+            # tarfile takes a damaged header for the end, which would drop the remaining images.
+            if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("a damaged header or a missing end-of-archive block")
+    except DataError:
+        raise
+    # On a broken file, tarfile can raise nearly any exception.
+    except Exception as error:
+        raise DataError(f"{shard}: cannot be read as a tar file, at {last} ({error}). Copy it again.") from error
+
+
+def _member_problem(member: tarfile.TarInfo, most: int, shard_size: int) -> str:
+    if member.issparse():
+        return "is a sparse file, which may expand to any size"
+    if member.size > most:
+        return f"has {member.size:,} bytes. Expected at most {most:,}"
+    return "is cut short" if member.offset_data + member.size > shard_size else ""
+
+
+def _add_label(shard: Path, sample: _Sample, name: str, extension: str, content: bytes) -> None:
+    """Add a label to a sample. A `.cls` is preferred to a `.json`, in which a label is optional."""
+    if extension == ".cls" and sample.has_cls:
+        raise DataError(f"{shard}: {name} appears twice. Write the shard again.")
+    label = _cls_label(content) if extension == ".cls" else _json_label(content)
+    problem = f"{shard}: {name} {label}. Expected an integer from 0 to {_MAX_CLASSES - 1:,}"
+    if extension == ".cls":
+        if isinstance(label, str):
+            raise DataError(f"{problem}, such as 17. Correct the label.")
+        sample.label, sample.has_cls = label, True
+    elif not sample.has_cls:
+        if isinstance(label, str):
+            sample.problem = f'{problem}, as in {{"label": 17}}. Correct it, or add a .cls file.'
+        else:
+            sample.label = label
+
+
+def _cls_label(content: bytes) -> int | str:
+    """Return the label, or a phrase that says what the file has instead."""
+    text = content.strip()
+    if not re.fullmatch(rb"\d{1,9}", text):
+        return f"has the label {text[:20].decode(errors='backslashreplace')!r}"
+    return _in_range(int(text))
+
+
+def _json_label(content: bytes) -> int | str:
+    """Return the label, or a phrase that says what the file has instead."""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return f"is not valid JSON ({str(error)[:100]})"
+    if not isinstance(data, dict) or "label" not in data:
+        return "has no 'label'"
+    label = data["label"]
+    if type(label) is not int:
+        return f"has a label of type {type(label).__name__}"
+    return _in_range(label)
+
+
+def _in_range(label: int) -> int | str:
+    if 0 <= label < _MAX_CLASSES:
+        return label
+    # Shown only if short: Python limits how many digits it converts.
+    return f"has the label {label}" if abs(label) < 10**18 else "has a label of more than 18 digits"

@@ -19,6 +19,7 @@ from pvt_det.config.architecture import has_label_maps
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import IMAGE_SUFFIXES, check_size, read_header, read_image, read_labels
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
             unusable.add(image)
     findings.raise_if_refused(source.label_root, source.on_error)
     lines = [
-        f"{source.label_root}: {len(records) - len(unusable)} images with label maps",
+        f"{source.label_root}: {counted(len(records) - len(unusable), 'image')} with label maps",
         *findings.lines(source.on_error),
     ]
     logger.log(logging.WARNING if len(lines) > 1 else logging.INFO, "%s", "\n  ".join(lines))
@@ -236,7 +237,8 @@ def panoptic_folder(panoptic_json: str | Path) -> Path:
         DataError: The folder does not exist.
     """
     folder = Path(panoptic_json).with_suffix("")
-    places = (folder, folder.parents[1] / folder.name)
+    # Absolute, because a bare file name has no parent folder to go up from.
+    places = (folder, folder.absolute().parent.parent / folder.name)
     for place in places:
         if place.is_dir():
             return place

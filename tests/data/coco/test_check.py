@@ -12,8 +12,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pvt_det.config.table import choices
+from pvt_det.data.coco.annotations import read_annotations
 from pvt_det.data.coco.check import check_dataset
-from pvt_det.data.coco.findings import Problem
+from pvt_det.data.coco.findings import Findings, Problem
 from pvt_det.data.coco.registration import CocoSource
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.structures.rle import rle_problem
@@ -296,3 +297,20 @@ def test_any_changed_value_is_refused_or_harmless(tmp_path_factory, data):
             assert np.isfinite(annotation["bbox"]).all()
             assert annotation["iscrowd"] in (0, 1)
             assert annotation["area"] >= 0
+
+
+def test_only_a_file_name_outside_the_image_folder_is_fatal(tmp_path):
+    images = [
+        {"id": 1, "file_name": "../a.jpg", "width": 8, "height": 8},
+        {"id": 2, "file_name": "outside the image folder.jpg", "width": 0, "height": 8},
+        {"id": 3, "file_name": "b.jpg", "width": 8, "height": 8},
+    ]
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    findings = Findings()
+    read_annotations(path, findings)
+    found = {problem.first[0]: problem.fatal for problem in findings.problems.values() if "image " in problem.first[0]}
+    assert found == {"image 1": True, "image 2": False}
+    allowed = Findings()
+    read_annotations(path, allowed, allow_outside=True)
+    assert not any("outside" in kind for kind in allowed.problems)

@@ -20,7 +20,7 @@ from pvt_det.data.augmentation.color import PhotometricDistortion, PhotometricTr
 from pvt_det.data.augmentation.semantic import build_semantic_augmentations
 from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
 from pvt_det.data.mapper import PVTDatasetMapper
-from pvt_det.data.segmentation.folders import LabelMaps
+from pvt_det.data.segmentation.folders import LabelMaps, panoptic_folder
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import ConfigError, DataError
 from tests.scripts import dataset_script
@@ -385,3 +385,15 @@ def test_palette_of_a_label_map_is_ignored(tmp_path):
     image.putdata(labels.ravel())
     image.save(tmp_path / "map.png")
     np.testing.assert_array_equal(LabelMaps(3, 255).read(tmp_path / "map.png", (4, 3)), labels)
+
+
+def test_panoptic_folder_of_a_bare_file_name(tmp_path, monkeypatch):
+    inner = tmp_path / "annotations"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    with pytest.raises(DataError, match="expected folder panoptic or "):
+        panoptic_folder("panoptic.json")
+    (tmp_path / "panoptic").mkdir()
+    assert panoptic_folder("panoptic.json").samefile(tmp_path / "panoptic")
+    (inner / "panoptic").mkdir()
+    assert panoptic_folder("panoptic.json").samefile(inner / "panoptic")
