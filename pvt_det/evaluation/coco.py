@@ -17,13 +17,20 @@ from detectron2.utils import comm
 from pvt_det.config.choices import require_choice
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
-from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, load_ground_truth, read_ground_truth
+from pvt_det.evaluation.ground_truth import (
+    COCO_MAX_DETECTIONS,
+    GroundTruth,
+    check_ground_truth,
+    load_ground_truth,
+    write_ground_truth,
+)
 from pvt_det.evaluation.metrics import CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
 from pvt_det.utils.tables import class_table, metric_table
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "coco_instances_results.json"
+GROUND_TRUTH_FILE = "ground_truth.json"
 _EVALUATORS = {"hotcoco": evaluate_hotcoco, "pycocotools": evaluate_pycocotools}
 _TITLES = {"bbox": "Box", "segm": "Mask"}
 
@@ -37,7 +44,7 @@ class COCOEvaluator(DatasetEvaluator):
     Args:
         dataset_name: Registered name of the data set.
         tasks: One or both of "bbox" and "segm".
-        output_dir: Folder for `coco_instances_results.json`.
+        output_dir: Folder for `coco_instances_results.json`, and for the ground truth, `ground_truth.json`.
         evaluator: The library that computes AP, "hotcoco" or "pycocotools".
         max_detections: Largest number of detections per image that count. COCO's limit is 100.
 
@@ -76,7 +83,7 @@ class COCOEvaluator(DatasetEvaluator):
         self.output_dir.mkdir(parents=True, exist_ok=True)
         converted = str(self.output_dir / f"{self.dataset_name}_coco_format.json")
         convert_to_coco_json(self.dataset_name, converted, allow_cached=False)
-        return read_ground_truth(converted)
+        return check_ground_truth(converted)
 
     def reset(self) -> None:
         """Clear all detections."""
@@ -100,7 +107,7 @@ class COCOEvaluator(DatasetEvaluator):
                 self._detections.append(pack_detections(output["instances"], record["image_id"]))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Write the detections to the results JSON, and compute the metrics.
+        """Write the detections and the ground truth, and compute the metrics.
 
         Returns:
             On the main process, `{task: {metric: percent}}` with COCO's 12 metrics and `AP-<class>`. Metrics without
@@ -123,6 +130,7 @@ class COCOEvaluator(DatasetEvaluator):
         if unreadable:
             logger.warning("%d images could not be read and are excluded from all metrics", len(unreadable))
         truth = self.truth.without(set(unreadable))
+        write_ground_truth(self.output_dir / GROUND_TRUTH_FILE, truth, unreadable, masks="segm" in self.tasks)
         return {task: self._measure(task, truth, detections) for task in self.tasks}
 
     def _measure(self, task: str, truth: GroundTruth, detections: list[Detections]) -> dict[str, float]:

@@ -17,13 +17,12 @@ from PIL import Image
 
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
 from pvt_det.inference.segmentor import NO_CLASS, Labels
+from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.visualizer import Picture, draw, draw_labels
 
-RESULTS_NAME = "results.json"
-IMAGES_NAME = "images.json"
 LABELS_NAME = "labels"
 Prediction = TypeVar("Prediction")
 _JPEG_QUALITY = 90
@@ -42,10 +41,11 @@ class OutputFiles(ABC, Generic[Prediction]):
         images: Number of images and frames added so far.
 
     Raises:
-        ConfigError: The folder cannot be created or written.
+        ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool) -> None:
+        require_kind(folder, PREDICTION)
         make_folder(folder)
         self.folder = folder
         self.class_names = class_names
@@ -98,7 +98,7 @@ class OutputFiles(ABC, Generic[Prediction]):
 class PredictionFiles(OutputFiles[Instances]):
     """The output folder of a detector's prediction.
 
-    `results.json` contains the detections in COCO's results format. `images.json` contains the images and categories
+    `detections.json` contains the detections in COCO's results format. `images.json` contains the images and categories
     that the ids refer to, in COCO's annotation format. Crops are saved as `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
@@ -108,7 +108,7 @@ class PredictionFiles(OutputFiles[Instances]):
         crops: Whether to save a crop of every object.
 
     Raises:
-        ConfigError: The folder cannot be created or written.
+        ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
     """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], *, pictures: bool, crops: bool) -> None:
@@ -158,11 +158,12 @@ class PredictionFiles(OutputFiles[Instances]):
         return draw(pixels, _as_objects(prediction)[::-1], self.class_names, _drawing_width(pixels))
 
     def finish(self) -> None:
-        """Write `results.json` and `images.json`."""
+        """Write `detections.json` and `images.json`, whose `info` says what the folder contains."""
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.class_names)]
-        images = {"images": self._images, "annotations": [], "categories": categories}
+        info = {"kind": PREDICTION, "detections": DETECTIONS_NAME}
+        images = {"info": info, "images": self._images, "annotations": [], "categories": categories}
         write_atomically(self.folder / IMAGES_NAME, json.dumps(images, ensure_ascii=False, indent=1))
-        write_results(self.folder / RESULTS_NAME, self._detections, np.arange(1, len(self.class_names) + 1))
+        write_results(self.folder / DETECTIONS_NAME, self._detections, np.arange(1, len(self.class_names) + 1))
 
     def _save_crops(self, name: PurePath, pixels: Picture, prediction: Instances) -> None:
         height, width = prediction.image_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def environment(device: torch.device) -> dict[str, object]:
         "commit": commit_or_version(_PACKAGE),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def code_version() -> dict[str, str]:
+    """Return the version of this package, and the commit of its checkout (again the version if it is installed)."""
+    # The name is not imported above, because the package imports this module.
+    version_of_package: str = import_module(_PACKAGE.name).__version__
+    return {"version": version_of_package, "commit": commit_or_version(_PACKAGE)}
 
 
 def commit_or_version(package: Path) -> str:
