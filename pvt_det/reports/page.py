@@ -28,6 +28,10 @@ _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
 _SIZES = ("all", "small", "medium", "large")
 _LOSSES = "loss"
+_OLD = (
+    "The results were written by an earlier version, which did not record the weights and the ground truth. The "
+    "sections below the metrics are computed from the annotation file as it is now. Evaluate again with pvt-det eval."
+)
 # A table of more classes is collapsed.
 _SHOWN_CLASSES = 30
 
@@ -89,9 +93,8 @@ def _metrics(run: Run) -> Html:
     """Return the metrics of the shown checkpoint and then of the others, each under its name."""
     shown = [run.checkpoint] if run.checkpoint else []
     others = [each for each in run.checkpoints.values() if each is not run.checkpoint and each.metrics]
-    return join(
-        *(notice(line, "warning") for line in mismatches(run)), *(_checkpoint(each) for each in (*shown, *others))
-    )
+    notes = mismatches(run) if run.kind else [_OLD]
+    return join(*(notice(note, "warning") for note in notes), *(_checkpoint(each) for each in (*shown, *others)))
 
 
 def _checkpoint(checkpoint: Checkpoint) -> Html:

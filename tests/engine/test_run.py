@@ -123,7 +123,8 @@ def test_early_stopping(tmp_path, tiny_cfg):
         TEST__EARLY_STOP_PATIENCE=1,
     )
     train(cfg)
-    assert json.loads((tmp_path / "results.json").read_text())["iterations"] == 2
+    checkpoints = json.loads((tmp_path / "results.json").read_text())["checkpoints"]
+    assert {name: checkpoint["iteration"] for name, checkpoint in checkpoints.items()} == {"best": 1, "final": 2}
 
 
 @pytest.mark.parametrize("key", ["TEST__PRECISE_BN__ENABLED"])

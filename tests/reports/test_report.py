@@ -140,6 +140,21 @@ def test_report_of_a_run_without_images_says_so(run, tmp_path):
     assert "<h2>Training</h2>" not in text
 
 
+def test_report_of_an_earlier_version_says_that_its_ground_truth_was_not_recorded(run, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    results = json.loads((run / "results.json").read_text())
+    metrics = results["checkpoints"]["final"]["metrics"]
+    for key in ("kind", "checkpoints", "shown", "data", "detections", "ground_truth"):
+        del results[key]
+    results |= {"metrics": metrics, "results_file": "detections.json", "annotations": str(old / "val.json")}
+    (old / "results.json").write_text(json.dumps(results))
+    write_report(old, old / "report.html")
+    text = (old / "report.html").read_text()
+    assert "did not record the weights and the ground truth" in text
+    assert "Boxes: classes and sizes" in text
+
+
 def test_folder_without_results_is_refused(tmp_path):
     with pytest.raises(DataError, match="results"):
         write_report(tmp_path, tmp_path / "report.html")
