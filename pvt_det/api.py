@@ -16,7 +16,7 @@ from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import PvtDetError
 from pvt_det.reports.card import write_card
 from pvt_det.reports.page import write_report
-from pvt_det.run_folder import PAGE_NAME
+from pvt_det.run_folder import PAGE_NAME, evaluation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate weights on `DATASETS.TEST`.
 
+    The results are written to the output folder. If that is a run folder, they go to `evaluation/DATASET` in it.
+
     With several processes, call it in every process of the group.
 
     Args:
         cfg: A complete, unfrozen config. It is adapted to the machine and the data in place.
-        config_file: Path of the config file, recorded in `results.json`.
+        config_file: Path of the config file, recorded in `evaluation.json`.
         resume: Whether to evaluate the last checkpoint of the output folder instead of `MODEL.WEIGHTS`.
         allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
         page: Whether to also write the report page.
@@ -87,7 +89,7 @@ def evaluate(
     with default_setup(cfg, resume=resume, eval_only=True):
         metrics = evaluate_weights(cfg, config_file=config_file, resume=resume, allow_partial=allow_partial)
         if page and comm.is_main_process():
-            output = Path(cfg.OUTPUT_DIR) / PAGE_NAME
+            output = evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST) / PAGE_NAME
             try:
                 write_page(output.parent, output, against)
                 logger.info("Open %s in a browser.", output)

@@ -7,7 +7,6 @@ previous checkpoint readable.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ import torch
 
 from pvt_det.errors import CheckpointError, NumericError
 from pvt_det.utils.agreement import shortened
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from pvt_det.weights.reader import read_file
 
@@ -109,7 +109,7 @@ class CheckpointStore:
                 torch.save({**state, "format": FORMAT}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            digest = _digest(temporary)
+            digest = file_digest(temporary)
             manifest = self._read_manifest()
             # Until the rename, the file of that name is still the old one, so both digests are valid.
             old = manifest.get(name, {}).get("sha256", [])
@@ -179,10 +179,8 @@ class CheckpointStore:
         entry = self._read_manifest().get(path.name)
         try:
             if entry is not None:
-                if _digest(path) not in entry["sha256"]:
-                    raise CheckpointError(
-                        f"{path} is damaged: its content differs from what was saved (SHA-256 mismatch)."
-                    )
+                if file_digest(path) not in entry["sha256"]:
+                    raise _damaged(path)
                 return
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -191,23 +189,39 @@ class CheckpointStore:
         if damaged is not None:
             raise CheckpointError(f"{path} is damaged: the checksum (CRC-32) of its entry {damaged} is wrong.")
 
-    def verify_if_listed(self, path: Path) -> int:
-        """Verify a file if `save` wrote it.
+    def identify(self, path: Path) -> tuple[str, int]:
+        """Compute the digest of a weight file, and verify the file if `save` wrote it.
 
         Args:
             path: Any file in this folder.
 
         Returns:
-            Number of iterations that the checkpoint was trained for, or 0 if `checkpoints.json` does not list it.
+            The SHA-256 of the file, and the number of iterations that the checkpoint was trained for. The number is 0
+            if `checkpoints.json` does not list the file.
 
         Raises:
-            CheckpointError: If the content differs from what was saved.
+            CheckpointError: If the file cannot be read, or its content differs from what was saved.
         """
         entry = self._read_manifest().get(path.name)
-        if entry is None:
-            return 0
-        self.verify(path)
-        return int(entry["iteration"]) + 1
+        try:
+            digest = file_digest(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        if entry is not None and digest not in entry["sha256"]:
+            raise _damaged(path)
+        return digest, 0 if entry is None else int(entry["iteration"]) + 1
+
+    def saved_digest(self, name: str) -> str:
+        """Return the digest of a checkpoint as it was saved, without reading the checkpoint.
+
+        Args:
+            name: File name in the folder.
+
+        Returns:
+            The SHA-256, or "" if `checkpoints.json` does not list the file.
+        """
+        entry = self._read_manifest().get(name)
+        return entry["sha256"][0] if entry else ""
 
     def load(self, path: Path) -> dict[str, Any]:
         """Verify a checkpoint and load it onto the CPU, without running any code in it.
@@ -346,9 +360,8 @@ def _read_iteration(path: Path) -> int:
     return found if type(found) is int else -1
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: its content differs from what was saved (SHA-256 mismatch).")
 
 
 def _bytes_of_tensors(state: Any) -> int:

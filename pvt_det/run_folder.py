@@ -4,30 +4,26 @@
 - `config_changes.json`: what was changed when the run was resumed: iteration, key, old and new value.
 - `model_0001999.pth` …: checkpoints, tracked by `checkpoints.json` and `last_checkpoint`.
 - `model_best.pth`, `model_final.pth`: the checkpoint with the best metric, and the last one.
-- `results.json`: the model, the recipe, the data set and the final metrics.
+- `results.json`: the model, the recipe, the data, and the metrics of the best and the last checkpoint.
 - `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
 - `log.txt`: the log of the run.
-- `inference/DATASET/`: detections in COCO's results format.
+- `inference/DATASET/`: detections in COCO's results format, and the checked annotations that they were evaluated with.
 - `train_batch.jpg`: the first training images with their labels.
 - `README.md`, `report.html`: the model card and the report page.
+- `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`.
+
+A prediction has a folder of its own, with `detections.json` and `images.json`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pvt_det.checkpoint import CheckpointStore
-from pvt_det.errors import CheckpointError, ConfigError, DataError
-from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS
-from pvt_det.utils.files import write_atomically
+from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
+from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.text import warn_deprecated
 
@@ -36,6 +32,7 @@ CHANGES_NAME = "config_changes.json"
 BEST_NAME = "model_best.pth"
 FINAL_NAME = "model_final.pth"
 RESULTS_NAME = "results.json"
+EVALUATION_NAME = "evaluation.json"
 METRICS_NAME = "metrics.json"
 LOG_NAME = "log.txt"
 BATCH_PICTURE_NAME = "train_batch.jpg"
@@ -49,128 +46,93 @@ CLASSIFIER_FINAL_NAME = "model_final.safetensors"
 # The training state to resume from. Every save replaces it.
 CLASSIFIER_LAST_NAME = "model_last.pth"
 TENSORBOARD_FOLDER = "tensorboard"
-# Results of `--eval-only`, kept apart from those of the training run in the same folder.
+# Evaluations of a run, each in a folder named after the data set.
 EVALUATION_FOLDER = "evaluation"
+# Files of predictions.
+DETECTIONS_NAME = "detections.json"
+IMAGES_NAME = "images.json"
+# The weights in a folder to share.
+SHARED_NAME = "model.safetensors"
+# Kinds of folders. A command writes to a folder of its own kind only.
+TRAINING, EVALUATION, PREDICTION, SHARED = "training", "evaluation", "prediction", "shared"
+_OWNERS = {
+    TRAINING: "a training run",
+    EVALUATION: "an evaluation",
+    PREDICTION: "a prediction",
+    SHARED: "a model to share",
+}
+# Kinds that an evaluation can be given instead of an output folder. It writes to a folder of its own in it.
+WITH_MODEL = (TRAINING, SHARED)
+# Files that only a training run writes.
+_CHECKPOINTS = (MANIFEST_NAME, FINAL_NAME, BEST_NAME, CLASSIFIER_LAST_NAME, CLASSIFIER_BEST_NAME)
 # File names of earlier versions.
 _OLD_CLASSIFIER_BEST_NAME = "best.safetensors"
 _OLD_NAMES = {_OLD_CLASSIFIER_BEST_NAME: CLASSIFIER_BEST_NAME, "metrics.jsonl": METRICS_NAME}
 logger = logging.getLogger(__name__)
 
-# The main metric of each task, by which runs are compared.
-TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top1"}
-_FIELDS: dict[str, type] = {
-    "config_file": str,
-    "model": str,
-    "recipe": str,
-    "dataset": str,
-    "parameters": int,
-    "metrics": dict,
-    "results_file": str,
-    "annotations": str,
-}
 
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, read from its `results.json`.
-
-    Attributes:
-        folder: The run folder.
-        config_file: The config that the run was started with. For a classifier, the name of the model.
-        model: Name of the head and the backbone.
-        recipe: Optimizer, batch size, schedule and image sizes. Runs with equal recipes can be compared.
-        dataset: Name of the evaluated data set.
-        parameters: Number of parameters.
-        metrics: Metrics in percent by task and name. None for metrics without ground truth.
-        results_file: Path of the detections in COCO's results format.
-        annotations: Path of the ground truth in COCO's format.
-        gmacs: Billions of multiply-accumulates for one image, with the image size. None if not recorded.
-        seed: The run's seed, or None if not recorded.
-        environment: Versions and hardware by name. Empty if not recorded.
-    """
-
-    folder: Path
-    config_file: str
-    model: str
-    recipe: str
-    dataset: str
-    parameters: int
-    metrics: dict[str, dict[str, float | None]]
-    results_file: Path
-    annotations: Path
-    gmacs: str | None = None
-    seed: int | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    def value(self, task: str) -> float | None:
-        """Return the main metric of a task.
-
-        Args:
-            task: A key of `TASKS`, such as "bbox".
-
-        Returns:
-            The metric in percent, or None if it was not measured.
-        """
-        return self.metrics.get(task, {}).get(TASKS[task])
-
-    @property
-    def max_detections(self) -> int:
-        """Largest number of detections per image that counted, read from the recall's name: 300 from "AR300"."""
-        limits = [int(name[2:]) for name in self.metrics.get("bbox", {}) if re.fullmatch(r"AR\d+", name)]
-        return max([COCO_MAX_DETECTIONS, *limits])
-
-
-def load_run(path: str | Path) -> Run:
-    """Read the results of a finished run.
+def folder_kind(folder: str | os.PathLike[str]) -> str:
+    """Return what the files in a folder belong to.
 
     Args:
-        path: The run folder, or its `results.json`.
+        folder: Any path.
 
     Returns:
-        The run.
+        "training", "evaluation", "prediction" or "shared". "" if the folder does not exist or has no such files.
+    """
+    path = Path(folder)
+    is_prediction = any((path / name).is_file() for name in (DETECTIONS_NAME, IMAGES_NAME))
+    is_prediction = is_prediction or _has_old_detections(path / RESULTS_NAME)
+    # Checkpoints first: earlier versions of `predict` could write into a run.
+    found = {
+        EVALUATION: (path / EVALUATION_NAME).is_file(),
+        TRAINING: any((path / name).is_file() for name in _CHECKPOINTS),
+        PREDICTION: is_prediction,
+        SHARED: (path / SHARED_NAME).is_file(),
+    }
+    kind = next((kind for kind, is_found in found.items() if is_found), "")
+    return kind or (TRAINING if (path / RESULTS_NAME).is_file() else "")
+
+
+def require_kind(folder: str | os.PathLike[str], kind: str) -> None:
+    """Check that an output folder does not belong to another command. Call it before any work.
+
+    Args:
+        folder: The output folder, which may not exist.
+        kind: What will be written: "training", "evaluation", "prediction" or "shared".
 
     Raises:
-        DataError: If the file is missing or broken, or lacks a field.
+        ConfigError: If the folder contains files of another kind.
     """
-    file = Path(path)
-    file = file / RESULTS_NAME if file.is_dir() else file
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be read: {error.strerror}. Expected the output folder of a finished and evaluated run."
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{file} is not valid JSON: {error}.") from error
-    for name, kind in _FIELDS.items():
-        if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
-            raise DataError(f"{file} has no {name!r} of type {kind.__name__}. Expected the {RESULTS_NAME} of a run.")
-    fields: dict[str, Any] = {name: raw[name] for name in _FIELDS if name not in ("results_file", "annotations")}
-    return Run(
-        folder=file.parent,
-        results_file=file.parent / raw["results_file"],
-        annotations=Path(raw["annotations"]),
-        gmacs=raw.get("gmacs"),
-        seed=raw.get("seed"),
-        environment=raw.get("environment", {}),
-        **fields,
-    )
+    found = folder_kind(folder)
+    if found not in ("", kind):
+        raise ConfigError(
+            f"{folder} is the folder of {_OWNERS[found]}. Its files could be replaced by those of {_OWNERS[kind]}. "
+            "Choose another folder with --output."
+        )
 
 
-def save_results(folder: Path, results: dict[str, Any]) -> Path:
-    """Write `results.json`, which `load_run` reads.
+def evaluation_folder(output: str | os.PathLike[str], datasets: Sequence[str]) -> Path:
+    """Return the folder for the results of an evaluation.
 
     Args:
-        folder: The run folder.
-        results: The fields of `Run` except `folder`, plus others. `results_file` is relative to the folder. NaN and
-            infinity become null, because JSON has neither.
+        output: The output folder of the evaluation, or the folder of a run or of a shared model.
+        datasets: Names of the evaluated data sets.
 
     Returns:
-        Path of the file.
+        `evaluation/DATASET` in the folder of a run or of a shared model, whose own files are kept. Otherwise `output`.
     """
-    path = folder / RESULTS_NAME
-    write_atomically(path, json.dumps(_without_nan(results), indent=1, allow_nan=False))
-    return path
+    path = Path(output)
+    return path / EVALUATION_FOLDER / "+".join(datasets) if folder_kind(path) in WITH_MODEL else path
+
+
+def _has_old_detections(file: Path) -> bool:
+    """Return whether a `results.json` is a list of detections, as `pvt-det predict` of earlier versions wrote it."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(1) == b"["
+    except OSError:
+        return False
 
 
 def inference_folder(folder: str | Path, dataset_name: str) -> Path:
@@ -227,6 +189,23 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
     Raises:
         CheckpointError: If no weights are given and none are found, or if they are damaged.
     """
+    return identified_weights(config, weights)[0]
+
+
+def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tuple[str, str]:
+    """Return the weights to use with a config, and their digest.
+
+    Args:
+        config: The config file.
+        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, in the folder of
+            the config.
+
+    Returns:
+        A value for `MODEL.WEIGHTS`, and the SHA-256 of the file. The digest of a URL or catalog name is "".
+
+    Raises:
+        CheckpointError: If no weights are given and none are found, or if they are damaged.
+    """
     if weights:
         path = Path(weights)
     else:
@@ -238,9 +217,8 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
             )
         path = found
     if not file_fault(path):
-        CheckpointStore(path.parent).verify_if_listed(path)
-        return str(path)
-    return str(weights)
+        return str(path), CheckpointStore(path.parent).identify(path)[0]
+    return str(weights), ""
 
 
 def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> str | os.PathLike[str]:
@@ -290,11 +268,3 @@ def rename_old_files(folder: Path) -> None:
         if (folder / old).exists() and not (folder / new).exists():
             (folder / old).rename(folder / new)
             logger.info("Renamed %s to %s.", folder / old, new)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

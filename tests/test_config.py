@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pvt_det.config import get_config, load_config, validate_config
+from pvt_det.config.digest import config_digest, recipe_digest
 from pvt_det.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -259,3 +260,38 @@ def test_config_can_be_imported_first():
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "87960", done.stderr
+
+
+# --- digests ---------------------------------------------------------------------------------------------------------
+def test_digest_ignores_keys_without_effect_on_the_result(tmp_path):
+    cfg = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml")
+    moved = ["OUTPUT_DIR", "elsewhere", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1", "MODEL.WEIGHTS", "a.pth"]
+    assert config_digest(load_config(ROOT / "configs/retinanet_pvt_tiny.yaml", moved)) == config_digest(cfg)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert config_digest(load_config(tmp_path / "config.yaml")) == config_digest(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_same_recipe"),
+    [
+        ("MODEL.PVT.VARIANT", "pvt_small", False),
+        ("SOLVER.BASE_LR", "0.5", False),
+        ("INPUT.MIN_SIZE_TEST", "640", False),
+        ("TEST.AUG.ENABLED", "True", False),
+        ("SEED", "7", True),
+        ("MODEL.RETINANET.NUM_CLASSES", "3", True),
+    ],
+)
+def test_digest_of_config_and_of_recipe(key, value, is_same_recipe):
+    cfg = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml")
+    changed = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml", [key, value])
+    assert config_digest(changed) != config_digest(cfg)
+    assert (recipe_digest(changed) == recipe_digest(cfg)) is is_same_recipe
+
+
+def test_recipe_is_the_same_with_accumulated_batches():
+    cfg = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml")
+    half = [str(cfg.SOLVER.IMS_PER_BATCH // 2), "SOLVER.ACCUMULATE_STEPS", "2"]
+    changed = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml", ["SOLVER.IMS_PER_BATCH", *half])
+    assert recipe_digest(changed) == recipe_digest(cfg)
+    assert config_digest(changed) != config_digest(cfg)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pvt_det.classification.config import TrainConfig, load_train_config
+from pvt_det.classification.config import TrainConfig, config_digest, load_train_config
 from pvt_det.classification.files import read_classes, write_config, write_weights
 from pvt_det.data.imagenet.folders import ImageSource
-from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, require_other, write_own_card, write_shared_card
-from pvt_det.run_folder import (
-    CLASSES_NAME,
-    CLASSIFIER_BEST_NAME,
-    OPTIONS_NAME,
-    Run,
-    best_classifier,
-    load_run,
+from pvt_det.reports.card_page import (
+    Facts,
+    Shipped,
+    Terms,
+    find_shipped,
+    require_other,
+    write_own_card,
+    write_shared_card,
 )
+from pvt_det.results import Run, load_run
+from pvt_det.run_folder import CLASSES_NAME, CLASSIFIER_BEST_NAME, OPTIONS_NAME, SHARED_NAME, best_classifier
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.text import counted
 from pvt_det.weights import read_checkpoint
+from pvt_det.weights.source import locate
 
 _MAX_LISTED_CLASSES = 100  # with more classes, the card gives their number and refers to classes.json
+logger = logging.getLogger(__name__)
 
 
 def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) -> None:
@@ -35,7 +41,8 @@ def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) ->
     """
     folder = Path(cfg.output)
     counts = {"train": f", {counted(len(train), 'image')}", "val": f", {counted(len(validation), 'image')}"}
-    facts = _facts(load_run(folder), cfg, train.classes, counts)
+    run = load_run(folder)
+    facts = _facts(run, find_shipped(run, CLASSIFIER_BEST_NAME), cfg, train.classes, counts)
     write_own_card(facts, _usage(cfg, len(train.classes), CLASSIFIER_BEST_NAME))
 
 
@@ -58,20 +65,38 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     require_other(run, output)
     results, classes = load_run(run), read_classes(run / CLASSES_NAME)
     cfg = load_train_config(run / OPTIONS_NAME)
+    source = locate(weights or str(best_classifier(run)))
+    notes = config_mismatch(results, cfg)
+    shipped = find_shipped(results, source.name if weights else CLASSIFIER_BEST_NAME, file_digest(source), notes)
+    for note in shipped.notes:
+        logger.warning("%s: %s", run, note)
     make_folder(output)
-    tensors = read_checkpoint(weights or str(best_classifier(run)))
+    tensors = read_checkpoint(source)
     write_weights(output / SHARED_NAME, cfg, classes, tensors)
     private = ("data", "val_labels", "output", "resume", "weights")
     public = dataclasses.replace(cfg, **{name: getattr(TrainConfig, name) for name in private})
     write_config(output, public, classes)
-    facts = _facts(results, cfg, classes, {"train": "", "val": ""})
+    facts = _facts(results, shipped, cfg, classes, {"train": "", "val": ""})
     write_shared_card(output, facts, terms, _usage(cfg, len(classes), SHARED_NAME))
 
 
-def _facts(run: Run, cfg: TrainConfig, classes: Sequence[str], counts: Mapping[str, str]) -> Facts:
+def config_mismatch(run: Run, cfg: TrainConfig) -> list[str]:
+    """Return a sentence if the options in a run folder differ from what the results record.
+
+    Args:
+        run: The run.
+        cfg: The options in the folder.
+    """
+    if run.config_sha256 in ("", config_digest(cfg)):
+        return []
+    return [f"{OPTIONS_NAME} does not contain the options that {run.results_file.name} describes: its digest differs."]
+
+
+def _facts(run: Run, shipped: Shipped, cfg: TrainConfig, classes: Sequence[str], counts: Mapping[str, str]) -> Facts:
     """Collect the content of the card. `counts` holds a phrase with the number of images for each split."""
     return Facts(
         run=run,
+        shipped=shipped,
         start="",
         # Only the last folder: the path on this machine is private.
         data={split: f"{Path(cfg.data).name}/{split}{count}" for split, count in counts.items()},

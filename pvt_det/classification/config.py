@@ -19,6 +19,7 @@ import yaml
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.digest import value_digest
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
 from pvt_det.utils.text import did_you_mean, warn_deprecated
@@ -42,6 +43,10 @@ exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 6 lost pro
 """
 # Keys that may differ between the processes of a run. What the paths lead to is compared by its content.
 _MAY_DIFFER = frozenset({"data", "val_labels", "output", "weights", "eval_batch_size", "workers", "save_minutes"})
+# Keys that say how the work is done. Like those that a resumed run may change, they are not part of a digest.
+_WITHOUT_EFFECT = frozenset({"eval_only", "device", "compile", "channels_last", "checkpoint_stages", "deterministic"})
+# Further keys in which a run may differ from a published recipe.
+_NOT_OF_RECIPE = frozenset({"seed", "amp", "accumulate_steps", "eval_every"})
 _BOOLEANS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _EXPECTED = {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"}
 
@@ -289,6 +294,41 @@ def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
     return did_you_mean(word.replace("-", "_"), known).strip() or f"Expected one of {', '.join(known)}."
+
+
+def config_digest(cfg: TrainConfig) -> str:
+    """Compute the SHA-256 of the keys that change the model, the data or the evaluation.
+
+    Keys at their default value are not part of it, so that a new key does not change the digest of older runs.
+
+    Args:
+        cfg: The config of the run.
+
+    Returns:
+        The digest as 64 hex digits.
+    """
+    return _digest(cfg, _WITHOUT_EFFECT)
+
+
+def recipe_digest(cfg: TrainConfig) -> str:
+    """Compute the SHA-256 of the architecture, the schedule, the augmentation and the evaluation settings.
+
+    A run follows a published recipe if both have the same digest.
+
+    Args:
+        cfg: The config of the run.
+
+    Returns:
+        The digest as 64 hex digits.
+    """
+    return _digest(cfg, _WITHOUT_EFFECT | _NOT_OF_RECIPE)
+
+
+def _digest(cfg: TrainConfig, left_out: frozenset[str]) -> str:
+    fields = config_fields().items()
+    names = [name for name, option in fields if name not in left_out and not option.metadata["resumable"]]
+    values = {name: getattr(cfg, name) for name in names}
+    return value_digest({name: value for name, value in values.items() if value != getattr(TrainConfig, name)})
 
 
 def check_same_run(saved: Mapping[str, Any], now: TrainConfig) -> None:

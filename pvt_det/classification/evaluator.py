@@ -44,6 +44,16 @@ class Accuracy:
         )
 
 
+def accuracy_metrics(top1: float, top5: float) -> dict[str, dict[str, float | None]]:
+    """Return accuracies as the metrics of a checkpoint.
+
+    Args:
+        top1: Top-1 accuracy in percent, negative if it was not measured.
+        top5: Top-5 accuracy in percent.
+    """
+    return {"classification": {"top1": top1, "top5": top5}} if top1 >= 0 else {}
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates a classifier on the images of all processes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -15,8 +15,8 @@ from torch import nn
 
 from pvt_det.classification.build import build_evaluator
 from pvt_det.classification.card import write_card
-from pvt_det.classification.config import TrainConfig
-from pvt_det.classification.evaluator import Accuracy
+from pvt_det.classification.config import TrainConfig, config_digest, recipe_digest
+from pvt_det.classification.evaluator import Accuracy, accuracy_metrics
 from pvt_det.classification.files import read_classes_from_weights
 from pvt_det.classification.trainer import ClassificationTrainer
 from pvt_det.data.imagenet.folders import ImageSource, open_images
@@ -24,8 +24,10 @@ from pvt_det.errors import CheckpointError, Interrupted
 from pvt_det.models import create_model
 from pvt_det.models.complexity import count_gmacs, count_parameters
 from pvt_det.reports.published import IMAGENET, published_classifier
-from pvt_det.run_folder import CLASSIFIER_BEST_NAME, EVALUATION_FOLDER, save_results
+from pvt_det.results import BEST, EVALUATED, Checkpoint, DataRecord, save_results
+from pvt_det.run_folder import CLASSIFIER_BEST_NAME, EVALUATION, EVALUATION_FOLDER, TRAINING, require_kind
 from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.distributed import Process, start_process
 from pvt_det.utils.environment import environment
 from pvt_det.utils.lock import FolderLock
@@ -34,6 +36,7 @@ from pvt_det.utils.paths import make_folder
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.signals import termination_reported
 from pvt_det.weights import load_pretrained
+from pvt_det.weights.source import locate
 
 _IMAGENET_CLASSES, _IMAGENET_IMAGES = 1000, 50_000
 logger = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ def start_run(cfg: TrainConfig, resume_command: str = "the same command with --r
     command = "" if cfg.eval_only else resume_command
     with start_process(cfg.device) as process:
         folder = _output_folder(cfg)
+        require_kind(folder, EVALUATION if cfg.eval_only else TRAINING)
         make_folder(folder)
         logs, reported = run_logging(folder, process.rank, get_console()), termination_reported(command)
         with _lock(cfg, process), logs, reported, missing_ranks_named(command):
@@ -96,14 +100,16 @@ def write_reports(trainer: ClassificationTrainer) -> None:
     """
     if not trainer.process.is_main_process:
         return
-    cfg, progress = trainer.cfg, trainer.progress
-    _write_results(cfg, trainer.state.model, trainer.validation, progress.best_top1, progress.best_top5)
+    cfg = trainer.cfg
+    _write_results(cfg, trainer.state.model, trainer.checkpoints(), trainer.validation, trainer.images)
     write_card(cfg, trainer.images, trainer.validation)
-    logger.info("best top-1 %.2f %%: %s", progress.best_top1, Path(cfg.output) / CLASSIFIER_BEST_NAME)
+    logger.info("best top-1 %.2f %%: %s", trainer.progress.best_top1, Path(cfg.output) / CLASSIFIER_BEST_NAME)
 
 
 def evaluate(cfg: TrainConfig, process: Process) -> Accuracy:
-    """Evaluate `cfg.weights` on the validation images, and write `evaluation/results.json` in the output folder.
+    """Evaluate `cfg.weights` on the validation images, and write `evaluation.json`.
+
+    The file is in `evaluation/DATASET` in the output folder.
 
     Args:
         cfg: The config of the run.
@@ -125,13 +131,17 @@ def evaluate(cfg: TrainConfig, process: Process) -> Accuracy:
         )
     accuracy = build_evaluator(cfg, process, images)(model.to(process.device))
     if process.is_main_process:
-        _write_results(cfg, model, images, accuracy.top1, accuracy.top5)
+        path = locate(cfg.weights)
+        metrics = accuracy_metrics(accuracy.top1, accuracy.top5)
+        checkpoints = {EVALUATED: Checkpoint(cfg.weights, file_digest(path), None, metrics)}
+        _write_results(cfg, model, checkpoints, images)
         logger.info("%s %s: %s (%s)", cfg.model, cfg.weights, accuracy, _published_top1(cfg.model))
     return accuracy
 
 
 def _output_folder(cfg: TrainConfig) -> Path:
-    return Path(cfg.output) / EVALUATION_FOLDER if cfg.eval_only else Path(cfg.output)
+    name = f"{Path(cfg.data).resolve().name}_val"
+    return Path(cfg.output) / EVALUATION_FOLDER / name if cfg.eval_only else Path(cfg.output)
 
 
 def _lock(cfg: TrainConfig, process: Process) -> AbstractContextManager[Any]:
@@ -144,24 +154,41 @@ def _published_top1(model: str) -> str:
     return f"published ImageNet-1k top-1: {published.classification['top1']} %" if published else "no published top-1"
 
 
-def _write_results(cfg: TrainConfig, model: nn.Module, validation: ImageSource, top1: float, top5: float) -> None:
-    """Write `results.json`: model, recipe, data set, environment, and accuracy in percent."""
+def _write_results(
+    cfg: TrainConfig,
+    model: nn.Module,
+    checkpoints: Mapping[str, Checkpoint],
+    validation: ImageSource,
+    train: ImageSource | None = None,
+) -> None:
+    """Write the results: model, recipe, data, environment, and the checkpoints with their accuracy in percent."""
     side = cfg.img_size
     image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
-    results = {
+    dataset = _dataset_name(cfg, validation)
+    fields = {
         "config_file": cfg.model,
+        "config_sha256": config_digest(cfg),
+        "recipe_sha256": recipe_digest(cfg),
         "model": f"{cfg.model} classifier",
         "recipe": _recipe(cfg),
-        "dataset": _dataset_name(cfg, validation),
+        "dataset": dataset,
         "parameters": count_parameters(model),
         "gmacs": f"{count_gmacs(model, image):.1f} ({side}x{side})",
-        "metrics": {"classification": {"top1": top1, "top5": top5}},
-        "results_file": "",
-        "annotations": "",
+        "shown": EVALUATED if cfg.eval_only else BEST,
         "seed": cfg.seed,
         "environment": environment(image.device),
     }
-    save_results(_output_folder(cfg), results)
+    data = [_record("test", dataset, cfg, validation)]
+    if train is not None:
+        data.append(_record("train", f"{Path(cfg.data).name}_train", cfg, train))
+    save_results(_output_folder(cfg), EVALUATION if cfg.eval_only else TRAINING, checkpoints, data, fields)
+
+
+def _record(role: str, dataset: str, cfg: TrainConfig, source: ImageSource) -> DataRecord:
+    """Describe images by the digest of the class names, and of the name and label of each. The images are not read."""
+    names = [Path(source.name(index)).name for index in range(len(source))]
+    digest = value_digest([source.classes, list(zip(names, source.labels.tolist(), strict=True))])
+    return DataRecord(role, "images", dataset, cfg.data, digest, len(source))
 
 
 def _recipe(cfg: TrainConfig) -> str:

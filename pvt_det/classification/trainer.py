@@ -23,16 +23,18 @@ from torch.nn.parallel import DistributedDataParallel
 from pvt_det.checkpoint import CheckpointStore, check_finite
 from pvt_det.classification import build, files
 from pvt_det.classification.config import TrainConfig
-from pvt_det.classification.evaluator import Accuracy, report_broken
+from pvt_det.classification.evaluator import Accuracy, accuracy_metrics, report_broken
 from pvt_det.classification.metrics import MetricsWriter
 from pvt_det.data.imagenet.folders import ImageSource, describe_images, open_images
 from pvt_det.data.imagenet.loader import Batch, derive_seed
 from pvt_det.errors import ConfigError, DataError, Interrupted, NumericError
 from pvt_det.models import create_model
+from pvt_det.results import BEST, FINAL, Checkpoint
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
 from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.distributed import Process
-from pvt_det.utils.environment import CODE, code_version
+from pvt_det.utils.environment import CODE, code_fingerprint
 from pvt_det.utils.rank_watch import count_batches
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import StopRequest
@@ -53,6 +55,9 @@ class Progress:
         step: Number of updates done in the current epoch.
         best_top1: Best top-1 accuracy so far, in percent, or -1 before the first evaluation.
         best_top5: Top-5 accuracy of the same weights, in percent.
+        best_update: Number of updates after which these weights were saved.
+        last_top1: Top-1 accuracy of the last evaluation, in percent.
+        last_top5: Top-5 accuracy of the last evaluation, in percent.
         broken: Indices of the broken training images found so far.
     """
 
@@ -60,6 +65,9 @@ class Progress:
     step: int = 0
     best_top1: float = -1.0
     best_top5: float = -1.0
+    best_update: int = 0
+    last_top1: float = -1.0
+    last_top5: float = -1.0
     broken: list[int] = field(default_factory=list)
 
 
@@ -129,7 +137,7 @@ class ClassificationTrainer:
         self.fingerprint = {
             _TRAINING: describe_images(self.images),
             _VALIDATION: describe_images(self.validation),
-            CODE: code_version(),
+            CODE: code_fingerprint(),
         }
         resumed = {"iteration to resume from": saved["iteration"] if saved else "none"}
         check_agreement(self.fingerprint | resumed, process.gather)
@@ -261,8 +269,10 @@ class ClassificationTrainer:
         self.save()
         check_stop = self._check_stop if self.process.world_size == 1 else None
         accuracy = self._evaluator(self.state.evaluated_model, check_stop)
+        self.progress.last_top1, self.progress.last_top5 = accuracy.top1, accuracy.top5
         if accuracy.top1 > self.progress.best_top1:
             self.progress.best_top1, self.progress.best_top5 = accuracy.top1, accuracy.top5
+            self.progress.best_update = self.update
             top1, top5 = f"{accuracy.top1:.3f}", f"{accuracy.top5:.3f}"
             self._write_weights(CLASSIFIER_BEST_NAME, self.progress.epoch, top1=top1, top5=top5)
         if self._metrics is not None:
@@ -277,6 +287,26 @@ class ClassificationTrainer:
                 }
             )
         return accuracy
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """Return the best and the final weights of a finished run, each with its own accuracy.
+
+        Returns:
+            The checkpoints by name, "best" and "final".
+        """
+        progress = self.progress
+        rows = {
+            BEST: (CLASSIFIER_BEST_NAME, progress.best_update, progress.best_top1, progress.best_top5),
+            FINAL: (CLASSIFIER_FINAL_NAME, self.update, progress.last_top1, progress.last_top5),
+        }
+        return {
+            name: Checkpoint(file, self._digest(file), update, accuracy_metrics(top1, top5))
+            for name, (file, update, top1, top5) in rows.items()
+        }
+
+    def _digest(self, name: str) -> str:
+        path = Path(self.cfg.output) / name
+        return file_digest(path) if path.is_file() else ""
 
     def save(self) -> None:
         """Write the training state to the output folder. Only the main process writes.

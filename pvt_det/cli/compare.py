@@ -4,7 +4,8 @@ Example:
     %(prog)s output/pvt_tiny output/resnet18 --format markdown --output comparison.md
 
 All runs are compared with the first one. Differences come with a bootstrap interval of 95 percent over the images.
-Different recipes or data sets cause a warning on stderr.
+Different recipes or data sets, and files that have changed since the evaluation, cause a warning on stderr. A training
+run is shown with its last checkpoint; for the best one, evaluate it and give RUN/evaluation/DATASET.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from pvt_det.errors import ConfigError
 from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, comparison_rows, comparison_warnings, describe_gmacs
-from pvt_det.run_folder import CONFIG_NAME, Run, load_run
+from pvt_det.results import Run, load_run
+from pvt_det.run_folder import CONFIG_NAME
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.console import Console
 from pvt_det.utils.paths import make_parent_folder
@@ -60,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _gmacs(run: Run) -> str:
-    return run.gmacs or describe_gmacs(run.folder / CONFIG_NAME, run.annotations)
+    images = run.folder / run.ground_truth.file if run.ground_truth else run.annotations
+    return run.gmacs or describe_gmacs(run.folder / CONFIG_NAME, images)
 
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its results.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or an evaluation")
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument(

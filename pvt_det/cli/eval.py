@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pvt_det import api
 from pvt_det.engine.defaults import add_run_options, config_from_args, launch_from_args
-from pvt_det.run_folder import config_file, load_run, named_weights, run_weights
+from pvt_det.results import load_run
+from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.signing import verify_signed
 
@@ -22,7 +23,8 @@ examples:
   at several scales, merged (test-time augmentation):
     %(prog)s --config-file output/mine TEST.AUG.ENABLED True
 
-Writes the metrics to results.json, and a report to report.html: a single file to open in a browser.
+Writes the metrics to evaluation.json, and a report to report.html: a single file to open in a browser. For a run
+folder and without --output, they are in evaluation/DATASET in that folder.
 exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
 """
 

@@ -17,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.inference.files import LABELS_NAME, RESULTS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
+from pvt_det.inference.files import LABELS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
 from pvt_det.inference.part import Part
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.run import Pixels, PredictionRun
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source, find_sources
 from pvt_det.inference.tiling import TiledPredictor
-from pvt_det.run_folder import config_file
+from pvt_det.run_folder import DETECTIONS_NAME, PREDICTION, config_file, require_kind
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.console import Console
 from pvt_det.utils.lock import FolderLock
@@ -90,11 +90,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    require_kind(args.output, PREDICTION)
     sources = find_sources(args.inputs)
     overrides = [word for pair in args.set for word in pair]
-    predict = (
-        _segment if is_segmentor(load_config(config_file(args.config_file), overrides, training=False)) else _detect
-    )
+    cfg = load_config(config_file(args.config_file), overrides, training=False)
+    predict = _segment if is_segmentor(cfg) else _detect
     make_folder(args.output)
     with FolderLock(args.output):
         part = _open_part(args)
@@ -148,7 +148,7 @@ def _detect(
     faults = _predict(args, predict, files, sources)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
     counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
-    summary = f"{counts}: {files.folder / RESULTS_NAME}{_outputs(files, sources)}"
+    summary = f"{counts}: {files.folder / DETECTIONS_NAME}{_outputs(files, sources)}"
     return faults, summary + ("" if part.objects or not part.images else hint)
 
 

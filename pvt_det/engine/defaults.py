@@ -21,7 +21,7 @@ from pvt_det.data.sets import register_datasets
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
 from pvt_det.errors import ConfigError, Interrupted
-from pvt_det.run_folder import CONFIG_NAME
+from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.distributed import restarts
@@ -173,13 +173,15 @@ def default_setup(
         resume_command: The command that resumes the run, shown if the run is interrupted.
 
     Raises:
-        ConfigError: If the folder is in use or contains another run, the processes have different configs, or a value
-            does not fit the machine or the data. On exit, if the device is out of memory.
+        ConfigError: If the folder is in use, contains another run or belongs to another command, the processes have
+            different configs, or a value does not fit the machine or the data. On exit, if the device is out of memory.
         DataError: If the data cannot be used.
         Interrupted: On exit, if SIGINT or SIGTERM was received.
         RankError: On exit, if another process has died or hangs.
     """
     folder = Path(cfg.OUTPUT_DIR)
+    if not (eval_only and folder_kind(folder) in WITH_MODEL):
+        require_kind(folder, EVALUATION if eval_only else TRAINING)
     make_folder(folder)
     lock = FolderLock(folder) if comm.is_main_process() else nullcontext()
     reported = termination_reported("" if eval_only else resume_command)

@@ -19,15 +19,17 @@ from torch import nn
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.loader import build_detection_test_loader, build_detection_validation_loader
-from pvt_det.engine.results import write_results
+from pvt_det.engine.results import describe_data, write_results
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.modeling.test_time_augmentation import build_tta
-from pvt_det.run_folder import CONFIG_NAME, inference_folder
+from pvt_det.results import EVALUATED, Checkpoint
+from pvt_det.run_folder import CONFIG_NAME, EVALUATION, evaluation_folder, inference_folder
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.paths import file_fault
+from pvt_det.utils.paths import make_folder
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
+from pvt_det.weights.source import locate
 
 logger = logging.getLogger(__name__)
 Results = dict[str, Any]
@@ -86,11 +88,13 @@ def evaluate_weights(
     allow_partial: Sequence[str] = (),
     test: Callable[[CfgNode, nn.Module], Results] = evaluate,
 ) -> Results:
-    """Load weights, evaluate them on `DATASETS.TEST`, and write `results.json`.
+    """Load weights, evaluate them on `DATASETS.TEST`, and write `evaluation.json`.
+
+    If the output folder belongs to a training run, everything is written to `evaluation/DATASET` in it.
 
     Args:
         cfg: A config set up by `pvt_det.engine.defaults.default_setup`.
-        config_file: Path of the config file, recorded in `results.json`.
+        config_file: Path of the config file, recorded in `evaluation.json`.
         resume: Whether to evaluate the last checkpoint of the output folder instead of `MODEL.WEIGHTS`.
         allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
         test: Function that evaluates a model, such as `PVTTrainer.test`.
@@ -104,34 +108,48 @@ def evaluate_weights(
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("No data set to evaluate on. Give --val-json and --val-images, or DATASETS.TEST.")
-    weights, iterations = _find_weights(cfg, resume)
+    weights, sha256, iterations = _find_weights(cfg, resume)
+    folder = evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST)
+    cfg = _with_output(cfg, folder)
+    data = describe_data(cfg) if comm.is_main_process() else []
     model = build_model(cfg)
     load_pretrained(model, weights, allow_partial=allow_partial).require_whole()
     metrics = test(cfg, model)
     if comm.is_main_process():
-        # Keep the config of a training run, which records how its checkpoints were trained.
-        if not (path := Path(cfg.OUTPUT_DIR) / CONFIG_NAME).exists():
-            write_atomically(path, cfg.dump())
-        results_file = write_results(cfg, model, metrics, config_file=config_file, iterations=iterations, best={})
-        logger.info("Metrics of %s are in %s.", weights, results_file)
+        write_atomically(folder / CONFIG_NAME, cfg.dump())
+        checkpoints = {EVALUATED: Checkpoint(weights, sha256, iterations, metrics)}
+        path = write_results(cfg, EVALUATION, model, checkpoints, config_file=config_file, data=data)
+        logger.info("Metrics of %s are in %s.", weights, path)
     return metrics
 
 
-def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, int]:
-    """Return the file or catalog name of the weights, and their trained iterations (0 if unknown)."""
+def _with_output(cfg: CfgNode, folder: Path) -> CfgNode:
+    """Return a frozen copy of a config with an output folder, which is created."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    make_folder(folder)
+    return cfg
+
+
+def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, str, int | None]:
+    """Return the file or catalog name of the weights, their digest, and their trained iterations if known."""
     if resume:
-        store = CheckpointStore(Path(cfg.OUTPUT_DIR))
-        last = store.latest()
+        last = CheckpointStore(Path(cfg.OUTPUT_DIR)).latest()
         if last is None:
             raise CheckpointError(f"{cfg.OUTPUT_DIR} contains no checkpoint to evaluate. Give one as MODEL.WEIGHTS.")
-        return str(last), store.verify_if_listed(last)
-    if not cfg.MODEL.WEIGHTS:
+        weights = str(last)
+    else:
+        weights = cfg.MODEL.WEIGHTS
+    if not weights:
         raise ConfigError(
             "--eval-only needs weights. Add MODEL.WEIGHTS path/to/model_final.pth, or --resume for the last checkpoint "
             "in OUTPUT_DIR."
         )
-    path = Path(cfg.MODEL.WEIGHTS)
-    return cfg.MODEL.WEIGHTS, 0 if file_fault(path) else CheckpointStore(path.parent).verify_if_listed(path)
+    path = locate(weights)
+    sha256, iterations = CheckpointStore(path.parent).identify(path)
+    return weights, sha256, iterations or None
 
 
 def validation_losses(

@@ -29,7 +29,7 @@ from pvt_det.config import get_config
 from pvt_det.data.digest import describe_dataset
 from pvt_det.errors import ConfigError
 from pvt_det.utils.agreement import shortened
-from pvt_det.utils.environment import CODE, code_version
+from pvt_det.utils.environment import CODE, code_fingerprint
 from pvt_det.utils.text import did_you_mean, listed
 
 _TRAINING_DATA, _TEST_DATA = "training data", "test data"
@@ -80,7 +80,7 @@ def training_fingerprint(cfg: CfgNode) -> dict[str, Any]:
         for number, name in enumerate(names, 1):
             label = part if len(names) == 1 else f"{part} {number}"
             facts |= {f"{label}: {kind}": text for kind, text in describe_dataset(name).items()}
-    return facts | {CODE: code_version()}
+    return facts | {CODE: code_fingerprint()}
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

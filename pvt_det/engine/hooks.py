@@ -82,6 +82,7 @@ class EvaluationHook(HookBase):
         self._stop_on_error = stop_on_error
         self.best: float | None = None
         self.best_iteration = 0
+        self.best_results: dict[str, Any] = {}
         self._without_improvement = 0
         self._evaluated_at = 0
         self.results: dict[str, Any] = {}
@@ -146,6 +147,7 @@ class EvaluationHook(HookBase):
         sign = -1 if "loss" in self._metric else 1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_iteration, self._without_improvement = value, done, 0
+            self.best_results = self.results
             self.trainer.save(BEST_NAME, is_last=False)
             logger.info(
                 "%s %.4f after iteration %d, the best so far: saved as %s", self._metric, value, done, BEST_NAME
@@ -155,24 +157,20 @@ class EvaluationHook(HookBase):
             best = "none so far" if self.best is None else f"{self.best:.4f} after iteration {self.best_iteration}"
             logger.info("%s %.4f after iteration %d (best: %s)", self._metric, value, done, best)
 
-    def summary(self) -> dict[str, Any]:
-        """Return the best metric so far.
-
-        Returns:
-            A dictionary with `metric` (its name), `value` and `iteration`. Empty before the first evaluation.
-        """
-        if self.best is None:
-            return {}
-        return {"metric": self._metric, "value": self.best, "iteration": self.best_iteration}
+    @property
+    def metric(self) -> str:
+        """Name of the metric that selects the best checkpoint, `task/name`."""
+        return self._metric
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs: the best metric and the evaluations so far."""
+        """Return the state that a resumed run needs: the best and the last metrics, and the evaluations so far."""
         return {
             "best": self.best,
             "best_iteration": self.best_iteration,
             "without_gain": self._without_improvement,
             "evaluated_at": self._evaluated_at,
             "results": {task: dict(values) for task, values in self.results.items()},
+            "best_results": {task: dict(values) for task, values in self.best_results.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -184,3 +182,9 @@ class EvaluationHook(HookBase):
         self.best, self.best_iteration = state["best"], state["best_iteration"]
         self._without_improvement, self._evaluated_at = state["without_gain"], state["evaluated_at"]
         self.results = state["results"]
+        self.best_results = state.get("best_results") or self._from_value()
+
+    def _from_value(self) -> dict[str, Any]:
+        """Return what a checkpoint of an earlier version recorded about the best one: the value of the metric."""
+        task, _, name = self._metric.partition("/")
+        return {} if self.best is None else {task: {name: self.best}}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,47 +12,73 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from pvt_det.config.architecture import model_name
-from pvt_det.evaluation.coco import RESULTS_FILE
+from pvt_det.config.digest import config_digest, recipe_digest
+from pvt_det.evaluation.coco import GROUND_TRUTH_FILE, RESULTS_FILE
 from pvt_det.models.complexity import count_parameters
-from pvt_det.run_folder import inference_folder, save_results
+from pvt_det.results import EVALUATED, FINAL, Checkpoint, DataRecord, save_results
+from pvt_det.run_folder import TRAINING, inference_folder
+from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.environment import environment
 from pvt_det.utils.files import write_atomically
 
 
-def write_results(
-    cfg: CfgNode, model: nn.Module, metrics: dict[str, Any], *, config_file: str, iterations: int, best: dict[str, Any]
-) -> Path:
-    """Write `results.json`: the model, the recipe, the data set and the metrics.
+def describe_data(cfg: CfgNode) -> list[DataRecord]:
+    """Describe the data sets of a config, each with the digest of its annotations.
 
-    Metrics without a value (no ground truth of a class or size) are null, because JSON has no NaN.
+    Call it before training, so that the digests are those of the files that were read.
 
     Args:
-        cfg: The run's config.
+        cfg: A config whose data sets are registered.
+
+    Returns:
+        A record for each annotation file and folder of label maps.
+    """
+    roles = (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
+    return [record for role, names in roles for name in names for record in _describe(role, name)]
+
+
+def write_results(
+    cfg: CfgNode,
+    kind: str,
+    model: nn.Module,
+    checkpoints: Mapping[str, Checkpoint],
+    *,
+    config_file: str,
+    data: list[DataRecord],
+) -> Path:
+    """Write `results.json` or `evaluation.json` to the output folder.
+
+    The shown checkpoint is the final or the evaluated one, to which the detections in the folder belong.
+
+    Args:
+        cfg: The config, whose `OUTPUT_DIR` is the folder to write to.
+        kind: "training" or "evaluation".
         model: The model, for its number of parameters.
-        metrics: Metrics in percent by task, as returned by `pvt_det.engine.evaluate.evaluate`.
+        checkpoints: The checkpoints with their metrics in percent, by name. Metrics without a value (no ground truth of
+            a class or size) become null.
         config_file: Path of the config file that the run was started with.
-        iterations: Number of optimizer steps, or 0 if unknown.
-        best: Name, value and iteration of the best metric. Empty if there is none.
+        data: The data sets, as `describe_data` returned them before the run.
 
     Returns:
         Path of the file.
     """
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
-    results = {
+    fields = {
         "config_file": config_file,
+        "config_sha256": config_digest(cfg),
+        "recipe_sha256": recipe_digest(cfg),
         "model": model_name(cfg),
         "recipe": recipe(cfg),
         "dataset": dataset,
         "parameters": count_parameters(model),
-        "metrics": metrics,
-        "best": best,
-        "results_file": _relative_detections(cfg, dataset),
-        "annotations": MetadataCatalog.get(dataset).get("json_file", "") if dataset else "",
-        "iterations": iterations,
+        "shown": FINAL if kind == TRAINING else EVALUATED,
         "seed": cfg.SEED,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
     }
-    return save_results(Path(cfg.OUTPUT_DIR), results)
+    folder = Path(cfg.OUTPUT_DIR)
+    detections = inference_folder(folder, dataset)
+    files = {"detections": detections / RESULTS_FILE, "ground_truth": detections / GROUND_TRUTH_FILE} if dataset else {}
+    return save_results(folder, kind, checkpoints, data, fields, files)
 
 
 def recipe(cfg: CfgNode) -> str:
@@ -98,8 +124,24 @@ def _before(line: str, start_iteration: int) -> bool:
         return False
 
 
-def _relative_detections(cfg: CfgNode, dataset: str) -> str:
-    if not dataset:
-        return ""
-    path = inference_folder(cfg.OUTPUT_DIR, dataset) / RESULTS_FILE
-    return str(path.relative_to(cfg.OUTPUT_DIR)) if path.exists() else ""
+def _describe(role: str, name: str) -> Iterator[DataRecord]:
+    metadata = MetadataCatalog.get(name)
+    source, labels = metadata.get("coco_source"), metadata.get("label_source")
+    if source is not None:
+        content = source.load()
+        counts = (len(content.images), len(content.annotations))
+        yield DataRecord(role, "objects", name, source.json_file, content.sha256, *counts)
+    elif json_file := metadata.get("json_file"):
+        yield DataRecord(role, "objects", name, json_file, _digest(Path(json_file)))
+    if folder := labels.label_root if labels is not None else metadata.get("sem_seg_root"):
+        yield DataRecord(role, "labels", name, folder, _digest(Path(folder)))
+    if panoptic_json := metadata.get("panoptic_json"):
+        yield DataRecord(role, "panoptic", name, panoptic_json, _digest(Path(panoptic_json)))
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of a folder's label maps. "" if it does not exist."""
+    if path.is_file():
+        return file_digest(path)
+    maps = sorted(path.rglob("*.png")) if path.is_dir() else []
+    return value_digest([(str(each.relative_to(path)), file_digest(each)) for each in maps]) if maps else ""

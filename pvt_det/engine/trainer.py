@@ -29,12 +29,21 @@ from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
 from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint, weights_digest
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook
-from pvt_det.engine.results import recipe, trim_metrics, write_results
+from pvt_det.engine.results import describe_data, recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.models.complexity import count_parameters
-from pvt_det.run_folder import BATCH_PICTURE_NAME, CHANGES_NAME, CONFIG_NAME, FINAL_NAME, METRICS_NAME
+from pvt_det.results import BEST, FINAL, Checkpoint, DataRecord
+from pvt_det.run_folder import (
+    BATCH_PICTURE_NAME,
+    BEST_NAME,
+    CHANGES_NAME,
+    CONFIG_NAME,
+    FINAL_NAME,
+    METRICS_NAME,
+    TRAINING,
+)
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.distributed import restarts
@@ -91,6 +100,7 @@ class PVTTrainer(TrainerBase):
         self._stop_agreed = False
         self._restored_random: dict[str, Any] | None = None
         self._evaluation = self._build_evaluation()
+        self._data: list[DataRecord] = []
         self.register_hooks(self.build_hooks())
 
     # --- parts to override ---------------------------------------------------------------------------------------
@@ -309,6 +319,7 @@ class PVTTrainer(TrainerBase):
         if not comm.is_main_process():
             return
         folder = self.store.folder
+        self._data = describe_data(self.cfg)
         self.store.clean()
         write_atomically(folder / CONFIG_NAME, self.cfg.dump())
         # An existing history may contain a change that was taken back before anything was saved with it.
@@ -371,14 +382,8 @@ class PVTTrainer(TrainerBase):
                 "%d iterations were skipped because their loss or gradient was not finite.", self._step.skipped
             )
         if comm.is_main_process():
-            path = write_results(
-                self.cfg,
-                self.model,
-                self._evaluation.results,
-                config_file=self._config_file,
-                iterations=self.iter + 1,
-                best=self.best(),
-            )
+            checkpoints, config_file = self.checkpoints(), self._config_file
+            path = write_results(self.cfg, TRAINING, self.model, checkpoints, config_file=config_file, data=self._data)
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
             logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
 
@@ -420,13 +425,18 @@ class PVTTrainer(TrainerBase):
 
         return self.test(self.cfg, self._step.evaluated_model, check)
 
-    def best(self) -> dict[str, Any]:
-        """Return the best metric so far.
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """Return the final checkpoint and, after an evaluation, the best one, each with its own metrics.
 
         Returns:
-            A dictionary with `metric` (its name), `value` and `iteration`. Empty before the first evaluation.
+            The checkpoints by name, "best" and "final".
         """
-        return self._evaluation.summary()
+        evaluation, digest = self._evaluation, self.store.saved_digest
+        found = {FINAL: Checkpoint(FINAL_NAME, digest(FINAL_NAME), self.iter + 1, evaluation.results)}
+        if evaluation.best is not None:
+            kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
+            found[BEST] = Checkpoint(*kept, evaluation.metric)
+        return found
 
     # --- saving --------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,13 @@ from pvt_det.config.table import require_valid
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.completeness import check_complete, unreadable_images
 from pvt_det.evaluation.detections import Detections, pack_detections, write_results
-from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, load_ground_truth, read_ground_truth
+from pvt_det.evaluation.ground_truth import (
+    COCO_MAX_DETECTIONS,
+    GroundTruth,
+    check_ground_truth,
+    load_ground_truth,
+    write_ground_truth,
+)
 from pvt_det.evaluation.metrics import CocoMetrics, evaluate_hotcoco, evaluate_pycocotools
 from pvt_det.utils.tables import class_table, metric_table
 from pvt_det.utils.text import counted
@@ -25,6 +31,7 @@ from pvt_det.utils.text import counted
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "coco_instances_results.json"
+GROUND_TRUTH_FILE = "ground_truth.json"
 _EVALUATORS = {"hotcoco": evaluate_hotcoco, "pycocotools": evaluate_pycocotools}
 _TITLES = {"bbox": "Box", "segm": "Mask"}
 
@@ -38,7 +45,7 @@ class COCOEvaluator(DatasetEvaluator):
     Args:
         dataset_name: Registered name of the data set.
         tasks: One or both of "bbox" and "segm".
-        output_dir: Folder for `coco_instances_results.json`.
+        output_dir: Folder for `coco_instances_results.json`, and for the ground truth, `ground_truth.json`.
         evaluator: The library that computes AP, "hotcoco" or "pycocotools".
         max_detections: Largest number of detections per image that count. COCO's limit is 100.
 
@@ -77,7 +84,7 @@ class COCOEvaluator(DatasetEvaluator):
         self.output_dir.mkdir(parents=True, exist_ok=True)
         converted = str(self.output_dir / f"{self.dataset_name}_coco_format.json")
         convert_to_coco_json(self.dataset_name, converted, allow_cached=False)
-        return read_ground_truth(converted)
+        return check_ground_truth(converted)
 
     def reset(self) -> None:
         """Clear all detections."""
@@ -101,7 +108,7 @@ class COCOEvaluator(DatasetEvaluator):
                 self._detections.append(pack_detections(output["instances"], record["image_id"]))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Write the detections to the results JSON, and compute the metrics.
+        """Write the detections and the ground truth, and compute the metrics.
 
         Returns:
             On the main process, `{task: {metric: percent}}` with COCO's 12 metrics and `AP-<class>`. Metrics without
@@ -125,6 +132,7 @@ class COCOEvaluator(DatasetEvaluator):
         if unreadable:
             logger.warning("%s excluded from all metrics", unreadable_images(len(unreadable)))
         truth = self.truth.without(set(unreadable))
+        write_ground_truth(self.output_dir / GROUND_TRUTH_FILE, truth, unreadable, masks="segm" in self.tasks)
         return {task: self._measure(task, truth, detections) for task in self.tasks}
 
     def _measure(self, task: str, truth: GroundTruth, detections: list[Detections]) -> dict[str, float]:

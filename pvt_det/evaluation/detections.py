@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import torch
 from detectron2.structures import Instances
 
-from pvt_det.errors import diverged
+from pvt_det.errors import DataError, diverged
+from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.files import write_json_list
 
@@ -31,8 +33,8 @@ class Detections:
     """
 
     image_id: int
-    boxes: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.floating[Any]]
+    scores: npt.NDArray[np.floating[Any]]
     classes: npt.NDArray[np.int64]
     masks: list[bytes] | None
     size: tuple[int, int]
@@ -83,6 +85,40 @@ def write_results(path: Path, detections: Iterable[Detections], category_ids: np
         path,
         ({"image_id": image.image_id, **result} for image in detections for result in as_json(image, category_ids)),
     )
+
+
+def read_results(path: Path, truth: GroundTruth) -> list[Detections]:
+    """Read detections that `write_results` wrote.
+
+    Args:
+        path: The JSON file.
+        truth: Ground truth of the images, which defines the size of each image and the order of the categories.
+
+    Returns:
+        Detections of the images that have any, in the order of the file.
+
+    Raises:
+        DataError: If the file cannot be read, or names an unknown image or category.
+    """
+    classes = {category: number for number, category in enumerate(truth.category_ids.tolist())}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth.images}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    try:
+        for result in json.loads(path.read_bytes()):
+            by_image.setdefault(result["image_id"], []).append(result)
+        return [
+            Detections(
+                image,
+                np.array([result["bbox"] for result in found], dtype=np.float64),
+                np.array([result["score"] for result in found], dtype=np.float64),
+                np.array([classes[result["category_id"]] for result in found], dtype=np.int64),
+                [r["segmentation"]["counts"].encode() for r in found] if "segmentation" in found[0] else None,
+                sizes[image],
+            )
+            for image, found in by_image.items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"Results {path} cannot be read ({error!r}).") from error
 
 
 def as_json(image: Detections, category_ids: npt.NDArray[np.int64]) -> list[dict[str, Any]]:

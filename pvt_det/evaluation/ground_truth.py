@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ import numpy.typing as npt
 from pycocotools.coco import COCO
 
 from pvt_det.data.coco.annotations import CocoData
+from pvt_det.data.coco.cache import load_annotations
 from pvt_det.errors import DataError
+from pvt_det.utils.files import write_atomically
 
 if TYPE_CHECKING:  # `compare` also reads results of classifiers, without Detectron2
     from detectron2.data.catalog import Metadata
@@ -81,7 +84,7 @@ class GroundTruth(CocoData):
 
 
 def load_ground_truth(metadata: Metadata) -> GroundTruth:
-    """Load the ground truth of a registered data set.
+    """Load the checked ground truth of a registered data set.
 
     Args:
         metadata: Metadata with `coco_source` (if this package registered the data set) or `json_file`.
@@ -96,14 +99,53 @@ def load_ground_truth(metadata: Metadata) -> GroundTruth:
     if source is not None:
         data = source.load()
         return GroundTruth(data.images, data.annotations, data.categories)
-    return read_ground_truth(metadata.json_file)
+    return check_ground_truth(metadata.json_file)
+
+
+def check_ground_truth(json_file: str | Path) -> GroundTruth:
+    """Read and check an annotation file, as for a registered data set.
+
+    Args:
+        json_file: A file in COCO's instances format. Images may be outside the file's folder.
+
+    Returns:
+        The ground truth.
+
+    Raises:
+        DataError: If the file cannot be read, or has problems that cannot be fixed.
+    """
+    data, findings = load_annotations(json_file, allow_outside=True)
+    findings.raise_if_refused(str(json_file), "stop")
+    return GroundTruth(data.images, data.annotations, data.categories)
+
+
+def write_ground_truth(path: Path, truth: GroundTruth, left_out: Iterable[int], *, masks: bool) -> None:
+    """Write the ground truth of an evaluation, so that reports and comparisons use exactly the same.
+
+    Args:
+        path: The JSON file to write, in COCO's instances format. Its folder must exist.
+        truth: The ground truth of the evaluated images.
+        left_out: Ids of images that could not be read and are not part of `truth`.
+        masks: Whether to write the masks.
+    """
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd", *(("segmentation",) if masks else ()))
+    content = {
+        "info": {"description": "checked ground truth of an evaluation", "unreadable_images": sorted(left_out)},
+        "images": [{key: image[key] for key in _IMAGE_KEYS if key in image} for image in truth.images],
+        "categories": [{"id": category["id"], "name": category["name"]} for category in truth.categories],
+        "annotations": [
+            {"id": number, **{key: a[key] for key in keys if key in a}}
+            for number, a in enumerate(truth.annotations, start=1)
+        ],
+    }
+    write_atomically(path, json.dumps(content))
 
 
 def read_ground_truth(json_file: str | Path) -> GroundTruth:
-    """Read the ground truth from an annotation file that was checked before.
+    """Read the ground truth that `write_ground_truth` wrote.
 
     Args:
-        json_file: A file in COCO's instances format.
+        json_file: The file.
 
     Returns:
         The ground truth.
@@ -113,12 +155,8 @@ def read_ground_truth(json_file: str | Path) -> GroundTruth:
     """
     try:
         data = json.loads(Path(json_file).read_bytes())
-        annotations = [
-            {**a, "iscrowd": a.get("iscrowd", 0), "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
-            for a in data["annotations"]
-        ]
-        return GroundTruth(data["images"], annotations, sorted(data["categories"], key=lambda c: c["id"]))
+        return GroundTruth(data["images"], data["annotations"], data["categories"])
     except OSError as error:
-        raise DataError(f"annotation file {json_file} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise DataError(f"annotation file {json_file} is not in COCO's instances format ({error!r}).") from error
+        raise DataError(f"ground truth {json_file} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"ground truth {json_file} is not in COCO's instances format ({error!r}).") from error

@@ -19,13 +19,12 @@ from pvt_det.evaluation.detections import as_json, pack_detections
 from pvt_det.inference.part import Part
 from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.inference.sources import Source
+from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.files import write_json_list
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.visualizer import MAX_SHOWN, Picture, draw, draw_labels
 
-RESULTS_NAME = "results.json"
-IMAGES_NAME = "images.json"
 LABELS_NAME = "labels"
 Prediction = TypeVar("Prediction")
 _JPEG_QUALITY = 90
@@ -47,7 +46,7 @@ class OutputFiles(ABC, Generic[Prediction]):
         folder: The folder to write to.
 
     Raises:
-        ConfigError: The folder cannot be created or written.
+        ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
     """
 
     _first_category_id = 1
@@ -56,6 +55,7 @@ class OutputFiles(ABC, Generic[Prediction]):
         self, part: Part, class_names: tuple[str, ...], *, pictures: bool, settings: Mapping[str, Any] | None = None
     ) -> None:
         self.folder = part.path.parent
+        require_kind(self.folder, PREDICTION)
         make_folder(self.folder)
         self.part = part
         self.class_names = class_names
@@ -104,7 +104,9 @@ class OutputFiles(ABC, Generic[Prediction]):
         """Write the files that cover all images, and remove the part."""
         categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
         after = f', "annotations": [], "categories": {json.dumps(categories, ensure_ascii=False)}}}'
-        write_json_list(self.folder / IMAGES_NAME, self._images(), '{"images": ', after)
+        write_json_list(
+            self.folder / IMAGES_NAME, self._images(), f'{{"info": {{"kind": "{PREDICTION}"}}, "images": ', after
+        )
         self.part.remove()
 
     def _images(self) -> Iterator[dict[str, Any]]:
@@ -116,8 +118,8 @@ class OutputFiles(ABC, Generic[Prediction]):
 class PredictionFiles(OutputFiles[Instances]):
     """The output folder of a detector's prediction.
 
-    `results.json` contains the detections in COCO's results format. Its ids refer to `images.json`. Crops are saved as
-    `crops/CLASS/NAME_NUMBER.jpg`.
+    `detections.json` contains the detections in COCO's results format. Its ids refer to `images.json`. Crops are saved
+    as `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
         part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
@@ -127,7 +129,7 @@ class PredictionFiles(OutputFiles[Instances]):
         settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
 
     Raises:
-        ConfigError: The folder cannot be created or written.
+        ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
     """
 
     def __init__(
@@ -178,8 +180,8 @@ class PredictionFiles(OutputFiles[Instances]):
         return draw(pixels, shown[::-1], self.class_names, _drawing_width(pixels))
 
     def finish(self) -> None:
-        """Write `results.json` and `images.json`, and remove the part."""
-        write_json_list(self.folder / RESULTS_NAME, self._results())
+        """Write `detections.json` and `images.json`, and remove the part."""
+        write_json_list(self.folder / DETECTIONS_NAME, self._results())
         super().finish()
 
     def _results(self) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,15 +14,28 @@ from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.coco.annotations import read_json
-from pvt_det.reports.card_page import SHARED_NAME, Facts, Terms, require_other, write_own_card, write_shared_card
-from pvt_det.run_folder import CONFIG_NAME, Run, config_file, load_run, run_weights
+from pvt_det.reports.card_page import (
+    Facts,
+    Shipped,
+    Terms,
+    find_shipped,
+    require_other,
+    write_own_card,
+    write_shared_card,
+)
+from pvt_det.reports.compare import config_mismatch
+from pvt_det.results import BEST, FINAL, Run, load_run
+from pvt_det.run_folder import CONFIG_NAME, SHARED_NAME, config_file, identified_weights
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.text import counted
 from pvt_det.weights import read_checkpoint, save_safetensors
+from pvt_det.weights.source import locate
 
 # Paths of this machine, which are not shared.
 _PRIVATE = ("TRAIN_JSON", "TRAIN_IMAGES", "TRAIN_LABELS", "VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")
+logger = logging.getLogger(__name__)
 
 
 class Hub(Protocol):
@@ -63,10 +77,14 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     require_other(run, output)
     path = config_file(run)
     cfg, about = load_config(path, training=False), load_run(run)
+    source, sha256 = identified_weights(path, weights)
+    shipped = find_shipped(about, Path(source).name, sha256 or file_digest(locate(source)), config_mismatch(about))
+    for note in shipped.notes:
+        logger.warning("%s: %s", run, note)
     make_folder(output)
-    save_safetensors(output / SHARED_NAME, read_checkpoint(run_weights(path, weights)), {"model": about.model})
+    save_safetensors(output / SHARED_NAME, read_checkpoint(source), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())
-    write_shared_card(output, _facts(about, cfg), terms, _usage(cfg, CONFIG_NAME, SHARED_NAME))
+    write_shared_card(output, _facts(about, cfg, shipped), terms, _usage(cfg, CONFIG_NAME, SHARED_NAME))
 
 
 def write_card(run: Path, cfg: CfgNode) -> None:
@@ -76,7 +94,11 @@ def write_card(run: Path, cfg: CfgNode) -> None:
         run: Run folder with a `results.json`.
         cfg: Config of the run.
     """
-    write_own_card(_facts(load_run(run), cfg), f"In this folder:\n\n{_usage(cfg, '.', '')}")
+    about = load_run(run)
+    # The same choice as of `run_weights`, which the commands in the card use.
+    checkpoint = about.checkpoints[BEST if BEST in about.checkpoints else FINAL]
+    shipped = find_shipped(about, checkpoint.file)
+    write_own_card(_facts(about, cfg, shipped), f"In this folder:\n\n{_usage(cfg, '.', '')}")
 
 
 def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> None:
@@ -92,11 +114,12 @@ def push(folder: Path, repository: str, hub: Hub, *, private: bool = False) -> N
     hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload by pvt_det {__version__}")
 
 
-def _facts(run: Run, cfg: CfgNode) -> Facts:
+def _facts(run: Run, cfg: CfgNode, shipped: Shipped) -> Facts:
     return Facts(
         run=run,
+        shipped=shipped,
         start=Path(cfg.MODEL.WEIGHTS).name,
-        data={part: _data(cfg, part) for part in ("TRAIN", "VAL")},
+        data={part: _data(run, cfg, part) for part in ("TRAIN", "VAL")},
         classes=cfg.DATASETS.LABEL_NAMES if is_segmentor(cfg) else cfg.DATASETS.CLASS_NAMES,
         tags=("pvt", "detectron2"),
     )
@@ -112,8 +135,12 @@ def _usage(cfg: CfgNode, config: str, weights: str) -> str:
     )
 
 
-def _data(cfg: CfgNode, part: str) -> str:
+def _data(run: Run, cfg: CfgNode, part: str) -> str:
     """Describe the training or validation data: file name and counts, or the name of the data set."""
+    role = "train" if part == "TRAIN" else "test"
+    recorded = [each for each in run.data if each.role == role and each.objects is not None]
+    if recorded:
+        return "; ".join(f"{Path(r.path).name}, {r.images:,} images, {r.objects:,} objects" for r in recorded)
     file = Path(cfg.DATASETS[f"{part}_JSON"])
     if not cfg.DATASETS[f"{part}_JSON"]:
         names = cfg.DATASETS.TRAIN if part == "TRAIN" else cfg.DATASETS.TEST

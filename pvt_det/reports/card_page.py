@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import yaml
 
 from pvt_det import __version__
 from pvt_det.errors import ConfigError
-from pvt_det.run_folder import CARD_NAME, Run
+from pvt_det.results import Checkpoint, Run, find_metrics
+from pvt_det.run_folder import CARD_NAME, SHARED, require_kind
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.signing import SIGNATURE_NAME
 from pvt_det.utils.tables import as_markdown, markdown_text
 
-SHARED_NAME = "model.safetensors"  # the weights, in a folder to share
 _LIBRARY = "pvt_det"
 _OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"
 NOT_STATED = "not stated"
@@ -50,11 +50,27 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Shipped:
+    """The weights that a card describes.
+
+    Attributes:
+        checkpoint: The weights with their own metrics, which are empty if they were not evaluated.
+        dataset: Name of the data set of these metrics.
+        notes: What does not match or was not recorded, a sentence each.
+    """
+
+    checkpoint: Checkpoint
+    dataset: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Facts:
     """Facts about a trained model that its card shows.
 
     Attributes:
         run: The finished run.
+        shipped: The weights with their metrics.
         start: File name of the initial weights, or "" for random weights.
         data: Description of each part of the data, by its name.
         classes: Class names. Empty if only the data set defines them.
@@ -62,10 +78,38 @@ class Facts:
     """
 
     run: Run
+    shipped: Shipped
     start: str
     data: Mapping[str, str]
     classes: Sequence[str]
     tags: Sequence[str]
+
+
+def find_shipped(run: Run, file: str, sha256: str = "", notes: Sequence[str] = ()) -> Shipped:
+    """Find the metrics of the weights that a card describes, by their digest.
+
+    Args:
+        run: The training run.
+        file: File name of the weights.
+        sha256: Digest of the weights. "" takes what the run records for `file`, which was just written.
+        notes: Further sentences for the card, such as a config that does not match.
+    """
+    recorded = next((each for each in run.checkpoints.values() if each.file == file), None)
+    if recorded is not None and not recorded.sha256:
+        note = f"The results do not record the digest of {file}, so that it is not known whether they are its own."
+        notes = notes if not sha256 else (*notes, note)
+        return Shipped(recorded, run.dataset, tuple(notes))
+    digest = sha256 or (recorded.sha256 if recorded else "")
+    found = find_metrics(run, digest) if digest else None
+    if found is not None:
+        return Shipped(found[1], found[0].dataset, tuple(notes))
+    if recorded is not None and digest != recorded.sha256:
+        notes = (
+            *notes,
+            f"{file} is not the file that {run.results_file.name} describes: its SHA-256 differs. No metrics are "
+            "stated. Evaluate it with pvt-det eval.",
+        )
+    return Shipped(Checkpoint(file, digest), run.dataset, tuple(notes))
 
 
 def write_own_card(facts: Facts, use: str) -> None:
@@ -83,17 +127,18 @@ def write_own_card(facts: Facts, use: str) -> None:
 
 
 def require_other(run: Path, output: Path) -> None:
-    """Check that the output folder is not the run folder.
+    """Check that the output folder is neither the run folder nor one that belongs to another command.
 
     Args:
         run: Run folder.
         output: Folder to write to.
 
     Raises:
-        ConfigError: Both are the same folder.
+        ConfigError: Both are the same folder, or the output folder contains a run, an evaluation or a prediction.
     """
     if output.resolve() == run.resolve():
         raise ConfigError(f"{output} is the run folder itself. Choose another folder with --output.")
+    require_kind(output, SHARED)
 
 
 def write_shared_card(output: Path, facts: Facts, terms: Terms, use: str) -> None:
@@ -133,7 +178,7 @@ def card_page(facts: Facts, terms: Terms, use: str, files: str = "") -> str:
     run, data = facts.run, [_row(part, what) for part, what in facts.data.items()]
     sections = {
         "Usage": use,
-        "Results": _metrics(run),
+        "Results": "\n\n".join([_metrics(facts.shipped), *map(markdown_text, facts.shipped.notes)]),
         "Data": "\n".join([*data, _row("classes", ", ".join(facts.classes) or "those of the data set")]),
         "Training": "\n".join(
             [
@@ -155,7 +200,8 @@ def card_page(facts: Facts, terms: Terms, use: str, files: str = "") -> str:
         ),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{_header(facts, terms)}\n# {markdown_text(run.model)}\n\nTrained with pvt_det {__version__}.\n\n{body}\n"
+    trained = f"Trained with pvt_det {markdown_text(run.version or __version__)}."
+    return f"{_header(facts, terms)}\n# {markdown_text(run.model)}\n\n{trained}\n\n{body}\n"
 
 
 def _row(name: str, text: object) -> str:
@@ -163,14 +209,14 @@ def _row(name: str, text: object) -> str:
 
 
 def _header(facts: Facts, terms: Terms) -> str:
-    run = facts.run
+    run, metrics = facts.run, facts.shipped.checkpoint.metrics
     measured = [
         {"type": f"{task}/{name}", "value": round(value, 2)}
-        for task, values in run.metrics.items()
+        for task, values in metrics.items()
         for name, value in values.items()
         if task in _TASKS and value is not None and "-" not in name
     ]
-    pipeline = _TASKS[next((task for task in reversed(_TASKS) if task in run.metrics), "bbox")][0]
+    pipeline = _TASKS[next((task for task in reversed(_TASKS) if task in (metrics or run.metrics)), "bbox")][0]
     header: dict[str, Any] = {
         "library_name": _LIBRARY,
         "pipeline_tag": pipeline,
@@ -178,22 +224,25 @@ def _header(facts: Facts, terms: Terms) -> str:
         "license": "other" if terms.license == NOT_STATED else terms.license,
     }
     if measured:
-        dataset = {"name": run.dataset, "type": run.dataset}
+        dataset = {"name": facts.shipped.dataset, "type": facts.shipped.dataset}
         results = [{"task": {"type": pipeline}, "dataset": dataset, "metrics": measured}]
         header["model-index"] = [{"name": run.model, "results": results}]
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _metrics(run: Run) -> str:
-    tables = []
+def _metrics(shipped: Shipped) -> str:
+    checkpoint, tables = shipped.checkpoint, []
     for task, (_, title) in _TASKS.items():
-        whole = {name: value for name, value in run.metrics.get(task, {}).items() if "-" not in name}
+        whole = {name: value for name, value in checkpoint.metrics.get(task, {}).items() if "-" not in name}
         if whole:
             row = {name: "-" if value is None else f"{value:.1f}" for name, value in whole.items()}
             tables.append(as_markdown([{"percent": title, **row}]))
     if not tables:
         return "Not evaluated."
-    return f"On {markdown_text(run.dataset)}:\n\n" + "\n\n".join(tables)
+    digest = f", SHA-256 `{checkpoint.sha256}`" if checkpoint.sha256 else ""
+    name = replace(checkpoint, file=Path(checkpoint.file).name)
+    head = f"Of the weights {markdown_text(name)}{digest}, on {markdown_text(shipped.dataset)}:"
+    return f"{head}\n\n" + "\n\n".join(tables)
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,17 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 
-from pvt_det.config import load_config
+from pvt_det.config import config_digest, load_config
+from pvt_det.config.digest import recipe_digest
 from pvt_det.data.augmentation.transforms import ResizeShortSide, build_detection_augmentations
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.errors import DataError, PvtDetError
-from pvt_det.evaluation.ground_truth import read_ground_truth
+from pvt_det.evaluation.detections import read_results
+from pvt_det.evaluation.metrics import run_hotcoco
 from pvt_det.models.complexity import count_gmacs
 from pvt_det.reports.published import find_published
-from pvt_det.run_folder import TASKS, Run
+from pvt_det.results import TASKS, Run
+from pvt_det.run_folder import CONFIG_NAME
 
 _TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
 # Tasks whose results file allows a bootstrap interval of the difference.
@@ -72,13 +74,15 @@ def difference(run: Run, base: Run, task: str, *, samples: int = BOOTSTRAP) -> D
 def comparison_warnings(runs: Sequence[Run]) -> list[str]:
     """Return one line for each recipe, data set or limit that differs between runs and makes them incomparable.
 
+    Files that differ from what the results of a run record are named too.
+
     Args:
         runs: The runs to compare.
     """
-    found = []
+    found = [f"{run.folder}: {line}" for run in runs for line in mismatches(run)]
     for what, values in {
         "recipes": [run.recipe for run in runs],
-        "data sets": [f"{run.dataset} ({_digest(run.annotations)})" for run in runs],
+        "data sets": [f"{run.dataset} ({run.data_digest[:8] or 'not recorded'})" for run in runs],
         "limits on detections per image": [str(run.max_detections) for run in runs],
     }.items():
         if len(set(values)) > 1:
@@ -87,14 +91,42 @@ def comparison_warnings(runs: Sequence[Run]) -> list[str]:
     return found
 
 
+def mismatches(run: Run) -> list[str]:
+    """Return a sentence for each file in a run folder that differs from what the results record.
+
+    Args:
+        run: The run. Its weights, detections, ground truth and config are compared with the recorded digests.
+    """
+    return [*run.mismatches, *config_mismatch(run)]
+
+
+def config_mismatch(run: Run) -> list[str]:
+    """Return a sentence if the config in a run folder differs from what the results record.
+
+    Args:
+        run: The run.
+    """
+    config, results = run.folder / CONFIG_NAME, run.results_file.name
+    if not run.config_sha256 or not config.is_file():
+        return []
+    try:
+        differs = config_digest(load_config(config)) != run.config_sha256
+    except PvtDetError as error:
+        return [f"{CONFIG_NAME} cannot be compared with {results}: {error}"]
+    text = (
+        f"{CONFIG_NAME} is not the config that {results} describes: its digest differs. The metrics are those of the "
+    )
+    return [f"{text}recorded config. Evaluate again with pvt-det eval."] if differs else []
+
+
 def same_data(run: Run, base: Run) -> bool:
-    """Whether two runs were evaluated on the same annotations.
+    """Whether two runs were evaluated on the same data, by the digests that were recorded when they were evaluated.
 
     Args:
         run: The run.
         base: The run to compare with.
     """
-    return _digest(run.annotations) == _digest(base.annotations) != ""
+    return run.data_digest == base.data_digest != ""
 
 
 def comparison_rows(
@@ -102,7 +134,8 @@ def comparison_rows(
 ) -> list[dict[str, str]]:
     """Return one table row per run, all with the same columns and values as strings.
 
-    A published result is shown if the recipe of the config has one. It is only compared with a result on the same data.
+    A published result is shown if the run has its architecture, schedule and settings, whatever the name of its config
+    is. It is only compared with a result on the same data.
 
     Args:
         runs: The runs. All others are compared with the first.
@@ -133,11 +166,12 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tol
         "run": run.folder.name,
         "model": run.model,
         "recipe": run.recipe,
+        "weights": str(run.checkpoint) if run.checkpoint else "-",
         "data": run.dataset,
         "parameters (M)": f"{run.parameters / 1e6:.1f}",
         "GMACs": cost,
     }
-    published = find_published(run.config_file)
+    published = find_published(_recipe(run))
     for task in tasks:
         title, measured = _TITLES[task], run.value(task)
         reference = None if published is None else published.value(task, TASKS[task])
@@ -156,43 +190,41 @@ def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tol
         if task not in _WITH_INTERVAL:
             continue
         has_both = measured is not None and base.value(task) is not None
-        with_interval = run is not base and has_both and same_data(run, base)
+        readable = run.has_detections and base.has_detections
+        with_interval = run is not base and has_both and same_data(run, base) and readable
         row[f"{title} vs. first [95%]"] = str(difference(run, base, task, samples=samples)) if with_interval else "-"
     return row
 
 
 def build_evaluator(run: Run, task: str) -> hotcoco.COCOeval:
-    """Build the evaluator of a finished run and match its detections with the ground truth.
+    """Build the evaluator of a finished run, with accumulated results that equal the recorded metrics.
 
     Args:
         run: The run.
         task: "bbox" or "segm".
 
     Raises:
-        DataError: The annotations or results cannot be read.
+        DataError: The ground truth or the detections cannot be read.
     """
-    truth = read_ground_truth(run.annotations)
-    truth = truth.with_masks() if task == "segm" else truth
-    api = truth.hotcoco(masks=task == "segm")
-    try:
-        found = api.load_res(str(run.results_file))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(f"Results {run.results_file} cannot be read ({error}).") from error
-    evaluator = hotcoco.COCOeval(api, found, task)
-    evaluator.params.max_dets = [1, 10, run.max_detections]
-    evaluator.evaluate()
-    return evaluator
+    truth = run.read_ground_truth()
+    if run.detections_file is None:
+        raise DataError(f"{run.results_file} names no detections. Evaluate again with pvt-det eval.")
+    found = read_results(run.detections_file, truth)
+    return run_hotcoco(truth.with_masks() if task == "segm" else truth, found, task, run.max_detections)
 
 
-def _digest(path: Path) -> str:
-    """Return the first digits of a file's SHA-256, or "" if it cannot be read."""
+def _recipe(run: Run) -> str:
+    """Return the digest of a run's recipe, from its config if the results do not record it. "" if it is unknown."""
+    config = run.folder / CONFIG_NAME
+    if run.recipe_sha256 or not config.is_file():
+        return run.recipe_sha256
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    except OSError:
+        return recipe_digest(load_config(config))
+    except PvtDetError:
         return ""
 
 
-def describe_gmacs(config_file: str | Path, annotations: str | Path) -> str:
+def describe_gmacs(config_file: str | Path, annotations: str | Path | None) -> str:
     """Count the multiply-accumulate operations (GMACs) of a model for one image.
 
     The image is a gray one of the data set's median size, resized as for testing. Heads whose work depends on the
@@ -200,11 +232,13 @@ def describe_gmacs(config_file: str | Path, annotations: str | Path) -> str:
 
     Args:
         config_file: The `config.yaml` of a run.
-        annotations: COCO-format annotations of the test images.
+        annotations: COCO-format annotations of the test images, or None if there are none.
 
     Returns:
         GMACs and input size, such as "143.2 (800x1067)", or "-" if the config or the annotations cannot be used.
     """
+    if annotations is None:
+        return "-"
     try:
         cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"], training=False)
         images = read_json(annotations)["images"]

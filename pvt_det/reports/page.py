@@ -16,9 +16,10 @@ from pvt_det.config import load_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import DataError, PvtDetError
 from pvt_det.reports import figures
-from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, same_data
+from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, mismatches, same_data
 from pvt_det.reports.pictures import worst_images
-from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME, Run, load_run
+from pvt_det.results import Checkpoint, Run, load_run
+from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
 from pvt_det.utils.paths import make_parent_folder
@@ -27,6 +28,10 @@ _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
 _SIZES = ("all", "small", "medium", "large")
 _LOSSES = "loss"
+_OLD = (
+    "The results were written by an earlier version, which did not record the weights and the ground truth. The "
+    "sections below the metrics are computed from the annotation file as it is now. Evaluate again with pvt-det eval."
+)
 # A table of more classes is collapsed.
 _SHOWN_CLASSES = 30
 
@@ -64,11 +69,10 @@ def _require_one_data_set(run: Run) -> None:
 def _page(run: Run, base: Run | None) -> str:
     """Return the report as one self-contained HTML document, with a comparison if a base run is given."""
     config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
-    evaluators = {
-        task: build_evaluator(run, task) for task in _DETECTION if task in run.metrics and run.results_file.is_file()
-    }
+    evaluators = {task: build_evaluator(run, task) for task in _DETECTION if task in run.metrics and run.has_detections}
     for evaluator in evaluators.values():
-        _summarize(evaluator)
+        # `summarize` would print.
+        evaluator.summary_lines()
     sections: list[tuple[str, Any]] = [("Metrics", _metrics(run))]
     if base is not None:
         sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
@@ -85,15 +89,18 @@ def _page(run: Run, base: Run | None) -> str:
     return page(f"{run.model} ({run.folder.resolve().name})", sections, lead=lead)
 
 
-def _summarize(evaluator: hotcoco.COCOeval) -> None:
-    evaluator.accumulate()
-    # `summarize` would print.
-    evaluator.summary_lines()
-
-
 def _metrics(run: Run) -> Html:
-    parts = []
-    for task, values in run.metrics.items():
+    """Return the metrics of the shown checkpoint and then of the others, each under its name."""
+    shown = [run.checkpoint] if run.checkpoint else []
+    others = [each for each in run.checkpoints.values() if each is not run.checkpoint and each.metrics]
+    notes = mismatches(run) if run.kind else [_OLD]
+    return join(*(notice(note, "warning") for note in notes), *(_checkpoint(each) for each in (*shown, *others)))
+
+
+def _checkpoint(checkpoint: Checkpoint) -> Html:
+    digest = f", SHA-256 {checkpoint.sha256}" if checkpoint.sha256 else ", SHA-256 not recorded"
+    parts = [paragraph(f"Weights: {checkpoint}{digest}.")]
+    for task, values in checkpoint.metrics.items():
         whole = {name: value for name, value in values.items() if not name.startswith(("AP-", "IoU-", "ACC-"))}
         parts.append(
             join(Html(f"<h3>{escape(_TITLES.get(task, task))}</h3>"), table(list(whole), [_row(whole.values())]))
@@ -149,14 +156,13 @@ def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval])
     name, other_name = run.folder.resolve().name, base.folder.resolve().name
     parts.append(table(["metric", name, other_name, "difference"], rows))
     for task, evaluator in evaluators.items():
-        if same_data(run, base) and base.value(task) is not None:
+        if same_data(run, base) and base.value(task) is not None and base.has_detections:
             interval = difference(run, base, task)
             parts.append(
                 paragraph(f"{_DETECTION[task]}: AP differs by {interval} (95% bootstrap interval over images).")
             )
-            base_evaluator = build_evaluator(base, task)
-            _summarize(base_evaluator)
-            parts.append(figures.class_differences(hotcoco.compare(base_evaluator, evaluator), name, other_name))
+            compared = hotcoco.compare(build_evaluator(base, task), evaluator)
+            parts.append(figures.class_differences(compared, name, other_name))
     return join(*parts)
 
 
@@ -172,10 +178,8 @@ def _worst(run: Run, config: Path) -> Html:
     return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score threshold.")
 
 
-def _images(run: Run, config: Path) -> tuple[dict[int, dict[str, Any]], str]:
-    """Return Detectron2's records of the evaluated images by id, or the reason why they are not available."""
-    if not run.results_file.is_file():
-        return {}, "the run has no detections"
+def _images(run: Run, config: Path) -> tuple[dict[int, Path], str]:
+    """Return the paths of the evaluated images by id, or the reason why they are not available."""
     if not config.is_file():
         return {}, f"{config} is missing"
     try:
@@ -187,7 +191,7 @@ def _images(run: Run, config: Path) -> tuple[dict[int, dict[str, Any]], str]:
     except (PvtDetError, OSError) as error:
         return {}, str(error)
     missing = next((record["file_name"] for record in records if not Path(record["file_name"]).is_file()), None)
-    return ({}, f"{missing} is missing") if missing else ({record["image_id"]: record for record in records}, "")
+    return ({}, f"{missing} is missing") if missing else ({r["image_id"]: Path(r["file_name"]) for r in records}, "")
 
 
 def _training(history: Sequence[Mapping[str, Any]]) -> Html:

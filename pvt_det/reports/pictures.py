@@ -12,9 +12,9 @@ from detectron2.structures import BoxMode
 
 from pvt_det.data.images import read_image
 from pvt_det.errors import DataError
-from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
+from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.reports.figures import SHOWN_SCORE
-from pvt_det.run_folder import Run
+from pvt_det.results import Run
 from pvt_det.utils.html import Html, join, pair
 from pvt_det.utils.visualizer import MAX_SHOWN, caption_of, draw
 
@@ -22,21 +22,22 @@ _WORST = 12
 _WIDTH = 560  # pixels of each of the two drawings
 
 
-def worst_images(run: Run, images: Mapping[int, Mapping[str, Any]]) -> Html:
+def worst_images(run: Run, images: Mapping[int, Path]) -> Html:
     """Draw the images with the most errors, with the ground truth beside the detections.
 
     Args:
         run: Run of a detector.
-        images: Detectron2's records of the evaluated images by image id.
+        images: Path of each evaluated image by image id.
 
     Returns:
         The drawings as HTML, or "" if no image has an error.
 
     Raises:
-        DataError: The annotations, the detections or an image cannot be read.
+        DataError: The ground truth, the detections or an image cannot be read.
     """
-    truth = read_ground_truth(run.annotations)
-    found = _read_results(run.results_file)
+    assert run.detections_file is not None
+    truth = run.read_ground_truth()
+    found = _read_results(run.detections_file)
     found = [detection for detection in found if detection["score"] >= SHOWN_SCORE]
     summary = _count_errors(truth, found)
     ranked = sorted(summary, key=lambda image: (-summary[image]["fn"] - summary[image]["fp"], image))
@@ -47,14 +48,18 @@ def worst_images(run: Run, images: Mapping[int, Mapping[str, Any]]) -> Html:
         missed, wrong = summary[image]["fn"], summary[image]["fp"]
         if missed + wrong == 0 or image not in images:
             continue
-        own = [
-            {**detection, "category_id": numbers[detection["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
-            for detection in found
-            if detection["image_id"] == image
-        ]
-        file, objects = Path(images[image]["file_name"]), images[image]["annotations"]
-        caption = caption_of(f"{file.name}: {missed} missed, {wrong} false", len(objects))
-        pixels = read_image(file, "RGB")
+        objects, own = (
+            [
+                {**each, "category_id": numbers[each["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+                for each in source
+                if each["image_id"] == image
+            ]
+            for source in (truth.annotations, found)
+        )
+        caption = caption_of(f"{images[image].name}: {missed} missed, {wrong} false", len(objects))
+        pixels = read_image(images[image], "RGB")
+        # An empty box cannot be drawn.
+        objects = [each for each in objects if each["bbox"][2] > 0 and each["bbox"][3] > 0]
         left, right = (draw(pixels, each, names, _WIDTH) for each in (objects[:MAX_SHOWN], own))
         pictures.append(pair(left, right, caption, quality=80))
     return join(*pictures)

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 IMAGENET = "imagenet1k_val"
@@ -27,6 +26,8 @@ class PublishedResult:
         semantic: Mean IoU in percent. Empty for detectors.
         classification: Top-1 accuracy in percent. Empty for detectors and segmentors.
         dataset: Name of the data set that the results were measured on.
+        recipe_sha256: Digest of the recipe: of the config, or of the options of a classifier. "" if this repository has
+            no such recipe.
     """
 
     config: str
@@ -39,6 +40,7 @@ class PublishedResult:
     semantic: dict[str, float] = field(default_factory=dict)
     classification: dict[str, float] = field(default_factory=dict)
     dataset: str = "coco_2017_val"
+    recipe_sha256: str = ""
 
     def value(self, task: str, metric: str) -> float | None:
         """Return a metric in percent, or None if it was not published.
@@ -62,15 +64,15 @@ def published_results() -> tuple[PublishedResult, ...]:
     return tuple(PublishedResult(**row) for row in _tables()["results"])
 
 
-def find_published(config_file: str) -> PublishedResult | None:
-    """Return the published row of a config's recipe or of a classifier, or None.
+def find_published(recipe_sha256: str) -> PublishedResult | None:
+    """Return the published row of a recipe, or None.
 
     Args:
-        config_file: Path of the config file, or name of a classifier.
+        recipe_sha256: Digest of the recipe that a run followed, as recorded in its results. "" if it is unknown.
     """
-    name = Path(config_file).stem
-    classifier = published_classifier(name)
-    return classifier or next((row for row in published_results() if row.config == name), None)
+    classifiers = (published_classifier(model) for model in _tables()["imagenet"])
+    rows = (*published_results(), *(row for row in classifiers if row is not None))
+    return next((row for row in rows if recipe_sha256 and row.recipe_sha256 == recipe_sha256), None)
 
 
 def published_classifier(model: str) -> PublishedResult | None:
@@ -94,6 +96,7 @@ def published_classifier(model: str) -> PublishedResult | None:
         source=row["source"],
         classification={"top1": row["top1"]},
         dataset=IMAGENET,
+        recipe_sha256=row.get("recipe_sha256", ""),
     )
 
 

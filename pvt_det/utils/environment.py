@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
 _PACKAGE = Path(__file__).parents[1]
-# Name of `code_version` in fingerprints.
+# Name of `code_fingerprint` in fingerprints.
 CODE = "code version"
 
 
@@ -39,6 +40,13 @@ def environment(device: torch.device) -> dict[str, object]:
     }
 
 
+def code_version() -> dict[str, str]:
+    """Return the version of this package, and the commit of its checkout (again the version if it is installed)."""
+    # The name is not imported above, because the package imports this module.
+    version_of_package: str = import_module(_PACKAGE.name).__version__
+    return {"version": version_of_package, "commit": commit_or_version(_PACKAGE)}
+
+
 def commit_or_version(package: Path) -> str:
     """Return the commit of a package's checkout, or its version if the package is installed.
 
@@ -56,7 +64,7 @@ def commit_or_version(package: Path) -> str:
 
 
 @cache
-def code_version() -> str:
+def code_fingerprint() -> str:
     """Return the commit or version of this package, and a digest of its source code as it is on disk."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):

@@ -77,6 +77,11 @@ def _rows(output: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
+def read_top1(folder: Path) -> float:
+    checkpoints = json.loads((folder / "results.json").read_text())["checkpoints"]
+    return checkpoints["best"]["metrics"]["classification"]["top1"]
+
+
 def _train(cfg: TrainConfig) -> None:
     with start_run(cfg) as process:
         train(cfg, process)
@@ -212,7 +217,8 @@ def test_weights_load_into_classifier_and_trunk(whole_run):
 
 def test_model_card_is_written_next_to_the_weights(whole_run, data, tmp_path):
     folder = Path(whole_run.output)
-    card, best = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())["metrics"]
+    card, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
+    best = results["checkpoints"]["best"]["metrics"]
     header = yaml.safe_load(card.split("---\n")[1])
     assert (header["pipeline_tag"], header["tags"]) == ("image-classification", ["pvt", "image-classification"])
     (measured,) = header["model-index"][0]["results"]
@@ -258,7 +264,7 @@ def test_card_command_writes_a_folder_to_share(whole_run, data, tmp_path):
     assert str(data.parent) not in card + (output / "options.yaml").read_text()
     # Evaluate the shared weights. The class names come from the file.
     again = _config(data, tmp_path / "out", weights=str(output / names[2]), eval_only=True)
-    top1 = json.loads((run / "results.json").read_text())["metrics"]["classification"]["top1"]
+    top1 = read_top1(run)
     assert _evaluate(again).top1 == pytest.approx(top1)
     with pytest.raises(ConfigError, match=r"belongs to a classifier, not a detector or segmentor\. Expected a run"):
         config_file(run)
@@ -440,9 +446,9 @@ def test_resume_accepts_a_run_of_an_earlier_version(old_run, whole_run):
 
 def test_evaluate_accepts_weights_of_an_earlier_version(old_run, whole_run, data, tmp_path):
     cfg = _config(data, tmp_path / "out", weights=str(old_run / "best.safetensors"), eval_only=True)
-    top1 = json.loads((Path(whole_run.output) / "results.json").read_text())["metrics"]["classification"]["top1"]
+    top1 = read_top1(Path(whole_run.output))
     assert _evaluate(cfg).top1 == pytest.approx(top1)
-    assert (tmp_path / "out/evaluation/log.txt").is_file()
+    assert (tmp_path / "out/evaluation/set_val/log.txt").is_file()
 
 
 class OneLayer(ClassificationTrainer):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pvt_det.errors import DataError
-from pvt_det.reports.compare import comparison_warnings, difference, verdict
-from pvt_det.run_folder import load_run
+from pvt_det.reports.compare import comparison_warnings, difference, same_data, verdict
+from pvt_det.reports.published import published_results
+from pvt_det.results import find_metrics, load_run
+from pvt_det.utils.digest import file_digest
 from tests.command_line import run_command
 
 IMAGES = 40
@@ -38,7 +40,7 @@ def make_run(tmp_path):
     }
     annotations.write_text(json.dumps(truth))
 
-    def make(name, noise, **fields):
+    def make(name, noise, *, is_old=False, **fields):
         folder = tmp_path / name
         folder.mkdir()
         found = [
@@ -57,12 +59,23 @@ def make_run(tmp_path):
             "recipe": "adamw lr 0.0001",
             "dataset": "truth",
             "parameters": 23_000_000,
-            "metrics": {"bbox": {"AP": 50.0 - noise, "AR100": 60.0}},
-            "results_file": "detections.json",
-            "annotations": str(annotations),
-            "iterations": 10,
             "seed": 1,
         }
+        metrics = fields.pop("metrics", {"bbox": {"AP": 50.0 - noise, "AR100": 60.0}})
+        if is_old:
+            old = {"metrics": metrics, "results_file": "detections.json", "annotations": str(annotations)}
+            results |= old | {"iterations": 10, "best": {"metric": "bbox/AP", "value": 51.0, "iteration": 5}}
+        else:
+            (folder / "truth.json").write_text(annotations.read_text())
+            final = {"file": "model_final.pth", "sha256": "1" * 64, "iteration": 10, "metrics": metrics}
+            files = {"detections": "detections.json", "ground_truth": "truth.json"}
+            results |= {
+                "kind": "training",
+                "checkpoints": {"final": final},
+                "shown": "final",
+                "data": [],
+                **{key: {"file": file, "sha256": file_digest(folder / file)} for key, file in files.items()},
+            }
         (folder / "results.json").write_text(json.dumps(results | fields))
         return folder
 
@@ -77,8 +90,13 @@ def test_difference_lies_within_its_interval(make_run):
     assert (same.value, same.lower, same.upper) == (0, 0, 0)
 
 
+def recipe(config):
+    return {"recipe_sha256": next(row.recipe_sha256 for row in published_results() if row.config == config)}
+
+
 def test_csv(make_run, capsys, tmp_path):
-    folders = [str(make_run("a", 0.0)), str(make_run("b", 3.0, dataset="coco_2017_val"))]
+    published = recipe("retinanet_pvt_tiny")
+    folders = [str(make_run("a", 0.0, **published)), str(make_run("b", 3.0, dataset="coco_2017_val", **published))]
     assert (
         run_command(
             "compare", [*folders, "--format", "csv", "--output", str(tmp_path / "out/table.csv"), "--bootstrap", "50"]
@@ -101,7 +119,7 @@ def test_csv(make_run, capsys, tmp_path):
 
 
 def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
-    semantic = {"config_file": "configs/semantic_fpn_pvt_tiny.yaml", "annotations": "", "results_file": ""}
+    semantic = recipe("semantic_fpn_pvt_tiny") | {"detections": None, "ground_truth": None}
     a = make_run("a", 0.0, **semantic, dataset="ade20k_sem_seg_val", metrics={"sem_seg": {"mIoU": 37.0, "pACC": 78.0}})
     b = make_run(
         "b", 0.0, **semantic, dataset="shapes", metrics={"sem_seg": {"mIoU": 80.0}, "panoptic_seg": {"PQ": 61.0}}
@@ -136,7 +154,8 @@ def test_warnings(make_run):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "not valid JSON"), ("[]", "config_file"), ('{"config_file": 3}', "config_file")]
+    ("content", "message"),
+    [("{", "not valid JSON"), ("[]", "detections of pvt-det predict"), ('{"config_file": 3}', "config_file")],
 )
 def test_broken_results_file(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
@@ -150,11 +169,23 @@ def test_missing_run(tmp_path):
 
 
 def test_broken_detections_file_is_reported(make_run):
-    folder = make_run("a", 0.0)
-    run = load_run(folder)
-    (folder / "detections.json").write_text("[{")
-    with pytest.raises(DataError, match=r"detections\.json"):
+    run = load_run(make_run("a", 0.0, detections={"file": "broken.json", "sha256": ""}))
+    (run.folder / "broken.json").write_text("[{")
+    with pytest.raises(DataError, match=r"broken\.json"):
         difference(run, run, "bbox")
+
+
+def test_run_of_an_earlier_version_is_read_with_a_warning(make_run, caplog):
+    """It recorded no digests, so it is not compared with another run."""
+    run, other = load_run(make_run("a", 0.0, is_old=True)), load_run(make_run("b", 1.0, is_old=True))
+    assert "does not record its weights, data and config" in caplog.text
+    assert (run.value("bbox"), run.checkpoint.iteration) == (50.0, 10)
+    best = run.checkpoints["best"]
+    assert (best.file, best.iteration, best.metrics) == ("model_best.pth", 5, {"bbox": {"AP": 51.0}})
+    assert not same_data(run, other)
+    assert difference(run, other, "bbox").value > 0
+    assert comparison_warnings([run, other]) == []
+    assert find_metrics(run, "") is None
 
 
 @pytest.mark.parametrize(

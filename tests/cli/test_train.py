@@ -145,17 +145,17 @@ def test_help_shows_an_example(capsys):
 
 def test_train_and_evaluate_from_json_files(words, tmp_path):
     assert run(words(val=True, overrides="MODEL.RETINANET.SCORE_THRESH_TEST 0.0")) == 0
-    results = json.loads((tmp_path / "run/results.json").read_text())
-    assert results["metrics"]["bbox"].keys() >= {"AP", "AP50", "AP-circle", "AP-star"}
+    metrics = json.loads((tmp_path / "run/results.json").read_text())["checkpoints"]["final"]["metrics"]
+    assert metrics["bbox"].keys() >= {"AP", "AP50", "AP-circle", "AP-star"}
     assert load_config(tmp_path / "run/config.yaml").MODEL.RETINANET.NUM_CLASSES == 4
     final = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")]
     config = ["--config-file", str(tmp_path / "run/config.yaml")]
     evaluate = ["--eval-only", "--evaluator", "pycocotools", "--output", str(tmp_path / "again")]
     assert run([*config, *evaluate, *final]) == 0
-    again = json.loads((tmp_path / "again/results.json").read_text())
-    assert again["metrics"]["bbox"] == pytest.approx(results["metrics"]["bbox"], abs=1e-9)
+    again = json.loads((tmp_path / "again/evaluation.json").read_text())["checkpoints"]["evaluated"]["metrics"]
+    assert again["bbox"] == pytest.approx(metrics["bbox"], abs=1e-9)
     # With the score threshold 0.0 an untrained model has a nonzero recall to compare.
-    assert results["metrics"]["bbox"]["AR100"] > 0
+    assert metrics["bbox"]["AR100"] > 0
 
 
 @pytest.mark.slow

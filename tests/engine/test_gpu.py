@@ -51,7 +51,9 @@ def test_bf16_run_matches_cpu_with_and_without_interruption(
     train(cfg("parts", **on_gpu), resume=True)
 
     losses = [
-        json.loads((tmp_path / folder / "results.json").read_text())["metrics"]["validation"]["total_loss"]
+        json.loads((tmp_path / folder / "results.json").read_text())["checkpoints"]["final"]["metrics"]["validation"][
+            "total_loss"
+        ]
         for folder in ("cpu", "gpu", "parts")
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=0.02)

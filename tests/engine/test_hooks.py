@@ -51,7 +51,7 @@ def test_best_checkpoint_is_saved_only_on_improvement():
     hook = build()
     trainer = Trainer().run(hook, [1.0, 3.0, 2.0, 3.0, 4.0])
     assert best_saves(trainer) == [1, 2, 5]
-    assert hook.summary() == {"metric": "bbox/AP", "value": 4.0, "iteration": 5}
+    assert (hook.metric, hook.best, hook.best_iteration) == ("bbox/AP", 4.0, 5)
 
 
 def test_state_is_saved_before_each_evaluation():

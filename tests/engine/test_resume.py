@@ -107,5 +107,5 @@ def test_signal_stops_evaluation_and_resumed_run_repeats_it(tmp_path, tiny_cfg, 
     train(tiny_cfg(tmp_path, **settings), **RESUME)
     # The interrupted evaluation, its repetition and the final one.
     assert len(evaluated) == 3
-    best = json.loads((tmp_path / "results.json").read_text())["best"]
-    assert best == {"metric": "bbox/AP", "value": 3.0, "iteration": 4}
+    best = json.loads((tmp_path / "results.json").read_text())["checkpoints"]["best"]
+    assert (best["selected_by"], best["metrics"], best["iteration"]) == ("bbox/AP", {"bbox": {"AP": 3.0}}, 4)

@@ -37,10 +37,12 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     results = json.loads((finished / "results.json").read_text())
     assert results["config_file"] == "tiny.yaml"
     assert results["model"] == "RetinaNet pvt_v2_b0"
-    assert (results["dataset"], results["iterations"], results["seed"]) == ("instances_val", 2, 3)
-    assert results["best"]["metric"] == "bbox/AP"
-    assert results["metrics"]["validation"]["total_loss"] > 0
-    assert isinstance(json.loads((finished / results["results_file"]).read_text()), list)
+    assert (results["dataset"], results["seed"]) == ("instances_val", 3)
+    final = results["checkpoints"]["final"]
+    assert final["iteration"] == 2
+    assert results["checkpoints"]["best"]["selected_by"] == "bbox/AP"
+    assert final["metrics"]["validation"]["total_loss"] > 0
+    assert isinstance(json.loads((finished / results["detections"]["file"]).read_text()), list)
     lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
     assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "gradient_norm", "bbox/AP"} <= {
         key for line in lines for key in line
@@ -51,8 +53,9 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
     config_before = (finished / "config.yaml").read_text()
     metrics = evaluate(cfg)
-    assert metrics["validation"] == pytest.approx(results["metrics"]["validation"])
-    assert json.loads((finished / "results.json").read_text())["iterations"] == 2
+    assert metrics["validation"] == pytest.approx(final["metrics"]["validation"])
+    evaluation = json.loads((finished / "evaluation/instances_val/evaluation.json").read_text())
+    assert evaluation["checkpoints"]["evaluated"]["iteration"] == 2
     assert (finished / "config.yaml").read_text() == config_before
 
 
@@ -147,7 +150,8 @@ def test_validation_losses_are_means_over_images(tmp_path, tiny_cfg, monkeypatch
 def test_run_without_validation_data(tmp_path, tiny_cfg):
     assert train(tiny_cfg(tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=[])) == {}
     results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["dataset"], results["metrics"], results["iterations"]) == ("", {}, 1)
+    (final,) = results["checkpoints"].values()
+    assert (results["dataset"], final["metrics"], final["iteration"]) == ("", {}, 1)
     assert "Not evaluated." in (tmp_path / "README.md").read_text()
 
 
@@ -162,7 +166,8 @@ def test_early_stopping(tmp_path, tiny_cfg):
         TEST__EARLY_STOP_PATIENCE=1,
     )
     train(cfg)
-    assert json.loads((tmp_path / "results.json").read_text())["iterations"] == 2
+    checkpoints = json.loads((tmp_path / "results.json").read_text())["checkpoints"]
+    assert {name: checkpoint["iteration"] for name, checkpoint in checkpoints.items()} == {"best": 1, "final": 2}
 
 
 @pytest.mark.parametrize("key", ["TEST__PRECISE_BN__ENABLED"])

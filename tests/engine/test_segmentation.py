@@ -65,8 +65,12 @@ def test_semantic_fpn_trains_resumes_and_evaluates(repo_root, words, tmp_path):
     assert set(whole["validation"]) == {"total_loss", "loss_sem_seg"}
     results = json.loads((tmp_path / "whole/results.json").read_text())
     assert results["model"] == "Semantic FPN pvt_v2_b0"
-    assert results["results_file"] == ""
-    assert results["best"]["metric"] == "sem_seg/mIoU"
+    assert "detections" not in results
+    assert results["checkpoints"]["best"]["selected_by"] == "sem_seg/mIoU"
+    assert {(each["role"], each["what"], len(each["sha256"])) for each in results["data"]} == {
+        ("train", "labels", 64),
+        ("test", "labels", 64),
+    }
     losses = [json.loads(line) for line in (tmp_path / "whole/metrics.json").read_text().splitlines()]
     assert all(math.isfinite(line["total_loss"]) for line in losses if "total_loss" in line)
 
@@ -86,5 +90,6 @@ def test_panoptic_fpn_trains_and_evaluates(repo_root, words, tmp_path):
     assert {"loss_sem_seg", "loss_mask", "loss_rpn_cls"} <= set(found["validation"])
     results = json.loads((tmp_path / "panoptic/results.json").read_text())
     assert results["model"] == "Panoptic FPN pvt_v2_b0"
-    assert results["best"]["metric"] == "panoptic_seg/PQ"
-    assert (tmp_path / "panoptic" / results["results_file"]).is_file()
+    assert results["checkpoints"]["best"]["selected_by"] == "panoptic_seg/PQ"
+    assert (tmp_path / "panoptic" / results["detections"]["file"]).is_file()
+    assert {each["what"] for each in results["data"] if each["role"] == "test"} == {"objects", "labels", "panoptic"}

@@ -12,7 +12,9 @@ from pvt_det.config import get_config
 from pvt_det.data.coco.registration import register_coco
 from pvt_det.errors import ConfigError
 from pvt_det.evaluation.coco import COCOEvaluator, build_evaluator
-from pvt_det.evaluation.detections import Detections, pack_detections, write_results
+from pvt_det.evaluation.detections import Detections, pack_detections, read_results, write_results
+from pvt_det.evaluation.ground_truth import read_ground_truth
+from pvt_det.evaluation.metrics import evaluate_hotcoco
 
 SIDE = 64
 BOX = [8, 8, 24, 16]  # x, y, width, height
@@ -74,6 +76,26 @@ def test_perfect_detections(dataset, tmp_path, evaluator):
     written = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     assert [(r["image_id"], r["category_id"], r["bbox"]) for r in written] == [(0, 3, BOX), (1, 9, BOX), (2, 3, BOX)]
     assert hotcoco.mask.area(written[0]["segmentation"]) == 384
+
+
+def test_metrics_of_the_written_files_are_the_same_to_the_last_digit(dataset, tmp_path):
+    cfg = get_config()
+    cfg.MODEL.MASK_ON = True
+    coco_evaluator = build_evaluator(cfg, dataset, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for image_id in range(3):
+        found = perfect([0, 1, 0, 1], masks=True)
+        found["instances"].pred_boxes.tensor += torch.rand(4, 4, generator=generator) * 6
+        found["instances"].scores = torch.rand(4, generator=generator)
+        found["instances"].pred_masks &= torch.rand(4, SIDE, SIDE, generator=generator) > 0.2
+        coco_evaluator.process([{"image_id": image_id}], [found])
+    results = coco_evaluator.evaluate()
+    truth = read_ground_truth(tmp_path / "ground_truth.json")
+    detections = read_results(tmp_path / "coco_instances_results.json", truth)
+    for task in ("bbox", "segm"):
+        again = evaluate_hotcoco(truth.with_masks(), detections, task).as_percent(truth.class_names)
+        np.testing.assert_equal(again, results[task])
+        assert 0 < again["AP"] < 100
 
 
 def test_unreadable_image_is_excluded(dataset, tmp_path, caplog):

@@ -7,14 +7,14 @@ import pytest
 from hotcoco import mask as mask_util
 
 from pvt_det.evaluation.detections import Detections
-from pvt_det.evaluation.ground_truth import GroundTruth, read_ground_truth
+from pvt_det.evaluation.ground_truth import GroundTruth, check_ground_truth
 from pvt_det.evaluation.metrics import evaluate_hotcoco, evaluate_pycocotools
 
 SIDE = 160
 
 
 def reference(folder, task):
-    truth = read_ground_truth(folder / "instances_val2014_100.json")
+    truth = check_ground_truth(folder / "instances_val2014_100.json")
     classes = {category: number for number, category in enumerate(truth.category_ids.tolist())}
     by_image = {}
     for result in json.loads((folder / f"instances_val2014_fake{task}100_results.json").read_text()):

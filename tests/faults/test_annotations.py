@@ -99,7 +99,10 @@ def test_F22_class_name_with_markup_is_not_interpreted(command, tiny_set, tmp_pa
     ending = command(**tiny_set.words(), **tiny_set.words("VAL"), SOLVER__MAX_ITER=1, SOLVER__STEPS=[])
     assert ending.code == 0
     assert name in (tmp_path / "run/log.txt").read_text()
-    assert f"AP-{name}" in json.loads((tmp_path / "run/results.json").read_text())["metrics"]["bbox"]
+    assert (
+        f"AP-{name}"
+        in json.loads((tmp_path / "run/results.json").read_text())["checkpoints"]["final"]["metrics"]["bbox"]
+    )
     assert run_command("report", [str(tmp_path / "run")]) == 0
     (page,) = (tmp_path / "run").glob("*.html")
     assert "[/red] &lt;script&gt;" in page.read_text()

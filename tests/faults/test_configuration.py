@@ -127,4 +127,7 @@ def test_F48_torchrun_joins_one_group_and_evaluates_every_image_once(tiny_words,
     assert done.stdout.count("iteration 2/2") == 1
     assert sorted(path.name for path in tmp_path.glob("log.txt*")) == ["log.txt", "log.txt.rank1"]
     # A missing or duplicate image would be an error.
-    assert json.loads((tmp_path / "results.json").read_text())["metrics"]["bbox"].keys() >= {"AP", "AP50"}
+    assert json.loads((tmp_path / "results.json").read_text())["checkpoints"]["final"]["metrics"]["bbox"].keys() >= {
+        "AP",
+        "AP50",
+    }

@@ -32,11 +32,12 @@ from rich.progress import Progress
 from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.engine import trainer
 from pvt_det.errors import ConfigError, DataError, Interrupted
-from pvt_det.inference.files import RESULTS_NAME, PredictionFiles
+from pvt_det.inference.files import PredictionFiles
 from pvt_det.inference.part import PART_NAME, Part
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.sources import Source, find_sources
+from pvt_det.run_folder import DETECTIONS_NAME
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.tables import as_csv, as_markdown
 from tests.command_line import run_command
@@ -87,7 +88,7 @@ def run_stub(output: Path, *inputs: Path, **options) -> list[str]:
 def content(output: Path) -> tuple[list, dict]:
     """Read the detections and the list of images."""
     assert not (output / PART_NAME).exists()
-    return json.loads((output / RESULTS_NAME).read_text()), json.loads((output / "images.json").read_text())
+    return json.loads((output / DETECTIONS_NAME).read_text()), json.loads((output / "images.json").read_text())
 
 
 def full_disk(*_: object, **__: object):
@@ -408,7 +409,7 @@ def test_F75_memory_does_not_grow_with_the_number_of_images(tmp_path):
     assert len(memory) == 101
     assert memory[-1] - memory[20] < 8 * 2**20, [m >> 20 for m in memory[::10]]
     assert len(json.loads((tmp_path / "out/images.json").read_text())["images"]) == 5000
-    part = (tmp_path / "out" / RESULTS_NAME).open("rb").read().count(b'"score"')
+    part = (tmp_path / "out" / DETECTIONS_NAME).open("rb").read().count(b'"score"')
     assert part == 5000 * 300
 
 

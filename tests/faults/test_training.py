@@ -50,8 +50,8 @@ def test_F40_resume_keeps_the_best_metric(command, evaluations, monkeypatch, tmp
         stop_in(patch, 2)
         assert command(**settings).code == 75
     assert command("--resume", **settings).code == 0
-    best = json.loads((tmp_path / "run/results.json").read_text())["best"]
-    assert best == {"metric": "bbox/AP", "value": 5.0, "iteration": 1}
+    best = json.loads((tmp_path / "run/results.json").read_text())["checkpoints"]["best"]
+    assert (best["metrics"], best["iteration"]) == ({"bbox": {"AP": 5.0}}, 1)
     store = CheckpointStore(tmp_path / "run")
     assert store.load(store.folder / "model_best.pth")["iteration"] == 0
     assert store.load(store.folder / "model_final.pth")["iteration"] == 2
@@ -261,7 +261,8 @@ def test_F46_failed_evaluation_is_skipped_on_request(command, evaluations, tmp_p
     words = {"val": True, "TEST__EVAL_PERIOD": 2, "TEST__ON_ERROR": "continue"} | THREE
     assert command(**words).code == 0
     assert "Evaluation after iteration 2 failed (image 7.jpg is gone)" in (tmp_path / "run/log.txt").read_text()
-    assert json.loads((tmp_path / "run/results.json").read_text())["best"]["value"] == 6.0
+    best = json.loads((tmp_path / "run/results.json").read_text())["checkpoints"]["best"]
+    assert best["metrics"] == {"bbox": {"AP": 6.0}}
 
 
 @pytest.mark.slow

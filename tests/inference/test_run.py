@@ -132,7 +132,7 @@ def run(tmp_path):
             classes=classes,
         )
         errors = steps.run(find_sources(map(str, words)))
-        results = json.loads((tmp_path / "out/results.json").read_text())
+        results = json.loads((tmp_path / "out/detections.json").read_text())
         images = json.loads((tmp_path / "out/images.json").read_text())
         return errors, results, images, progress.console.export_text()
 
@@ -169,7 +169,7 @@ def test_classes_filter_the_detections(run, tmp_path):
     save(tmp_path / "a.png", picture(BOX))
     _, results, _, _ = run(tmp_path / "a.png", classes=[0], pictures=False, crops=False)
     assert results == []
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.json", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "images.json"]
 
 
 def test_video_is_processed_frame_by_frame(run, tmp_path):
@@ -245,7 +245,7 @@ def test_predict_command_reports_unreadable_files(untrained_run, shapes, tmp_pat
         run_command("predict", [*words, *more])
     printed = capsys.readouterr()
     assert "damaged.png" in printed.err
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    results = json.loads((tmp_path / "out/detections.json").read_text())
     assert f"{len(results)} objects in 3 images" in printed.out
     assert len(results) > 0
     assert {result["category_id"] for result in results} == {4}

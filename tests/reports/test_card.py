@@ -14,6 +14,7 @@ from pvt_det.config.architecture import model_name
 from pvt_det.errors import ConfigError
 from pvt_det.reports.card import push, write_card, write_folder
 from pvt_det.reports.card_page import Terms
+from pvt_det.utils.digest import file_digest
 from pvt_det.weights import read_checkpoint
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/retinanet_pvt_tiny.yaml"
@@ -35,11 +36,20 @@ def run(tmp_path):
         "config_file": "configs/mine.yaml",
         "model": "RetinaNet pvt_tiny",
         "recipe": "adamw lr 0.001",
+        "kind": "training",
         "dataset": "blood_val",
         "parameters": 14431560,
-        "metrics": {"bbox": {"AP": 61.54, "AP50": 88.2, "APl": None, "AP-red cell": 70.0}},
-        "results_file": "",
-        "annotations": "",
+        "checkpoints": {
+            "best": {
+                "file": "model_best.pth",
+                "sha256": file_digest(folder / "model_best.pth"),
+                "iteration": 6,
+                "metrics": {"bbox": {"AP": 61.54, "AP50": 88.2, "APl": None, "AP-red cell": 70.0}},
+            },
+            "final": {"file": "model_final.pth", "sha256": "0" * 64, "metrics": {"bbox": {"AP": 1.0}}},
+        },
+        "shown": "final",
+        "data": [],
         "seed": 7,
         "environment": {"device": "a processor", "versions": {"torch": "2.14"}},
     }
@@ -76,6 +86,21 @@ def test_shared_folder_has_card_weights_and_config(run, tmp_path):
         assert line in card, line
 
 
+def test_card_of_an_earlier_version_states_the_best_value_only(run, tmp_path):
+    """The other metrics in its results.json belong to the last checkpoint."""
+    results = json.loads((run / "results.json").read_text())
+    old = {key: value for key, value in results.items() if key not in ("kind", "checkpoints", "shown", "data")}
+    old |= {"metrics": {"bbox": {"AP": 1.0, "AP50": 3.0}}, "results_file": "", "annotations": "", "iterations": 9}
+    old["best"] = {"metric": "bbox/AP", "value": 61.54, "iteration": 6}
+    (run / "results.json").write_text(json.dumps(old))
+    write_folder(run, tmp_path / "share", Terms())
+    card = (tmp_path / "share/README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["metrics"] == [
+        {"type": "bbox/AP", "value": 61.54}
+    ]
+    assert "The results do not record the digest of model_best.pth" in card
+
+
 def test_shared_folder_has_no_local_paths(run, tmp_path):
     output = tmp_path / "share"
     write_folder(run, output, Terms())
@@ -96,7 +121,8 @@ def test_card_in_run_folder_does_not_replace_a_users_readme(run):
     assert "pvt-det predict photo.jpg --config-file .\n" in card
     assert 'Predictor(".")("photo.jpg")' in card
     assert str(run) not in card
-    results = json.loads((run / "results.json").read_text()) | {"metrics": {}, "dataset": ""}
+    results = json.loads((run / "results.json").read_text())
+    results["checkpoints"]["best"]["metrics"] = {}
     (run / "results.json").write_text(json.dumps(results))
     write_card(run, cfg)
     assert "## Results\n\nNot evaluated.\n" in (run / "README.md").read_text()

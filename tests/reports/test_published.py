@@ -1,9 +1,15 @@
 """Spot checks of the published results, and a config for every published row."""
 
+import dataclasses
+
 import pytest
 
+from pvt_det.classification.config import load_train_config
+from pvt_det.classification.config import recipe_digest as classifier_digest
+from pvt_det.config import load_config
+from pvt_det.config.digest import recipe_digest
 from pvt_det.models import list_models
-from pvt_det.reports.published import find_published, published_results
+from pvt_det.reports.published import find_published, published_classifier, published_results
 
 
 @pytest.mark.parametrize(
@@ -17,7 +23,7 @@ from pvt_det.reports.published import find_published, published_results
     ],
 )
 def test_rows(config, box, mask):
-    row = find_published(f"configs/{config}.yaml")
+    row = next(row for row in published_results() if row.config == config)
     assert row.box["AP"] == box
     assert row.mask.get("AP") == mask
 
@@ -46,11 +52,23 @@ def test_semantic_segmentation_rows_are_on_ade20k():
 
 
 def test_classifiers():
-    row = find_published("pvt_v2_b2_li")
+    row = published_classifier("pvt_v2_b2_li")
     assert (row.value("classification", "top1"), row.dataset) == (82.1, "imagenet1k_val")
     assert row.value("bbox", "AP") is None
-    assert all(find_published(name).source for name in list_models())
+    assert all(published_classifier(name).source for name in list_models())
 
 
-def test_unknown_config_has_no_row():
-    assert find_published("configs/shapes/retinanet_pvt_tiny_shapes.yaml") is None
+def test_rows_are_found_by_the_recipe(repo_root):
+    """If a recipe changes on purpose, write its new digest to published.json."""
+    configs = repo_root / "configs"
+    for row in published_results():
+        assert find_published(recipe_digest(load_config(configs / f"{row.config}.yaml"))) is row, row.config
+    for name in list_models():
+        recipe = load_train_config(configs / f"classification/{name}.yaml")
+        assert find_published(classifier_digest(recipe)) == published_classifier(name), name
+        assert find_published(classifier_digest(dataclasses.replace(recipe, epochs=100))) is None
+
+
+def test_unknown_recipe_has_no_row(repo_root):
+    assert find_published("") is None
+    assert find_published(recipe_digest(load_config(repo_root / "configs/shapes/retinanet_pvt_tiny.yaml"))) is None

@@ -17,6 +17,7 @@ from PIL import Image
 from pvt_det.config import get_config
 from pvt_det.errors import DataError
 from pvt_det.reports.page import write_report
+from pvt_det.utils.digest import file_digest
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 SIZES = [40, 40, 40, 12]  # side of each image's object in pixels
@@ -58,11 +59,23 @@ def run(tmp_path_factory):
         "recipe": "adamw lr 0.001",
         "dataset": "val",
         "parameters": 14431560,
-        "metrics": {"bbox": {"AP": 37.6, "AP50": 37.6, "APl": None, "AP-cat": 50.5}},
-        "results_file": "detections.json",
-        "annotations": str(folder / "val.json"),
+        "kind": "training",
+        "checkpoints": {
+            "final": {
+                "file": "model_final.pth",
+                "sha256": "",
+                "iteration": 3,
+                "metrics": {"bbox": {"AP": 37.6, "AP50": 37.6, "APl": None, "AP-cat": 50.5}},
+            },
+            "best": {"file": "model_best.pth", "sha256": "", "iteration": 1, "metrics": {"bbox": {"AP": 41.2}}},
+        },
+        "shown": "final",
+        "data": [],
+        "detections": {"file": "detections.json", "sha256": ""},
+        "ground_truth": {"file": "val.json", "sha256": "5" * 64},
         "environment": {"device": "a processor", "versions": {"torch": "2.14"}},
     }
+    results["ground_truth"]["sha256"] = file_digest(folder / "val.json")
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
@@ -93,6 +106,7 @@ def test_report_shows_the_results_of_the_run(page):
     assert text.index("3.png: 1 missed") < text.index("4.png: 1 missed")
     assert "1.png" not in text  # has no error
     assert "torch 2.14" in text
+    assert text.index("Weights: model_final.pth (iteration 3)") < text.index("Weights: model_best.pth (iteration 1)")
     assert "META_ARCHITECTURE: PVTRetinaNet" in text
     assert "AP differs by +0.00 [+0.00, +0.00]" in text
     assert '<td class="number">37.6</td><td class="number">37.6</td><td class="number">+0.0</td>' in text
@@ -126,6 +140,21 @@ def test_report_of_a_run_without_images_says_so(run, tmp_path):
     assert "No visualizations: " in text
     assert "config.yaml is missing" in text
     assert "<h2>Training</h2>" not in text
+
+
+def test_report_of_an_earlier_version_says_that_its_ground_truth_was_not_recorded(run, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    results = json.loads((run / "results.json").read_text())
+    metrics = results["checkpoints"]["final"]["metrics"]
+    for key in ("kind", "checkpoints", "shown", "data", "detections", "ground_truth"):
+        del results[key]
+    results |= {"metrics": metrics, "results_file": "detections.json", "annotations": str(old / "val.json")}
+    (old / "results.json").write_text(json.dumps(results))
+    write_report(old, old / "report.html")
+    text = (old / "report.html").read_text()
+    assert "did not record the weights and the ground truth" in text
+    assert "Boxes: classes and sizes" in text
 
 
 def test_folder_without_results_is_refused(tmp_path):
@@ -169,7 +198,8 @@ def test_all_objects_are_missed_if_all_scores_are_low(run, tmp_path):
 
 
 def test_run_on_several_data_sets_is_refused(run, tmp_path):
-    results = json.loads((run / "results.json").read_text()) | {"metrics": {"a": {"bbox": {"AP": 1.0}}, "b": {}}}
+    results = json.loads((run / "results.json").read_text())
+    results["checkpoints"]["final"]["metrics"] = {"a": {"bbox": {"AP": 1.0}}, "b": {}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(DataError, match=r"several data sets \(a\)"):
         write_report(tmp_path, tmp_path / "report.html")

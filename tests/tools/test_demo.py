@@ -83,8 +83,8 @@ def test_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "AP50" in printed
     assert "far below the 0.38" in printed
     results = json.loads((output / "results.json").read_text())
-    assert results["iterations"] == 2
-    assert results["metrics"]["bbox"]["AP"] < 25
+    assert results["checkpoints"]["final"]["iteration"] == 2
+    assert results["checkpoints"]["final"]["metrics"]["bbox"]["AP"] < 25
     assert "<html" in (output / "report.html").read_text(encoding="utf-8")
 
     pictures = sorted((output / "pictures").iterdir())

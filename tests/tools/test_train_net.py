@@ -29,8 +29,9 @@ def test_script_trains_and_evaluates(repo_root, tiny_words, tmp_path):
     weights = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again")]
     done = run_script(repo_root, "--eval-only", *words, *weights)
     assert (done.returncode, done.stderr) == (0, "")
-    evaluated = json.loads((tmp_path / "again/results.json").read_text())
-    assert (evaluated["metrics"], evaluated["iterations"]) == (trained["metrics"], 1)
+    evaluated = json.loads((tmp_path / "again/evaluation.json").read_text())
+    found, final = evaluated["checkpoints"]["evaluated"], trained["checkpoints"]["final"]
+    assert (found["metrics"], found["iteration"], found["sha256"]) == (final["metrics"], 1, final["sha256"])
     assert evaluated["config_file"] == CONFIG
 
 
@@ -71,7 +72,8 @@ def test_custom_hooks_and_evaluators(monkeypatch, repo_root, tiny_words, tmp_pat
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", str(repo_root / CONFIG), *words])
     assert run_cli(train_net.run) == 0
     assert seen[:3] == [0, 1, "reset"]
-    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == {"bbox": {"AP": 12.5}}
+    final = json.loads((tmp_path / "results.json").read_text())["checkpoints"]["final"]
+    assert final["metrics"] == {"bbox": {"AP": 12.5}}
 
 
 def test_script_is_at_most_70_lines(repo_root):

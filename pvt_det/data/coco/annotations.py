@@ -22,6 +22,7 @@ from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import MAX_PIXELS
 from pvt_det.errors import DataError
 from pvt_det.structures.rle import areas, rle_problem
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import UNPRINTABLE
 
@@ -49,11 +50,13 @@ class CocoData:
         annotations: Annotations, each with `id`, `image_id`, `category_id`, `bbox` (x, y, width, height in pixels),
             `area` in square pixels, `iscrowd` (0 or 1), and `segmentation` if it has a usable mask.
         categories: Categories, each with `id` and `name`, sorted by id.
+        sha256: Digest of the annotation file, or "" if the data does not come from one.
     """
 
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+    sha256: str = ""
 
     def without(self, image_ids: Collection[int]) -> Self:
         """Return the data without some images and their annotations.
@@ -156,7 +159,7 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         _report_unusual_box(annotation["bbox"], by_id[annotation["image_id"]], name, findings)
         annotations.append(annotation)
     _check_not_empty(images, categories, annotations, findings)
-    return CocoData(images, annotations, categories)
+    return CocoData(images, annotations, categories, file_digest(json_file))
 
 
 def require_masks(data: CocoData, findings: Findings) -> CocoData:

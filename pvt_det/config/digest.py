@@ -1,0 +1,115 @@
+"""Identity of a config: which keys change the model, the data or the evaluation, and a digest of their values.
+
+Keys at their default value are not part of a digest, so that a new key does not change the digest of older runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from pvt_det.config.keys import get_config
+from pvt_det.utils.digest import value_digest
+
+# Keys that change no result: paths and names, whose content has a digest of its own, and how the work is done.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "CUDNN_BENCHMARK",
+        "DATALOADER.NUM_WORKERS",
+        "DATASETS.ALLOW_OUTSIDE",
+        "DATASETS.CHECK",
+        "DATASETS.TEST",
+        "DATASETS.TRAIN",
+        *(f"DATASETS.{part}_{kind}" for part in ("TRAIN", "VAL") for kind in ("IMAGES", "JSON", "LABELS")),
+        "DATASETS.VAL_PANOPTIC_JSON",
+        "MODEL.DEVICE",
+        "MODEL.PVT.CHECKPOINT_STAGES",
+        "MODEL.PVT.COMPILE",
+        "MODEL.WEIGHTS",
+        "OUTPUT_DIR",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "SOLVER.MAX_NONFINITE_STEPS",
+        "TEST.EVALUATOR",
+        "TEST.ON_ERROR",
+        "VERSION",
+        "VIS_PERIOD",
+    }
+)
+# Further keys in which a run may differ from a published recipe: what its data, its seed or its machine decides.
+_NOT_OF_RECIPE = frozenset(
+    {
+        "DATASETS.CLASS_NAMES",
+        "DATASETS.LABEL_NAMES",
+        "DATASETS.ON_ERROR",
+        "MODEL.RETINANET.NUM_CLASSES",
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        "SEED",
+        "SOLVER.AMP.ENABLED",
+        "SOLVER.AMP.PRECISION",
+        "TEST.BEST_METRIC",
+        "TEST.EVAL_PERIOD",
+        "TEST.PRECISION",
+        "TEST.VALIDATION_LOSS",
+    }
+)
+# Only their product, the batch size of an optimizer step, is part of a recipe.
+_BATCH = ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS")
+
+
+def effective_values(cfg: CfgNode) -> dict[str, Any]:
+    """Return the values of all keys that change the model, the data or the evaluation.
+
+    Args:
+        cfg: A complete config.
+
+    Returns:
+        The values by dotted key, with the keys in alphabetical order.
+    """
+    return {key: value for key, value in sorted(_leaves(cfg)) if key not in _WITHOUT_EFFECT}
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """Compute the SHA-256 of the keys that change the model, the data or the evaluation.
+
+    Args:
+        cfg: A complete config.
+
+    Returns:
+        The digest as 64 hex digits.
+    """
+    return value_digest(_changed(effective_values(cfg)))
+
+
+def recipe_digest(cfg: CfgNode) -> str:
+    """Compute the SHA-256 of the architecture, the schedule, the augmentation and the evaluation settings.
+
+    A run follows a published recipe if both have the same digest. The number of classes, the seed, the number format
+    and the split of the batch size into accumulation steps may differ.
+
+    Args:
+        cfg: A complete config.
+
+    Returns:
+        The digest as 64 hex digits.
+    """
+    values = effective_values(cfg)
+    batch = values[_BATCH[0]] * values[_BATCH[1]]
+    kept = {key: value for key, value in values.items() if key not in _NOT_OF_RECIPE and key not in _BATCH}
+    return value_digest({**_changed(kept), "batch": batch})
+
+
+def _changed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that differ from the defaults."""
+    defaults = effective_values(get_config())
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
+
+def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
