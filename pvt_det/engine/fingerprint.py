@@ -113,7 +113,7 @@ def check_allowed_changes(patterns: Sequence[str]) -> None:
         found = fnmatch.filter(known, pattern)
         if not found:
             raise ConfigError(
-                f"--allow-change {pattern}: there is no such config key.{did_you_mean(pattern, known)} Give a key, or "
+                f"--allow-change {pattern}: unknown config key.{did_you_mean(pattern, known)} Give a key, or "
                 "a pattern such as 'INPUT.*'."
             )
         if all(_matches(key, _FIXED) and not _matches(key, _FREE) for key in found):

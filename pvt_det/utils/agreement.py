@@ -26,10 +26,12 @@ def check_agreement(facts: Mapping[str, Any], gather: Callable[[Any], list[Any]]
     everywhere = gather((socket.gethostname(), dict(facts)))
     hosts, values = [host for host, _ in everywhere], [found for _, found in everywhere]
     names = dict.fromkeys(name for found in values for name in found)
-    texts = {name: [shortened(found[name]) if name in found else _ABSENT for found in values] for name in names}
     differing = [name for name in names if any(found.get(name) != values[0].get(name) for found in values)]
     if differing:
-        shown = "; ".join(f"{name} is {_by_rank(texts[name], hosts)}" for name in differing[:_SHOWN])
+        shown = "; ".join(
+            f"{name} is {_by_rank([found.get(name, _ABSENT) for found in values], hosts)}"
+            for name in differing[:_SHOWN]
+        )
         rest = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise ConfigError(
             f"The processes of this run differ: {shown}{rest}. All processes need the same config, data and code. "
@@ -47,13 +49,13 @@ def shortened(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _by_rank(texts: Sequence[str], hosts: Sequence[str]) -> str:
+def _by_rank(values: Sequence[Any], hosts: Sequence[str]) -> str:
     """Describe which ranks have which value: "1 on rank 0 (a), 2 on ranks 1, 2 (b)"."""
     ranks: dict[str, list[int]] = {}
-    for rank, text in enumerate(texts):
-        ranks.setdefault(text, []).append(rank)
+    for rank, value in enumerate(values):
+        ranks.setdefault(repr(value), []).append(rank)
     return ", ".join(
-        f"{text} on rank{'s' if len(having) > 1 else ''} {', '.join(map(str, having))} "
+        f"{shortened(values[having[0]])} on rank{'s' if len(having) > 1 else ''} {', '.join(map(str, having))} "
         f"({', '.join(dict.fromkeys(hosts[rank] for rank in having))})"
-        for text, having in ranks.items()
+        for having in ranks.values()
     )

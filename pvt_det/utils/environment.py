@@ -65,7 +65,7 @@ def commit_or_version(package: Path) -> str:
 
 @cache
 def code_fingerprint() -> str:
-    """Return the commit or version of this package, and a digest of its source code as it is on disk."""
+    """Return the commit or version of this package, and a digest of its source files."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
