@@ -9,6 +9,9 @@ from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
 from tests.drills.config_values import run_config_values
 
+REVERSED = ["p7", "p6", "p5", "p4", "p3"]
+FALLING = [[512], [256], [128], [64], [32]]
+
 
 @pytest.fixture
 def refused_value(refused, repo_root):
@@ -37,10 +40,10 @@ def refused_value(refused, repo_root):
         ("MODEL.RETINANET.NMS_THRESH_TEST", 0, "0.0", "above 0 and at most 1"),
         ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 0, "0", "an integer, 1 to"),
         ("MODEL.RETINANET.IOU_LABELS", [1, -1, 0], "[1, -1, 0]", "MODEL.RETINANET.IOU_THRESHOLDS, [0.4, 0.5]"),
-        ("MODEL.RETINANET.IN_FEATURES", "['p7', 'p6', 'p5', 'p4', 'p3']", "['p7', ", "in this order"),
-        ("MODEL.FPN.IN_FEATURES", "['stage4', 'stage3', 'stage2']", "['stage4', ", "in this order"),
+        ("MODEL.RETINANET.IN_FEATURES", REVERSED, str(REVERSED), "p3, p4, p5, p6, p7, each once, in this order"),
+        ("MODEL.FPN.IN_FEATURES", ["stage4", "stage3"], "['stage4', 'stage3']", "in this order"),
         ("MODEL.PIXEL_MEAN", [1e9, 0, 0], "[1000000000.0, 0.0, 0.0]", "3 numbers, 0 to 255"),
-        ("MODEL.ANCHOR_GENERATOR.SIZES", [[512], [256], [128], [64], [32]], "[[512], ", "do not fall"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", FALLING, str(FALLING), "sizes that do not fall"),
         ("INPUT.CROP.SIZE", [300, 300], "[300.0, 300.0]", "fractions of the sides"),
         ("SEED", -7, "-7", "an integer, -1 to"),
         ("TEST.BEST_METRIC", "XX", "'XX'", "task/name"),

@@ -31,7 +31,7 @@ def refused_config(refused, tmp_path):
         ("SOLVER: {BASE_LRR: 1.0}", ["unknown key SOLVER.BASE_LRR", "Did you mean SOLVER.BASE_LR"]),
         ("SOLVER: {MAX_ITER: many}", ["SOLVER.MAX_ITER = 'many'", "an integer"]),
         ("SOLVER: {MAX_ITER: null}", ["SOLVER.MAX_ITER = null", "an integer"]),
-        ("SOLVER: {MAX_ITER: -3}", ["SOLVER.MAX_ITER = -3", "an integer, 1 to"]),
+        ("SOLVER: {MOMENTUM: -3}", ["SOLVER.MOMENTUM = -3.0", "a number, 0 or more and less than 1"]),
         ('MODEL: {WEIGHTS: "a\\ud800"}', ["MODEL.WEIGHTS", "Unicode"]),
         ('OUTPUT_DIR: "a\\0"', ["OUTPUT_DIR", "null bytes"]),
         ("MODEL:\n  MASK_ON: false\nSEED: 1\nMODEL:\n  MASK_ON: true", ["line 4", "MODEL appears twice"]),
