@@ -99,6 +99,7 @@ def in_child(function: Callable[[], Any], *, address_space: int | None = None, f
     def run() -> None:
         torch.set_num_threads(1)  # a forked process cannot use its parent's threads
         before = resident_bytes()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the parent
         for limit, size in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_FSIZE, file_size)):
             if size is not None:
                 size += address_space_now() if limit == resource.RLIMIT_AS else 0

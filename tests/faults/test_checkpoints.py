@@ -190,7 +190,7 @@ def test_F35_broken_file_does_not_suggest_unsafe_loading(tmp_path):
     [
         (lambda weight: weight.int(), 4, "is int32, expected float32"),
         (lambda weight: weight.sum(), 4, r"is (), expected (32, 3, 7, 7)"),
-        (lambda weight: weight.double() * 1e300, 5, "NaN or infinity in 1 tensors"),
+        (lambda weight: weight.double() * 1e300, 5, "NaN or infinity in 1 tensor"),
     ],
     ids=["integers", "one number", "too large for float32"],
 )

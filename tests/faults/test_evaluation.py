@@ -98,5 +98,5 @@ def test_F36_nonfinite_weights(refused, tiny_set, tiny_cfg, tmp_path):
     state["head.cls_score.bias"][3] = math.nan
     torch.save({"model": state}, tmp_path / "nan.pth")
     words = {"MODEL__WEIGHTS": tmp_path / "nan.pth", **tiny_set.words("VAL")}
-    parts = (str(tmp_path / "nan.pth"), "NaN or infinity in 1 tensors: head.cls_score.bias")
+    parts = (str(tmp_path / "nan.pth"), "NaN or infinity in 1 tensor: head.cls_score.bias")
     refused(5, *parts, options=("--eval-only",), **words)

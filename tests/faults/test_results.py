@@ -198,7 +198,7 @@ def test_F54_prediction_does_not_write_into_a_run(command, pvt_det, untrained_ru
 
     assert pvt_det(*predict, found)[0] == 0
     assert json.loads((found / "images.json").read_text())["info"]["kind"] == "prediction"
-    assert {path.name for path in found.iterdir()} == {"detections.json", "images.json"}
+    assert {path.name for path in found.iterdir()} == {".lock", "detections.json", "images.json"}
     assert pvt_det(*predict, found)[0] == 0
 
 

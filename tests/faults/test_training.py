@@ -197,7 +197,12 @@ def test_F44_nonfinite_batch_is_skipped_and_counted(bad):
 
 def test_F44_diverging_run_saves_no_nonfinite_state(command, tmp_path):
     # The weights explode in the first step, and all later losses are nonfinite.
-    diverging = {"SOLVER__OPTIMIZER": "sgd", "SOLVER__BASE_LR": 1e12, "SOLVER__WARMUP_ITERS": 0}
+    diverging = {
+        "SOLVER__OPTIMIZER": "sgd",
+        "SOLVER__BASE_LR": 10.0,
+        "SOLVER__WARMUP_ITERS": 0,
+        "MODEL__PIXEL_STD": [1e-3] * 3,
+    }
     limits = {"SOLVER__MAX_ITER": 20, "SOLVER__STEPS": [], "SOLVER__MAX_NONFINITE_STEPS": 2}
     ending = command(**diverging, **limits)
     assert ending.code == 5

@@ -205,7 +205,7 @@ def test_nonfinite_weights_are_refused(classifier: tuple, tmp_path: Path, value:
     broken = state["norm.weight"].clone()
     broken[3] = value
     save_checkpoint(tmp_path / "x.pth", state | {"norm.weight": broken})
-    with pytest.raises(NumericError, match=r"NaN or infinity in 1 tensors: norm\.weight"):
+    with pytest.raises(NumericError, match=r"NaN or infinity in 1 tensor: norm\.weight"):
         load_pretrained(tiny(), tmp_path / "x.pth")
 
 
