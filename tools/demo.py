@@ -27,6 +27,7 @@ from pvt_det.data.images import read_image
 from pvt_det.evaluation.coco import RESULTS_FILE
 from pvt_det.run_folder import PAGE_NAME
 from pvt_det.utils.cli import ArgumentParser, run_cli
+from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.visualizer import MAX_SHOWN, caption_of, captioned, draw, sheet
 
 ROOT = Path(__file__).parents[1]
@@ -58,9 +59,10 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. Returns 1 if the detector is so bad that something must be broken."""
     args = build_parser().parse_words(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = [word for split in ("train", "val") for word in data_keys(split)]
-    overrides = ["OUTPUT_DIR", str(args.output), "SOLVER.AMP.ENABLED", str(bf16_is_fast()), "SOLVER.MAX_ITER", MAX_ITER]
-    cfg = load_config(CONFIG, [*map(str, overrides), *data, *args.overrides])
+    settings = ["OUTPUT_DIR", args.output, "SOLVER.AMP.ENABLED", has_fast_bf16(device), "SOLVER.MAX_ITER", MAX_ITER]
+    cfg = load_config(CONFIG, [*map(str, settings), *data, *args.overrides])
     metrics = train(cfg, config_file=str(CONFIG), resume=True, resume_command="the same command")
 
     dataset = cfg.DATASETS.TEST[0]
@@ -151,13 +153,6 @@ def beside_truth(
     halves = ((caption_of("ground truth", len(truth)), truth[:MAX_SHOWN]), ("detections", found))
     names = metadata.thing_classes
     return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
-
-
-def bf16_is_fast() -> bool:
-    """Return whether this machine has instructions for bf16: a GPU, or a CPU with AVX-512 BF16 or AMX."""
-    if torch.cuda.is_available():
-        return True
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def print_next_steps(output: Path) -> None:

@@ -205,7 +205,7 @@ def _outputs(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
         return ""
     videos = {source.is_video for source in sources}
     kinds = "images" if videos == {False} else "videos" if videos == {True} else "images and videos"
-    return f", {kinds} in the same folder"
+    return f", {kinds} in {files.folder / 'pictures'}"
 
 
 def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -29,6 +29,7 @@ from pvt_det.utils.environment import available_cores
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
@@ -215,6 +216,8 @@ def _adapt_to_machine(cfg: CfgNode) -> None:
         logger.warning("MODEL.DEVICE is %s, but no usable GPU was found. Running on the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     select_gpu(torch.device(cfg.MODEL.DEVICE))
+    if cfg.SOLVER.AMP.ENABLED and not has_fast_bf16(torch.device(cfg.MODEL.DEVICE)):
+        logger.warning("Mixed precision is slower than fp32 on this processor. Set SOLVER.AMP.ENABLED False.")
     cores = available_cores()
     if cores < cfg.DATALOADER.NUM_WORKERS:
         logger.info(

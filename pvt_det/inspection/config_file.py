@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pvt_det.config import load_config
@@ -16,6 +17,7 @@ from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.text import counted
 
 _BASES = Path(__file__).parents[2] / "configs/base"
@@ -209,6 +211,8 @@ def _solver(plan: Plan, settings: Settings) -> list[str]:
             "  CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: full_model, CLIP_VALUE: 5.0}  # limits outlier gradients",
             "  AMP: {ENABLED: True}",
         ]
+    elif not has_fast_bf16(torch.device("cpu")):
+        lines.append("  AMP: {ENABLED: False}  # this processor has no bf16 instructions: fp32 is faster")
     return lines
 
 

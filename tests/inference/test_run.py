@@ -322,7 +322,7 @@ def test_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
     words = [str(tmp_path / "v.avi"), "--config-file", str(segmentor_run), "--device", "cpu"]
     assert run_command("predict", [*words, "--output", str(tmp_path / "out")]) == 0
     assert "2 label maps: " in (printed := capsys.readouterr().out)
-    assert printed.endswith("labels, videos in the same folder\n")
+    assert printed.endswith(f"labels, videos in {tmp_path / 'out/pictures'}\n")
     labels = Segmentor(segmentor_run, device="cpu")(list(Video(tmp_path / "v.avi")))
     for number, expected in enumerate(labels, start=1):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/labels/v/{number:06d}.png")), expected)
