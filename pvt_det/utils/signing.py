@@ -15,7 +15,7 @@ from pvt_det.utils.paths import file_fault
 logger = logging.getLogger(__name__)
 
 SIGNATURE_NAME = "model.sig"
-# Written by huggingface_hub when it downloads a folder, so not signed. model-signing leaves out .git* by itself.
+# Written by huggingface_hub when it downloads a folder, so not signed. model-signing leaves out .git* on its own.
 _UNSIGNED = (".cache",)
 _MAX_SIGNATURE_BYTES = 2**24
 # model-signing imports it without requiring it.

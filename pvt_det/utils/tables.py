@@ -94,7 +94,7 @@ def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """Escape text from outside, such as a class name, so that Markdown shows it as it is, in a line or a table cell.
+    """Escape text from outside, such as a class name, so that Markdown shows it unchanged, in a line or a table cell.
 
     Args:
         text: Any text or number. Line breaks become spaces.

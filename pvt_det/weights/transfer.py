@@ -193,7 +193,7 @@ def _check(response: Any, saved: _Version, start: int) -> _Version:
 
 
 def _plain(header: str | None) -> str:
-    """Return a header if it can be sent back to the server as it is, and "" otherwise."""
+    """Return a header if it can be sent back to the server unchanged, and "" otherwise."""
     return header if header and re.fullmatch(r"[\x20-\x7e]{1,200}", header) else ""
 
 
