@@ -68,7 +68,7 @@ def effective_values(cfg: CfgNode) -> dict[str, Any]:
     Returns:
         The values by dotted key, with the keys in alphabetical order.
     """
-    return {key: value for key, value in sorted(_leaves(cfg)) if key not in _WITHOUT_EFFECT}
+    return {key: value for key, value in sorted(leaves(cfg)) if key not in _WITHOUT_EFFECT}
 
 
 def config_digest(cfg: CfgNode) -> str:
@@ -107,9 +107,15 @@ def _changed(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of every key.
+
+    Args:
+        cfg: A config, or a section of one.
+        prefix: Text before each name, such as "MODEL." for that section.
+    """
     for name, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -34,7 +34,7 @@ def describe_dataset(name: str) -> dict[str, str]:
     facts = {}
     if source := metadata.get("coco_source"):
         data = source.load()
-        facts["annotations"] = f"{len(data.annotations)}, {_sha256(file_digest(source.json_file))}"
+        facts["annotations"] = f"{len(data.annotations)}, {_sha256(data.sha256)}"
         facts["images"] = _describe_files(source.image_root, [image["file_name"] for image in data.images])
     elif (json_file := metadata.get("json_file")) and Path(json_file).is_file():
         facts["annotations"] = _sha256(file_digest(json_file))

@@ -3,29 +3,28 @@
 It consists of the config keys that change the result, of digests of the data, and of the code version. All processes
 of a run must agree on it. Every checkpoint contains it, and a resumed run compares it with its own:
 
-| what has changed | what happens |
-|---|---|
-| where files are, the device, workers, when to save and evaluate | nothing: the result does not depend on it |
-| the batch size, accumulation, sampler, seed, optimizer, classes or training data | refused: the position in the data or the optimizer's state would be wrong |
-| the solver (learning rate, schedule, clipping, precision …), test settings, test data, code version | applied, with a warning, and recorded |
-| any other key: the model, its losses, image sizes, augmentation | refused, unless allowed with `--allow-change KEY`; then as above |
+- Where files are, the device, workers, when to save and evaluate: ignored, because the result does not depend on it.
+- The batch size, accumulation, sampler, seed, optimizer, classes or training data: a change is refused, because the
+  position in the data or the optimizer's state would be wrong.
+- The solver (learning rate, schedule, clipping, precision …), test settings, test data, code version: a change is
+  applied, with a warning, and recorded.
+- Any other key, such as the model, its losses, image sizes, augmentation: a change is refused, unless it is allowed
+  with `--allow-change KEY`. It is then applied and recorded as well.
 
 What was applied is kept in the checkpoints and in `config_changes.json`.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from torch import Tensor
 
 from pvt_det.config import get_config
+from pvt_det.config.digest import leaves
 from pvt_det.data.digest import describe_dataset
 from pvt_det.errors import ConfigError
 from pvt_det.utils.agreement import shortened
@@ -60,7 +59,7 @@ def config_values(cfg: CfgNode) -> dict[str, Any]:
     Returns:
         The values by dotted key, with lists instead of tuples.
     """
-    return {key: value for key, value in _leaves(cfg) if not _matches(key, _FREE)}
+    return {key: _plain(value) for key, value in leaves(cfg) if not _matches(key, _FREE)}
 
 
 def training_fingerprint(cfg: CfgNode) -> dict[str, Any]:
@@ -83,22 +82,6 @@ def training_fingerprint(cfg: CfgNode) -> dict[str, Any]:
     return facts | {CODE: code_fingerprint()}
 
 
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Compute the SHA-256 of the names, types, shapes and values of weights.
-
-    Args:
-        weights: A model's state dict, on any device.
-
-    Returns:
-        The digest as 64 hex digits.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in weights.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def check_allowed_changes(patterns: Sequence[str]) -> None:
     """Check the values of `--allow-change`.
 
@@ -108,7 +91,7 @@ def check_allowed_changes(patterns: Sequence[str]) -> None:
     Raises:
         ConfigError: No key matches, or only keys that a resumed run cannot change.
     """
-    known = [key for key, _ in _leaves(get_config())]
+    known = [key for key, _ in leaves(get_config())]
     for pattern in patterns:
         found = fnmatch.filter(known, pattern)
         if not found:
@@ -177,14 +160,6 @@ def describe_changes(changes: Sequence[Mapping[str, Any]]) -> str:
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
-
-
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _plain(value)
 
 
 def _plain(value: Any) -> Any:

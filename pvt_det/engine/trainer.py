@@ -27,7 +27,7 @@ from pvt_det.data.loader import build_detection_test_loader, build_detection_tra
 from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
-from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint, weights_digest
+from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook
 from pvt_det.engine.results import describe_data, recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
@@ -46,6 +46,7 @@ from pvt_det.run_folder import (
 )
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.digest import weights_digest
 from pvt_det.utils.distributed import restarts
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.rank_watch import count_batches

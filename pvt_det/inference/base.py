@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -26,6 +25,7 @@ from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
+from pvt_det.utils.digest import value_digest, weights_digest
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.utils.signing import verify_signed
 from pvt_det.utils.text import counted
@@ -127,11 +127,7 @@ class BasePredictor(ABC, Generic[Prediction]):
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = ""
-        digest = hashlib.sha256(cfg.dump().encode())
-        for name, tensor in sorted(self._model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return value_digest([cfg.dump(), weights_digest(self._model.state_dict())])
 
     @abstractmethod
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:

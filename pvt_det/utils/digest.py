@@ -1,11 +1,15 @@
-"""SHA-256 digests of files and of plain values."""
+"""SHA-256 digests of files, plain values and weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def file_digest(path: str | Path) -> str:
@@ -34,3 +38,19 @@ def value_digest(value: Any) -> str:
         The digest as 64 hex digits.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of the names, types, shapes and values of weights.
+
+    Args:
+        weights: A model's state dict, on any device.
+
+    Returns:
+        The digest as 64 hex digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
