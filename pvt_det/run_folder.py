@@ -102,7 +102,7 @@ def require_kind(folder: str | os.PathLike[str], kind: str) -> None:
         kind: What will be written: "training", "evaluation", "prediction" or "shared".
 
     Raises:
-        ConfigError: If the folder contains files of another kind.
+        ConfigError: If the folder belongs to a different command.
     """
     found = folder_kind(folder)
     if found not in ("", kind):

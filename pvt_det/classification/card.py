@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from pvt_det.weights import read_checkpoint
 from pvt_det.weights.source import locate
 
 _MAX_LISTED_CLASSES = 100  # with more classes, the card gives their number and refers to classes.json
-logger = logging.getLogger(__name__)
 
 
 def write_card(cfg: TrainConfig, train: ImageSource, validation: ImageSource) -> None:
@@ -68,8 +66,6 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     source = locate(weights or str(best_classifier(run)))
     notes = config_mismatch(results, cfg)
     shipped = find_shipped(results, source.name if weights else CLASSIFIER_BEST_NAME, file_digest(source), notes)
-    for note in shipped.notes:
-        logger.warning("%s: %s", run, note)
     make_folder(output)
     tensors = read_checkpoint(source)
     write_weights(output / SHARED_NAME, cfg, classes, tensors)

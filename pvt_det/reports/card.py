@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +34,6 @@ from pvt_det.weights.source import locate
 
 # Paths of this machine, which are not shared.
 _PRIVATE = ("TRAIN_JSON", "TRAIN_IMAGES", "TRAIN_LABELS", "VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")
-logger = logging.getLogger(__name__)
 
 
 class Hub(Protocol):
@@ -79,8 +77,6 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     cfg, about = load_config(path, training=False), load_run(run)
     source, sha256 = identified_weights(path, weights)
     shipped = find_shipped(about, Path(source).name, sha256 or file_digest(locate(source)), config_mismatch(about))
-    for note in shipped.notes:
-        logger.warning("%s: %s", run, note)
     make_folder(output)
     save_safetensors(output / SHARED_NAME, read_checkpoint(source), {"model": about.model})
     write_atomically(output / CONFIG_NAME, _portable(cfg).dump())

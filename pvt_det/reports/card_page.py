@@ -144,12 +144,16 @@ def require_other(run: Path, output: Path) -> None:
 def write_shared_card(output: Path, facts: Facts, terms: Terms, use: str) -> None:
     """Write the model card `README.md` of a folder to share, with the SHA-256 of every other file in it.
 
+    Notes about the weights, such as a digest that does not match, are logged as warnings too.
+
     Args:
         output: The folder, with all its other files. A signature in it is deleted, because it no longer matches.
         facts: Facts about the model.
         terms: Licenses and authors.
         use: How to use the model, in Markdown.
     """
+    for note in facts.shipped.notes:
+        logger.warning("%s: %s", facts.run.folder, note)
     (output / SIGNATURE_NAME).unlink(missing_ok=True)
     write_atomically(output / CARD_NAME, card_page(facts, terms, use, _files(output)))
 
