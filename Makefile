@@ -12,7 +12,7 @@ MODELS_TRIED := $(addprefix try-,$(PUBLISHED))
 .PHONY: help setup demo compare try $(MODELS_TRIED) test lint docs package clean
 
 help:
-	@echo "make demo     train a detector on photographs of blood cells and show what it finds (about 10 minutes on 2 cores)"
+	@echo "make demo     train a detector on photographs of blood cells and show what it finds (5 to 20 minutes on 2 cores)"
 	@echo "make test     run the tests"
 	@echo "make compare  train PVT-Tiny and ResNet-18 on the same generated shapes and compare them"
 	@echo "make try      run all eight published PVT v1 detectors for 20 iterations on the COCO images in COCO=$(COCO)"

@@ -1,4 +1,4 @@
-"""Train a detector on real photographs and show what it finds, in about 10 minutes on 2 CPU cores.
+"""Train a detector on real photographs and show what it finds, in 5 to 20 minutes on 2 CPU cores.
 
 RetinaNet with PVT-Tiny learns to find blood cells in 90 microscope photographs, from random weights, and is evaluated
 on 30 others. The photographs are in `datasets/blood_cells`.

@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # classification also uses this module and must not import De
     from detectron2.config import CfgNode
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# As named by `torch.cpu.get_capabilities`: on x86, then on ARM.
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -23,7 +25,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether bf16 is faster than fp32: on GPUs, and on CPUs with AVX-512 BF16 or AMX instructions.
+    """Return whether bf16 is faster than fp32: on GPUs, and on CPUs with bf16 instructions.
 
     Other CPUs emulate bf16, which makes a training step about twice as slow as in fp32.
 
@@ -32,7 +34,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return True
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # oneDNN also reports bf16 as supported where it emulates it.
+    capabilities = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
 
 def inference_autocast(cfg: CfgNode) -> torch.autocast:
