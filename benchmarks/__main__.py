@@ -28,10 +28,9 @@ from benchmarks.options import (
 )
 from benchmarks.report import comparison_table, plot_growth
 from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
-from pvt_det.cli.benchmark import Results, positive_int, report
+from pvt_det.cli.benchmark import DTYPES, MODES, Results, positive_int, report
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
-from pvt_det.profiling import DTYPES, MODES
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.environment import environment
 from pvt_det.utils.paths import make_parent_folder

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Size
-from pvt_det.cli.benchmark import device, image_size, positive_int
-from pvt_det.profiling import DTYPES, MODES
+from pvt_det.cli.benchmark import DTYPES, MODES, device, image_size, positive_int
 from pvt_det.utils.environment import available_cores
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,9 +6,10 @@ heads are registered with Detectron2 when their config keys are added (`add_pvt_
 without Detectron2.
 """
 
-import importlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pvt_det.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pvt_det.config import add_pvt_config as add_pvt_config
@@ -22,20 +23,14 @@ __version__ = "0.1.0"
 warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
 
-_EXPORTS = {
-    "add_pvt_config": "pvt_det.config",
-    "get_config": "pvt_det.config",
-    "Predictor": "pvt_det.inference.predictor",
-    "Segmentor": "pvt_det.inference.segmentor",
-}
 __all__ = ["Predictor", "Segmentor", "__version__", "add_pvt_config", "get_config"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "add_pvt_config": "pvt_det.config",
+        "get_config": "pvt_det.config",
+        "Predictor": "pvt_det.inference.predictor",
+        "Segmentor": "pvt_det.inference.segmentor",
+    },
+)

@@ -32,8 +32,6 @@ from pvt_det.utils.precision import autocast
 from pvt_det.utils.text import did_you_mean
 from pvt_det.weights import load_pretrained
 
-MODES = ("inference", "training")
-DTYPES = ("fp32", "bf16")
 MIB = 1 << 20
 # A model and the function that runs it on a batch.
 Runnable = tuple[nn.Module, Callable[[Any], Any]]

@@ -14,21 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.table import Table
-
-from pvt_det.config import load_config
 from pvt_det.config.detectron2_keys import is_device
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
-from pvt_det.profiling import DTYPES, MODES, Case, find_config, measure_latency, plan_batch
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.console import Console
 from pvt_det.utils.environment import available_cores, environment
 from pvt_det.utils.paths import make_parent_folder
-from pvt_det.utils.tables import as_table
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+    from pvt_det.profiling import Case
+
+MODES = ("inference", "training")
+DTYPES = ("fp32", "bf16")
 
 _REPEATS, _MEMORY_GIB = 5, 16.0
 _EXAMPLES = f"""
@@ -46,20 +48,20 @@ process, including the state of AdamW.
 exit codes: 0 done, 2 configuration, 4 checkpoint
 """
 # Measurements as JSON values by name, and their table.
-Results = tuple[Sequence[dict[str, Any]], Table]
+Results = tuple[Sequence[dict[str, Any]], "Table"]
 
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    default, cores = "cuda" if torch.cuda.is_available() else "cpu", available_cores()
+    cores = available_cores()
     add("--models", nargs="+", required=True, metavar="MODEL", help="run folders, config files or PVT variants")
     sizes = "batch, height and width of the images (1x800x1216)"
     add("--sizes", nargs="+", type=image_size, default=[(1, 800, 1216)], metavar="BxHxW", help=sizes)
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
     add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="number formats; bf16 uses autocast (fp32)")
-    add("--device", type=device, default=torch.device(default), help=f"such as cpu or cuda:1 ({default})")
+    add("--device", help="such as cpu or cuda:1 (the first GPU if this machine has one, otherwise cpu)")
     add("--repeats", type=positive_int, metavar="N", help=f"number of timed steps ({_REPEATS})")
     add("--plan", action="store_true", help="find the largest batch that fits into --memory")
     add("--memory", type=float, metavar="GIB", help=f"memory limit for --plan ({_MEMORY_GIB:g})")
@@ -77,6 +79,8 @@ def device(text: str) -> torch.device:
     Raises:
         argparse.ArgumentTypeError: The device is unknown or not available.
     """
+    import torch
+
     if not is_device(text):
         raise argparse.ArgumentTypeError(f"{text}: expected cpu, cuda, or a GPU by its index, such as cuda:1")
     parsed = torch.device(text)
@@ -123,7 +127,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    import torch
+
     _check_options(args)
+    try:
+        args.device = device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--device {error}.") from None
     return report(args, _plan if args.plan else _measure)
 
 
@@ -137,6 +147,10 @@ def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace], Res
     Returns:
         The exit code.
     """
+    import torch
+
+    from pvt_det.utils.console import Console
+
     if args.json:
         make_parent_folder(args.json)
     torch.set_num_threads(args.threads)
@@ -170,6 +184,9 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
+    from pvt_det.config import load_config
+    from pvt_det.profiling import Case, find_config
+
     # Load all configs before the first measurement, which takes long.
     for model in args.models:
         if model not in VARIANTS:
@@ -179,6 +196,8 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
 
 
 def _measure(args: argparse.Namespace) -> Results:
+    from pvt_det.profiling import measure_latency
+
     rows = [measure_latency(case, args.device, args.repeats or _REPEATS) for case in _cases(args)]
     cells = [
         {
@@ -195,6 +214,8 @@ def _measure(args: argparse.Namespace) -> Results:
 
 
 def _plan(args: argparse.Namespace) -> Results:
+    from pvt_det.profiling import plan_batch
+
     memory = args.memory or _MEMORY_GIB
     cases = [
         replace(case, checkpointed=checkpointed)
@@ -218,6 +239,8 @@ def _plan(args: argparse.Namespace) -> Results:
 
 
 def _table(rows: Sequence[dict[str, str]], caption: str) -> Table:
+    from pvt_det.utils.tables import as_table
+
     table = as_table(rows)
     table.caption = caption
     for column in table.columns[-4:]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pvt_det.classification import card as classification_card
 from pvt_det.errors import ConfigError
-from pvt_det.reports import card
-from pvt_det.reports.card_page import NOT_STATED, Terms
-from pvt_det.run_folder import CONFIG_NAME, OPTIONS_NAME
+from pvt_det.reports.defaults import NOT_STATED
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.signing import FolderSigner
 
@@ -58,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.classification import card as classification_card
+    from pvt_det.reports import card
+    from pvt_det.reports.card_page import Terms
+    from pvt_det.run_folder import CONFIG_NAME, OPTIONS_NAME
+
     if args.private and not args.push:
         raise ConfigError("--private has no effect without --push. Add --push OWNER/NAME, or leave --private out.")
     signer = FolderSigner(args.sign) if args.sign else None

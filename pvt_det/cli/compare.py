@@ -14,15 +14,15 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError
-from pvt_det.reports.compare import BOOTSTRAP, TOLERANCE, comparison_rows, comparison_warnings, describe_gmacs
-from pvt_det.results import Run, load_run
-from pvt_det.run_folder import CONFIG_NAME
+from pvt_det.reports.defaults import BOOTSTRAP, TOLERANCE
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.console import Console
 from pvt_det.utils.paths import make_parent_folder
-from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
+
+if TYPE_CHECKING:
+    from pvt_det.results import Run
 
 # Width of the plain table in files and pipes, in characters.
 _FILE_WIDTH = 240
@@ -37,6 +37,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.reports.compare import comparison_rows, comparison_warnings
+    from pvt_det.results import load_run
+    from pvt_det.utils.console import Console
+    from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
+
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     if args.bootstrap < 1:
         raise ConfigError(f"--bootstrap {args.bootstrap}: expected 1 or more.")
@@ -62,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _gmacs(run: Run) -> str:
+    from pvt_det.reports.compare import describe_gmacs
+    from pvt_det.run_folder import CONFIG_NAME
+
     images = run.folder / run.ground_truth.file if run.ground_truth else run.annotations
     return run.gmacs or describe_gmacs(run.folder / CONFIG_NAME, images)
 

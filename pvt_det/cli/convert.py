@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.text import counted
-from pvt_det.weights import load_pretrained, read_checkpoint, rename, save_checkpoint, save_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EXAMPLES = """
 examples:
@@ -63,10 +64,10 @@ def for_config(source: str, config_file: str) -> dict[str, Tensor]:
         CheckpointError: The file does not have all weights of the model, as with a classifier's weights.
         ConfigError: The config is invalid.
     """
-    # Imported here so that the other conversions work without Detectron2.
     from detectron2.modeling import build_model
 
     from pvt_det.config import load_config
+    from pvt_det.weights import load_pretrained
 
     model = build_model(load_config(config_file, ["MODEL.DEVICE", "cpu"], training=False))
     report = load_pretrained(model, source)
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.weights import read_checkpoint, rename, save_checkpoint, save_safetensors
+
     suffix = ".safetensors" if args.to == "safetensors" else ".pth" if args.to else args.output.suffix
     if args.output.suffix != suffix or suffix not in (".pth", ".safetensors"):
         raise ConfigError(

@@ -6,11 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.text import Text
-
-from pvt_det.cli.machine import examine
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.console import Console
 
 _EXAMPLES = """
 examples:
@@ -42,6 +38,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code: 1 if there is a problem, 0 otherwise.
     """
+    from rich.text import Text
+
+    from pvt_det.cli.machine import examine
+    from pvt_det.utils.console import Console
+
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     problems = 0
     for finding in examine(args.output):

@@ -6,10 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from pvt_det import api
-from pvt_det.engine.defaults import add_run_options, config_from_args, launch_from_args
-from pvt_det.results import load_run
-from pvt_det.run_folder import config_file, named_weights, run_weights
+from pvt_det.engine.options import add_run_options
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.signing import verify_signed
 
@@ -49,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det import api
+    from pvt_det.engine.defaults import config_from_args, launch_from_args
+    from pvt_det.results import load_run
+    from pvt_det.run_folder import config_file, named_weights, run_weights
+
     if args.against:
         # Fails early: the evaluation may take hours.
         load_run(args.against)

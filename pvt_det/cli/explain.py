@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pvt_det.data.images import read_image
 from pvt_det.errors import ConfigError
-from pvt_det.inference.attention import compute_attention, draw_attention
-from pvt_det.inference.trunks import classifier, detector_trunk
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.paths import make_parent_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _EXAMPLES = """
 examples:
@@ -66,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.data.images import read_image
+    from pvt_det.inference.attention import compute_attention, draw_attention
+    from pvt_det.inference.trunks import classifier, detector_trunk
+
     if args.output.suffix != ".png":
         raise ConfigError(f"--output {args.output}: expected a name that ends in .png")
     make_parent_folder(args.output)

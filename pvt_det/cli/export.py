@@ -6,17 +6,16 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError
-from pvt_det.export.api import Report, export, load_classifier, load_detector
-from pvt_det.export.files import Kind, require_compiler, require_onnx
-from pvt_det.inference.sources import find_sources
-from pvt_det.run_folder import config_file, named_weights
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.signing import verify_signed
+
+if TYPE_CHECKING:
+    from pvt_det.export.api import Report
+    from pvt_det.export.files import Kind
 
 _SIDE = 224
 _EXAMPLES = """
@@ -78,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.export.api import export, load_classifier, load_detector
+    from pvt_det.inference.sources import find_sources
+    from pvt_det.run_folder import config_file, named_weights
+
     _refuse_unused_options(args)
     kind = _kind(args)
     make_parent_folder(args.output)
@@ -113,6 +116,8 @@ def _refuse_unused_options(args: argparse.Namespace) -> None:
 
 def _kind(args: argparse.Namespace) -> Kind:
     """Return the file format. Checks its requirements first, because loading and tracing a model is slow."""
+    from pvt_det.export.files import require_compiler, require_onnx
+
     suffix = args.output.suffix
     if suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"--output {args.output}: expected a name that ends in .onnx or .pt2.")
@@ -127,6 +132,8 @@ def _kind(args: argparse.Namespace) -> Kind:
 
 
 def _print_report(path: Path, name: str, outputs: Sequence[str], report: Report) -> None:
+    import torch
+
     height, width = report.size
     print(f"{path}: {name}, {path.stat().st_size / 2**20:.1f} MiB; outputs {', '.join(outputs)}")
     print(f"matches the model on {report.parity}")

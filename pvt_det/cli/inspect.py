@@ -15,23 +15,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-
-import torch
-from rich.markup import escape
+from typing import TYPE_CHECKING
 
 from pvt_det.config.table import choices
 from pvt_det.errors import CheckpointError, ConfigError, DataError
-from pvt_det.inspection.config_file import Plan, check_place, write_config
-from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
-from pvt_det.inspection.page import inspection_page
-from pvt_det.inspection.recommend import TASKS, recommend
-from pvt_det.inspection.terminal import show, show_advice
+from pvt_det.inspection.tasks import TASKS
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.console import Console
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_parent_folder
-from pvt_det.weights.source import locate
+
+if TYPE_CHECKING:
+    from pvt_det.inspection.inspect import Advice, Inspection
+    from pvt_det.utils.console import Console
 
 _BATCHES = {"cpu": 4, "gpu": 16}
 _MODEL = "pvt_tiny"
@@ -84,6 +80,14 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from rich.markup import escape
+
+    from pvt_det.inspection.config_file import check_place
+    from pvt_det.inspection.inspect import find_leakage
+    from pvt_det.inspection.page import inspection_page
+    from pvt_det.inspection.terminal import show, show_advice
+    from pvt_det.utils.console import Console
+
     if args.val_images and not args.val_json:
         raise ConfigError("--val-images needs --val-json. Add the annotations of these images.")
     if args.batch is not None and args.batch < 1:
@@ -119,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspection]]:
+    from pvt_det.inspection.inspect import inspect_dataset
+
     sources = [("Training data", "train", args.annotations, args.images)]
     if args.val_json:
         sources.append(("Validation data", "val", args.val_json, args.val_images or args.images))
@@ -150,6 +156,10 @@ def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
 
     Default weights that cannot be downloaded must not keep the user from training.
     """
+    from rich.markup import escape
+
+    from pvt_det.weights.source import locate
+
     if args.weights:
         return ("", "--weights none") if args.weights == "none" else (args.weights, "")
     name = f"pvt://{args.model or _MODEL}"
@@ -162,6 +172,11 @@ def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
 
 
 def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[str, Inspection]]) -> None:
+    import torch
+
+    from pvt_det.inspection.config_file import Plan, write_config
+    from pvt_det.inspection.recommend import recommend
+
     train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
     on_cpu = (args.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
     weights, weights_reason = _weights(args, console)

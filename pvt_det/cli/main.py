@@ -1,7 +1,7 @@
 """The command line program `pvt-det`.
 
-This module imports only the standard library, so that the list of commands and typing errors are shown at once. A
-command is imported when it runs.
+This module imports only the standard library, so that the list of commands and typing errors are shown at once. The
+module of a command imports torch and Detectron2 in `run`, so that its help and typing errors are shown at once too.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, NoReturn
 
+from pvt_det import __version__
 from pvt_det.utils.text import did_you_mean
 
 COMMANDS = {
@@ -68,7 +68,7 @@ def build_parser(parents: Callable[[str], list[Any]] = lambda name: []) -> argpa
         epilog=_EXAMPLES,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=18),
     )
-    parser.add_argument("--version", action="version", version=f"pvt_det {version('pvt_det')}")
+    parser.add_argument("--version", action="version", version=f"pvt_det {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND [--help]")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False, parents=parents(name))
@@ -91,12 +91,13 @@ def main() -> int:
     try:
         from pvt_det.cli.start import start
         from pvt_det.utils.cli import run_cli
+
+        return run_cli(lambda: start(name, words[1:], f"pvt-det {name}"))
     except ModuleNotFoundError as error:
         if str(error.name).startswith("pvt_det"):
             raise
         print(f"error: {error}. In a checkout, run python tools/setup_env.py --here to install it.", file=sys.stderr)
         return 2
-    return run_cli(lambda: start(name, words[1:], f"pvt-det {name}"))
 
 
 if __name__ == "__main__":

@@ -10,26 +10,22 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.structures import Instances
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from pvt_det.config import load_config
-from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.inference.files import LABELS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
-from pvt_det.inference.part import Part
-from pvt_det.inference.predictor import Predictor
-from pvt_det.inference.run import Pixels, PredictionRun
-from pvt_det.inference.segmentor import Segmentor
-from pvt_det.inference.sources import Source, find_sources
-from pvt_det.inference.tiling import TiledPredictor
-from pvt_det.run_folder import DETECTIONS_NAME, PREDICTION, config_file, require_kind
 from pvt_det.utils.cli import ArgumentParser, add_public_key
-from pvt_det.utils.console import Console
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.text import counted, did_you_mean
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+    from rich.progress import Progress
+
+    from pvt_det.inference.files import OutputFiles, Prediction
+    from pvt_det.inference.part import Part
+    from pvt_det.inference.run import Pixels
+    from pvt_det.inference.sources import Source
 
 _THRESHOLD, _OVERLAP = 0.5, 0.2
 _EXAMPLES = """
@@ -90,6 +86,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.config import load_config
+    from pvt_det.config.architecture import is_segmentor
+    from pvt_det.inference.sources import find_sources
+    from pvt_det.run_folder import PREDICTION, config_file, require_kind
+
     require_kind(args.output, PREDICTION)
     sources = find_sources(args.inputs)
     overrides = [word for pair in args.set for word in pair]
@@ -110,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _open_part(args: argparse.Namespace) -> Part:
     """Return what an unfinished run has written to the output folder, if anything."""
+    from pvt_det.inference.part import Part
+
     part = Part(args.output)
     if part.images and not args.resume:
         raise ConfigError(
@@ -126,6 +129,11 @@ def _detect(
     args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
 ) -> tuple[list[str], str]:
     """Detect objects; return the files that could not be read, and a summary to print."""
+    from pvt_det.inference.files import PredictionFiles
+    from pvt_det.inference.predictor import Predictor
+    from pvt_det.inference.tiling import TiledPredictor
+    from pvt_det.run_folder import DETECTIONS_NAME
+
     if args.overlap is not None and args.tile is None:
         raise ConfigError("--overlap has no effect without --tile PIXELS. Add --tile, or leave --overlap out.")
     threshold = _THRESHOLD if args.score_threshold is None else args.score_threshold
@@ -156,6 +164,9 @@ def _segment(
     args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
 ) -> tuple[list[str], str]:
     """Segment the images; return the files that could not be read, and a summary to print."""
+    from pvt_det.inference.files import LABELS_NAME, LabelFiles
+    from pvt_det.inference.segmentor import Segmentor
+
     for name in ("score_threshold", "crops", "tile", "overlap"):
         given = getattr(args, name)
         if given is not None and given is not False:
@@ -183,6 +194,8 @@ def _predict(
     files: OutputFiles[Prediction],
     sources: Sequence[Source],
 ) -> list[str]:
+    from pvt_det.inference.run import PredictionRun
+
     classes = _class_indices(args.classes, files.class_names) if args.classes else None
     with _progress() as progress:
         steps = PredictionRun(
@@ -219,6 +232,17 @@ def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:
 
 
 def _progress() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from pvt_det.utils.console import Console
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

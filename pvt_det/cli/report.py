@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pvt_det.api import write_page
-from pvt_det.run_folder import PAGE_NAME
 from pvt_det.utils.cli import ArgumentParser
 
 _EXAMPLES = """
@@ -38,6 +36,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.api import write_page
+    from pvt_det.run_folder import PAGE_NAME
+
     output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
     write_page(args.run, output, args.against)
     print(f"Open {output} in a browser.")

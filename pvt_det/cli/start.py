@@ -19,7 +19,10 @@ from pvt_det.utils.cli import ArgumentParser
 
 
 class Command(Protocol):
-    """Interface of a command's module."""
+    """Interface of a command's module.
+
+    The module imports only light modules. `run` imports the others, so that help and typing errors are shown at once.
+    """
 
     def build_parser(self) -> ArgumentParser:
         """Build the parser of the command's options."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from pvt_det import api
-from pvt_det.engine.defaults import config_from_args, default_argument_parser, launch_from_args
+from pvt_det.engine.options import default_argument_parser
 from pvt_det.utils.cli import ArgumentParser
 
 _EXAMPLES = """
@@ -39,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det import api
+    from pvt_det.engine.defaults import config_from_args, launch_from_args
+
     cfg = config_from_args(args)
     train = partial(api.train, resume_command=f"{args.command_line} --resume", allow_change=tuple(args.allow_change))
     job = api.evaluate if args.eval_only else train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pvt_det.classification import argument_parser, evaluate, setup, start_run, train
+from pvt_det.classification import argument_parser, setup
 from pvt_det.utils.cli import ArgumentParser
 
 
@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from pvt_det.classification import evaluate, start_run, train
+
     cfg = setup(args)
     with start_run(cfg, f"{args.command_line} --resume") as process:
         if cfg.eval_only:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from detectron2.config import CfgNode
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 SEGMENTOR = "SemanticSegmentor"
 _PANOPTIC = "PanopticFPN"

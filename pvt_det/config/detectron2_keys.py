@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING
 
 from pvt_det.config.architecture import is_multi_step
 from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, SIDE, TEXT, Limit, Row
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number, only, or_null, text
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def is_device(name: str) -> bool:
@@ -18,6 +19,8 @@ def is_device(name: str) -> bool:
     Args:
         name: Name of a device, such as "cpu" or "cuda:1".
     """
+    import torch
+
     try:
         return torch.device(name).type != "meta"
     except RuntimeError:

@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import copy
 import itertools
-
-import torch
-from detectron2.config import CfgNode, get_cfg
+from typing import TYPE_CHECKING
 
 from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
 from pvt_det.config.rules import choice, in_order, integer, list_of, matching, number
-from pvt_det.solver.build import OPTIMIZERS
-from pvt_det.utils.precision import PRECISIONS
+from pvt_det.models.variants import list_models
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 _SCALES = list_of(number(above=0, at_most=100), length=2, order="ascending")
 _TASKS = ("bbox", "segm", "sem_seg", "panoptic_seg")
 
 
-def _variants() -> list[str]:
-    from pvt_det.models import list_models
+def _optimizers() -> tuple[str, ...]:
+    from pvt_det.solver.build import OPTIMIZERS
 
-    return list_models()
+    return OPTIMIZERS
+
+
+def _precisions() -> tuple[str, ...]:
+    from pvt_det.utils.precision import PRECISIONS
+
+    return tuple(PRECISIONS)
 
 
 def _is_metric(name: str) -> bool:
@@ -34,7 +40,7 @@ def _is_metric(name: str) -> bool:
 # Each section is a heading of the configuration reference.
 ADDED_KEYS: dict[str, list[Row]] = {
     "Trunk": [
-        Row("MODEL.PVT.VARIANT", choice(_variants), "Variant of the PVT trunk.", "pvt_small"),
+        Row("MODEL.PVT.VARIANT", choice(list_models), "Variant of the PVT trunk.", "pvt_small"),
         Row(
             "MODEL.PVT.OUT_FEATURES",
             in_order(("stage1", "stage2", "stage3", "stage4")),
@@ -288,7 +294,7 @@ ADDED_KEYS: dict[str, list[Row]] = {
         ),
     ],
     "Solver": [
-        Row("SOLVER.OPTIMIZER", choice(OPTIMIZERS), "Optimizer.", "adamw"),
+        Row("SOLVER.OPTIMIZER", choice(_optimizers), "Optimizer.", "adamw"),
         Row(
             "SOLVER.BETAS",
             list_of(RATE, length=2),
@@ -337,7 +343,7 @@ ADDED_KEYS: dict[str, list[Row]] = {
     "Evaluation": [
         Row(
             "TEST.PRECISION",
-            choice(tuple(PRECISIONS)),
+            choice(_precisions),
             'Number format of evaluation and prediction: "fp32", or "bf16" or "fp16" with autocast.',
             "fp32",
         ),
@@ -383,6 +389,9 @@ def get_config() -> CfgNode:
 
     `MODEL.DEVICE` is "cuda" if a GPU is available, and "cpu" otherwise.
     """
+    import torch
+    from detectron2.config import get_cfg
+
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     add_pvt_config(cfg)
@@ -397,6 +406,8 @@ def add_pvt_config(cfg: CfgNode) -> None:
     Args:
         cfg: Detectron2's config, changed in place.
     """
+    from detectron2.config import CfgNode
+
     import pvt_det.modeling  # noqa: F401
 
     for row in itertools.chain(*ADDED_KEYS.values()):

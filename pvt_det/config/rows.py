@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING, Any
 
 from pvt_det.config.rules import Rule, flag, integer, list_of, number, text
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 @dataclass(frozen=True)

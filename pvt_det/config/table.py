@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING, Any
 
 from pvt_det.config.detectron2_keys import DETECTRON2_KEYS
 from pvt_det.config.keys import ADDED_KEYS
 from pvt_det.config.rows import Row
 from pvt_det.config.rules import shown
 from pvt_det.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 SECTIONS: dict[str, list[Row]] = {**ADDED_KEYS, **DETECTRON2_KEYS}
 TABLE: dict[str, Row] = {row.key: row for rows in SECTIONS.values() for row in rows}

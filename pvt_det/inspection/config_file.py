@@ -35,7 +35,7 @@ class Plan:
     """What to train, on which device and from which weights.
 
     Attributes:
-        task: One of `pvt_det.inspection.recommend.TASKS`.
+        task: One of `pvt_det.inspection.tasks.TASKS`.
         model: Name of a PVT variant, such as "pvt_tiny".
         weights: Value of MODEL.WEIGHTS. "" trains from random weights.
         weights_reason: Why `weights` is "". Not used otherwise.

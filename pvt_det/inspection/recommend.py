@@ -12,8 +12,6 @@ import numpy.typing as npt
 from pvt_det.errors import DataError
 from pvt_det.inspection.statistics import Statistics
 
-TASKS = ("retinanet", "mask-rcnn")
-
 
 @dataclass(frozen=True)
 class _Task:
@@ -119,7 +117,7 @@ def recommend(
 
     Args:
         statistics: Statistics of the training data.
-        task: One of `TASKS`.
+        task: One of `pvt_det.inspection.tasks.TASKS`.
         on_cpu: Whether to train on a CPU, where a run should end within half an hour, instead of GPUs.
         batch: Number of images per iteration.
         pretrained: Whether the backbone starts from ImageNet weights.

@@ -6,12 +6,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.models.pvt import PyramidVisionTransformer
 from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
 from pvt_det.models.trunk import MIN_SIDE, Trunk
-from pvt_det.models.variants import VARIANTS, get_variant
-
-
-def list_models() -> list[str]:
-    """Return the names that `create_model` accepts."""
-    return list(VARIANTS)
+from pvt_det.models.variants import get_variant
 
 
 def create_model(

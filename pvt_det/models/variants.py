@@ -63,6 +63,11 @@ _ROWS = (
 VARIANTS = {row.name: row for row in _ROWS}
 
 
+def list_models() -> list[str]:
+    """Return the names that `create_model` accepts."""
+    return list(VARIANTS)
+
+
 def get_variant(name: str) -> Variant:
     """Look up a variant by name.
 

@@ -12,6 +12,7 @@ import yaml
 
 from pvt_det import __version__
 from pvt_det.errors import ConfigError
+from pvt_det.reports.defaults import NOT_STATED
 from pvt_det.results import Checkpoint, Run, find_metrics
 from pvt_det.run_folder import CARD_NAME, SHARED, require_kind
 from pvt_det.utils.digest import file_digest
@@ -21,7 +22,6 @@ from pvt_det.utils.tables import as_markdown, markdown_text
 
 _LIBRARY = "pvt_det"
 _OWN_START = f"---\nlibrary_name: {_LIBRARY}\n"
-NOT_STATED = "not stated"
 # Name on the Hugging Face Hub and title of each task.
 _TASKS = {
     "bbox": ("object-detection", "boxes"),

@@ -20,6 +20,7 @@ from pvt_det.errors import DataError, PvtDetError
 from pvt_det.evaluation.detections import read_results
 from pvt_det.evaluation.metrics import run_hotcoco
 from pvt_det.models.complexity import count_gmacs
+from pvt_det.reports.defaults import BOOTSTRAP, TOLERANCE
 from pvt_det.reports.published import find_published
 from pvt_det.results import TASKS, Run
 from pvt_det.run_folder import CONFIG_NAME
@@ -27,10 +28,6 @@ from pvt_det.run_folder import CONFIG_NAME
 _TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
 # Tasks whose results file allows a bootstrap interval of the difference.
 _WITH_INTERVAL = ("bbox", "segm")
-# AP points by which a reproduction may differ. A different seed changes AP on COCO by about as much.
-TOLERANCE = 0.3
-# Bootstrap samples of the images per interval. Each takes about a second on COCO val2017.
-BOOTSTRAP = 200
 logger = logging.getLogger(__name__)
 
 

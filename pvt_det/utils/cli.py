@@ -104,6 +104,8 @@ def add_public_key(parser: argparse.ArgumentParser) -> None:
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises `ConfigError` and suggests the option that was probably meant."""
 
+    _words: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
         """Raise `ConfigError`, whereas argparse prints its usage and exits.
 
@@ -113,6 +115,9 @@ class ArgumentParser(argparse.ArgumentParser):
         Raises:
             ConfigError: Always.
         """
+        if "required" in message and (unknown := [word for word in self._words if self._is_unknown(word)]):
+            # A misspelled option is reported before the one that is missing because of it.
+            message = f"unrecognized arguments: {' '.join(unknown)}"
         words = message.removeprefix("unrecognized arguments: ").split()
         guesses = [match for word in words if word.startswith("-") for match in self._near(word)]
         hint = f" Did you mean {' or '.join(guesses)}?" if guesses else ""
@@ -124,6 +129,11 @@ class ArgumentParser(argparse.ArgumentParser):
         # An option that is spelled correctly was refused for another reason.
         return [] if name in known else closest(name, known)
 
+    def _is_unknown(self, word: str) -> bool:
+        name = word.split("=")[0]
+        is_option = name.startswith("--") and name != "--" and " " not in name
+        return is_option and not any(option.startswith(name) for option in self._option_string_actions)
+
     def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse options and positional arguments in any order.
 
@@ -133,4 +143,5 @@ class ArgumentParser(argparse.ArgumentParser):
         Returns:
             The parsed arguments.
         """
-        return self.parse_intermixed_args(argv)
+        self._words = sys.argv[1:] if argv is None else argv
+        return self.parse_intermixed_args(self._words)

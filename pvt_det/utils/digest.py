@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def file_digest(path: str | Path) -> str:
@@ -49,6 +49,8 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     Returns:
         The digest as 64 hex digits.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in weights.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

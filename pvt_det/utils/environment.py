@@ -11,8 +11,10 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
 _PACKAGE = Path(__file__).parents[1]
@@ -29,6 +31,8 @@ def environment(device: torch.device) -> dict[str, object]:
     Returns:
         Values that can be saved as JSON, by name.
     """
+    import torch
+
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),

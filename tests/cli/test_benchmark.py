@@ -94,7 +94,7 @@ def test_plan_covers_runs_with_and_without_checkpointing(capsys, tmp_path):
         (["--models", "pvt_tiny", "--plan", "--memory", "0"], "--memory 0.0: expected more than 0 GiB"),
         (["--models", "pvt_tiny", "--plan", "--repeats", "3"], "--repeats has no effect with --plan"),
         (["--models", "pvt_tiny", "--compile"], "unrecognized arguments: --compile"),
-        (["--models", "pvt_tiny", "--device", "gpu"], "argument --device: gpu: expected cpu, cuda"),
+        (["--models", "pvt_tiny", "--device", "gpu"], "--device gpu: expected cpu, cuda"),
         (["--models", "pvt_tiny", "--repeats", "0"], "'0' is not an integer of 1 or more"),
         (["--models", "pvt_tiny", "--sizes", "800x1216"], "'800x1216' is not BATCHxHEIGHTxWIDTH"),
         (["--models", "pvt_tiny", "--suite", "trunk"], "unrecognized arguments: --suite trunk"),

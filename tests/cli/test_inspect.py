@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pvt_det.cli import inspect
 from pvt_det.config import load_config
 from pvt_det.errors import CheckpointError
 from pvt_det.utils.cli import run_cli
@@ -28,7 +27,7 @@ def main(*words):
 def reachable(monkeypatch):
     """Pretend that all weights can be downloaded; returns the list of requested names."""
     requested: list[str] = []
-    monkeypatch.setattr(inspect, "locate", requested.append)
+    monkeypatch.setattr("pvt_det.weights.source.locate", requested.append)
     return requested
 
 
@@ -82,7 +81,7 @@ def test_unavailable_weights_fall_back_to_random_weights(words, tmp_path, capsys
     def fail(name):
         raise CheckpointError(f"{name} [no network]")
 
-    monkeypatch.setattr(inspect, "locate", fail)
+    monkeypatch.setattr("pvt_det.weights.source.locate", fail)
     config = tmp_path / "mine.yaml"
     assert main(*words, "--write-config", config, "--task", task, "--device", device) == 0
     assert "random weights: pvt://pvt_tiny [no network]" in capsys.readouterr().out

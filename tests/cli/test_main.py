@@ -58,6 +58,24 @@ def test_command_list_imports_no_heavy_library():
     assert not {"torch", "detectron2"} & set(shown.splitlines()[-1].split())
 
 
+def test_help_and_typing_errors_import_no_heavy_library():
+    code = (
+        "import sys\n"
+        "from pvt_det.cli.main import COMMANDS\n"
+        "from pvt_det.cli.start import load, start\n"
+        "from pvt_det.errors import ConfigError\n"
+        "for name in COMMANDS:\n"
+        "    load(name).build_parser().format_help()\n"
+        "    try: start(name, ['--confg-file', 'x'], name)\n"
+        "    except ConfigError as error: print(error)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *errors, modules = done.stdout.splitlines()
+    assert len(errors) == len(command_line.COMMANDS)
+    assert not {"torch", "detectron2", "numpy", "cv2", "rich"} & set(modules.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -65,6 +83,11 @@ def test_command_list_imports_no_heavy_library():
         (["xyzzy"], "unknown command 'xyzzy'. See pvt-det --help"),
         (["doctor", "--outptu", "x"], "pvt-det doctor: unrecognized arguments: --outptu x. Did you mean --output?"),
         (["predict", "a.jpg"], "the following arguments are required: --config-file. See pvt-det predict --help."),
+        (
+            ["train", "--confg-file", "a"],
+            "unrecognized arguments: --confg-file. Did you mean --config-file? See pvt-det train",
+        ),
+        (["export", "--clasifier", "a", "--output", "b"], "arguments: --clasifier. Did you mean --classifier?"),
         (["-x"], "pvt-det: unrecognized arguments: -x. See pvt-det --help."),
     ],
 )
@@ -149,7 +172,7 @@ def run_folder(repo_root, tmp_path):
 
 def test_eval_uses_the_best_checkpoint_of_a_run(run_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(eval, "launch_from_args", lambda job, cfg, args: seen.append((cfg, job)))
+    monkeypatch.setattr("pvt_det.engine.defaults.launch_from_args", lambda job, cfg, args: seen.append((cfg, job)))
     for extra in ([], ["--weights", str(run_folder / "model_final.pth"), "--output", "o", "TEST.AUG.ENABLED", "True"]):
         assert start("eval", ["--config-file", str(run_folder), "--val-json", "v.json", *extra], "pvt-det eval") == 0
     (first, job), (second, _) = seen

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from pvt_det import api
-from pvt_det.cli import train
 from pvt_det.config import load_config
 from pvt_det.utils.cli import run_cli
 from pvt_det.weights.reader import read_file
@@ -100,7 +99,7 @@ def test_options_set_config_keys(monkeypatch, tmp_path):
     def launch(job, cfg, args):
         seen.update(cfg=cfg, job=job, args=args)
 
-    monkeypatch.setattr(train, "launch_from_args", launch)
+    monkeypatch.setattr("pvt_det.engine.defaults.launch_from_args", launch)
     config = ["--config-file", "configs/mask_rcnn_pvt_tiny.yaml", "--output", "out"]
     data = ["--val-json", "v.json", "--val-images", "v", "--check-data", "full", "--evaluator", "pycocotools"]
     partial = ["--allow-partial", "head.*", "--allow-partial", "*.bias"]

@@ -1,0 +1,3 @@
+"""Tasks that training settings can be recommended for."""
+
+TASKS = ("retinanet", "mask-rcnn")
