@@ -148,7 +148,7 @@ class EvaluationHook(HookBase):
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_iteration, self._without_improvement = value, done, 0
             self.best_results = self.results
-            self.trainer.save(BEST_NAME, is_last=False)
+            self.trainer.save_weights(BEST_NAME)
             logger.info(
                 "%s %.4f after iteration %d, the best so far: saved as %s", self._metric, value, done, BEST_NAME
             )

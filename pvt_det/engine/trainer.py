@@ -92,7 +92,7 @@ class PVTTrainer(TrainerBase):
         self._step = TrainStep.from_config(cfg, self.model)
         self.optimizer = self._step.optimizer
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
-        self.store = CheckpointStore(Path(cfg.OUTPUT_DIR))
+        self.store = CheckpointStore(Path(cfg.OUTPUT_DIR), cfg.SOLVER.CHECKPOINT_KEEP)
         self.last_saved: Path | None = None
         self._saved_at = -1
         self._config_file = config_file
@@ -223,7 +223,10 @@ class PVTTrainer(TrainerBase):
         self.start_iter = self.iter + 1
         self._record_changes(path, state, allow_change)
         self._apply_config_learning_rates(base_rates)
-        self.last_saved, self._saved_at = path, self.iter
+        self.last_saved = path
+        # The `model_final.pth` of an earlier version holds a training state, which the end of this run replaces by
+        # weights. Such a state is therefore saved again under its own name.
+        self._saved_at = self.iter if path.name == self._state_file().name else -1
         if len(state["random"]) == comm.get_world_size():
             self._restored_random = state["random"][comm.get_rank()]
         else:
@@ -374,8 +377,8 @@ class PVTTrainer(TrainerBase):
         self.storage.put_scalar("skipped_steps", self._step.skipped, smoothing_hint=False)
 
     def _finish(self) -> None:
-        if self.last_saved is None or self.last_saved.name != FINAL_NAME or self._saved_at != self.iter:
-            self.save(FINAL_NAME)
+        self.save_once()
+        self.save_weights(FINAL_NAME)
         if self.cfg.DATASETS.TEST:
             self._evaluation.finish(self.iter + 1)
         if self._step.skipped:
@@ -441,12 +444,8 @@ class PVTTrainer(TrainerBase):
 
     # --- saving --------------------------------------------------------------------------------------------------
 
-    def save(self, name: str | None = None, *, is_last: bool = True) -> None:
+    def save(self) -> None:
         """Save a checkpoint with everything that a resumed run needs. Call it on all processes.
-
-        Args:
-            name: File name in the output folder. None takes `model_<iteration>.pth`.
-            is_last: Whether to resume from this checkpoint.
 
         Raises:
             NumericError: If the weights are not finite. Nothing is written.
@@ -454,17 +453,35 @@ class PVTTrainer(TrainerBase):
         """
         self._step.check_finite()
         state = self.state_dict() | {"random": comm.all_gather(random_state())}
-        path = self.store.folder / (name or f"model_{self.iter:07d}.pth")
+        path = self._state_file()
         if comm.is_main_process():
-            self.store.save(path.name, state, self.iter, is_last=is_last)
-        if is_last:
-            self.last_saved, self._saved_at = path, self.iter
+            self.store.save(path.name, state, self.iter)
+        self.last_saved, self._saved_at = path, self.iter
+        comm.synchronize()
+
+    def save_weights(self, name: str) -> None:
+        """Save the weights that are evaluated, without the training state. Call it on all processes.
+
+        Args:
+            name: File name in the output folder, such as `model_best.pth`.
+
+        Raises:
+            NumericError: If the weights are not finite. Nothing is written.
+            CheckpointError: If the file cannot be written.
+        """
+        self._step.check_finite()
+        if comm.is_main_process():
+            self.store.save_weights(name, self._step.evaluated_model.state_dict(), self.iter)
         comm.synchronize()
 
     def save_once(self) -> None:
         """Save a checkpoint, unless this iteration is already saved."""
         if self._saved_at != self.iter:
             self.save()
+
+    def _state_file(self) -> Path:
+        """Return the path of this iteration's training state."""
+        return self.store.folder / f"model_{self.iter:07d}.pth"
 
     def checkpoint_bytes(self) -> int:
         """Estimate the size of a checkpoint in bytes."""

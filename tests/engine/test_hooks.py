@@ -26,7 +26,7 @@ class Trainer(SimpleNamespace):
                 hook.after_step()
         return self
 
-    def save(self, name, is_last=True):
+    def save_weights(self, name):
         self.saved.append((name, self.iter + 1))
 
     def save_once(self):
