@@ -2,8 +2,8 @@
 
 - `config.yaml`: the complete config. A classifier has `options.yaml` and `classes.json` instead.
 - `config_changes.json`: what was changed when the run was resumed: iteration, key, old and new value.
-- `model_0001999.pth` …: checkpoints, tracked by `checkpoints.json` and `last_checkpoint`.
-- `model_best.pth`, `model_final.pth`: the checkpoint with the best metric, and the last one.
+- `model_0001999.pth` …: training states to resume from, tracked by `checkpoints.json` and `last_checkpoint`.
+- `model_best.pth`, `model_final.pth`: the weights with the best metric, and the last ones.
 - `results.json`: the model, the recipe, the data, and the metrics of the best and the last checkpoint.
 - `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
 - `log.txt`: the log of the run.
@@ -13,6 +13,8 @@
 - `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`.
 
 A prediction has a folder of its own, with `detections.json` and `images.json`.
+
+Paths in these files that lead into the run folder are relative to it, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.text import warn_deprecated
+
+if TYPE_CHECKING:  # classification works without Detectron2
+    from detectron2.config import CfgNode
 
 CONFIG_NAME = "config.yaml"
 CHANGES_NAME = "config_changes.json"
@@ -146,6 +153,49 @@ def inference_folder(folder: str | Path, dataset_name: str) -> Path:
         The folder, which may not exist yet.
     """
     return Path(folder) / "inference" / dataset_name
+
+
+def run_root(folder: Path) -> Path:
+    """Return the folder of the run or the shared model that an evaluation is in.
+
+    Args:
+        folder: The folder of an evaluation, or any other folder, which is returned itself.
+    """
+    is_inside = folder.parent.name == EVALUATION_FOLDER and folder_kind(folder.parents[1]) in WITH_MODEL
+    return folder.parents[1] if is_inside else folder
+
+
+def path_in_run(path: str | os.PathLike[str], folder: Path) -> str:
+    """Return a path as it is recorded in a run folder, which may be moved.
+
+    Args:
+        path: Path of a file, or any other value of `MODEL.WEIGHTS`.
+        folder: The folder of a run, or of an evaluation in it.
+
+    Returns:
+        The path relative to the run folder if the file is in it, and otherwise `path` itself.
+    """
+    root = run_root(folder).resolve()
+    if file_fault(path) or not (absolute := Path(path).resolve()).is_relative_to(root):
+        return os.fspath(path)
+    return absolute.relative_to(root).as_posix()
+
+
+def write_config(folder: Path, cfg: CfgNode) -> None:
+    """Write the config of a run or an evaluation without the paths of its folder, which may be moved.
+
+    Args:
+        folder: The folder to write to.
+        cfg: The config.
+    """
+    moved = cfg.clone()
+    moved.defrost()
+    # `load_config` replaces it by the folder of the file.
+    moved.OUTPUT_DIR = "."
+    # The weights that an evaluation is of are recorded in its results.
+    if path_in_run(cfg.MODEL.WEIGHTS, folder) != cfg.MODEL.WEIGHTS:
+        moved.MODEL.WEIGHTS = ""
+    write_atomically(folder / CONFIG_NAME, moved.dump())
 
 
 def config_file(config: str | os.PathLike[str]) -> Path:

@@ -39,10 +39,10 @@ from pvt_det.run_folder import (
     BATCH_PICTURE_NAME,
     BEST_NAME,
     CHANGES_NAME,
-    CONFIG_NAME,
     FINAL_NAME,
     METRICS_NAME,
     TRAINING,
+    write_config,
 )
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.agreement import check_agreement
@@ -325,7 +325,7 @@ class PVTTrainer(TrainerBase):
         folder = self.store.folder
         self._data = describe_data(self.cfg)
         self.store.clean()
-        write_atomically(folder / CONFIG_NAME, self.cfg.dump())
+        write_config(folder, self.cfg)
         # An existing history may contain a change that was taken back before anything was saved with it.
         if self.changes or (folder / CHANGES_NAME).exists():
             write_atomically(folder / CHANGES_NAME, json.dumps(self.changes, indent=1))
