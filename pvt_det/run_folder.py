@@ -230,8 +230,8 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
 
     Args:
         config: The config file.
-        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, in the folder of
-            the config.
+        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, or else the last
+            checkpoint of an unfinished run, in the folder of the config.
 
     Returns:
         A value for `MODEL.WEIGHTS`.
@@ -247,8 +247,8 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
 
     Args:
         config: The config file.
-        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, in the folder of
-            the config.
+        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, or else the last
+            checkpoint of an unfinished run, in the folder of the config.
 
     Returns:
         A value for `MODEL.WEIGHTS`, and the SHA-256 of the file. The digest of a URL or catalog name is "".
@@ -258,17 +258,47 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
     """
     if weights:
         path = Path(weights)
+    elif has_weights(config):
+        path = _finished_weights(config) or _unfinished_weights(config)
     else:
-        found = next((path for name in (BEST_NAME, FINAL_NAME) if (path := config.parent / name).is_file()), None)
-        if found is None:
-            raise CheckpointError(
-                f"no {BEST_NAME} or {FINAL_NAME} next to {config}. Name the weights to use, or a run's output folder "
-                "instead of a config."
-            )
-        path = found
+        raise CheckpointError(
+            f"no {BEST_NAME} or {FINAL_NAME} and no checkpoint next to {config}. Name the weights to use, or a run's "
+            "output folder instead of a config."
+        )
     if not file_fault(path):
         return str(path), CheckpointStore(path.parent).identify(path)[0]
     return str(weights), ""
+
+
+def has_weights(config: Path) -> bool:
+    """Return whether a config has weights in its folder, as those of a run do.
+
+    Args:
+        config: The config file.
+    """
+    return _finished_weights(config) is not None or any(config.parent.glob("model_[0-9]*.pth"))
+
+
+def _finished_weights(config: Path) -> Path | None:
+    return next((path for name in (BEST_NAME, FINAL_NAME) if (path := config.parent / name).is_file()), None)
+
+
+def _unfinished_weights(config: Path) -> Path:
+    """Return the last checkpoint of a run that has no best or final weights yet, and log which one it is."""
+    from pvt_det.config import load_config
+
+    store = CheckpointStore(config.parent)
+    last = store.latest()
+    assert last is not None  # `has_weights` has found it
+    done, total = store.identify(last)[1], load_config(config, training=False).SOLVER.MAX_ITER
+    logger.warning(
+        "%s is not finished and has no best weights yet. Using its last checkpoint, %s, after iteration %s of %d.",
+        config.parent,
+        last.name,
+        done or "?",
+        total,
+    )
+    return last
 
 
 def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> str | os.PathLike[str]:

@@ -138,6 +138,8 @@ class EvaluationHook(HookBase):
             smoothing_hint=False, cur_iter=done - 1, **{n: v for n, v in flat.items() if math.isfinite(v)}
         )
         self._compare(flat, done)
+        if not is_final:
+            self.trainer.write_interim_results()
 
     def _compare(self, metrics: dict[str, float], done: int) -> None:
         if self._metric not in metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.models.complexity import count_parameters
-from pvt_det.results import BEST, FINAL, Checkpoint, DataRecord
+from pvt_det.results import BEST, FINAL, LAST, Checkpoint, DataRecord
 from pvt_det.run_folder import (
     BATCH_PICTURE_NAME,
     BEST_NAME,
@@ -196,6 +196,8 @@ class PVTTrainer(TrainerBase):
         """
         resume = resume or restarts() > 0
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
+        if resume and path is None:
+            logger.info("%s holds no checkpoint to resume from. Starting from iteration 0.", self.store.folder)
         if path is not None:
             self._restore(path, allow_change)
         elif self.cfg.MODEL.WEIGHTS:
@@ -341,6 +343,13 @@ class PVTTrainer(TrainerBase):
             ", ".join(self.cfg.DATASETS.TRAIN),
             folder,
         )
+        period = self.cfg.TEST.EVAL_PERIOD
+        if self.cfg.DATASETS.TEST and period > self.max_iter:
+            logger.info(
+                "TEST.EVAL_PERIOD %d is beyond SOLVER.MAX_ITER %d: this run is evaluated at its end only.",
+                period,
+                self.max_iter,
+            )
 
     def _open_data(self) -> Iterator[Any]:
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
@@ -386,10 +395,25 @@ class PVTTrainer(TrainerBase):
                 "%d iterations were skipped because their loss or gradient was not finite.", self._step.skipped
             )
         if comm.is_main_process():
-            checkpoints, config_file = self.checkpoints(), self._config_file
-            path = write_results(self.cfg, TRAINING, self.model, checkpoints, config_file=config_file, data=self._data)
+            path = self._write_results({FINAL: FINAL_NAME})
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
             logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
+
+    def write_interim_results(self) -> None:
+        """Write `results.json` after an evaluation during training, so that an unfinished run can be reported on."""
+        if comm.is_main_process():
+            self._write_results({LAST: self._state_file().name})
+
+    def _write_results(self, shown: Mapping[str, str]) -> Path:
+        """Write `results.json` with the checkpoint of this iteration, given as its file by name, and the best one."""
+        evaluation, digest = self._evaluation, self.store.saved_digest
+        found = {
+            name: Checkpoint(file, digest(file), self.iter + 1, evaluation.results) for name, file in shown.items()
+        }
+        if evaluation.best is not None:
+            kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
+            found[BEST] = Checkpoint(*kept, evaluation.metric)
+        return write_results(self.cfg, TRAINING, self.model, found, config_file=self._config_file, data=self._data)
 
     def _interrupted(self) -> Interrupted:
         name = self._stop.signal_name or "a signal to another process"
@@ -428,19 +452,6 @@ class PVTTrainer(TrainerBase):
                 raise self._interrupted()
 
         return self.test(self.cfg, self._step.evaluated_model, check)
-
-    def checkpoints(self) -> dict[str, Checkpoint]:
-        """Return the final checkpoint and, after an evaluation, the best one, each with its own metrics.
-
-        Returns:
-            The checkpoints by name, "best" and "final".
-        """
-        evaluation, digest = self._evaluation, self.store.saved_digest
-        found = {FINAL: Checkpoint(FINAL_NAME, digest(FINAL_NAME), self.iter + 1, evaluation.results)}
-        if evaluation.best is not None:
-            kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
-            found[BEST] = Checkpoint(*kept, evaluation.metric)
-        return found
 
     # --- saving --------------------------------------------------------------------------------------------------
 

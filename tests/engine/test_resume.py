@@ -91,6 +91,13 @@ def test_finished_run_trains_on_exactly(tmp_path, tiny_cfg, saved_weights, versi
     assert sorted(path.name for path in longer.glob("*.pth")) == ["model_0000003.pth", "model_final.pth"]
 
 
+def test_log_says_that_nothing_is_resumed_and_that_no_evaluation_is_due(tmp_path, tiny_cfg):
+    train(tiny_cfg(tmp_path, val=True, SOLVER__MAX_ITER=1, SOLVER__STEPS=[], TEST__EVAL_PERIOD=5), **RESUME)
+    log = (tmp_path / "log.txt").read_text()
+    assert f"{tmp_path} holds no checkpoint to resume from. Starting from iteration 0." in log
+    assert "TEST.EVAL_PERIOD 5 is beyond SOLVER.MAX_ITER 1: this run is evaluated at its end only." in log
+
+
 def test_new_run_does_not_overwrite_old_run(tmp_path, tiny_cfg):
     (tmp_path / "model_final.pth").write_bytes(b"precious")
     with pytest.raises(ConfigError, match=r"model_final\.pth.*--resume"):
