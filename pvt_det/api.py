@@ -99,18 +99,19 @@ def evaluate(
     return metrics
 
 
-def write_page(folder: Path, output: Path, against: Path | None = None) -> None:
-    """Write the report page of a finished run.
+def write_page(folder: Path, output: Path, against: Path | None = None, images: Path | None = None) -> None:
+    """Write the report page of a run.
 
     Args:
         folder: The run folder.
         output: Path of the HTML file to write.
         against: The run folder to compare with, or None.
+        images: Folder of the validation images. None takes the one that the run's config names.
 
     Raises:
-        ConfigError: If the page cannot be written to `output`.
-        DataError: If a file of a run is missing or broken.
+        ConfigError: If the page cannot be written to `output`, or `images` is not a folder.
+        DataError: If a file of a run is missing or broken, or the run was not evaluated.
     """
     for name in ("detectron2", "matplotlib.font_manager"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    write_report(folder, output, against)
+    write_report(folder, output, against, images)

@@ -1,5 +1,7 @@
 """Checkpoints of a run: saved atomically, and verified before they are loaded.
 
+Periodic checkpoints hold the whole training state. The best and the final one hold weights only.
+
 A save writes a temporary file, flushes it to disk and renames it. `checkpoints.json` lists the SHA-256 of every
 checkpoint, and `last_checkpoint` names the one to resume from. A process that is killed at any moment leaves the
 previous checkpoint readable.
@@ -15,7 +17,8 @@ import shutil
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,10 @@ from pvt_det.weights.reader import read_file
 
 MANIFEST_NAME = "checkpoints.json"
 LAST_NAME = "last_checkpoint"
-# Number of periodic checkpoints to keep. The best and the final one are always kept.
-KEEP_PERIODIC = 3
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+# What a checkpoint holds, in `checkpoints.json`. Earlier versions did not record it: all theirs hold a training state.
+_STATE, _WEIGHTS = "training state", "weights"
+_STATE_KEYS = frozenset({"model", "iteration", "optimizer", "random", "seed"})
 # Version of the training state. Increase it if earlier versions of this package could not resume from a new state.
 FORMAT = 1
 _MARGIN_BYTES = 16 * 2**20
@@ -57,10 +61,12 @@ class CheckpointStore:
 
     Args:
         folder: The run folder. It must exist.
+        keep: Number of periodic checkpoints to keep, at least 1. The best and the final one are always kept.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: int = 1) -> None:
         self.folder = folder
+        self._keep = keep
 
     def clean(self) -> None:
         """Remove temporary files of a save that was killed. Hidden files of other programs are kept."""
@@ -84,15 +90,14 @@ class CheckpointStore:
                 f"{free / 2**20:,.0f} MiB are free. Free some space, or choose another folder with --output."
             )
 
-    def save(self, name: str, state: dict[str, Any], iteration: int, *, is_last: bool = True) -> Path:
-        """Save a checkpoint atomically.
+    def save(self, name: str, state: Mapping[str, Any], iteration: int) -> Path:
+        """Save a training state atomically, as the checkpoint to resume from. Older periodic ones are deleted.
 
         Args:
             name: File name in the folder. An existing file is replaced.
             state: The training state: tensors, numbers, strings and containers of them.
             iteration: Index of the last finished iteration. If `last_checkpoint` is lost, the checkpoint with the
                 highest index is resumed.
-            is_last: Whether to resume from this checkpoint, that is, to name it in `last_checkpoint`.
 
         Returns:
             Path of the checkpoint.
@@ -101,47 +106,47 @@ class CheckpointStore:
             CheckpointError: If the disk is full or the folder cannot be written to. An existing file of that name is
                 then unchanged.
         """
-        path = self.folder / name
-        temporary = self._temporary(name)
-        try:
-            self.check_space(_bytes_of_tensors(state))
-            with temporary.open("wb") as file:
-                torch.save({**state, "format": FORMAT}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            digest = file_digest(temporary)
-            manifest = self._read_manifest()
-            # Until the rename, the file of that name is still the old one, so both digests are valid.
-            old = manifest.get(name, {}).get("sha256", [])
-            entry = {"iteration": iteration, "bytes": temporary.stat().st_size, "sha256": [digest, *old]}
-            self._write_manifest({**manifest, name: entry})
-            temporary.replace(path)
-            sync_folder(self.folder)
-            self._write_manifest({**manifest, name: {**entry, "sha256": [digest]}})
-            if is_last:
-                write_atomically(self.folder / LAST_NAME, name)
+        with self._saving(name):
+            self._write(name, state, iteration, _STATE)
+            write_atomically(self.folder / LAST_NAME, name)
             self._prune()
-        except (OSError, RuntimeError) as error:
-            # torch.save reports a failed write as RuntimeError.
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"Cannot save {path}: {error}. Earlier checkpoints are intact. Free some space or fix the folder, then "
-                "continue with --resume."
-            ) from error
-        return path
+        return self.folder / name
+
+    def save_weights(self, name: str, weights: Mapping[str, torch.Tensor], iteration: int) -> Path:
+        """Save weights atomically, without what a resumed run needs.
+
+        The file is a dictionary with `model` and `iteration`, as Detectron2's checkpointer reads it.
+
+        Args:
+            name: File name in the folder. An existing file is replaced.
+            weights: A model's state dict.
+            iteration: Index of the last finished iteration.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            CheckpointError: If the disk is full or the folder cannot be written to. An existing file of that name is
+                then unchanged.
+        """
+        with self._saving(name):
+            self._write(name, {"model": dict(weights), "iteration": iteration}, iteration, _WEIGHTS)
+        return self.folder / name
 
     def latest(self) -> Path | None:
         """Find and verify the checkpoint to resume from.
 
         Returns:
-            The checkpoint that `last_checkpoint` names, or the newest intact one if that file is lost. None if the
-            folder has no checkpoints.
+            The checkpoint that `last_checkpoint` names, or the newest intact one with a training state if that file is
+            lost. None if the folder has no checkpoints.
 
         Raises:
-            CheckpointError: If the checkpoint that `last_checkpoint` names is damaged, or no checkpoint is intact.
+            CheckpointError: If the checkpoint that `last_checkpoint` names is damaged, no checkpoint is intact, or all
+                of them hold weights only.
         """
         named = self._last_checkpoint()
-        candidates = self._newest_first(self.folder.glob("model_*.pth"))
+        found = self._newest_first(self.folder.glob("model_*.pth"))
+        candidates = [path for path in found if self._holds_state(path)]
         if named is not None:
             try:
                 self.verify(named)
@@ -163,6 +168,12 @@ class CheckpointStore:
             raise CheckpointError(
                 f"Every checkpoint in {self.folder} is damaged: {', '.join(path.name for path in candidates)}. Start "
                 "again in another folder with --output."
+            )
+        if found:
+            raise CheckpointError(
+                f"No checkpoint in {self.folder} holds a training state to resume from, only weights: "
+                f"{', '.join(path.name for path in found)}. To train on from them, start a run in another folder "
+                f"(--output) with MODEL.WEIGHTS {found[0]}, without --resume."
             )
         return None
 
@@ -238,7 +249,7 @@ class CheckpointStore:
         self.verify(path)
         state = read_file(path)
         check_format(path, state)
-        if not isinstance(state, dict) or not {"model", "iteration", "optimizer", "random", "seed"} <= state.keys():
+        if not _is_state(state):
             raise CheckpointError(
                 f"{path} is not a training state. To start from its weights, use it as MODEL.WEIGHTS, without --resume."
             )
@@ -255,6 +266,49 @@ class CheckpointStore:
                     "again, or resume from another checkpoint."
                 )
         return state
+
+    @contextmanager
+    def _saving(self, name: str) -> Iterator[None]:
+        """Context manager that removes the temporary file of a failed save and says what to do."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch.save reports a failed write as RuntimeError.
+            self._temporary(name).unlink(missing_ok=True)
+            raise CheckpointError(
+                f"Cannot save {self.folder / name}: {error}. Earlier checkpoints are intact. Free some space or fix "
+                "the folder, then continue with --resume."
+            ) from error
+
+    def _write(self, name: str, content: Mapping[str, Any], iteration: int, kind: str) -> None:
+        temporary = self._temporary(name)
+        self.check_space(_bytes_of_tensors(content))
+        with temporary.open("wb") as file:
+            torch.save({**content, "format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = file_digest(temporary)
+        manifest = self._read_manifest()
+        # Until the rename, the file of that name is still the old one, so both digests are valid.
+        old = manifest.get(name, {}).get("sha256", [])
+        size = temporary.stat().st_size
+        entry = {"iteration": iteration, "bytes": size, "content": kind, "sha256": [digest, *old]}
+        self._write_manifest({**manifest, name: entry})
+        temporary.replace(self.folder / name)
+        sync_folder(self.folder)
+        self._write_manifest({**manifest, name: {**entry, "sha256": [digest]}})
+
+    def _holds_state(self, path: Path) -> bool:
+        """Return whether a checkpoint holds a training state. One that cannot be read counts as one that does."""
+        entry = self._read_manifest().get(path.name)
+        if entry is not None:
+            return entry.get("content", _STATE) == _STATE
+        if _PERIODIC.fullmatch(path.name):
+            return True
+        try:
+            return _is_state(read_file(path))
+        except CheckpointError:
+            return True
 
     def _last_checkpoint(self) -> Path | None:
         try:
@@ -287,7 +341,9 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         periodic = [path for path in self.folder.glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
-        for path in self._newest_first(periodic)[KEEP_PERIODIC:]:
+        # The one to resume from comes first: a run that was resumed from an older checkpoint has newer ones beside it.
+        last = self._last_checkpoint()
+        for path in sorted(self._newest_first(periodic), key=lambda path: path != last)[self._keep :]:
             path.unlink()
         manifest = self._read_manifest()
         self._write_manifest({name: entry for name, entry in manifest.items() if (self.folder / name).exists()})
@@ -350,6 +406,11 @@ def check_format(path: Path, state: Any) -> None:
         )
 
 
+def _is_state(content: Any) -> bool:
+    """Return whether the content of a file is a training state."""
+    return isinstance(content, dict) and content.keys() >= _STATE_KEYS
+
+
 def _read_iteration(path: Path) -> int:
     """Return the iteration of a checkpoint that the manifest does not list, or -1 if it cannot be read."""
     try:
@@ -367,7 +428,7 @@ def _damaged(path: Path) -> CheckpointError:
 def _bytes_of_tensors(state: Any) -> int:
     if isinstance(state, torch.Tensor):
         return state.nbytes
-    if isinstance(state, dict):
+    if isinstance(state, Mapping):
         return sum(map(_bytes_of_tensors, state.values()))
     if isinstance(state, (list, tuple)):
         return sum(map(_bytes_of_tensors, state))

@@ -27,7 +27,7 @@ from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
 from pvt_det.models import create_model
 from pvt_det.models.variants import VARIANTS
-from pvt_det.run_folder import BEST_NAME, FINAL_NAME, config_file, run_weights
+from pvt_det.run_folder import config_file, has_weights, run_weights
 from pvt_det.utils.precision import autocast
 from pvt_det.utils.text import did_you_mean
 from pvt_det.weights import load_pretrained
@@ -164,8 +164,7 @@ def find_weights(name: str) -> str:
     if name in VARIANTS:
         return ""
     path = find_config(name)
-    is_trained = any((path.parent / weights).is_file() for weights in (BEST_NAME, FINAL_NAME))
-    return run_weights(path) if is_trained else ""
+    return run_weights(path) if has_weights(path) else ""
 
 
 def build_model(case: Case, device: torch.device) -> Runnable:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,21 +23,26 @@ from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, re
 from pvt_det.run_folder import (
     BEST_NAME,
     CLASSIFIER_BEST_NAME,
+    CONFIG_NAME,
     EVALUATION,
     EVALUATION_FOLDER,
     EVALUATION_NAME,
     FINAL_NAME,
+    OPTIONS_NAME,
     RESULTS_NAME,
     TRAINING,
+    folder_kind,
+    run_root,
 )
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.environment import code_version
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.plain_yaml import read_plain_yaml
 
 # The main metric of each task, by which runs are compared.
 TASKS = {"bbox": "AP", "segm": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top1"}
-# Names of checkpoints in the results. An evaluation has only the last one.
-BEST, FINAL, EVALUATED = "best", "final", "evaluated"
+# Names of checkpoints in the results: of a finished run, of an unfinished run, and of an evaluation.
+BEST, FINAL, LAST, EVALUATED = "best", "final", "last", "evaluated"
 _NAMES = {TRAINING: RESULTS_NAME, EVALUATION: EVALUATION_NAME}
 _COMMON: dict[str, type] = {"config_file": str, "model": str, "recipe": str, "dataset": str, "parameters": int}
 _FIELDS = _COMMON | {"checkpoints": dict, "shown": str, "data": list}
@@ -50,7 +56,7 @@ class Checkpoint:
     """A checkpoint and the metrics of its weights.
 
     Attributes:
-        file: File name in the run folder, or the path or name of evaluated weights.
+        file: File name in the run folder, or the path or name of evaluated weights from elsewhere.
         sha256: Digest of the file, or "" if it was not recorded.
         iteration: Number of optimizer steps that it was trained for (classifiers: epochs), or None if unknown.
         metrics: Metrics in percent by task and name. None for metrics without ground truth. Empty if it was not
@@ -111,12 +117,13 @@ class Run:
     Attributes:
         folder: The folder that contains the results file.
         kind: "training" or "evaluation". "" for a file of an earlier version, which did not record it.
-        config_file: The config that the run was started with. For a classifier, the name of the model.
+        config_file: The config that the run was started with. For a classifier, the name of the model. Relative to the
+            run folder if it is in it.
         model: Name of the head and the backbone.
         recipe: Optimizer, batch size, schedule and image sizes. Runs with equal recipes can be compared.
         dataset: Name of the evaluated data set.
         parameters: Number of parameters.
-        checkpoints: The recorded checkpoints by name, see `BEST`, `FINAL` and `EVALUATED`.
+        checkpoints: The recorded checkpoints by name, see `BEST`, `FINAL`, `LAST` and `EVALUATED`.
         shown: Name of the checkpoint that reports and comparisons show. The detections in the folder are its own.
         data: The data sets of the run.
         detections: Detections on the evaluated data set, in COCO's results format. None if there are none.
@@ -187,17 +194,26 @@ class Run:
     @property
     def mismatches(self) -> list[str]:
         """A sentence for each file in the folder that differs from what the results record. A file may be missing."""
-        return [
+        found = [
             f"{file} is not the file that {self.results_file.name} describes: its SHA-256 differs. The {what} changed "
             "after the evaluation. Evaluate again with pvt-det eval."
             for what, (file, is_intact) in self._files.items()
             if is_intact is False
         ]
+        if not self.ground_truth and self.annotations and not self.annotations.is_file():
+            found.append(
+                f"the annotations {self.annotations} do not exist, and {self.results_file.name} is of an earlier "
+                f"version, which kept no copy. If they have moved, evaluate again: {evaluation_command(self.folder)}."
+            )
+        return found
 
     @property
     def has_detections(self) -> bool:
         """Whether the detections and their ground truth can be read and are those of the recorded metrics."""
-        has_truth = self._is_intact("ground truth") if self.ground_truth else self.annotations is not None
+        if self.ground_truth:
+            has_truth = self._is_intact("ground truth")
+        else:
+            has_truth = self.annotations is not None and self.annotations.is_file()
         return self._is_intact("detections") and has_truth
 
     def _is_intact(self, what: str) -> bool:
@@ -290,6 +306,9 @@ def save_results(
 def load_run(path: str | Path) -> Run:
     """Read the results of a training run or an evaluation.
 
+    An unfinished run has the results of its last evaluation, if there was one. A run that has only been evaluated by
+    `pvt-det eval` has the newest of these results. Both are logged.
+
     Args:
         path: The folder, or its `results.json` or `evaluation.json`.
 
@@ -297,11 +316,10 @@ def load_run(path: str | Path) -> Run:
         The run.
 
     Raises:
-        DataError: If the file is missing or broken, or lacks a field.
+        DataError: If the file is missing or broken, or lacks a field. If the run was not evaluated, the message says
+            how to do that.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = next((file / name for name in _NAMES.values() if (file / name).is_file()), file / RESULTS_NAME)
+    file = _results_file(Path(path)) if Path(path).is_dir() else Path(path)
     raw = _read(file)
     if "kind" not in raw:
         _require(file, raw, _OLD_FIELDS)
@@ -315,7 +333,7 @@ def load_run(path: str | Path) -> Run:
         raise DataError(f"{file} has the kind {raw['kind']!r}. Expected {' or '.join(_NAMES)}.")
     _require(file, raw, _FIELDS)
     try:
-        return Run(
+        run = Run(
             folder=file.parent,
             kind=raw.get("kind", ""),
             config_file=raw["config_file"],
@@ -337,6 +355,31 @@ def load_run(path: str | Path) -> Run:
         )
     except (TypeError, AttributeError) as error:
         raise DataError(f"{file} is not valid: {error}. Expected the results of this version of pvt_det.") from error
+    if run.shown == LAST:
+        logger.warning("%s is not finished. These are the results of %s.", run.folder, run.checkpoint)
+    return run
+
+
+def evaluation_command(folder: Path) -> str:
+    """Return the command that evaluates a run.
+
+    Args:
+        folder: The folder of the run, or of an evaluation in it.
+
+    Returns:
+        The command. It has options for the data if the run's own validation data does not exist.
+    """
+    root = run_root(folder)
+    command = f"pvt-det eval --config-file {shlex.quote(str(root))}"
+    try:
+        data = read_plain_yaml(root / CONFIG_NAME, DataError)["DATASETS"]
+        truth = "LABELS" if data["VAL_LABELS"] or data["TRAIN_LABELS"] else "JSON"
+        given, is_registered = [data[f"VAL_{truth}"], data["VAL_IMAGES"]], bool(data["TEST"])
+    except (DataError, KeyError, TypeError):
+        return command
+    if all(path and Path(path).exists() for path in given) or (is_registered and not any(given)):
+        return command
+    return f"{command} --val-{truth.lower()} {'FILE' if truth == 'JSON' else 'DIR'} --val-images DIR"
 
 
 def find_metrics(run: Run, sha256: str) -> tuple[Run, Checkpoint] | None:
@@ -364,12 +407,27 @@ def _evaluations(folder: Path) -> list[Run]:
     return [load_run(file) for file in sorted((folder / EVALUATION_FOLDER).glob(f"*/{EVALUATION_NAME}"))]
 
 
+def _results_file(folder: Path) -> Path:
+    """Return the results file of a folder: its own, or else that of the newest evaluation of the run."""
+    if own := next((folder / name for name in _NAMES.values() if (folder / name).is_file()), None):
+        return own
+    if evaluations := list((folder / EVALUATION_FOLDER).glob(f"*/{EVALUATION_NAME}")):
+        newest = max(evaluations, key=lambda file: file.stat().st_mtime)
+        logger.warning("%s has no results of its own. Using those in %s.", folder, newest.parent)
+        return newest
+    if (folder / OPTIONS_NAME).is_file():
+        raise DataError(f"{folder} is a run of train-cls that is not finished, and has no results yet. Use --resume.")
+    if folder_kind(folder) == TRAINING:
+        raise DataError(f"{folder} is a run that was not evaluated yet. Evaluate it with {evaluation_command(folder)}")
+    return folder / RESULTS_NAME
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read: {error.strerror}. Expected the output folder of a finished and evaluated run."
+            f"{file} cannot be read: {error.strerror}. Expected the output folder of an evaluated run."
         ) from error
     except ValueError as error:
         raise DataError(f"{file} is not valid JSON: {error}.") from error

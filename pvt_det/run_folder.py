@@ -2,8 +2,8 @@
 
 - `config.yaml`: the complete config. A classifier has `options.yaml` and `classes.json` instead.
 - `config_changes.json`: what was changed when the run was resumed: iteration, key, old and new value.
-- `model_0001999.pth` …: checkpoints, tracked by `checkpoints.json` and `last_checkpoint`.
-- `model_best.pth`, `model_final.pth`: the checkpoint with the best metric, and the last one.
+- `model_0001999.pth` …: training states to resume from, tracked by `checkpoints.json` and `last_checkpoint`.
+- `model_best.pth`, `model_final.pth`: the weights with the best metric, and the last ones.
 - `results.json`: the model, the recipe, the data, and the metrics of the best and the last checkpoint.
 - `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
 - `log.txt`: the log of the run.
@@ -13,6 +13,8 @@
 - `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`.
 
 A prediction has a folder of its own, with `detections.json` and `images.json`.
+
+Paths in these files that lead into the run folder are relative to it, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.text import warn_deprecated
+
+if TYPE_CHECKING:  # classification works without Detectron2
+    from detectron2.config import CfgNode
 
 CONFIG_NAME = "config.yaml"
 CHANGES_NAME = "config_changes.json"
@@ -148,6 +155,49 @@ def inference_folder(folder: str | Path, dataset_name: str) -> Path:
     return Path(folder) / "inference" / dataset_name
 
 
+def run_root(folder: Path) -> Path:
+    """Return the folder of the run or the shared model that an evaluation is in.
+
+    Args:
+        folder: The folder of an evaluation, or any other folder, which is returned itself.
+    """
+    is_inside = folder.parent.name == EVALUATION_FOLDER and folder_kind(folder.parents[1]) in WITH_MODEL
+    return folder.parents[1] if is_inside else folder
+
+
+def path_in_run(path: str | os.PathLike[str], folder: Path) -> str:
+    """Return a path as it is recorded in a run folder, which may be moved.
+
+    Args:
+        path: Path of a file, or any other value of `MODEL.WEIGHTS`.
+        folder: The folder of a run, or of an evaluation in it.
+
+    Returns:
+        The path relative to the run folder if the file is in it, and otherwise `path` itself.
+    """
+    root = run_root(folder).resolve()
+    if file_fault(path) or not (absolute := Path(path).resolve()).is_relative_to(root):
+        return os.fspath(path)
+    return absolute.relative_to(root).as_posix()
+
+
+def write_config(folder: Path, cfg: CfgNode) -> None:
+    """Write the config of a run or an evaluation without the paths of its folder, which may be moved.
+
+    Args:
+        folder: The folder to write to.
+        cfg: The config.
+    """
+    moved = cfg.clone()
+    moved.defrost()
+    # `load_config` replaces it by the folder of the file.
+    moved.OUTPUT_DIR = "."
+    # The weights that an evaluation is of are recorded in its results.
+    if path_in_run(cfg.MODEL.WEIGHTS, folder) != cfg.MODEL.WEIGHTS:
+        moved.MODEL.WEIGHTS = ""
+    write_atomically(folder / CONFIG_NAME, moved.dump())
+
+
 def config_file(config: str | os.PathLike[str]) -> Path:
     """Return the config file of a path.
 
@@ -180,8 +230,8 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
 
     Args:
         config: The config file.
-        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, in the folder of
-            the config.
+        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, or else the last
+            checkpoint of an unfinished run, in the folder of the config.
 
     Returns:
         A value for `MODEL.WEIGHTS`.
@@ -197,8 +247,8 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
 
     Args:
         config: The config file.
-        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, in the folder of
-            the config.
+        weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, or else the last
+            checkpoint of an unfinished run, in the folder of the config.
 
     Returns:
         A value for `MODEL.WEIGHTS`, and the SHA-256 of the file. The digest of a URL or catalog name is "".
@@ -208,17 +258,47 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
     """
     if weights:
         path = Path(weights)
+    elif has_weights(config):
+        path = _finished_weights(config) or _unfinished_weights(config)
     else:
-        found = next((path for name in (BEST_NAME, FINAL_NAME) if (path := config.parent / name).is_file()), None)
-        if found is None:
-            raise CheckpointError(
-                f"no {BEST_NAME} or {FINAL_NAME} next to {config}. Name the weights to use, or a run's output folder "
-                "instead of a config."
-            )
-        path = found
+        raise CheckpointError(
+            f"no {BEST_NAME} or {FINAL_NAME} and no checkpoint next to {config}. Name the weights to use, or a run's "
+            "output folder instead of a config."
+        )
     if not file_fault(path):
         return str(path), CheckpointStore(path.parent).identify(path)[0]
     return str(weights), ""
+
+
+def has_weights(config: Path) -> bool:
+    """Return whether a config has weights in its folder, as those of a run do.
+
+    Args:
+        config: The config file.
+    """
+    return _finished_weights(config) is not None or any(config.parent.glob("model_[0-9]*.pth"))
+
+
+def _finished_weights(config: Path) -> Path | None:
+    return next((path for name in (BEST_NAME, FINAL_NAME) if (path := config.parent / name).is_file()), None)
+
+
+def _unfinished_weights(config: Path) -> Path:
+    """Return the last checkpoint of a run that has no best or final weights yet, and log which one it is."""
+    from pvt_det.config import load_config
+
+    store = CheckpointStore(config.parent)
+    last = store.latest()
+    assert last is not None  # `has_weights` has found it
+    done, total = store.identify(last)[1], load_config(config, training=False).SOLVER.MAX_ITER
+    logger.warning(
+        "%s is not finished and has no best weights yet. Using its last checkpoint, %s, after iteration %s of %d.",
+        config.parent,
+        last.name,
+        done or "?",
+        total,
+    )
+    return last
 
 
 def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> str | os.PathLike[str]:

@@ -262,6 +262,17 @@ def test_config_can_be_imported_first():
     assert done.stdout.strip() == "87960", done.stderr
 
 
+def test_output_folder_of_a_run_is_that_of_its_config(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    config = tmp_path / "run/config.yaml"
+    config.write_text("OUTPUT_DIR: .\n")
+    (tmp_path / "mine.yaml").write_text("_BASE_: run/config.yaml\n")
+    assert load_config(config).OUTPUT_DIR == load_config(tmp_path / "mine.yaml").OUTPUT_DIR == str(config.parent)
+    assert load_config(config, ["OUTPUT_DIR", "."]).OUTPUT_DIR == "."
+    monkeypatch.chdir(tmp_path)
+    assert load_config("run/config.yaml").OUTPUT_DIR == "run"
+
+
 # --- digests ---------------------------------------------------------------------------------------------------------
 def test_digest_ignores_keys_without_effect_on_the_result(tmp_path):
     cfg = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml")

@@ -232,6 +232,8 @@ def config_fields() -> dict[str, dataclasses.Field]:
 def load_train_config(path: Path | None, flags: Mapping[str, str | bool] | None = None) -> TrainConfig:
     """Build a config from the defaults, a YAML file and command line flags, in increasing priority.
 
+    In a file, an `output` of "." is the folder of that file, so that a run folder can be moved with its options.
+
     Args:
         path: A YAML file with `name: value` lines, or None to use the defaults only.
         flags: Values from the command line, by key.
@@ -240,6 +242,8 @@ def load_train_config(path: Path | None, flags: Mapping[str, str | bool] | None 
         ConfigError: The file is missing or not plain YAML, a key is unknown or repeated, or a value is invalid.
     """
     values = {} if path is None else _read_yaml(path)
+    if path is not None and values.get("output") == ".":
+        values["output"] = str(path.parent)
     for name, value in (flags or {}).items():
         values[name] = _coerce(name, value, f"--{name.replace('_', '-')}")
     return TrainConfig(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ def write_config(folder: Path, cfg: TrainConfig, classes: Sequence[str]) -> None
         cfg: The config of the run.
         classes: Class names, in the order of the model's outputs.
     """
-    write_atomically(folder / OPTIONS_NAME, dump_train_config(cfg))
+    # `load_train_config` replaces "." by the folder of the file, which may be moved.
+    portable = dataclasses.replace(cfg, output=".") if Path(cfg.output) == folder else cfg
+    write_atomically(folder / OPTIONS_NAME, dump_train_config(portable))
     write_atomically(folder / CLASSES_NAME, json.dumps(list(classes), indent=0, ensure_ascii=False))
 
 

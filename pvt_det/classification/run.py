@@ -25,7 +25,14 @@ from pvt_det.models import create_model
 from pvt_det.models.complexity import count_gmacs, count_parameters
 from pvt_det.reports.published import IMAGENET, published_classifier
 from pvt_det.results import BEST, EVALUATED, Checkpoint, DataRecord, save_results
-from pvt_det.run_folder import CLASSIFIER_BEST_NAME, EVALUATION, EVALUATION_FOLDER, TRAINING, require_kind
+from pvt_det.run_folder import (
+    CLASSIFIER_BEST_NAME,
+    EVALUATION,
+    EVALUATION_FOLDER,
+    TRAINING,
+    path_in_run,
+    require_kind,
+)
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.distributed import Process, start_process
@@ -133,7 +140,8 @@ def evaluate(cfg: TrainConfig, process: Process) -> Accuracy:
     if process.is_main_process:
         path = locate(cfg.weights)
         metrics = accuracy_metrics(accuracy.top1, accuracy.top5)
-        checkpoints = {EVALUATED: Checkpoint(cfg.weights, file_digest(path), None, metrics)}
+        file = path_in_run(cfg.weights, _output_folder(cfg))
+        checkpoints = {EVALUATED: Checkpoint(file, file_digest(path), None, metrics)}
         _write_results(cfg, model, checkpoints, images)
         logger.info("%s %s: %s (%s)", cfg.model, cfg.weights, accuracy, _published_top1(cfg.model))
     return accuracy
@@ -193,7 +201,7 @@ def _record(role: str, dataset: str, cfg: TrainConfig, source: ImageSource) -> D
 
 def _recipe(cfg: TrainConfig) -> str:
     if cfg.eval_only:
-        return f"weights {cfg.weights}, {cfg.img_size} pixels"
+        return f"weights {path_in_run(cfg.weights, _output_folder(cfg))}, {cfg.img_size} pixels"
     return (
         f"adamw lr {cfg.scaled_lr():g}, batch {cfg.batch_size}, {cfg.epochs} epochs, "
         f"{cfg.img_size} pixels, seed {cfg.seed}"

@@ -370,6 +370,8 @@ class ClassificationTrainer:
             rename_old_files(Path(self.cfg.output))
             logger.info("Resuming in epoch %d, after update %d.", self.progress.epoch, self.update)
         else:
+            if self.cfg.resume:
+                logger.info("%s holds no checkpoint to resume from. Starting from epoch 0.", self.cfg.output)
             files.write_config(Path(self.cfg.output), self.cfg, self.images.classes)
         if (workers := build.num_workers(self.cfg)) < self.cfg.workers:
             logger.info("workers lowered from %d to %d, the number of available cores.", self.cfg.workers, workers)

@@ -26,7 +26,8 @@ State = Literal["ok", "note", "problem"]
 _GIB = 2**30
 _SHARED_MEMORY = 1 * _GIB  # a few batches of 16 images of 1333×800 for each of several workers
 _OPEN_FILES = 4096
-_DISK = 10 * _GIB  # a run of a large detector keeps five checkpoints of 1 GB
+# A run of a large detector has two weight files of 0.3 GB, and for a moment two training states of 1 GB.
+_DISK = 4 * _GIB
 _SET_UP = "python tools/setup_env.py --here"
 _DATA_SETS = ("coco_2017_train", "coco_2017_val", "coco_2017_val_panoptic_separated", "ade20k_sem_seg_val")
 _PLACES = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")

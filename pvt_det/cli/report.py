@@ -12,6 +12,8 @@ examples:
   %(prog)s output/mine
   compared with another run on the same data:
     %(prog)s output/mine --against output/resnet18 --output mine.html
+  after the validation images have moved:
+    %(prog)s output/mine --val-images /data/val
 
 The page shows metrics by class and size, precision and recall, types of errors (TIDE), confusions, calibration, the
 worst images, training curves, environment and configuration. It is made from the files of the run; no model is loaded.
@@ -23,6 +25,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with")
+    parser.add_argument("--val-images", type=Path, metavar="DIR", help="validation images, if they have moved")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run folder")
     return parser
 
@@ -40,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.run_folder import PAGE_NAME
 
     output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
-    write_page(args.run, output, args.against)
+    write_page(args.run, output, args.against, args.val_images)
     print(f"Open {output} in a browser.")
     return 0

@@ -76,7 +76,11 @@ def _has_schedule(*names: str) -> Callable[[CfgNode], bool]:
 DETECTRON2_KEYS: dict[str, list[Row]] = {
     "Detectron2's keys: run": [
         Row("VERSION", only(2, "This is Detectron2's config version."), "Version of Detectron2's config format."),
-        Row("OUTPUT_DIR", text(required=True), "Folder for everything that the run writes."),
+        Row(
+            "OUTPUT_DIR",
+            text(required=True),
+            'Folder for everything that the run writes. "." in a config file is the folder of that file.',
+        ),
         Row(
             "SEED",
             integer(-1, 2**32 - 2**16),
@@ -430,7 +434,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             limit=Limit("SOLVER.IMS_PER_BATCH", lambda size, batch: not size or batch % size == 0, "0 or a divisor of"),
         ),
         Row("SOLVER.MAX_ITER", integer(1, MANY), "Number of iterations."),
-        Row("SOLVER.CHECKPOINT_PERIOD", integer(1, MANY), "Iterations between two checkpoints."),
+        Row("SOLVER.CHECKPOINT_PERIOD", integer(1, MANY), "Iterations between two periodic checkpoints."),
         Row("SOLVER.BASE_LR", number(above=0, at_most=10), "Learning rate after the warm-up."),
         Row(
             "SOLVER.BASE_LR_END",
@@ -454,6 +458,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
                 lambda steps, end: all(step <= end for step in steps),
                 "[] or iterations of at most",
                 applies=is_multi_step,
+                reason='A shorter run needs earlier ones, or SOLVER.STEPS "[]" for a constant learning rate.',
             ),
         ),
         Row("SOLVER.GAMMA", SHARE, "Factor of the learning rate at each of the STEPS."),
@@ -478,7 +483,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
                 lambda warmup, end: warmup < end,
                 "less than",
                 applies=lambda cfg: not is_multi_step(cfg) or len(cfg.SOLVER.STEPS) > 0,
-                reason="The learning rate would stay near 0.",
+                reason="The learning rate would stay near 0. A shorter run needs a shorter warm-up.",
             ),
         ),
         Row("SOLVER.WARMUP_FACTOR", PROBABILITY, "Factor of the learning rate at the start of the warm-up."),

@@ -302,6 +302,14 @@ ADDED_KEYS: dict[str, list[Row]] = {
             (0.9, 0.999),
         ),
         Row(
+            "SOLVER.CHECKPOINT_KEEP",
+            integer(1, MANY),
+            "Number of periodic checkpoints to keep. Each holds the whole training state: three times the size of the "
+            "weights, or four times with SOLVER.EMA.ENABLED. The last one is enough to resume. The weights in "
+            "model_best.pth and model_final.pth are always kept.",
+            1,
+        ),
+        Row(
             "SOLVER.POLY_LR_POWER",
             number(above=0, at_most=10),
             "Exponent of the schedule WarmupPolyLR (LR_SCHEDULER_NAME), (1 - iteration / MAX_ITER) ^ exponent.",

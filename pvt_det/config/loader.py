@@ -29,7 +29,9 @@ def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bo
     """Load a config file on top of the defaults, apply overrides, and validate the result.
 
     A file can inherit from others with `_BASE_: file.yaml` or a list of files, with paths relative to itself. Later
-    entries override earlier ones, and the file itself overrides all of them.
+    entries override earlier ones, and the file itself overrides all of them. In a file, an `OUTPUT_DIR` of "." is the
+    folder of that file, so that a run folder can be moved with its config. All other paths are relative to the current
+    folder.
 
     Args:
         path: A `.yaml` or `.yml` file.
@@ -60,6 +62,8 @@ def _merge_file(cfg: CfgNode, defaults: CfgNode, path: Path, chain: tuple[Path, 
     for base in _bases(tree.pop(BASE_KEY, []), path):
         _merge_file(cfg, defaults, path.parent / base, (*chain, resolved))
     _merge_tree(cfg, defaults, tree, prefix="", where=str(path))
+    if tree.get("OUTPUT_DIR") == ".":
+        cfg.OUTPUT_DIR = str(path.parent)
 
 
 def _bases(value: Any, path: Path) -> list[str]:

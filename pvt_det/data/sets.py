@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -14,11 +15,13 @@ from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
-from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 from pvt_det.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 
+# How to give a path on the command line if it has no option of its own.
+_OPTIONS = {"VAL_PANOPTIC_JSON": "DATASETS.VAL_PANOPTIC_JSON FILE"}
 # NUM_CLASSES in Detectron2's configs. It is replaced without an error by the number of classes of an annotation file.
 _DEFAULT_CLASSES = 80
 
@@ -41,6 +44,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     """
     given = {part: bool(cfg.DATASETS[f"{part}_JSON"] or cfg.DATASETS[f"{part}_LABELS"]) for part in ("TRAIN", "VAL")}
     _refuse_images_alone(cfg, given)
+    _require_paths(cfg, ("TRAIN", "VAL") if training else ("VAL",))
     if not training:
         cfg.DATASETS.TRAIN = ()
     elif given["TRAIN"]:
@@ -66,6 +70,18 @@ def _refuse_images_alone(cfg: CfgNode, given: dict[str, bool]) -> None:
                 f"DATASETS.{part}_IMAGES is {images}, but neither {part}_JSON nor {part}_LABELS is given. Give the "
                 f"annotations of these images (--{low}-json) or their label maps (--{low}-labels)."
             )
+
+
+def _require_paths(cfg: CfgNode, parts: Sequence[str]) -> None:
+    """Raise an error that names all files and folders that do not exist, with the options that replace them."""
+    keys = [f"{part}_{kind}" for part in parts for kind in ("JSON", "IMAGES", "LABELS")]
+    keys += ["VAL_PANOPTIC_JSON"] if "VAL" in parts else []
+    given = {key: path for key in keys if (path := cfg.DATASETS[key])}
+    if missing := [key for key, path in given.items() if file_fault(path) == ABSENT]:
+        named = ", ".join(f"DATASETS.{key} {given[key]}" for key in missing)
+        options = " and ".join(_OPTIONS.get(key, f"--{key.lower().replace('_', '-')}") for key in missing)
+        does, it = ("does", "it has") if len(missing) == 1 else ("do", "they have")
+        raise DataError(f"{named} {does} not exist. If {it} moved, give the new path with {options}.")
 
 
 def _register_given(cfg: CfgNode, part: str) -> str:

@@ -56,7 +56,11 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     given = {key: getattr(args, name, None) for name, (key, _, _) in SHORTCUTS.items()}
     shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
     training = not getattr(args, "eval_only", True)
-    cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts], training=training)
+    path, words = Path(config_file or args.config_file), [*settings, *args.overrides, *shortcuts]
+    cfg = load_config(path, words, training=training)
+    # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
+    if path.name == CONFIG_NAME and folder_kind(path.parent) == TRAINING and "OUTPUT_DIR" not in words[::2]:
+        cfg.OUTPUT_DIR = str(path.parent)
     if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     check_allowed_changes(allowed := getattr(args, "allow_change", []))

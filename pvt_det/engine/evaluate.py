@@ -24,8 +24,7 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.results import EVALUATED, Checkpoint
-from pvt_det.run_folder import CONFIG_NAME, EVALUATION, evaluation_folder, inference_folder
-from pvt_det.utils.files import write_atomically
+from pvt_det.run_folder import EVALUATION, evaluation_folder, inference_folder, path_in_run, write_config
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.weights import load_pretrained
@@ -116,8 +115,8 @@ def evaluate_weights(
     load_pretrained(model, weights, allow_partial=allow_partial).require_whole()
     metrics = test(cfg, model)
     if comm.is_main_process():
-        write_atomically(folder / CONFIG_NAME, cfg.dump())
-        checkpoints = {EVALUATED: Checkpoint(weights, sha256, iterations, metrics)}
+        write_config(folder, cfg)
+        checkpoints = {EVALUATED: Checkpoint(path_in_run(weights, folder), sha256, iterations, metrics)}
         path = write_results(cfg, EVALUATION, model, checkpoints, config_file=config_file, data=data)
         logger.info("Metrics of %s are in %s.", weights, path)
     return metrics

@@ -138,6 +138,8 @@ class EvaluationHook(HookBase):
             smoothing_hint=False, cur_iter=done - 1, **{n: v for n, v in flat.items() if math.isfinite(v)}
         )
         self._compare(flat, done)
+        if not is_final:
+            self.trainer.write_interim_results()
 
     def _compare(self, metrics: dict[str, float], done: int) -> None:
         if self._metric not in metrics:
@@ -148,7 +150,7 @@ class EvaluationHook(HookBase):
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_iteration, self._without_improvement = value, done, 0
             self.best_results = self.results
-            self.trainer.save(BEST_NAME, is_last=False)
+            self.trainer.save_weights(BEST_NAME)
             logger.info(
                 "%s %.4f after iteration %d, the best so far: saved as %s", self._metric, value, done, BEST_NAME
             )

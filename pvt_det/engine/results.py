@@ -15,8 +15,8 @@ from pvt_det.config.architecture import model_name
 from pvt_det.config.digest import config_digest, recipe_digest
 from pvt_det.evaluation.coco import GROUND_TRUTH_FILE, RESULTS_FILE
 from pvt_det.models.complexity import count_parameters
-from pvt_det.results import EVALUATED, FINAL, Checkpoint, DataRecord, save_results
-from pvt_det.run_folder import TRAINING, inference_folder
+from pvt_det.results import Checkpoint, DataRecord, save_results
+from pvt_det.run_folder import inference_folder, path_in_run
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.environment import environment
 from pvt_det.utils.files import write_atomically
@@ -48,14 +48,13 @@ def write_results(
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
-    The shown checkpoint is the final or the evaluated one, to which the detections in the folder belong.
-
     Args:
         cfg: The config, whose `OUTPUT_DIR` is the folder to write to.
         kind: "training" or "evaluation".
         model: The model, for its number of parameters.
-        checkpoints: The checkpoints with their metrics in percent, by name. Metrics without a value (no ground truth of
-            a class or size) become null.
+        checkpoints: The checkpoints with their metrics in percent, by name. The first one is shown by reports and
+            comparisons: the detections in the folder are its own. Metrics without a value (no ground truth of a class
+            or size) become null.
         config_file: Path of the config file that the run was started with.
         data: The data sets, as `describe_data` returned them before the run.
 
@@ -63,19 +62,19 @@ def write_results(
         Path of the file.
     """
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    folder = Path(cfg.OUTPUT_DIR)
     fields = {
-        "config_file": config_file,
+        "config_file": path_in_run(config_file, folder),
         "config_sha256": config_digest(cfg),
         "recipe_sha256": recipe_digest(cfg),
         "model": model_name(cfg),
         "recipe": recipe(cfg),
         "dataset": dataset,
         "parameters": count_parameters(model),
-        "shown": FINAL if kind == TRAINING else EVALUATED,
+        "shown": next(iter(checkpoints)),
         "seed": cfg.SEED,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
     }
-    folder = Path(cfg.OUTPUT_DIR)
     detections = inference_folder(folder, dataset)
     files = {"detections": detections / RESULTS_FILE, "ground_truth": detections / GROUND_TRUTH_FILE} if dataset else {}
     return save_results(folder, kind, checkpoints, data, fields, files)

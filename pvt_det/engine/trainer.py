@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.models.complexity import count_parameters
-from pvt_det.results import BEST, FINAL, Checkpoint, DataRecord
+from pvt_det.results import BEST, FINAL, LAST, Checkpoint, DataRecord
 from pvt_det.run_folder import (
     BATCH_PICTURE_NAME,
     BEST_NAME,
     CHANGES_NAME,
-    CONFIG_NAME,
     FINAL_NAME,
     METRICS_NAME,
     TRAINING,
+    write_config,
 )
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.agreement import check_agreement
@@ -92,7 +92,7 @@ class PVTTrainer(TrainerBase):
         self._step = TrainStep.from_config(cfg, self.model)
         self.optimizer = self._step.optimizer
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
-        self.store = CheckpointStore(Path(cfg.OUTPUT_DIR))
+        self.store = CheckpointStore(Path(cfg.OUTPUT_DIR), cfg.SOLVER.CHECKPOINT_KEEP)
         self.last_saved: Path | None = None
         self._saved_at = -1
         self._config_file = config_file
@@ -196,6 +196,8 @@ class PVTTrainer(TrainerBase):
         """
         resume = resume or restarts() > 0
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
+        if resume and path is None:
+            logger.info("%s holds no checkpoint to resume from. Starting from iteration 0.", self.store.folder)
         if path is not None:
             self._restore(path, allow_change)
         elif self.cfg.MODEL.WEIGHTS:
@@ -223,7 +225,10 @@ class PVTTrainer(TrainerBase):
         self.start_iter = self.iter + 1
         self._record_changes(path, state, allow_change)
         self._apply_config_learning_rates(base_rates)
-        self.last_saved, self._saved_at = path, self.iter
+        self.last_saved = path
+        # The `model_final.pth` of an earlier version holds a training state, which the end of this run replaces by
+        # weights. Such a state is therefore saved again under its own name.
+        self._saved_at = self.iter if path.name == self._state_file().name else -1
         if len(state["random"]) == comm.get_world_size():
             self._restored_random = state["random"][comm.get_rank()]
         else:
@@ -322,7 +327,7 @@ class PVTTrainer(TrainerBase):
         folder = self.store.folder
         self._data = describe_data(self.cfg)
         self.store.clean()
-        write_atomically(folder / CONFIG_NAME, self.cfg.dump())
+        write_config(folder, self.cfg)
         # An existing history may contain a change that was taken back before anything was saved with it.
         if self.changes or (folder / CHANGES_NAME).exists():
             write_atomically(folder / CHANGES_NAME, json.dumps(self.changes, indent=1))
@@ -338,6 +343,13 @@ class PVTTrainer(TrainerBase):
             ", ".join(self.cfg.DATASETS.TRAIN),
             folder,
         )
+        period = self.cfg.TEST.EVAL_PERIOD
+        if self.cfg.DATASETS.TEST and period > self.max_iter:
+            logger.info(
+                "TEST.EVAL_PERIOD %d is beyond SOLVER.MAX_ITER %d: this run is evaluated at its end only.",
+                period,
+                self.max_iter,
+            )
 
     def _open_data(self) -> Iterator[Any]:
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
@@ -374,8 +386,8 @@ class PVTTrainer(TrainerBase):
         self.storage.put_scalar("skipped_steps", self._step.skipped, smoothing_hint=False)
 
     def _finish(self) -> None:
-        if self.last_saved is None or self.last_saved.name != FINAL_NAME or self._saved_at != self.iter:
-            self.save(FINAL_NAME)
+        self.save_once()
+        self.save_weights(FINAL_NAME)
         if self.cfg.DATASETS.TEST:
             self._evaluation.finish(self.iter + 1)
         if self._step.skipped:
@@ -383,10 +395,25 @@ class PVTTrainer(TrainerBase):
                 "%d iterations were skipped because their loss or gradient was not finite.", self._step.skipped
             )
         if comm.is_main_process():
-            checkpoints, config_file = self.checkpoints(), self._config_file
-            path = write_results(self.cfg, TRAINING, self.model, checkpoints, config_file=config_file, data=self._data)
+            path = self._write_results({FINAL: FINAL_NAME})
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
             logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
+
+    def write_interim_results(self) -> None:
+        """Write `results.json` after an evaluation during training, so that an unfinished run can be reported on."""
+        if comm.is_main_process():
+            self._write_results({LAST: self._state_file().name})
+
+    def _write_results(self, shown: Mapping[str, str]) -> Path:
+        """Write `results.json` with the checkpoint of this iteration, given as its file by name, and the best one."""
+        evaluation, digest = self._evaluation, self.store.saved_digest
+        found = {
+            name: Checkpoint(file, digest(file), self.iter + 1, evaluation.results) for name, file in shown.items()
+        }
+        if evaluation.best is not None:
+            kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
+            found[BEST] = Checkpoint(*kept, evaluation.metric)
+        return write_results(self.cfg, TRAINING, self.model, found, config_file=self._config_file, data=self._data)
 
     def _interrupted(self) -> Interrupted:
         name = self._stop.signal_name or "a signal to another process"
@@ -426,27 +453,10 @@ class PVTTrainer(TrainerBase):
 
         return self.test(self.cfg, self._step.evaluated_model, check)
 
-    def checkpoints(self) -> dict[str, Checkpoint]:
-        """Return the final checkpoint and, after an evaluation, the best one, each with its own metrics.
-
-        Returns:
-            The checkpoints by name, "best" and "final".
-        """
-        evaluation, digest = self._evaluation, self.store.saved_digest
-        found = {FINAL: Checkpoint(FINAL_NAME, digest(FINAL_NAME), self.iter + 1, evaluation.results)}
-        if evaluation.best is not None:
-            kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
-            found[BEST] = Checkpoint(*kept, evaluation.metric)
-        return found
-
     # --- saving --------------------------------------------------------------------------------------------------
 
-    def save(self, name: str | None = None, *, is_last: bool = True) -> None:
+    def save(self) -> None:
         """Save a checkpoint with everything that a resumed run needs. Call it on all processes.
-
-        Args:
-            name: File name in the output folder. None takes `model_<iteration>.pth`.
-            is_last: Whether to resume from this checkpoint.
 
         Raises:
             NumericError: If the weights are not finite. Nothing is written.
@@ -454,17 +464,35 @@ class PVTTrainer(TrainerBase):
         """
         self._step.check_finite()
         state = self.state_dict() | {"random": comm.all_gather(random_state())}
-        path = self.store.folder / (name or f"model_{self.iter:07d}.pth")
+        path = self._state_file()
         if comm.is_main_process():
-            self.store.save(path.name, state, self.iter, is_last=is_last)
-        if is_last:
-            self.last_saved, self._saved_at = path, self.iter
+            self.store.save(path.name, state, self.iter)
+        self.last_saved, self._saved_at = path, self.iter
+        comm.synchronize()
+
+    def save_weights(self, name: str) -> None:
+        """Save the weights that are evaluated, without the training state. Call it on all processes.
+
+        Args:
+            name: File name in the output folder, such as `model_best.pth`.
+
+        Raises:
+            NumericError: If the weights are not finite. Nothing is written.
+            CheckpointError: If the file cannot be written.
+        """
+        self._step.check_finite()
+        if comm.is_main_process():
+            self.store.save_weights(name, self._step.evaluated_model.state_dict(), self.iter)
         comm.synchronize()
 
     def save_once(self) -> None:
         """Save a checkpoint, unless this iteration is already saved."""
         if self._saved_at != self.iter:
             self.save()
+
+    def _state_file(self) -> Path:
+        """Return the path of this iteration's training state."""
+        return self.store.folder / f"model_{self.iter:07d}.pth"
 
     def checkpoint_bytes(self) -> int:
         """Estimate the size of a checkpoint in bytes."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hotcoco
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import MetadataCatalog
 
 from pvt_det.config import load_config
-from pvt_det.data.sets import register_datasets
-from pvt_det.errors import DataError, PvtDetError
+from pvt_det.errors import ConfigError, DataError, PvtDetError
 from pvt_det.reports import figures
 from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, mismatches, same_data
 from pvt_det.reports.pictures import worst_images
-from pvt_det.results import Checkpoint, Run, load_run
+from pvt_det.results import Checkpoint, Run, evaluation_command, load_run
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
-from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.paths import folder_fault, make_parent_folder
 
 _DETECTION = {"bbox": "Boxes", "segm": "Masks"}
 _TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
@@ -34,25 +35,31 @@ _OLD = (
 )
 # A table of more classes is collapsed.
 _SHOWN_CLASSES = 30
+logger = logging.getLogger(__name__)
 
 
-def write_report(run: Path, output: Path, base: Path | None = None) -> None:
-    """Write an HTML report about a finished run.
+def write_report(run: Path, output: Path, base: Path | None = None, images: Path | None = None) -> None:
+    """Write an HTML report about a run.
 
     Args:
         run: Run folder.
         output: HTML file to write.
         base: Run folder of another run to compare with.
+        images: Folder of the validation images. None takes the one that the run's config names.
 
     Raises:
-        ConfigError: The report cannot be written to `output`.
+        ConfigError: The report cannot be written to `output`, or `images` is not a folder.
         DataError: A file of a run is missing or broken, or a run was evaluated on several data sets.
     """
     make_parent_folder(output)
+    if images is not None and (fault := folder_fault(images)):
+        raise ConfigError(f"--val-images {images} {fault}. Expected the folder of the validation images.")
     about, other = load_run(run), None if base is None else load_run(base)
     for each in (about, other) if other else (about,):
         _require_one_data_set(each)
-    write_atomically(output, _page(about, other))
+    if not about.metrics:
+        logger.warning("%s was not evaluated. Evaluate it with %s", about.folder, evaluation_command(about.folder))
+    write_atomically(output, _page(about, other, images))
 
 
 def _require_one_data_set(run: Run) -> None:
@@ -66,7 +73,7 @@ def _require_one_data_set(run: Run) -> None:
         )
 
 
-def _page(run: Run, base: Run | None) -> str:
+def _page(run: Run, base: Run | None, images: Path | None) -> str:
     """Return the report as one self-contained HTML document, with a comparison if a base run is given."""
     config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
     evaluators = {task: build_evaluator(run, task) for task in _DETECTION if task in run.metrics and run.has_detections}
@@ -79,7 +86,7 @@ def _page(run: Run, base: Run | None) -> str:
     for task, evaluator in evaluators.items():
         sections += _detection_sections(_DETECTION[task], evaluator)
     if "bbox" in evaluators:
-        sections.append(("Worst images", _worst(run, config)))
+        sections.append(("Worst images", _worst(run, config, images)))
     if history:
         sections.append(("Training", _training(history)))
     sections.append(("Environment", _environment(run.environment)))
@@ -93,7 +100,9 @@ def _metrics(run: Run) -> Html:
     """Return the metrics of the shown checkpoint and then of the others, each under its name."""
     shown = [run.checkpoint] if run.checkpoint else []
     others = [each for each in run.checkpoints.values() if each is not run.checkpoint and each.metrics]
-    notes = mismatches(run) if run.kind else [_OLD]
+    notes = mismatches(run) if run.kind else [_OLD, *run.mismatches]
+    if not run.metrics:
+        notes.append(f"The run was not evaluated. Evaluate it with {evaluation_command(run.folder)}")
     return join(*(notice(note, "warning") for note in notes), *(_checkpoint(each) for each in (*shown, *others)))
 
 
@@ -166,10 +175,12 @@ def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval])
     return join(*parts)
 
 
-def _worst(run: Run, config: Path) -> Html:
-    images, fault = _images(run, config)
+def _worst(run: Run, config: Path, folder: Path | None) -> Html:
+    images, fault = _images(run, config, folder)
     if fault:
-        return notice(f"No visualizations: {fault}", "warning")
+        fix = f"pvt-det report {shlex.quote(str(run.folder))} --val-images DIR"
+        logger.warning("The report has no pictures: %s. If the images have moved, use %s", fault, fix)
+        return notice(f"No pictures: {fault}. If the images have moved, use {fix}", "warning")
     shown = worst_images(run, images)
     lead = (
         f"The images with the most missed objects and false detections: first the ground truth, then the detections "
@@ -178,20 +189,26 @@ def _worst(run: Run, config: Path) -> Html:
     return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score threshold.")
 
 
-def _images(run: Run, config: Path) -> tuple[dict[int, Path], str]:
+def _images(run: Run, config: Path, folder: Path | None) -> tuple[dict[int, Path], str]:
     """Return the paths of the evaluated images by id, or the reason why they are not available."""
-    if not config.is_file():
-        return {}, f"{config} is missing"
     try:
-        cfg = load_config(config, training=False)
-        register_datasets(cfg, training=False)
-        if run.dataset not in cfg.DATASETS.TEST:
-            return {}, f"{config} does not name the data set {run.dataset}"
-        records = DatasetCatalog.get(run.dataset)
-    except (PvtDetError, OSError) as error:
-        return {}, str(error)
-    missing = next((record["file_name"] for record in records if not Path(record["file_name"]).is_file()), None)
-    return ({}, f"{missing} is missing") if missing else ({r["image_id"]: Path(r["file_name"]) for r in records}, "")
+        folder = folder or _image_folder(run, config)
+        found = {image["id"]: folder / image["file_name"] for image in run.read_ground_truth().images}
+    except PvtDetError as error:
+        return {}, str(error).rstrip(".")
+    missing = next((path for path in found.values() if not path.is_file()), None)
+    return ({}, f"{missing} does not exist") if missing else (found, "")
+
+
+def _image_folder(run: Run, config: Path) -> Path:
+    """Return the folder that a run's config names for the evaluated images."""
+    if not config.is_file():
+        raise DataError(f"{config} does not exist")
+    named = load_config(config, training=False).DATASETS.VAL_IMAGES
+    root = named or MetadataCatalog.get(run.dataset).get("image_root", "")
+    if not root:
+        raise DataError(f"{config} does not name the folder of the images of {run.dataset}")
+    return Path(root)
 
 
 def _training(history: Sequence[Mapping[str, Any]]) -> Html:

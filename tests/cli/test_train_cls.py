@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pvt_det.classification.config import load_train_config
 from pvt_det.cli import compare
 from pvt_det.cli.start import start
 from pvt_det.utils.cli import run_cli
@@ -75,9 +76,17 @@ def test_errors_are_one_line_with_a_code(data, tmp_path, capsys, words, code, me
 
 
 def test_train_evaluate_and_stop(data, tmp_path, capsys):
-    words = [*_TINY, "--data", str(data), "--output", str(tmp_path), "--workers", "0", "--epochs", "1"]
+    words = [*_TINY, "--data", str(data), "--output", str(tmp_path), "--workers", "0", "--epochs", "1", "--resume"]
     assert script.main(words) == 0
-    assert "model_best.safetensors" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model_best.safetensors" in printed
+    assert f"{tmp_path} holds no checkpoint to resume from. Starting from epoch 0." in printed
+    # Only the last checkpoint has the training state.
+    assert {path.name for path in tmp_path.glob("model_*")} == {
+        "model_last.pth",
+        "model_best.safetensors",
+        "model_final.safetensors",
+    }
     best = str(tmp_path / "model_best.safetensors")
     arguments = ["--model", "pvt_v2_b0", "--img-size", "32", "--device", "cpu", "--amp", "none", "--workers", "0"]
     own = ["--data", str(data), "--output", str(tmp_path)]
@@ -92,6 +101,10 @@ def test_train_evaluate_and_stop(data, tmp_path, capsys):
     assert first["top-1"] == second["top-1"] == f"{top1:.2f}"
     assert (first["data"], first["top-1 published"], first["top-1 vs. published"]) == ("set_val", "-", "-")
     assert first["parameters (M)"] == "3.4"
+    # The folder can be moved.
+    for name in ("options.yaml", "results.json", "evaluation/set_val/evaluation.json"):
+        assert str(tmp_path) not in (tmp_path / name).read_text().replace(str(data), "")
+    assert load_train_config(tmp_path / "options.yaml").output == str(tmp_path)
 
 
 @pytest.mark.slow

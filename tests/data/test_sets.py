@@ -39,6 +39,20 @@ def test_training_stores_its_class_names(cfg):
     assert config.MODEL.RETINANET.NUM_CLASSES == 4
 
 
+def test_missing_paths_are_named_with_their_options(cfg, tmp_path):
+    gone = str(tmp_path / "gone")
+    words = ["DATASETS.TRAIN_IMAGES", gone, "DATASETS.VAL_JSON", gone, "DATASETS.VAL_PANOPTIC_JSON", gone]
+    keys = [f"DATASETS.{key} {gone}" for key in ("TRAIN_IMAGES", "VAL_JSON", "VAL_PANOPTIC_JSON")]
+    options = "--train-images and --val-json and DATASETS.VAL_PANOPTIC_JSON FILE."
+    with pytest.raises(DataError) as error:
+        register_datasets(cfg(*words))
+    assert str(error.value) == f"{', '.join(keys)} do not exist. If they have moved, give the new path with {options}"
+    with pytest.raises(
+        DataError, match=r"^DATASETS\.VAL_JSON .* If it has moved, give the new path with --val-json\.$"
+    ):
+        register_datasets(cfg(*words[:4]), training=False)
+
+
 def test_evaluation_refuses_data_with_different_classes(cfg):
     classes = ["MODEL.RETINANET.NUM_CLASSES", "4"]
     swapped = cfg(*classes, "DATASETS.CLASS_NAMES", "['square', 'circle', 'triangle', 'star']")

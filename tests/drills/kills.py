@@ -14,6 +14,7 @@ import torch
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.errors import CheckpointError
 from pvt_det.run_folder import BEST_NAME
+from pvt_det.weights.reader import read_file
 from tests.drills.outcome import Outcome
 
 _TIMEOUT = 120.0
@@ -64,7 +65,7 @@ def _save_forever(folder: Path, started: Event, mebibytes: float) -> None:
     while True:
         state = _state(iteration, mebibytes)
         store.save(f"model_{iteration:07d}.pth", state, iteration)
-        store.save(BEST_NAME, state, iteration, is_last=False)
+        store.save_weights(BEST_NAME, state["model"], iteration)
         started.set()
         iteration += 1
 
@@ -80,7 +81,8 @@ def _check(folder: Path, minimum: int) -> int:
     last = store.latest()
     assert last is not None, "there is no checkpoint"
     for path in sorted(folder.glob("model_*.pth")):
-        state = store.load(path)
+        store.verify(path)
+        state = read_file(path)
         weight = state["model"]["weight"]
         assert bool((weight == state["iteration"]).all()), f"{path.name} is damaged"
     found = int(store.load(last)["iteration"])

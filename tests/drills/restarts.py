@@ -82,7 +82,9 @@ def _kill_one(agent: subprocess.Popen, output: Path, generator: random.Random) -
     if code:
         return f"exit code {code}"
     try:
-        iteration = store.load(output / FINAL_NAME)["iteration"]
+        store.verify(output / FINAL_NAME)
+        last = store.latest()
+        iteration = -1 if last is None else store.load(last)["iteration"]
     except CheckpointError as error:
         return str(error)
     if iteration != _ITERATIONS - 1:

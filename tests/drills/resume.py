@@ -14,6 +14,7 @@ from detectron2.engine import HookBase
 from rich.console import Console
 from torch import Tensor
 
+from pvt_det.checkpoint import CheckpointStore
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import Interrupted
@@ -52,14 +53,14 @@ def run_resume(
             settings = _SETTINGS | {"SEED": seed}
             whole = folder / f"{Path(config_file).stem}-{seed}-whole"
             _train(tiny_config(config_file, folder, whole, settings))
-            expected = read_file(whole / FINAL_NAME)
+            expected = _saved(whole)
             for number in workers:
                 parts = folder / f"{Path(config_file).stem}-{seed}-{number}"
                 for cut in (*CUTS, None):
                     cfg = tiny_config(config_file, folder, parts, settings | {"DATALOADER.NUM_WORKERS": number})
                     _train(cfg, cut)
                 outcome.tried += 1
-                if different := list(_differences(expected, read_file(parts / FINAL_NAME))):
+                if different := list(_differences(expected, _saved(parts))):
                     outcome.failures.append(
                         f"{name}, {number} workers: {len(different)} differ, such as {different[0]}"
                     )
@@ -91,6 +92,13 @@ def _train(cfg: CfgNode, cut: int | None = None) -> None:
         trainer.train()
     except Interrupted:
         assert cut is not None
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Return the training state at the end of a run, and its final weights."""
+    last = CheckpointStore(folder).latest()
+    assert last is not None
+    return {"state": read_file(last), "final": read_file(folder / FINAL_NAME)}
 
 
 def _differences(expected: Any, found: Any, name: str = "state") -> Iterator[str]:

@@ -26,8 +26,11 @@ class Trainer(SimpleNamespace):
                 hook.after_step()
         return self
 
-    def save(self, name, is_last=True):
+    def save_weights(self, name):
         self.saved.append((name, self.iter + 1))
+
+    def write_interim_results(self):
+        self.saved.append(("results", self.iter + 1))
 
     def save_once(self):
         self.saved.append(("periodic", self.iter + 1))
@@ -54,9 +57,9 @@ def test_best_checkpoint_is_saved_only_on_improvement():
     assert (hook.metric, hook.best, hook.best_iteration) == ("bbox/AP", 4.0, 5)
 
 
-def test_state_is_saved_before_each_evaluation():
+def test_state_is_saved_before_each_evaluation_and_results_are_written_after_it():
     trainer = Trainer().run(build(), [1.0, 2.0])
-    assert [name for name, _ in trainer.saved] == ["periodic", "model_best.pth"] * 2
+    assert [name for name, _ in trainer.saved] == ["periodic", "model_best.pth", "results"] * 2
 
 
 def test_lower_loss_is_better():

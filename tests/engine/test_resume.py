@@ -47,7 +47,8 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, tiny_cfg, saved_weights,
 def test_evaluation_during_training_changes_no_weights(tmp_path, tiny_cfg, saved_weights):
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
     train(tiny_cfg(plain))
-    train(tiny_cfg(evaluated, val=True, TEST__EVAL_PERIOD=2, TEST__VALIDATION_LOSS=True))
+    settings = {"TEST__EVAL_PERIOD": 2, "TEST__VALIDATION_LOSS": True, "SOLVER__CHECKPOINT_KEEP": 2}
+    train(tiny_cfg(evaluated, val=True, **settings))
     assert_same(saved_weights(plain / "model_final.pth"), saved_weights(evaluated / "model_final.pth"))
     # The state is saved before an evaluation, even if no checkpoint is due.
     assert (evaluated / "model_0000001.pth").exists()
@@ -70,6 +71,31 @@ def test_resume_rejects_different_seed_and_model(tmp_path, tiny_cfg):
         train(tiny_cfg(tmp_path, SEED=4), **RESUME)
     with pytest.raises(CheckpointError, match=r"does not fit the model.*config\.yaml"):
         train(tiny_cfg(tmp_path, MODEL__FPN__OUT_CHANNELS=64), **RESUME)
+
+
+@pytest.mark.parametrize("version", ["this", "earlier"])
+def test_finished_run_trains_on_exactly(tmp_path, tiny_cfg, saved_weights, version):
+    whole, longer, settings = tmp_path / "whole", tmp_path / "longer", EMA | {"SOLVER__STEPS": []}
+    train(tiny_cfg(whole, **settings))
+    train(tiny_cfg(longer, **settings, SOLVER__MAX_ITER=2))
+    state = longer / "model_0000001.pth"
+    if version == "earlier":
+        # The training state was in `model_final.pth`.
+        state.rename(longer / "model_final.pth")
+        (longer / "checkpoints.json").unlink()
+        (longer / "last_checkpoint").write_text("model_final.pth")
+    train(tiny_cfg(longer, **settings, SOLVER__MAX_ITER=2), **RESUME)
+    assert state.exists()
+    train(tiny_cfg(longer, **settings), **RESUME)
+    assert_same(saved_weights(whole / "model_final.pth"), saved_weights(longer / "model_final.pth"))
+    assert sorted(path.name for path in longer.glob("*.pth")) == ["model_0000003.pth", "model_final.pth"]
+
+
+def test_log_says_that_nothing_is_resumed_and_that_no_evaluation_is_due(tmp_path, tiny_cfg):
+    train(tiny_cfg(tmp_path, val=True, SOLVER__MAX_ITER=1, SOLVER__STEPS=[], TEST__EVAL_PERIOD=5), **RESUME)
+    log = (tmp_path / "log.txt").read_text()
+    assert f"{tmp_path} holds no checkpoint to resume from. Starting from iteration 0." in log
+    assert "TEST.EVAL_PERIOD 5 is beyond SOLVER.MAX_ITER 1: this run is evaluated at its end only." in log
 
 
 def test_new_run_does_not_overwrite_old_run(tmp_path, tiny_cfg):

@@ -59,15 +59,36 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     assert (finished / "config.yaml").read_text() == config_before
 
 
-def test_moving_average_is_saved_as_model(finished, saved_weights):
+def test_moving_average_is_saved_as_model(finished):
     from pvt_det.weights.reader import read_file
 
-    state = read_file(finished / "model_final.pth")
+    state = read_file(finished / "model_0000001.pth")
     assert state["ema_updates"] == 2
     different = [
         name for name, value in state["model"].items() if not torch.equal(value, state["training_model"][name])
     ]
     assert "head.cls_score.weight" in different
+    final = read_file(finished / "model_final.pth")["model"]
+    assert all(torch.equal(final[name], value) for name, value in state["model"].items())
+
+
+def test_training_state_is_kept_in_the_last_checkpoint_alone(finished):
+    sizes = {path.name: path.stat().st_size for path in finished.glob("*.pth")}
+    assert sizes.keys() == {"model_0000001.pth", "model_best.pth", "model_final.pth"}
+    # AdamW's two moments and the weights before averaging.
+    assert sizes["model_final.pth"] == pytest.approx(sizes["model_0000001.pth"] / 4, rel=0.1)
+    assert sizes["model_best.pth"] == pytest.approx(sizes["model_final.pth"], rel=0.01)
+
+
+def test_weights_are_loaded_by_detectron2(finished, saved_weights):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    model = build_model(load_config(finished / "config.yaml"))
+    rest = DetectionCheckpointer(model).load(str(finished / "model_best.pth"))
+    assert rest["iteration"] in (0, 1)
+    saved = saved_weights(finished / "model_best.pth")
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
 def test_resuming_finished_run_changes_no_weights(finished, saved_weights):
@@ -78,15 +99,16 @@ def test_resuming_finished_run_changes_no_weights(finished, saved_weights):
 
 
 def test_damaged_and_missing_weights_are_rejected(finished):
-    content = bytearray((finished / "model_final.pth").read_bytes())
-    content[len(content) // 2] ^= 1
-    (finished / "model_final.pth").write_bytes(content)
+    for name in ("model_final.pth", "model_0000001.pth"):
+        content = bytearray((finished / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (finished / name).write_bytes(content)
     cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
     with pytest.raises(CheckpointError, match=r"model_final\.pth is damaged"):
         evaluate(cfg)
     with pytest.raises(ConfigError, match="--eval-only needs weights"):
         evaluate(load_config(finished / "config.yaml"))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"model_0000001\.pth is damaged"):
         train(load_config(finished / "config.yaml"), resume=True)
 
 

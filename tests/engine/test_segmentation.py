@@ -59,7 +59,8 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 
 def test_semantic_fpn_trains_resumes_and_evaluates(repo_root, words, tmp_path):
-    whole = run(repo_root, "semantic", words("semantic", "whole", SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2))
+    periodic = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__CHECKPOINT_KEEP": 2}
+    whole = run(repo_root, "semantic", words("semantic", "whole", SOLVER__MAX_ITER=4, **periodic))
     assert set(whole) == {"sem_seg", "validation"}
     assert 0 <= whole["sem_seg"]["mIoU"] <= 100
     assert set(whole["validation"]) == {"total_loss", "loss_sem_seg"}
@@ -75,7 +76,7 @@ def test_semantic_fpn_trains_resumes_and_evaluates(repo_root, words, tmp_path):
     assert all(math.isfinite(line["total_loss"]) for line in losses if "total_loss" in line)
 
     before = weights(tmp_path / "whole")
-    (halfway,) = (tmp_path / "whole").glob("model_0*.pth")
+    halfway, _ = sorted((tmp_path / "whole").glob("model_0*.pth"))
     (tmp_path / "whole/last_checkpoint").write_text(halfway.name)
     run(repo_root, "semantic", words("semantic", "whole", SOLVER__MAX_ITER=4), resume=True)
     for name, tensor in weights(tmp_path / "whole").items():

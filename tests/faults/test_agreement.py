@@ -429,7 +429,7 @@ def test_F73_clock_set_back_does_not_hide_the_newest_checkpoint(tmp_path):
 
 
 def test_F73_clock_set_back_does_not_delete_the_newest_checkpoints(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, keep=3)
     state = {"model": {}, "optimizer": {}, "random": [], "seed": 0}
     now = time.time()
     for iteration in range(3):

@@ -32,7 +32,7 @@ def state(iteration: int, size: int = 1000) -> dict:
 def store(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    store = CheckpointStore(folder)
+    store = CheckpointStore(folder, keep=2)
     for iteration in (9, 19):
         store.save(f"model_{iteration:07d}.pth", state(iteration), iteration)
     return store
@@ -250,7 +250,7 @@ def test_F38_without_a_manifest_the_checksums_in_the_files_are_used(store, manif
 
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 def test_F39_best_model_is_always_readable_while_it_is_replaced(store, monkeypatch, moment):
-    store.save("model_best.pth", state(9), 9, is_last=False)
+    store.save_weights("model_best.pth", state(9)["model"], 9)
 
     class Killed(BaseException):
         pass
@@ -267,9 +267,11 @@ def test_F39_best_model_is_always_readable_while_it_is_replaced(store, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Path, "replace", killed_replace)
         with pytest.raises(Killed):
-            store.save("model_best.pth", state(19), 19, is_last=False)
-    loaded = store.load(store.folder / "model_best.pth")
-    assert loaded["iteration"] == (9 if moment == "before the rename" else 19)
+            store.save_weights("model_best.pth", state(19)["model"], 19)
+    store.verify(store.folder / "model_best.pth")
+    iteration = 9 if moment == "before the rename" else 19
+    weights = read_tensors(store.folder / "model_best.pth")
+    assert torch.equal(weights["weight"], state(iteration)["model"]["weight"])
     assert store.latest().name == "model_0000019.pth"
     store.clean()
     assert not list(store.folder.glob(".*.tmp"))

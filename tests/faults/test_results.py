@@ -113,7 +113,7 @@ def test_F51_evaluation_keeps_the_results_of_the_run(command, pvt_det, results, 
     assert {path: path.read_bytes() for path in kept} == kept
 
     (evaluated,) = results(run / "evaluation/instances_train", "evaluation.json")["checkpoints"].values()
-    assert evaluated["file"] == str(run / "model_best.pth")
+    assert evaluated["file"] == "model_best.pth"
     assert evaluated["sha256"] == file_digest(run / "model_best.pth")
     again = results(run / "evaluation/instances_val", "evaluation.json")
     assert again["kind"] == "evaluation"

@@ -137,8 +137,9 @@ def test_report_of_a_run_without_images_says_so(run, tmp_path):
     (moved / "metrics.json").unlink()
     write_report(moved, moved / "report.html")
     text = (moved / "report.html").read_text()
-    assert "No visualizations: " in text
-    assert "config.yaml is missing" in text
+    assert "No pictures: " in text
+    assert "config.yaml does not exist" in text
+    assert f"pvt-det report {moved} --val-images DIR" in text
     assert "<h2>Training</h2>" not in text
 
 
