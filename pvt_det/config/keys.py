@@ -296,6 +296,13 @@ ADDED_KEYS: dict[str, list[Row]] = {
             (0.9, 0.999),
         ),
         Row(
+            "SOLVER.EPOCHS",
+            integer(0, 100_000),
+            "Number of passes over the training images. If it is not 0, it replaces MAX_ITER as soon as the data is "
+            "read, and STEPS, TEST.EVAL_PERIOD and other keys follow. The run's config.yaml has the resulting numbers.",
+            0,
+        ),
+        Row(
             "SOLVER.POLY_LR_POWER",
             number(above=0, at_most=10),
             "Exponent of the schedule WarmupPolyLR (LR_SCHEDULER_NAME), (1 - iteration / MAX_ITER) ^ exponent.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,13 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from rich.console import Console
 
-from pvt_det.config import load_config, validate_config
+from pvt_det.config import get_config, load_config, validate_config
+from pvt_det.config.image_size import image_size_keys
+from pvt_det.config.loader import COMMAND_LINE
+from pvt_det.config.table import get_value, set_value
+from pvt_det.config.values import coerce
 from pvt_det.data.sets import register_datasets
+from pvt_det.engine.epochs import resolve_epochs
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
 from pvt_det.errors import ConfigError, Interrupted
@@ -32,6 +37,7 @@ from pvt_det.utils.paths import make_folder
 from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
+from pvt_det.utils.run_parser import RunParser, image_size
 from pvt_det.utils.signals import termination_reported
 from pvt_det.utils.text import counted
 
@@ -49,7 +55,15 @@ _SHORTCUTS = {
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how thoroughly to check the data before training"),
     "on_error": ("DATASETS.ON_ERROR", "stop|skip|strict", "how to handle broken data"),
     "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "library that computes AP; both give the same numbers"),
+    "epochs": ("SOLVER.EPOCHS", "N", "passes over the training images, instead of SOLVER.MAX_ITER"),
+    "batch_size": ("SOLVER.IMS_PER_BATCH", "N", "images per batch, over all processes"),
+    "lr": ("SOLVER.BASE_LR", "RATE", "learning rate after the warm-up"),
+    "seed": ("SEED", "N", "seed of all random numbers; -1 draws one"),
+    "device": ("MODEL.DEVICE", "DEVICE", "cuda, cuda:1 or cpu"),
 }
+# Options for training only, and those whose effect is logged.
+_TRAINING_ONLY = ("train_json", "train_images", "train_labels", "epochs", "batch_size", "lr", "seed")
+_LOGGED = ("epochs", "batch_size", "lr", "seed", "device")
 
 
 def default_argument_parser(description: str = "", epilog: str = "") -> ArgumentParser:
@@ -62,10 +76,13 @@ def default_argument_parser(description: str = "", epilog: str = "") -> Argument
     Returns:
         The parser.
     """
-    parser = ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = RunParser(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="a file in configs/, or your own; needs no option if it comes first",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a file in configs/, or your own")
     parser.add_argument("--resume", action="store_true", help="resume from the output folder's last checkpoint")
     parser.add_argument(
         "--allow-change",
@@ -87,9 +104,18 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
         parser: The parser to add them to.
         training: Whether to also add the options for training data.
     """
-    shown = {name: row for name, row in _SHORTCUTS.items() if training or not name.startswith("train_")}
+    shown = {name: row for name, row in _SHORTCUTS.items() if training or name not in _TRAINING_ONLY}
     for name, (key, value, description) in shown.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{description} ({key})")
+        parser.add_argument(_option(name), metavar=value, help=f"{description} ({key})")
+    sizes = "INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, " if training else "INPUT."
+    sizes += "MIN_SIZE_TEST, MAX_SIZE_TEST"
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="PIXELS",
+        help="side of the square that images are scaled to fit into, as in 640, or their short side and the longest "
+        f"that the other may be, as in 480 640 ({sizes})",
+    )
     parser.add_argument(
         "--strict",
         dest="on_error",
@@ -113,7 +139,16 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="initialization URL of the process group, tcp://HOST:PORT")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG KEY VALUE",
+        help="the config, unless --config-file is given, then keys and values as KEY VALUE or KEY=VALUE",
+    )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def config_from_args(args: argparse.Namespace, config_file: str | Path = "", settings: Sequence[str] = ()) -> CfgNode:
@@ -128,18 +163,67 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
         A complete, unfrozen config.
 
     Raises:
-        ConfigError: If a key is unknown or a value is wrong.
+        ConfigError: If a key is unknown, a value is wrong, or an option and a key in the arguments disagree.
     """
-    given = {key: getattr(args, name, None) for name, (key, _, _) in _SHORTCUTS.items()}
-    shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
+    shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
     training = not getattr(args, "eval_only", True)
-    cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts], training=training)
+    path, overrides = config_file or args.config_file, [*settings, *args.overrides]
+    cfg = load_config(path, [*overrides, *shortcuts], training=training)
+    keys = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
+    for option, (key, value) in _given(args).items():
+        _check_agrees(option, key, value, keys)
+    if cfg.SOLVER.EPOCHS and training and "SOLVER.MAX_ITER" in keys:
+        raise ConfigError(
+            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS "
+            f"{cfg.SOLVER.EPOCHS} (--epochs) replaces it. Give only one of them."
+        )
+    if args.image_size:
+        for key, value in image_size_keys(cfg, args.image_size, training="train_json" in args).items():
+            _check_agrees("--image-size", key, value, keys)
+            set_value(cfg, key, coerce(value, get_value(cfg, key), key, COMMAND_LINE))
+        validate_config(cfg, where=COMMAND_LINE, training=training)
     if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     check_allowed_changes(allowed := getattr(args, "allow_change", []))
     if allowed and (args.eval_only or not args.resume):
         raise ConfigError("--allow-change is for resumed training only. Add --resume, or leave out --allow-change.")
     return cfg
+
+
+def _given(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
+    """Return the key and the value of each given option for a single key, by the name of the option."""
+    values = {name: getattr(args, name, None) for name in _SHORTCUTS}
+    return {_option(name): (_SHORTCUTS[name][0], value) for name, value in values.items() if value is not None}
+
+
+def _check_agrees(option: str, key: str, value: Any, keys: Mapping[str, str]) -> None:
+    """Raise an error if the command line gives a key another value than an option does."""
+    default = get_value(get_config(), key)
+    if key in keys and coerce(keys[key], default, key, COMMAND_LINE) != coerce(value, default, key, COMMAND_LINE):
+        raise ConfigError(f"{option} sets {key} to {value}, but {key} {keys[key]} is given too. Leave one of them out.")
+
+
+def describe_options(args: argparse.Namespace, cfg: CfgNode) -> str:
+    """Describe in one line which config keys the options for the length, batch and images of a run have set.
+
+    Args:
+        args: Parsed options of `add_run_options`.
+        cfg: The config that `config_from_args` returned.
+
+    Returns:
+        The description, for the log; "" if none of these options is given.
+    """
+    given = _given(args)
+    used = [option for option in map(_option, _LOGGED) if option in given]
+    parts = [f"{option} {given[option][1]} sets {given[option][0]}" for option in used]
+    if args.image_size:
+        training = "train_json" in args
+        keys = image_size_keys(cfg, args.image_size, training=training)
+        sides = " ".join(map(str, args.image_size))
+        parts.append(f"--image-size {sides} sets " + ", ".join(f"{key} {get_value(cfg, key)}" for key in keys))
+    if "--batch-size" in given and "--lr" not in given:
+        parts.append(f"SOLVER.BASE_LR stays {cfg.SOLVER.BASE_LR:g}")
+    return "; ".join(parts)
 
 
 def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -160,7 +244,7 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
 
 @contextmanager
 def default_setup(
-    cfg: CfgNode, *, resume: bool = False, eval_only: bool = False, resume_command: str = ""
+    cfg: CfgNode, *, resume: bool = False, eval_only: bool = False, resume_command: str = "", note: str = ""
 ) -> Iterator[None]:
     """Set up a run. Enter this context in every process before building the trainer.
 
@@ -172,6 +256,7 @@ def default_setup(
         resume: Whether the output folder may contain an earlier run.
         eval_only: Whether to skip the training data.
         resume_command: The command that resumes the run, shown if the run is interrupted.
+        note: A line to log first, such as the result of `describe_options`.
 
     Raises:
         ConfigError: If the folder is in use, contains another run or belongs to another command, the processes have
@@ -188,6 +273,8 @@ def default_setup(
     reported = termination_reported("" if eval_only else resume_command)
     named = missing_ranks_named("" if eval_only else resume_command)
     with lock, run_logging(folder, comm.get_rank(), Console()), reported, named:
+        if note:
+            logger.info("%s.", note)
         check_agreement(config_values(cfg), comm.all_gather)
         _adapt_to_machine(cfg)
         validate_config(cfg, training=not eval_only)
@@ -196,6 +283,7 @@ def default_setup(
             _check_unused(folder)
         register_datasets(cfg, training=not eval_only)
         if not eval_only:
+            resolve_epochs(cfg)
             cfg.SEED = _seed(cfg, resume)
             seed_all(cfg.SEED + comm.get_rank())
         cfg.freeze()
