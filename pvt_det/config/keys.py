@@ -397,14 +397,21 @@ def get_config() -> CfgNode:
 
 
 def add_pvt_config(cfg: CfgNode) -> None:
-    """Add this package's keys with their defaults to a config, and register the models that they configure.
+    """Add this package's keys with their defaults to a config, and make Detectron2 know what they name.
 
-    Registering here keeps `import pvt_det` free of Detectron2, which takes seconds to import.
+    Models are registered with Detectron2, and `pvt://…` with its PathManager. Detectron2's DefaultTrainer and
+    DefaultPredictor raise a `ConfigError` from then on if a config has this package's models and keys that they would
+    ignore. Registering here keeps `import pvt_det` free of Detectron2, which takes seconds to import.
 
     Args:
         cfg: Detectron2's config, changed in place.
     """
     import pvt_det.modeling  # noqa: F401
+    from pvt_det.config.default_classes import guard_default_classes
+    from pvt_det.config.weights_handler import register_weights
+
+    guard_default_classes()
+    register_weights()
 
     for row in itertools.chain(*ADDED_KEYS.values()):
         *sections, name = row.key.split(".")
