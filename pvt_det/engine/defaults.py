@@ -30,7 +30,7 @@ from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, fo
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.distributed import restarts
-from pvt_det.utils.environment import available_cores
+from pvt_det.utils.environment import BUSY, available_cores, busy_share
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
@@ -306,6 +306,12 @@ def _adapt_to_machine(cfg: CfgNode) -> None:
     select_gpu(torch.device(cfg.MODEL.DEVICE))
     if cfg.SOLVER.AMP.ENABLED and not has_fast_bf16(torch.device(cfg.MODEL.DEVICE)):
         logger.warning("Mixed precision is slower than fp32 on this processor. Set SOLVER.AMP.ENABLED False.")
+    if cfg.MODEL.DEVICE == "cpu" and torch.get_num_threads() > 1 and busy_share() >= BUSY:
+        logger.warning(
+            "Other programs keep the processor busy: the load average is %.0f %% of the cores. End them, or train with "
+            "one thread, which is faster then (set the environment variable OMP_NUM_THREADS=1).",
+            100 * busy_share(),
+        )
     cores = available_cores()
     if cores < cfg.DATALOADER.NUM_WORKERS:
         logger.info(
