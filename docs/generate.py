@@ -48,8 +48,8 @@ def config_page() -> str:
         "# Configuration reference",
         "The first sections list the keys that are added to [Detectron2's](https://detectron2.readthedocs.io/en/latest/"
         "modules/config.html#config-references), the others those of Detectron2's keys that have an effect here. Set "
-        "them in a YAML file, or on the command line as `KEY VALUE`. An unknown key or an invalid value is an error "
-        "that names the key and what was expected.",
+        "them in a YAML file, or on the command line as `KEY VALUE` or `KEY=VALUE`. An unknown key or an invalid value "
+        "is an error that names the key and what was expected.",
     ]
     for section, rows in SECTIONS.items():
         lines += ["", f"## {section}", "", "| key and default | values | meaning |", "|---|---|---|"]

@@ -6,10 +6,16 @@ heads are registered with Detectron2 when their config keys are added (`add_pvt_
 without Detectron2.
 """
 
+import os
 import warnings
 from typing import TYPE_CHECKING
 
 from pvt_det.utils.lazy import lazy_names
+
+# Waiting threads of OpenMP sleep instead of spinning, which starves the others when the processor is busy. The OpenMP
+# library reads this when torch is loaded. docs/benchmarks.md has measurements.
+if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from pvt_det.config import add_pvt_config as add_pvt_config

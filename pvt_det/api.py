@@ -29,6 +29,7 @@ def train(
     allow_partial: Sequence[str] = (),
     allow_change: Sequence[str] = (),
     resume_command: str = "",
+    note: str = "",
 ) -> dict[str, Any]:
     """Train a model, evaluate it, and write its model card.
 
@@ -41,6 +42,7 @@ def train(
         allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
         allow_change: Config keys that may differ from the checkpoint's in a resumed run, or patterns such as `INPUT.*`.
         resume_command: The command that resumes the run, shown if the run is interrupted.
+        note: A line to log first, such as what the options of a command have set.
 
     Returns:
         On the main process, the final metrics by task and name, in percent. Empty without test data.
@@ -48,7 +50,7 @@ def train(
     Raises:
         PvtDetError: If the user made a mistake or the run was interrupted. Its `exit_code` says which.
     """
-    with default_setup(cfg, resume=resume, resume_command=resume_command):
+    with default_setup(cfg, resume=resume, resume_command=resume_command, note=note):
         trainer = PVTTrainer(cfg, config_file=config_file)
         trainer.resume_or_load(resume, allow_partial, allow_change)
         metrics = trainer.train()
@@ -65,6 +67,7 @@ def evaluate(
     allow_partial: Sequence[str] = (),
     page: bool = False,
     against: Path | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """Evaluate weights on `DATASETS.TEST`.
 
@@ -79,6 +82,7 @@ def evaluate(
         allow_partial: Patterns of keys that may be missing from or unexpected in `MODEL.WEIGHTS`.
         page: Whether to also write the report page.
         against: The run folder to compare with on the page, or None.
+        note: A line to log first, such as what the options of a command have set.
 
     Returns:
         On the main process, the metrics by task and name, in percent.
@@ -86,7 +90,7 @@ def evaluate(
     Raises:
         PvtDetError: If the user made a mistake. Its `exit_code` says which.
     """
-    with default_setup(cfg, resume=resume, eval_only=True):
+    with default_setup(cfg, resume=resume, eval_only=True, note=note):
         metrics = evaluate_weights(cfg, config_file=config_file, resume=resume, allow_partial=allow_partial)
         if page and comm.is_main_process():
             output = evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST) / PAGE_NAME

@@ -29,6 +29,7 @@ from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.run_parser import split_assignments
 from pvt_det.utils.text import warn_deprecated
 
 if TYPE_CHECKING:  # classification works without Detectron2
@@ -314,7 +315,8 @@ def named_weights(weights: str | os.PathLike[str], overrides: Sequence[str]) -> 
     Raises:
         ConfigError: If both the option and `MODEL.WEIGHTS` are given.
     """
-    key = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("MODEL.WEIGHTS", "")
+    words = split_assignments(overrides)
+    key = dict(zip(words[::2], words[1::2], strict=False)).get("MODEL.WEIGHTS", "")
     if weights and key:
         raise ConfigError(f"weights are given twice: {weights} and MODEL.WEIGHTS {key}. Leave one out.")
     return weights or key

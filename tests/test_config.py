@@ -218,10 +218,17 @@ def test_circular_links_and_binary_files_are_refused(tmp_path):
     assert "not a text file" in refusal(tmp_path / "bytes.yaml")
 
 
+def test_overrides_with_equals_signs():
+    cfg = load_config(ROOT / "configs/retinanet_pvt_tiny.yaml", ["SEED=5", "OUTPUT_DIR", "a=b", "MODEL.WEIGHTS="])
+    assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == (5, "a=b", "")
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["SOLVER.MAX_ITER"], "odd number"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
+        (["SOLVER.MAX_ITR=3"], "SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER=x"], "an integer"),
         (["SOLVER.MAX_ITR", "3"], "SOLVER.MAX_ITER"),
         (["SOLVER", "3"], "section"),
         (["SOLVER..MAX_ITER", "3"], "unknown key"),

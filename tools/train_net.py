@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 
-from pvt_det.engine.defaults import config_from_args, default_argument_parser, default_setup
+from pvt_det.engine.defaults import config_from_args, default_argument_parser, default_setup, describe_options
 from pvt_det.engine.evaluate import evaluate_weights
 from pvt_det.engine.launch import launch
 from pvt_det.engine.trainer import PVTTrainer
@@ -47,7 +47,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train or evaluate. Runs in every process and returns the metrics on the main process."""
     cfg = setup(args)
-    with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, resume_command=args.resume_command):
+    given = {"resume_command": args.resume_command, "note": describe_options(args, cfg)}
+    with default_setup(cfg, resume=args.resume, eval_only=args.eval_only, **given):
         if args.eval_only:
             options = {"resume": args.resume, "allow_partial": args.allow_partial, "test": Trainer.test}
             return evaluate_weights(cfg, config_file=args.config_file, **options)

@@ -1,4 +1,4 @@
-"""Check this machine: versions, Detectron2, GPU, shared memory, limits, disks, weights and data sets."""
+"""Check this machine: versions, Detectron2, GPU, load, shared memory, limits, disks, weights and data sets."""
 
 from __future__ import annotations
 

@@ -7,18 +7,19 @@ from functools import partial
 from pathlib import Path
 
 from pvt_det.engine.options import add_run_options
-from pvt_det.utils.cli import ArgumentParser, add_public_key
+from pvt_det.utils.cli import add_public_key
+from pvt_det.utils.run_parser import RunParser
 from pvt_det.utils.signing import verify_signed
 
 _EXAMPLES = """
 examples:
   the best checkpoint of a run, on its own validation data:
-    %(prog)s --config-file output/mine
+    %(prog)s output/mine
   on other images, compared with another run:
     %(prog)s --config-file output/mine --val-json test.json --val-images test/ --output output/mine_test \\
         --against output/other_test
   at several scales, merged (test-time augmentation):
-    %(prog)s --config-file output/mine TEST.AUG.ENABLED True
+    %(prog)s output/mine TEST.AUG.ENABLED=True
 
 Writes the metrics to evaluation.json, and a report to report.html: a single file to open in a browser. For a run
 folder and without --output, they are in evaluation/DATASET in that folder.
@@ -26,10 +27,12 @@ exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
 """
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> RunParser:
     """Build the parser of the command's options."""
-    parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="RUN", help="run folder or config file")
+    parser = RunParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-file", default="", metavar="RUN", help="run folder or config file; needs no option if it comes first"
+    )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with in the report")
     add_public_key(parser)
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     from pvt_det import api
-    from pvt_det.engine.defaults import config_from_args, launch_from_args
+    from pvt_det.engine.defaults import config_from_args, describe_options, launch_from_args
     from pvt_det.results import load_run
     from pvt_det.run_folder import config_file, named_weights, run_weights
 
@@ -62,7 +65,12 @@ def run(args: argparse.Namespace) -> int:
         settings += ["OUTPUT_DIR", str(path.parent)]
     cfg = config_from_args(args, path, settings)
     evaluate = partial(
-        api.evaluate, config_file=str(path), allow_partial=tuple(args.allow_partial), page=True, against=args.against
+        api.evaluate,
+        config_file=str(path),
+        allow_partial=tuple(args.allow_partial),
+        page=True,
+        against=args.against,
+        note=describe_options(args, cfg),
     )
     launch_from_args(evaluate, cfg, args)
     return 0

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
-from pvt_det.utils.environment import available_cores
+from pvt_det.utils.environment import BUSY, available_cores, busy_share
 from pvt_det.utils.paths import cache_folder
 from pvt_det.weights.catalog import CATALOG
 
@@ -67,6 +67,7 @@ def examine(output: Path = Path()) -> Iterator[Finding]:
     yield from packages()
     yield detectron2()
     yield gpu()
+    yield load()
     yield shared_memory(Path("/dev/shm"))
     yield open_files()
     yield disk("disk for runs", output, "write to a larger disk with --output DIR")
@@ -121,6 +122,16 @@ def gpu() -> Finding:
         f"torch cannot use the GPU: its CUDA {torch.version.cuda} may be newer than the driver, or no GPU is visible"
     )
     return Finding("GPU", "problem", found, "nvidia-smi; echo $CUDA_VISIBLE_DEVICES")
+
+
+def load() -> Finding:
+    """Check whether other programs keep the processor busy."""
+    share = busy_share()
+    found = f"load average {share:.0%} of the cores"
+    if share < BUSY:
+        return Finding("load", "ok", found)
+    found += ": other programs keep the processor busy, and training shares it with them"
+    return Finding("load", "note", found, "end them, or train with one thread: OMP_NUM_THREADS=1 pvt-det train …")
 
 
 def shared_memory(folder: Path) -> Finding:

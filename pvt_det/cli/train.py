@@ -13,6 +13,9 @@ examples:
   on your own data in COCO format:
     %(prog)s --config-file configs/retinanet_pvt_tiny.yaml --output output/mine \\
         --train-json train.json --train-images images/ --val-json val.json --val-images images/
+  for 50 epochs of smaller images, with other settings as config keys:
+    %(prog)s configs/retinanet_pvt_tiny.yaml --epochs 50 --batch-size 4 --lr 5e-5 \\
+        --image-size 640 SOLVER.EMA.ENABLED=True
   resume after an interruption:
     the same command with --resume
   resume with other image sizes:
@@ -39,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     from pvt_det import api
-    from pvt_det.engine.defaults import config_from_args, launch_from_args
+    from pvt_det.engine.defaults import config_from_args, describe_options, launch_from_args
 
     cfg = config_from_args(args)
     train = partial(api.train, resume_command=f"{args.command_line} --resume", allow_change=tuple(args.allow_change))
     job = api.evaluate if args.eval_only else train
     given = partial(job, config_file=args.config_file, resume=args.resume, allow_partial=tuple(args.allow_partial))
-    launch_from_args(given, cfg, args)
+    launch_from_args(partial(given, note=describe_options(args, cfg)), cfg, args)
     return 0

@@ -310,6 +310,13 @@ ADDED_KEYS: dict[str, list[Row]] = {
             1,
         ),
         Row(
+            "SOLVER.EPOCHS",
+            integer(0, 100_000),
+            "Number of passes over the training images. If it is not 0, it replaces MAX_ITER as soon as the data is "
+            "read, and STEPS, TEST.EVAL_PERIOD and other keys follow. The run's config.yaml has the resulting numbers.",
+            0,
+        ),
+        Row(
             "SOLVER.POLY_LR_POWER",
             number(above=0, at_most=10),
             "Exponent of the schedule WarmupPolyLR (LR_SCHEDULER_NAME), (1 - iteration / MAX_ITER) ^ exponent.",
@@ -407,9 +414,11 @@ def get_config() -> CfgNode:
 
 
 def add_pvt_config(cfg: CfgNode) -> None:
-    """Add this package's keys with their defaults to a config, and register the models that they configure.
+    """Add this package's keys with their defaults to a config, and make Detectron2 know what they name.
 
-    Registering here keeps `import pvt_det` free of Detectron2, which takes seconds to import.
+    Models are registered with Detectron2, and `pvt://…` with its PathManager. Detectron2's DefaultTrainer and
+    DefaultPredictor raise a `ConfigError` from then on if a config has this package's models and keys that they would
+    ignore. Registering here keeps `import pvt_det` free of Detectron2, which takes seconds to import.
 
     Args:
         cfg: Detectron2's config, changed in place.
@@ -417,6 +426,11 @@ def add_pvt_config(cfg: CfgNode) -> None:
     from detectron2.config import CfgNode
 
     import pvt_det.modeling  # noqa: F401
+    from pvt_det.config.default_classes import guard_default_classes
+    from pvt_det.config.weights_handler import register_weights
+
+    guard_default_classes()
+    register_weights()
 
     for row in itertools.chain(*ADDED_KEYS.values()):
         *sections, name = row.key.split(".")

@@ -19,10 +19,11 @@ from pvt_det.config.values import coerce
 from pvt_det.errors import ConfigError
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
-from pvt_det.utils.text import closest, did_you_mean
+from pvt_det.utils.run_parser import split_assignments
+from pvt_det.utils.text import closest, did_you_mean, listed
 
 BASE_KEY = "_BASE_"
-_COMMAND_LINE = "command line"
+COMMAND_LINE = "command line"
 
 
 def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bool = True) -> CfgNode:
@@ -36,7 +37,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bo
     Args:
         path: A `.yaml` or `.yml` file.
         overrides: Keys and values, alternating, as on the command line:
-            `["SOLVER.MAX_ITER", "100", "MODEL.PVT.VARIANT", "pvt_tiny"]`.
+            `["SOLVER.MAX_ITER", "100", "MODEL.PVT.VARIANT", "pvt_tiny"]`. `"SOLVER.MAX_ITER=100"` works as well.
         training: Whether the config is for training. If it is not, the values of the SOLVER section are not checked.
 
     Returns:
@@ -88,17 +89,17 @@ def _merge_tree(cfg: CfgNode, defaults: CfgNode, tree: Mapping[str, Any], prefix
 
 
 def _merge_overrides(cfg: CfgNode, defaults: CfgNode, overrides: Sequence[Any]) -> None:
-    if len(overrides) % 2:
-        equals = ", without =" if any("=" in str(word) for word in overrides) else ""
+    words = split_assignments(overrides)
+    if len(words) % 2:
         raise ConfigError(
-            f"{_COMMAND_LINE}: {list(overrides)} is an odd number of words. Expected pairs, "
-            f"KEY VALUE KEY VALUE …{equals}"
+            f"{COMMAND_LINE}: {words[-1]} has no value. Expected KEY VALUE or KEY=VALUE for every key. Found "
+            f"{listed([str(word) for word in overrides], 10)}."
         )
-    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+    for key, value in zip(words[::2], words[1::2], strict=True):
         tree = value
         for name in reversed(str(key).split(".")):
             tree = {name: tree}
-        _merge_tree(cfg, defaults, tree, prefix="", where=_COMMAND_LINE)
+        _merge_tree(cfg, defaults, tree, prefix="", where=COMMAND_LINE)
 
 
 def _unknown_key(key: str, where: str) -> ConfigError:

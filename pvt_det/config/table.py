@@ -33,6 +33,19 @@ def get_value(cfg: CfgNode, key: str) -> Any:
     return node
 
 
+def set_value(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set the value of a key.
+
+    Args:
+        cfg: A complete config, not frozen.
+        key: Dotted name of the key.
+        value: The new value.
+    """
+    section, _, name = key.rpartition(".")
+    node = get_value(cfg, section) if section else cfg
+    node[name] = value
+
+
 def choices(key: str) -> tuple[Any, ...]:
     """Return the valid values of a key that has a fixed set of them.
 

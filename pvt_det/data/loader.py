@@ -138,20 +138,10 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
             f"processes; expected a positive multiple of {world_size}."
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    records = _records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    repeat_factors = _repeat_factors(cfg, records)
-    for record in records:
-        record["targets"] = pack_targets(record.pop("annotations", []), masks=cfg.MODEL.MASK_ON)
+    records, repeat_factors = _training_records(cfg)
     for name in set(cfg.DATASETS.TRAIN) - set(cfg.DATASETS.TEST):
         if source := MetadataCatalog.get(name).get("coco_source"):
             forget_annotations(source.json_file)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        usable = np.array([len(record["targets"].classes) > 0 for record in records])
-        if not usable.any():
-            required = "a mask" if cfg.MODEL.MASK_ON else "a box"
-            raise DataError(f"{', '.join(cfg.DATASETS.TRAIN)}: no image has an object with {required} to train on")
-        records = [record for record, use in zip(records, usable, strict=True) if use]
-        repeat_factors = None if repeat_factors is None else repeat_factors[usable]
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(record["width"] > record["height"]) for record in records]
@@ -167,6 +157,18 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
     )
     mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed)
     return _loader(cfg, MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR), stream)
+
+
+def count_training_images(cfg: CfgNode) -> int:
+    """Return the number of images that training draws from: those of DATASETS.TRAIN with something to train on.
+
+    Args:
+        cfg: Config, of which DATASETS, DATALOADER and MODEL.MASK_ON are read. The data sets must be registered.
+
+    Raises:
+        DataError: The data set is empty, or no image has an object to train on.
+    """
+    return len(_training_records(cfg)[0])
 
 
 def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -223,6 +225,22 @@ def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:  # raised by Detectron2 for an empty data set
         raise DataError(f"{', '.join(names)}: {error}") from error
+
+
+def _training_records(cfg: CfgNode) -> tuple[list[_Record], np.ndarray | None]:
+    """Return the records to train on, with packed targets, and their repeat factors."""
+    records = _records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    repeat_factors = _repeat_factors(cfg, records)
+    for record in records:
+        record["targets"] = pack_targets(record.pop("annotations", []), masks=cfg.MODEL.MASK_ON)
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return records, repeat_factors
+    usable = np.array([len(record["targets"].classes) > 0 for record in records])
+    if not usable.any():
+        required = "a mask" if cfg.MODEL.MASK_ON else "a box"
+        raise DataError(f"{', '.join(cfg.DATASETS.TRAIN)}: no image has an object with {required} to train on")
+    records = [record for record, use in zip(records, usable, strict=True) if use]
+    return records, None if repeat_factors is None else repeat_factors[usable]
 
 
 def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:

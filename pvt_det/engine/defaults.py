@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,22 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from rich.console import Console
 
-from pvt_det.config import load_config, validate_config
+from pvt_det.config import get_config, load_config, validate_config
+from pvt_det.config.image_size import image_size_keys
+from pvt_det.config.loader import COMMAND_LINE
+from pvt_det.config.table import get_value, set_value
+from pvt_det.config.values import coerce
 from pvt_det.data.sets import register_datasets
+from pvt_det.engine.epochs import resolve_epochs
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
-from pvt_det.engine.options import SHORTCUTS
+from pvt_det.engine.options import LOGGED, SHORTCUTS, option_name
 from pvt_det.engine.options import default_argument_parser as default_argument_parser
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.distributed import restarts
-from pvt_det.utils.environment import available_cores
+from pvt_det.utils.environment import BUSY, available_cores, busy_share
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
@@ -51,22 +56,70 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
         A complete, unfrozen config.
 
     Raises:
-        ConfigError: If a key is unknown or a value is wrong.
+        ConfigError: If a key is unknown, a value is wrong, or an option and a key in the arguments disagree.
     """
-    given = {key: getattr(args, name, None) for name, (key, _, _) in SHORTCUTS.items()}
-    shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
+    shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
     training = not getattr(args, "eval_only", True)
     path, words = Path(config_file or args.config_file), [*settings, *args.overrides, *shortcuts]
     cfg = load_config(path, words, training=training)
     # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
     if path.name == CONFIG_NAME and folder_kind(path.parent) == TRAINING and "OUTPUT_DIR" not in words[::2]:
         cfg.OUTPUT_DIR = str(path.parent)
+    keys = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
+    for option, (key, value) in _given(args).items():
+        _check_agrees(option, key, value, keys)
+    if cfg.SOLVER.EPOCHS and training and "SOLVER.MAX_ITER" in keys:
+        raise ConfigError(
+            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS "
+            f"{cfg.SOLVER.EPOCHS} (--epochs) replaces it. Give only one of them."
+        )
+    if args.image_size:
+        for key, value in image_size_keys(cfg, args.image_size, training="train_json" in args).items():
+            _check_agrees("--image-size", key, value, keys)
+            set_value(cfg, key, coerce(value, get_value(cfg, key), key, COMMAND_LINE))
+        validate_config(cfg, where=COMMAND_LINE, training=training)
     if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     check_allowed_changes(allowed := getattr(args, "allow_change", []))
     if allowed and (args.eval_only or not args.resume):
         raise ConfigError("--allow-change is for resumed training only. Add --resume, or leave out --allow-change.")
     return cfg
+
+
+def _given(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
+    """Return the key and the value of each given option for a single key, by the name of the option."""
+    values = {name: getattr(args, name, None) for name in SHORTCUTS}
+    return {option_name(name): (SHORTCUTS[name][0], value) for name, value in values.items() if value is not None}
+
+
+def _check_agrees(option: str, key: str, value: Any, keys: Mapping[str, str]) -> None:
+    """Raise an error if the command line gives a key another value than an option does."""
+    default = get_value(get_config(), key)
+    if key in keys and coerce(keys[key], default, key, COMMAND_LINE) != coerce(value, default, key, COMMAND_LINE):
+        raise ConfigError(f"{option} sets {key} to {value}, but {key} {keys[key]} is given too. Leave one of them out.")
+
+
+def describe_options(args: argparse.Namespace, cfg: CfgNode) -> str:
+    """Describe in one line which config keys the options for the length, batch and images of a run have set.
+
+    Args:
+        args: Parsed options of `add_run_options`.
+        cfg: The config that `config_from_args` returned.
+
+    Returns:
+        The description, for the log; "" if none of these options is given.
+    """
+    given = _given(args)
+    used = [option for option in map(option_name, LOGGED) if option in given]
+    parts = [f"{option} {given[option][1]} sets {given[option][0]}" for option in used]
+    if args.image_size:
+        training = "train_json" in args
+        keys = image_size_keys(cfg, args.image_size, training=training)
+        sides = " ".join(map(str, args.image_size))
+        parts.append(f"--image-size {sides} sets " + ", ".join(f"{key} {get_value(cfg, key)}" for key in keys))
+    if "--batch-size" in given and "--lr" not in given:
+        parts.append(f"SOLVER.BASE_LR stays {cfg.SOLVER.BASE_LR:g}")
+    return "; ".join(parts)
 
 
 def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -87,7 +140,7 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
 
 @contextmanager
 def default_setup(
-    cfg: CfgNode, *, resume: bool = False, eval_only: bool = False, resume_command: str = ""
+    cfg: CfgNode, *, resume: bool = False, eval_only: bool = False, resume_command: str = "", note: str = ""
 ) -> Iterator[None]:
     """Set up a run. Enter this context in every process before building the trainer.
 
@@ -99,6 +152,7 @@ def default_setup(
         resume: Whether the output folder may contain an earlier run.
         eval_only: Whether to skip the training data.
         resume_command: The command that resumes the run, shown if the run is interrupted.
+        note: A line to log first, such as the result of `describe_options`.
 
     Raises:
         ConfigError: If the folder is in use, contains another run or belongs to another command, the processes have
@@ -115,6 +169,8 @@ def default_setup(
     reported = termination_reported("" if eval_only else resume_command)
     named = missing_ranks_named("" if eval_only else resume_command)
     with lock, run_logging(folder, comm.get_rank(), Console()), reported, named:
+        if note:
+            logger.info("%s.", note)
         check_agreement(config_values(cfg), comm.all_gather)
         _adapt_to_machine(cfg)
         validate_config(cfg, training=not eval_only)
@@ -123,6 +179,7 @@ def default_setup(
             _check_unused(folder)
         register_datasets(cfg, training=not eval_only)
         if not eval_only:
+            resolve_epochs(cfg)
             cfg.SEED = _seed(cfg, resume)
             seed_all(cfg.SEED + comm.get_rank())
         cfg.freeze()
@@ -145,6 +202,12 @@ def _adapt_to_machine(cfg: CfgNode) -> None:
     select_gpu(torch.device(cfg.MODEL.DEVICE))
     if cfg.SOLVER.AMP.ENABLED and not has_fast_bf16(torch.device(cfg.MODEL.DEVICE)):
         logger.warning("Mixed precision is slower than fp32 on this processor. Set SOLVER.AMP.ENABLED False.")
+    if cfg.MODEL.DEVICE == "cpu" and torch.get_num_threads() > 1 and busy_share() >= BUSY:
+        logger.warning(
+            "Other programs keep the processor busy: the load average is %.0f %% of the cores. End them, or train with "
+            "one thread, which is faster then (set the environment variable OMP_NUM_THREADS=1).",
+            100 * busy_share(),
+        )
     cores = available_cores()
     if cores < cfg.DATALOADER.NUM_WORKERS:
         logger.info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.run_parser import RunParser, image_size
 
 # Options that set a key of the config.
 SHORTCUTS = {
@@ -18,7 +19,15 @@ SHORTCUTS = {
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how thoroughly to check the data before training"),
     "on_error": ("DATASETS.ON_ERROR", "stop|skip|strict", "how to handle broken data"),
     "evaluator": ("TEST.EVALUATOR", "hotcoco|pycocotools", "library that computes AP; both give the same numbers"),
+    "epochs": ("SOLVER.EPOCHS", "N", "passes over the training images, instead of SOLVER.MAX_ITER"),
+    "batch_size": ("SOLVER.IMS_PER_BATCH", "N", "images per batch, over all processes"),
+    "lr": ("SOLVER.BASE_LR", "RATE", "learning rate after the warm-up"),
+    "seed": ("SEED", "N", "seed of all random numbers; -1 draws one"),
+    "device": ("MODEL.DEVICE", "DEVICE", "cuda, cuda:1 or cpu"),
 }
+# Options for training only, and those whose effect is logged.
+_TRAINING_ONLY = ("train_json", "train_images", "train_labels", "epochs", "batch_size", "lr", "seed")
+LOGGED = ("epochs", "batch_size", "lr", "seed", "device")
 
 
 def default_argument_parser(description: str = "", epilog: str = "") -> ArgumentParser:
@@ -31,10 +40,13 @@ def default_argument_parser(description: str = "", epilog: str = "") -> Argument
     Returns:
         The parser.
     """
-    parser = ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = RunParser(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="a file in configs/, or your own; needs no option if it comes first",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a file in configs/, or your own")
     parser.add_argument("--resume", action="store_true", help="resume from the output folder's last checkpoint")
     parser.add_argument(
         "--allow-change",
@@ -56,9 +68,18 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
         parser: The parser to add them to.
         training: Whether to also add the options for training data.
     """
-    shown = {name: row for name, row in SHORTCUTS.items() if training or not name.startswith("train_")}
+    shown = {name: row for name, row in SHORTCUTS.items() if training or name not in _TRAINING_ONLY}
     for name, (key, value, description) in shown.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=f"{description} ({key})")
+        parser.add_argument(option_name(name), metavar=value, help=f"{description} ({key})")
+    sizes = "INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, " if training else "INPUT."
+    sizes += "MIN_SIZE_TEST, MAX_SIZE_TEST"
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="PIXELS",
+        help="side of the square that images are scaled to fit into, as in 640, or their short side and the longest "
+        f"that the other may be, as in 480 640 ({sizes})",
+    )
     parser.add_argument(
         "--strict",
         dest="on_error",
@@ -82,4 +103,18 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="initialization URL of the process group, tcp://HOST:PORT")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG KEY VALUE",
+        help="the config, unless --config-file is given, then keys and values as KEY VALUE or KEY=VALUE",
+    )
+
+
+def option_name(name: str) -> str:
+    """Return the option for a key of `SHORTCUTS`.
+
+    Args:
+        name: The key, such as "batch_size".
+    """
+    return f"--{name.replace('_', '-')}"

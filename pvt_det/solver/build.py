@@ -20,7 +20,7 @@ GradientClipper = Callable[[Sequence[nn.Parameter], Tensor], None]
 OPTIMIZERS = ("adamw", "sgd")
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
     """Build AdamW or SGD (`SOLVER.OPTIMIZER`) for the parameters that require gradients.
 
     Parameter groups follow Detectron2's rules. `WEIGHT_DECAY` applies to all parameters. If they are set,
@@ -31,6 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Args:
         cfg: Config whose `SOLVER` is read.
         model: Model to optimize.
+        fused: Whether to use the fused kernels, which are the fastest on both CPUs and GPUs.
 
     Raises:
         ConfigError: No parameter requires a gradient, or the optimizer's name is unknown.
@@ -46,12 +47,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     if not groups:
         raise ConfigError("No parameter of the model requires a gradient. Freeze fewer of its parts.")
-    # The fused kernels are the fastest on both CPUs and GPUs.
     if solver.OPTIMIZER == "adamw":
-        return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), fused=True)
+        return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), fused=fused)
     if solver.OPTIMIZER == "sgd":
         return torch.optim.SGD(
-            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=fused
         )
     raise ConfigError(f"SOLVER.OPTIMIZER = {solver.OPTIMIZER!r}: expected one of {', '.join(OPTIMIZERS)}.")
 

@@ -20,6 +20,8 @@ _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal
 _PACKAGE = Path(__file__).parents[1]
 # Name of `code_fingerprint` in fingerprints.
 CODE = "code version"
+# Value of `busy_share` from which on other programs slow down training.
+BUSY = 0.9
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -80,6 +82,15 @@ def available_cores() -> int:
     """Return the number of processor cores that this process may use."""
     # Only Linux limits a process to some of the cores.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_share() -> float:
+    """Return the share of the machine's processor time that all programs asked for in the last minute.
+
+    It is the load average divided by the number of cores: 1.0 if every core was busy, more if programs had to wait.
+    0.0 on systems without a load average.
+    """
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -247,7 +247,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def _explain(translation: Translation, model: Mapping[str, Tensor], faults: Mapping[str, Sequence[str]]) -> str:
-    ours, theirs = _identify(model), _identify(translation.tensors)
+    ours, theirs = identify(model), identify(translation.tensors)
     hint = f"this file is a {theirs}, the model is {ours}; " if ours and theirs and ours != theirs else ""
     kinds = ("missing", "unexpected", "with a different shape", "with an integer dtype")
     details = "; ".join(
@@ -263,7 +263,7 @@ def _explain(translation: Translation, model: Mapping[str, Tensor], faults: Mapp
     )
 
 
-def _identify(tensors: Mapping[str, Tensor]) -> str | None:
+def identify(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the variant that the tensors belong to, or None if it is unknown."""
     local = {name.removeprefix(TRUNK_PREFIX): tensor for name, tensor in tensors.items()}
     if "stem.conv1.weight" in local:

@@ -50,10 +50,11 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 
 def _detached(content: Mapping[str, Any]) -> dict[str, Any]:
     # Cloned because torch.save would write the whole storage behind a view.
-    return {
-        name: value.detach().cpu().clone() if isinstance(value, Tensor) else _detached(value)
-        for name, value in content.items()
-    }
+    return {name: _detached(value) if isinstance(value, Mapping) else _copied(value) for name, value in content.items()}
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -31,6 +31,15 @@ def test_this_machine_is_reported(capsys, tmp_path):
     assert len(list(doctor.examine(tmp_path))) >= 10
 
 
+@pytest.mark.parametrize(("load", "state"), [(0.5, "ok"), (0.9, "note"), (4.0, "note")])
+def test_load(monkeypatch, load, state):
+    monkeypatch.setattr(doctor, "busy_share", lambda: load)
+    finding = doctor.load()
+    assert finding.state == state
+    assert f"{load:.0%}" in finding.found
+    assert ("OMP_NUM_THREADS=1" in finding.fix) == (state == "note")
+
+
 def test_missing_and_old_packages_are_problems_with_a_fix(monkeypatch):
     def version(name):
         if name == "hotcoco":

@@ -74,8 +74,13 @@ def weights(folder):
         (["SOLVER.BASE_LRR", "1"], 2, "SOLVER.BASE_LR"),
         (["--evaluater", "hotcoco"], 2, "Did you mean --evaluator?"),
         (["--evaluator", "hotcocoa"], 2, "hotcoco"),
-        (["SOLVER.MAX_ITER"], 2, "odd number of words"),
-        (["SOLVER.MAX_ITER=5"], 2, "KEY VALUE KEY VALUE …, without ="),
+        (["SOLVER.MAX_ITER"], 2, "SOLVER.MAX_ITER has no value. Expected KEY VALUE or KEY=VALUE"),
+        (["--batch-size", "8"], 2, "--batch-size sets SOLVER.IMS_PER_BATCH to 8, but SOLVER.IMS_PER_BATCH 4 is given"),
+        (["--device", "tpu"], 2, "MODEL.DEVICE"),
+        (["--image-size", "96"], 2, "--image-size sets INPUT.MIN_SIZE_TRAIN to (96,), but INPUT.MIN_SIZE_TRAIN [64]"),
+        (["--epochs", "2"], 2, "SOLVER.MAX_ITER 3 would have no effect, because SOLVER.EPOCHS 2"),
+        (["--lr", "fast"], 2, "SOLVER.BASE_LR = 'fast': expected a number"),
+        (["configs/x.yaml"], 2, "two configs are given: configs/x.yaml and --config-file"),
         (["SOLVER.IMS_PER_BATCH", "-1"], 2, "SOLVER.IMS_PER_BATCH"),
         (["--machine-rank", "3"], 2, "--machine-rank 3"),
         (["--num-gpus", "99", "MODEL.DEVICE", "cuda"], 2, "--num-gpus 99"),
@@ -126,6 +131,45 @@ def test_options_set_config_keys(monkeypatch, tmp_path):
     assert options["resume_command"].startswith("pvt-det train --config-file configs/mask_rcnn_pvt_tiny.yaml")
     assert options["resume_command"].endswith(" --resume")
     assert (seen["args"].num_gpus, cfg.MODEL.DEVICE) == (2, "cpu")
+
+
+def parsed(monkeypatch, *words):
+    """Return the config and the arguments of a command without running it."""
+    seen = {}
+    monkeypatch.setattr(
+        "pvt_det.engine.defaults.launch_from_args", lambda job, cfg, args: seen.update(cfg=cfg, job=job, args=args)
+    )
+    monkeypatch.chdir(ROOT)
+    assert run(words) == 0
+    return seen["cfg"], seen["job"].keywords["note"], seen["args"]
+
+
+def test_familiar_options(monkeypatch):
+    options = ["--epochs", 12, "--batch-size", 8, "--lr", "1e-3", "--device", "cpu", "--seed", 7, "--image-size", 640]
+    words = ["configs/retinanet_pvt_tiny.yaml", *options, "SOLVER.EMA.ENABLED=True", "MODEL.WEIGHTS", ""]
+    cfg, note, args = parsed(monkeypatch, *map(str, words))
+    assert args.config_file == "configs/retinanet_pvt_tiny.yaml"
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (12, 8, 0.001)
+    assert (cfg.MODEL.DEVICE, cfg.SEED, cfg.SOLVER.EMA.ENABLED, cfg.MODEL.WEIGHTS) == ("cpu", 7, True, "")
+    sizes = (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    assert sizes == ((640,), 640, 640, 640)
+    assert note.startswith("--epochs 12 sets SOLVER.EPOCHS; --batch-size 8 sets SOLVER.IMS_PER_BATCH; --lr 1e-3 sets")
+    assert note.endswith("INPUT.MIN_SIZE_TEST 640, INPUT.MAX_SIZE_TEST 640")
+
+
+def test_batch_size_alone_says_that_the_learning_rate_stays(monkeypatch):
+    _, note, _ = parsed(monkeypatch, "configs/retinanet_pvt_tiny.yaml", "--batch-size", "8")
+    assert note == "--batch-size 8 sets SOLVER.IMS_PER_BATCH; SOLVER.BASE_LR stays 0.0001"
+
+
+def test_option_and_key_may_agree(monkeypatch):
+    cfg, _, _ = parsed(monkeypatch, "configs/retinanet_pvt_tiny.yaml", "--lr", "1e-3", "SOLVER.BASE_LR", "0.001")
+    assert cfg.SOLVER.BASE_LR == 0.001
+
+
+def test_image_size_must_be_valid(capsys):
+    assert run([str(ROOT / "configs/retinanet_pvt_tiny.yaml"), "--image-size", "0"]) == 2
+    assert "INPUT.MIN_SIZE_TRAIN = " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

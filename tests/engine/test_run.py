@@ -234,3 +234,13 @@ def test_annotation_files_are_parsed_once_per_run(tmp_path, tiny_cfg, monkeypatc
         cfg.DATASETS[f"{part}_JSON"] = str(copied)
     train(cfg)
     assert sorted(files) == [cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.VAL_JSON]
+
+
+@pytest.mark.parametrize(("load", "threads", "warned"), [(1.2, 2, True), (0.4, 2, False), (1.2, 1, False)])
+def test_busy_processor_is_reported(tiny_cfg, tmp_path, monkeypatch, capsys, load, threads, warned):
+    monkeypatch.setattr(defaults, "busy_share", lambda: load)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with defaults.default_setup(tiny_cfg(tmp_path / "run")):
+        pass
+    log = " ".join(capsys.readouterr().out.split())
+    assert ("the load average is 120 % of the cores. End them, or train with one thread" in log) == warned

@@ -1,0 +1,109 @@
+"""The parser of commands that take a config: positional config file, `KEY=VALUE`, `--image-size 480 640`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pvt_det.errors import ConfigError
+from pvt_det.utils.cli import ArgumentParser
+
+_IMAGE_SIZE = "--image-size"
+_ASSIGNMENT = re.compile(r"[A-Za-z][\w.]*=")
+
+
+class RunParser(ArgumentParser):
+    """A parser of commands with `--config-file` and with config keys and values as positional `overrides`."""
+
+    def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse the arguments; the config can be the first positional one, and overrides can be `KEY=VALUE`.
+
+        Args:
+            argv: The arguments, without the program's name. If None, those of the current process.
+
+        Returns:
+            The parsed arguments. `config_file` is not empty, and `overrides` are keys and values, alternating.
+
+        Raises:
+            ConfigError: No config is given, or two are, or an option is unknown.
+        """
+        args = super().parse_words(_join_sizes(sys.argv[1:] if argv is None else argv))
+        words = list(args.overrides)
+        if words and _is_config(words[0]):
+            if args.config_file:
+                raise ConfigError(
+                    f"{self.prog}: two configs are given: {words[0]} and --config-file {args.config_file}. Leave one "
+                    "out."
+                )
+            args.config_file = words.pop(0)
+        if not args.config_file:
+            raise ConfigError(
+                f"{self.prog}: no config is given. Expected one as the first argument, such as configs/mine.yaml, or "
+                f"with --config-file. See {self.prog} --help."
+            )
+        args.overrides = split_assignments(words)
+        return args
+
+
+def split_assignments(words: Sequence[Any]) -> list[Any]:
+    """Split overrides in the form `KEY=VALUE` into a key and a value.
+
+    Args:
+        words: Overrides, each as `KEY VALUE` or as `KEY=VALUE`.
+
+    Returns:
+        Keys and values, alternating. A key without a value stays at the end.
+    """
+    pairs: list[Any] = []
+    for word in words:
+        is_key = len(pairs) % 2 == 0
+        pairs += str(word).split("=", 1) if is_key and _ASSIGNMENT.match(str(word)) else [word]
+    return pairs
+
+
+def image_size(text: str) -> tuple[int, ...]:
+    """Convert the value of `--image-size`, one or two numbers of pixels.
+
+    Args:
+        text: The numbers, separated by a comma.
+
+    Returns:
+        The numbers, as given.
+    """
+    sides, shown = text.split(","), text.replace(",", " ")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"{shown}: expected one or two numbers of pixels, such as 640 or 480 640")
+    numbers = tuple(map(int, sides))
+    if numbers[-1] < numbers[0]:
+        raise argparse.ArgumentTypeError(f"{shown}: expected the short side before the longest side")
+    return numbers
+
+
+def _is_config(word: str) -> bool:
+    if _ASSIGNMENT.match(word):
+        return False
+    return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir()
+
+
+def _join_sizes(argv: Sequence[str]) -> list[str]:
+    """Join the words of `--image-size 480 640`.
+
+    With `nargs="+"`, argparse would also take the positional arguments that follow.
+    """
+    words: list[str] = []
+    for word in argv:
+        if word.isdecimal() and len(words) > 1 and words[-1].isdecimal() and _is_image_size(words[-2]):
+            words[-1] += f",{word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _is_image_size(option: str) -> bool:
+    """Return whether a word is the option, or an abbreviation that argparse accepts."""
+    return option.startswith("--i") and _IMAGE_SIZE.startswith(option)
