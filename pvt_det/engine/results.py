@@ -45,6 +45,7 @@ def write_results(
     *,
     config_file: str,
     data: list[DataRecord],
+    usage: Mapping[str, float | None] | None = None,
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
@@ -58,6 +59,7 @@ def write_results(
             a class or size) become null.
         config_file: Path of the config file that the run was started with.
         data: The data sets, as `describe_data` returned them before the run.
+        usage: Training time and peak memory, as `UsageHook` measures them. None for an evaluation.
 
     Returns:
         Path of the file.
@@ -74,6 +76,7 @@ def write_results(
         "shown": FINAL if kind == TRAINING else EVALUATED,
         "seed": cfg.SEED,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
+        **(usage or {}),
     }
     folder = Path(cfg.OUTPUT_DIR)
     detections = inference_folder(folder, dataset)

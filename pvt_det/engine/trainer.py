@@ -28,7 +28,7 @@ from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
 from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint
-from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook
+from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, UsageHook
 from pvt_det.engine.results import describe_data, recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
@@ -101,6 +101,7 @@ class PVTTrainer(TrainerBase):
         self._stop_agreed = False
         self._restored_random: dict[str, Any] | None = None
         self._evaluation = self._build_evaluation()
+        self._usage = UsageHook(cfg.MODEL.DEVICE)
         self._data: list[DataRecord] = []
         self.register_hooks(self.build_hooks())
 
@@ -161,6 +162,7 @@ class PVTTrainer(TrainerBase):
     def build_hooks(self) -> list[HookBase]:
         """Build the training hooks, in the order in which they are called."""
         hooks: list[HookBase] = [
+            self._usage,
             detectron2_hooks.IterationTimer(),
             detectron2_hooks.LRScheduler(),
             CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD),
@@ -382,9 +384,17 @@ class PVTTrainer(TrainerBase):
             logger.warning(
                 "%d iterations were skipped because their loss or gradient was not finite.", self._step.skipped
             )
+        usage = self._usage.measured()
         if comm.is_main_process():
-            checkpoints, config_file = self.checkpoints(), self._config_file
-            path = write_results(self.cfg, TRAINING, self.model, checkpoints, config_file=config_file, data=self._data)
+            path = write_results(
+                self.cfg,
+                TRAINING,
+                self.model,
+                self.checkpoints(),
+                config_file=self._config_file,
+                data=self._data,
+                usage=usage,
+            )
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
             logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
 
