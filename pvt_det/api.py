@@ -99,18 +99,20 @@ def evaluate(
     return metrics
 
 
-def write_page(folder: Path, output: Path, against: Path | None = None) -> None:
+def write_page(folder: Path, output: Path, against: Path | None = None, score_threshold: float | None = None) -> None:
     """Write the report page of a finished run.
 
     Args:
         folder: The run folder.
         output: Path of the HTML file to write.
         against: The run folder to compare with, or None.
+        score_threshold: Minimum score of the detections that are drawn and counted, 0 to 1. None takes the threshold
+            with the best F1.
 
     Raises:
-        ConfigError: If the page cannot be written to `output`.
+        ConfigError: If the page cannot be written to `output`, or the score threshold is not from 0 to 1.
         DataError: If a file of a run is missing or broken.
     """
     for name in ("detectron2", "matplotlib.font_manager"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    write_report(folder, output, against)
+    write_report(folder, output, against, score_threshold)

@@ -229,12 +229,13 @@ def _against_first(run: Run, base: Run, task: str, samples: int) -> dict[str, st
     return {f"{_TITLES[task]} vs. first{' [95%]' if with_interval else ''}": shown}
 
 
-def build_evaluator(run: Run, task: str) -> hotcoco.COCOeval:
-    """Build the evaluator of a finished run, with accumulated results that equal the recorded metrics.
+def build_evaluator(run: Run, task: str, min_score: float = 0.0) -> hotcoco.COCOeval:
+    """Build the evaluator of a finished run, with accumulated results.
 
     Args:
         run: The run.
         task: "bbox" or "segm".
+        min_score: Minimum score of the detections, 0 to 1. With 0, the results equal the recorded metrics.
 
     Raises:
         DataError: The ground truth or the detections cannot be read.
@@ -242,7 +243,7 @@ def build_evaluator(run: Run, task: str) -> hotcoco.COCOeval:
     truth = run.read_ground_truth()
     if run.detections_file is None:
         raise DataError(f"{run.results_file} names no detections. Evaluate again with pvt-det eval.")
-    found = read_results(run.detections_file, truth)
+    found = [each.with_score(min_score) for each in read_results(run.detections_file, truth)]
     return run_hotcoco(truth.with_masks() if task == "segm" else truth, found, task, run.max_detections)
 
 
