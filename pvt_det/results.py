@@ -135,6 +135,8 @@ class Run:
         gmacs: Billions of multiply-accumulates for one image, with the image size. None if not recorded.
         seed: The run's seed, or None if not recorded.
         environment: Versions and hardware by name. Empty if not recorded.
+        training_seconds: Time of the training with its evaluations, in seconds, or None if not recorded.
+        peak_memory_gib: Peak memory of a process in GiB, on a GPU that of PyTorch. None if not recorded.
     """
 
     folder: Path
@@ -155,6 +157,8 @@ class Run:
     gmacs: str | None = None
     seed: int | None = None
     environment: dict[str, Any] = field(default_factory=dict)
+    training_seconds: float | None = None
+    peak_memory_gib: float | None = None
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -352,6 +356,8 @@ def load_run(path: str | Path) -> Run:
             gmacs=raw.get("gmacs"),
             seed=raw.get("seed"),
             environment=raw.get("environment", {}),
+            training_seconds=raw.get("training_seconds"),
+            peak_memory_gib=raw.get("peak_memory_gib"),
         )
     except (TypeError, AttributeError) as error:
         raise DataError(f"{file} is not valid: {error}. Expected the results of this version of pvt_det.") from error

@@ -4,7 +4,7 @@
 - `config_changes.json`: what was changed when the run was resumed: iteration, key, old and new value.
 - `model_0001999.pth` …: training states to resume from, tracked by `checkpoints.json` and `last_checkpoint`.
 - `model_best.pth`, `model_final.pth`: the weights with the best metric, and the last ones.
-- `results.json`: the model, the recipe, the data, and the metrics of the best and the last checkpoint.
+- `results.json`: model, recipe, data, training time, and the metrics of the best and the last checkpoint.
 - `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
 - `log.txt`: the log of the run.
 - `inference/DATASET/`: detections in COCO's results format, and the checked annotations that they were evaluated with.

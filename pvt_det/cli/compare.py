@@ -1,4 +1,4 @@
-"""Compare finished runs in one table: size, cost, published and measured AP, and the difference between runs.
+"""Compare finished runs: size, training time and memory, published and measured AP, and the difference between runs.
 
 Example:
     %(prog)s output/pvt_tiny output/resnet18 --format markdown --output comparison.md
@@ -6,6 +6,9 @@ Example:
 All runs are compared with the first one. Differences come with a bootstrap interval of 95 percent over the images.
 Different recipes or data sets, and files that have changed since the evaluation, cause a warning on stderr. A training
 run is shown with its last checkpoint; for the best one, evaluate it and give RUN/evaluation/DATASET.
+
+The table has one column per run and fits the terminal. Markdown has one row per run, for a README. CSV has one row per
+run and always the same columns for the same task, for spreadsheets and scripts.
 """
 
 from __future__ import annotations
@@ -24,9 +27,6 @@ from pvt_det.utils.paths import make_parent_folder
 if TYPE_CHECKING:
     from pvt_det.results import Run
 
-# Width of the plain table in files and pipes, in characters.
-_FILE_WIDTH = 240
-
 
 def run(args: argparse.Namespace) -> int:
     """Compare the runs, print the table, and write it to a file with `--output`.
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.reports.compare import comparison_rows, comparison_warnings
     from pvt_det.results import load_run
     from pvt_det.utils.console import Console
-    from pvt_det.utils.tables import as_csv, as_markdown, as_table, render
+    from pvt_det.utils.tables import as_columns, as_csv, as_markdown, render, without_empty
 
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     if args.bootstrap < 1:
@@ -54,12 +54,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     gmacs = {run.folder: _gmacs(run) for run in runs}
     rows = comparison_rows(runs, gmacs, samples=args.bootstrap, tolerance=args.tolerance)
-    table = as_table(rows)
     if args.format == "table":
-        Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
-        text = render(table, _FILE_WIDTH)
+        console = Console()
+        table = as_columns(without_empty(rows), console.width)
+        console.print(table)
+        text = render(table, console.width)
     else:
-        text = (as_markdown if args.format == "markdown" else as_csv)(rows)
+        text = as_markdown(without_empty(rows)) if args.format == "markdown" else as_csv(rows)
         print(text)
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")
@@ -78,7 +79,7 @@ def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or an evaluation")
-    parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
+    parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="default: table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument(
         "--bootstrap",

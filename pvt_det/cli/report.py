@@ -15,8 +15,9 @@ examples:
   after the validation images have moved:
     %(prog)s output/mine --val-images /data/val
 
-The page shows metrics by class and size, precision and recall, types of errors (TIDE), confusions, calibration, the
-worst images, training curves, environment and configuration. It is made from the files of the run; no model is loaded.
+The page shows metrics by class and size, F1 over the score threshold, precision and recall, kinds of errors (TIDE),
+calibration, confusions, validation images with ground truth and detections, the worst images, training curves,
+environment and configuration. It is made from the files of the run; no model is loaded.
 """
 
 
@@ -27,6 +28,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="validation images, if they have moved")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run folder")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="SCORE",
+        help="minimum score of the detections that are drawn and counted, 0 to 1 (default: the one with the best F1)",
+    )
     return parser
 
 
@@ -43,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.run_folder import PAGE_NAME
 
     output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
-    write_page(args.run, output, args.against, args.val_images)
+    write_page(args.run, output, args.against, images=args.val_images, score_threshold=args.score_threshold)
     print(f"Open {output} in a browser.")
     return 0

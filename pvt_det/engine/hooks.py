@@ -1,9 +1,10 @@
-"""Training hooks: metrics, periodic checkpoints, and evaluation with the best checkpoint and early stopping."""
+"""Training hooks: metrics, time and memory, checkpoints, and evaluation with the best one and early stopping."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
+from pvt_det.engine.console import peak_memory_gib
 from pvt_det.errors import ConfigError, Interrupted, NumericError, PvtDetError
 from pvt_det.run_folder import BEST_NAME
 from pvt_det.utils.logs import OptionalWriters
@@ -43,6 +45,56 @@ class MetricsHook(HookBase):
         """Write what is left, and close the writers."""
         self._writers.each(lambda writer: writer.write())
         self._writers.close()
+
+
+class UsageHook(HookBase):
+    """Measures the training time and the peak memory of a run. The parts of a resumed run add up.
+
+    Work that was lost and repeated after a crash does not count, because the checkpoint does not contain it.
+
+    Args:
+        device: Value of `MODEL.DEVICE`, which decides what memory is measured: that of the GPU or of the process.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        # Of the earlier parts of a resumed run. The time is None if their checkpoint did not record it.
+        self._earlier_seconds: float | None = None
+        self._earlier_peak = 0.0
+        self._started = time.perf_counter()
+
+    def before_train(self) -> None:
+        """Start the clock."""
+        if self.trainer.start_iter == 0:
+            self._earlier_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def measured(self) -> dict[str, float | None]:
+        """Return `training_seconds`, which includes evaluations, and `peak_memory_gib` of the largest process.
+
+        Call it on all processes. The time is None if the run was started by a version that did not measure it.
+        """
+        peaks = comm.all_gather(self._peak())
+        return {"training_seconds": self._seconds(), "peak_memory_gib": max(peaks)}
+
+    def _seconds(self) -> float | None:
+        earlier = self._earlier_seconds
+        return None if earlier is None else earlier + time.perf_counter() - self._started
+
+    def _peak(self) -> float:
+        return max(self._earlier_peak, peak_memory_gib(self._device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a resumed run needs: time and peak memory so far."""
+        return {"seconds": self._seconds(), "peak_memory_gib": self._peak()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state: The result of `state_dict`.
+        """
+        self._earlier_seconds, self._earlier_peak = state["seconds"], state["peak_memory_gib"]
 
 
 class CheckpointHook(HookBase):

@@ -45,6 +45,7 @@ def write_results(
     *,
     config_file: str,
     data: list[DataRecord],
+    usage: Mapping[str, float | None] | None = None,
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
@@ -57,6 +58,7 @@ def write_results(
             or size) become null.
         config_file: Path of the config file that the run was started with.
         data: The data sets, as `describe_data` returned them before the run.
+        usage: Training time and peak memory, as `UsageHook` measures them. None for an evaluation.
 
     Returns:
         Path of the file.
@@ -74,6 +76,7 @@ def write_results(
         "shown": next(iter(checkpoints)),
         "seed": cfg.SEED,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
+        **(usage or {}),
     }
     detections = inference_folder(folder, dataset)
     files = {"detections": detections / RESULTS_FILE, "ground_truth": detections / GROUND_TRUTH_FILE} if dataset else {}

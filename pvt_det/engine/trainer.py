@@ -28,7 +28,7 @@ from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
 from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint
-from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook
+from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, UsageHook
 from pvt_det.engine.results import describe_data, recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
@@ -101,6 +101,7 @@ class PVTTrainer(TrainerBase):
         self._stop_agreed = False
         self._restored_random: dict[str, Any] | None = None
         self._evaluation = self._build_evaluation()
+        self._usage = UsageHook(cfg.MODEL.DEVICE)
         self._data: list[DataRecord] = []
         self.register_hooks(self.build_hooks())
 
@@ -161,6 +162,7 @@ class PVTTrainer(TrainerBase):
     def build_hooks(self) -> list[HookBase]:
         """Build the training hooks, in the order in which they are called."""
         hooks: list[HookBase] = [
+            self._usage,
             detectron2_hooks.IterationTimer(),
             detectron2_hooks.LRScheduler(),
             CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD),
@@ -394,17 +396,19 @@ class PVTTrainer(TrainerBase):
             logger.warning(
                 "%d iterations were skipped because their loss or gradient was not finite.", self._step.skipped
             )
+        usage = self._usage.measured()
         if comm.is_main_process():
-            path = self._write_results({FINAL: FINAL_NAME})
+            path = self._write_results({FINAL: FINAL_NAME}, usage)
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
             logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
 
     def write_interim_results(self) -> None:
         """Write `results.json` after an evaluation during training, so that an unfinished run can be reported on."""
+        usage = self._usage.measured()
         if comm.is_main_process():
-            self._write_results({LAST: self._state_file().name})
+            self._write_results({LAST: self._state_file().name}, usage)
 
-    def _write_results(self, shown: Mapping[str, str]) -> Path:
+    def _write_results(self, shown: Mapping[str, str], usage: Mapping[str, float | None]) -> Path:
         """Write `results.json` with the checkpoint of this iteration, given as its file by name, and the best one."""
         evaluation, digest = self._evaluation, self.store.saved_digest
         found = {
@@ -413,7 +417,8 @@ class PVTTrainer(TrainerBase):
         if evaluation.best is not None:
             kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
             found[BEST] = Checkpoint(*kept, evaluation.metric)
-        return write_results(self.cfg, TRAINING, self.model, found, config_file=self._config_file, data=self._data)
+        about = {"config_file": self._config_file, "data": self._data, "usage": usage}
+        return write_results(self.cfg, TRAINING, self.model, found, **about)
 
     def _interrupted(self) -> Interrupted:
         name = self._stop.signal_name or "a signal to another process"

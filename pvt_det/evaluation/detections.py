@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ class Detections:
     classes: npt.NDArray[np.int64]
     masks: list[bytes] | None
     size: tuple[int, int]
+
+    def with_score(self, minimum: float) -> Detections:
+        """Return the detections with at least this score.
+
+        Args:
+            minimum: The score, 0 to 1.
+        """
+        kept = self.scores >= minimum
+        masks = None if self.masks is None else list(compress(self.masks, kept))
+        return replace(self, boxes=self.boxes[kept], scores=self.scores[kept], classes=self.classes[kept], masks=masks)
 
     def rles(self) -> list[dict[str, Any]]:
         """Return the masks in the format of pycocotools, `{"size": …, "counts": …}`."""

@@ -21,13 +21,16 @@ from pvt_det.evaluation.detections import read_results
 from pvt_det.evaluation.metrics import run_hotcoco
 from pvt_det.models.complexity import count_gmacs
 from pvt_det.reports.defaults import BOOTSTRAP, TOLERANCE
-from pvt_det.reports.published import find_published
+from pvt_det.reports.published import PublishedResult, find_published
 from pvt_det.results import TASKS, Run
 from pvt_det.run_folder import CONFIG_NAME
+from pvt_det.utils.paths import distinct_names
 
 _TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
 # Tasks whose results file allows a bootstrap interval of the difference.
 _WITH_INTERVAL = ("bbox", "segm")
+_DETAILS = ("AP50", "AP75")
+_MISSING = "-"
 logger = logging.getLogger(__name__)
 
 
@@ -77,13 +80,14 @@ def comparison_warnings(runs: Sequence[Run]) -> list[str]:
         runs: The runs to compare.
     """
     found = [f"{run.folder}: {line}" for run in runs for line in mismatches(run)]
+    names = distinct_names([run.folder for run in runs])
     for what, values in {
         "recipes": [run.recipe for run in runs],
         "data sets": [f"{run.dataset} ({run.data_digest[:8] or 'not recorded'})" for run in runs],
         "limits on detections per image": [str(run.max_detections) for run in runs],
     }.items():
         if len(set(values)) > 1:
-            listed = "; ".join(f"{run.folder.name}: {value}" for run, value in zip(runs, values, strict=True))
+            listed = "; ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
             found.append(f"{what} differ: {listed}")
     return found
 
@@ -129,7 +133,7 @@ def same_data(run: Run, base: Run) -> bool:
 def comparison_rows(
     runs: Sequence[Run], gmacs: Mapping[Path, str], *, samples: int = BOOTSTRAP, tolerance: float = TOLERANCE
 ) -> list[dict[str, str]]:
-    """Return one table row per run, all with the same columns and values as strings.
+    """Return one table row per run, all with the same columns and values as strings. A missing value is "-".
 
     A published result is shown if the run has its architecture, schedule and settings, whatever the name of its config
     is. It is only compared with a result on the same data.
@@ -141,7 +145,16 @@ def comparison_rows(
         tolerance: Difference in points up to which a published result counts as reproduced.
     """
     tasks = [task for task in TASKS if any(run.value(task) is not None for run in runs)]
-    return [_row(run, runs[0], tasks, gmacs[run.folder], samples, tolerance) for run in runs]
+    rows = []
+    for run, name in zip(runs, distinct_names([run.folder for run in runs]), strict=True):
+        row = {"run": name, **_description(run, gmacs[run.folder])}
+        published = find_published(_recipe(run))
+        for task in tasks:
+            row |= _published_columns(run, published, task, tolerance)
+            row |= _details(run, task)
+            row |= _against_first(run, runs[0], task, samples)
+        rows.append(row)
+    return rows
 
 
 def verdict(measured: float, published: float, tolerance: float) -> str:
@@ -158,47 +171,68 @@ def verdict(measured: float, published: float, tolerance: float) -> str:
     return "above" if measured > published else "below"
 
 
-def _row(run: Run, base: Run, tasks: Sequence[str], cost: str, samples: int, tolerance: float) -> dict[str, str]:
-    row = {
-        "run": run.folder.name,
+def _description(run: Run, cost: str) -> dict[str, str]:
+    return {
         "model": run.model,
         "recipe": run.recipe,
-        "weights": str(run.checkpoint) if run.checkpoint else "-",
-        "data": run.dataset,
+        "weights": str(run.checkpoint) if run.checkpoint else _MISSING,
+        "data": run.dataset or _MISSING,
         "parameters (M)": f"{run.parameters / 1e6:.1f}",
         "GMACs": cost,
+        "training time": _MISSING if run.training_seconds is None else _clock(run.training_seconds),
+        "peak memory (GiB)": _MISSING if run.peak_memory_gib is None else f"{run.peak_memory_gib:.1f}",
     }
-    published = find_published(_recipe(run))
-    for task in tasks:
-        title, measured = _TITLES[task], run.value(task)
-        reference = None if published is None else published.value(task, TASKS[task])
-        row[f"{title} published"] = "-" if reference is None else f"{reference:.1f}"
-        row[title] = "-" if measured is None else f"{measured:.2f}"
-        if (
-            published is not None
-            and reference is not None
-            and measured is not None
-            and run.dataset == published.dataset
-        ):
-            result = verdict(measured, reference, tolerance)
-            row[f"{title} vs. published"] = f"{measured - reference:+.2f} ({result}, ±{tolerance:g})"
-        else:
-            row[f"{title} vs. published"] = "-"
-        if task not in _WITH_INTERVAL:
-            continue
-        has_both = measured is not None and base.value(task) is not None
-        readable = run.has_detections and base.has_detections
-        with_interval = run is not base and has_both and same_data(run, base) and readable
-        row[f"{title} vs. first [95%]"] = str(difference(run, base, task, samples=samples)) if with_interval else "-"
-    return row
 
 
-def build_evaluator(run: Run, task: str) -> hotcoco.COCOeval:
-    """Build the evaluator of a finished run, with accumulated results that equal the recorded metrics.
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _published_columns(run: Run, published: PublishedResult | None, task: str, tolerance: float) -> dict[str, str]:
+    title, measured = _TITLES[task], run.value(task)
+    reference = None if published is None else published.value(task, TASKS[task])
+    against = _MISSING
+    if published and reference is not None and measured is not None and run.dataset == published.dataset:
+        result = verdict(measured, reference, tolerance)
+        against = f"{measured - reference:+.2f} ({result}, ±{tolerance:g})"
+    return {
+        f"{title} published": _MISSING if reference is None else f"{reference:.1f}",
+        title: _percent(measured),
+        f"{title} vs. published": against,
+    }
+
+
+def _details(run: Run, task: str) -> dict[str, str]:
+    """Return AP50 and AP75 of a detector, under names such as "box AP50"."""
+    metrics = run.metrics.get(task, {})
+    names = _DETAILS if task in _WITH_INTERVAL else ()
+    return {_TITLES[task].replace("AP", name): _percent(metrics.get(name)) for name in names}
+
+
+def _percent(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.2f}"
+
+
+def _against_first(run: Run, base: Run, task: str, samples: int) -> dict[str, str]:
+    """Return the difference from the first run, with its interval where detections allow one."""
+    value, first, shown = run.value(task), base.value(task), _MISSING
+    with_interval = task in _WITH_INTERVAL
+    if run is not base and value is not None and first is not None and same_data(run, base):
+        if not with_interval:
+            shown = f"{value - first:+.2f}"
+        elif run.has_detections and base.has_detections:
+            shown = str(difference(run, base, task, samples=samples))
+    return {f"{_TITLES[task]} vs. first{' [95%]' if with_interval else ''}": shown}
+
+
+def build_evaluator(run: Run, task: str, min_score: float = 0.0) -> hotcoco.COCOeval:
+    """Build the evaluator of a finished run, with accumulated results.
 
     Args:
         run: The run.
         task: "bbox" or "segm".
+        min_score: Minimum score of the detections, 0 to 1. With 0, the results equal the recorded metrics.
 
     Raises:
         DataError: The ground truth or the detections cannot be read.
@@ -206,7 +240,7 @@ def build_evaluator(run: Run, task: str) -> hotcoco.COCOeval:
     truth = run.read_ground_truth()
     if run.detections_file is None:
         raise DataError(f"{run.results_file} names no detections. Evaluate again with pvt-det eval.")
-    found = read_results(run.detections_file, truth)
+    found = [each.with_score(min_score) for each in read_results(run.detections_file, truth)]
     return run_hotcoco(truth.with_masks() if task == "segm" else truth, found, task, run.max_detections)
 
 

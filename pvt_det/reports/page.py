@@ -5,40 +5,40 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hotcoco
-import numpy as np
-from detectron2.data import MetadataCatalog
 
-from pvt_det.config import load_config
-from pvt_det.errors import ConfigError, DataError, PvtDetError
+from pvt_det.errors import ConfigError, DataError
 from pvt_det.reports import figures
 from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, mismatches, same_data
-from pvt_det.reports.pictures import worst_images
+from pvt_det.reports.detection import TITLES, Section, build_evaluators, detection_sections
+from pvt_det.reports.numbers import Signed, cells
 from pvt_det.results import Checkpoint, Run, evaluation_command, load_run
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
 from pvt_det.utils.paths import folder_fault, make_parent_folder
 
-_DETECTION = {"bbox": "Boxes", "segm": "Masks"}
-_TITLES = {**_DETECTION, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
-_SIZES = ("all", "small", "medium", "large")
+_TITLES = {**TITLES, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}
 _LOSSES = "loss"
 _OLD = (
     "The results were written by an earlier version, which did not record the weights and the ground truth. The "
     "sections below the metrics are computed from the annotation file as it is now. Evaluate again with pvt-det eval."
 )
-# A table of more classes is collapsed.
-_SHOWN_CLASSES = 30
 logger = logging.getLogger(__name__)
 
 
-def write_report(run: Path, output: Path, base: Path | None = None, images: Path | None = None) -> None:
+def write_report(
+    run: Path,
+    output: Path,
+    base: Path | None = None,
+    *,
+    images: Path | None = None,
+    score_threshold: float | None = None,
+) -> None:
     """Write an HTML report about a run.
 
     Args:
@@ -46,11 +46,16 @@ def write_report(run: Path, output: Path, base: Path | None = None, images: Path
         output: HTML file to write.
         base: Run folder of another run to compare with.
         images: Folder of the validation images. None takes the one that the run's config names.
+        score_threshold: Minimum score of the detections that are drawn and counted, 0 to 1. None takes the threshold
+            with the best F1.
 
     Raises:
-        ConfigError: The report cannot be written to `output`, or `images` is not a folder.
+        ConfigError: The report cannot be written to `output`, `images` is not a folder, or the score threshold is not
+            from 0 to 1.
         DataError: A file of a run is missing or broken, or a run was evaluated on several data sets.
     """
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise ConfigError(f"score threshold {score_threshold:g}: expected a number from 0 to 1.")
     make_parent_folder(output)
     if images is not None and (fault := folder_fault(images)):
         raise ConfigError(f"--val-images {images} {fault}. Expected the folder of the validation images.")
@@ -59,7 +64,7 @@ def write_report(run: Path, output: Path, base: Path | None = None, images: Path
         _require_one_data_set(each)
     if not about.metrics:
         logger.warning("%s was not evaluated. Evaluate it with %s", about.folder, evaluation_command(about.folder))
-    write_atomically(output, _page(about, other, images))
+    write_atomically(output, _page(about, other, images, score_threshold))
 
 
 def _require_one_data_set(run: Run) -> None:
@@ -73,20 +78,14 @@ def _require_one_data_set(run: Run) -> None:
         )
 
 
-def _page(run: Run, base: Run | None, images: Path | None) -> str:
+def _page(run: Run, base: Run | None, images: Path | None, score_threshold: float | None) -> str:
     """Return the report as one self-contained HTML document, with a comparison if a base run is given."""
     config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
-    evaluators = {task: build_evaluator(run, task) for task in _DETECTION if task in run.metrics and run.has_detections}
-    for evaluator in evaluators.values():
-        # `summarize` would print.
-        evaluator.summary_lines()
-    sections: list[tuple[str, Any]] = [("Metrics", _metrics(run))]
+    evaluators = build_evaluators(run)
+    sections: list[Section] = [("Metrics", _metrics(run))]
     if base is not None:
         sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
-    for task, evaluator in evaluators.items():
-        sections += _detection_sections(_DETECTION[task], evaluator)
-    if "bbox" in evaluators:
-        sections.append(("Worst images", _worst(run, config, images)))
+    sections += detection_sections(run, evaluators, images=images, score_threshold=score_threshold)
     if history:
         sections.append(("Training", _training(history)))
     sections.append(("Environment", _environment(run.environment)))
@@ -103,7 +102,8 @@ def _metrics(run: Run) -> Html:
     notes = mismatches(run) if run.kind else [_OLD, *run.mismatches]
     if not run.metrics:
         notes.append(f"The run was not evaluated. Evaluate it with {evaluation_command(run.folder)}")
-    return join(*(notice(note, "warning") for note in notes), *(_checkpoint(each) for each in (*shown, *others)))
+    parts = [_checkpoint(each) for each in (*shown, *others)]
+    return join(*(notice(note, "warning") for note in notes), paragraph("AP, AR, IoU and PQ are in percent."), *parts)
 
 
 def _checkpoint(checkpoint: Checkpoint) -> Html:
@@ -112,45 +112,12 @@ def _checkpoint(checkpoint: Checkpoint) -> Html:
     for task, values in checkpoint.metrics.items():
         whole = {name: value for name, value in values.items() if not name.startswith(("AP-", "IoU-", "ACC-"))}
         parts.append(
-            join(Html(f"<h3>{escape(_TITLES.get(task, task))}</h3>"), table(list(whole), [_row(whole.values())]))
+            join(Html(f"<h3>{escape(_TITLES.get(task, task))}</h3>"), table(list(whole), [cells(whole.values())]))
         )
         single = {name.split("-", 1)[1]: value for name, value in values.items() if name.startswith("IoU-")}
         if single:
-            parts.append(table(["class", "IoU"], [[name, *_row([value])] for name, value in single.items()]))
+            parts.append(table(["class", "IoU"], [[name, *cells([value])] for name, value in single.items()]))
     return join(*parts)
-
-
-def _detection_sections(title: str, evaluator: hotcoco.COCOeval) -> list[tuple[str, Any]]:
-    return [
-        (f"{title}: classes and sizes", _classes(evaluator)),
-        (f"{title}: precision and recall", figures.precision_recall(evaluator)),
-        (f"{title}: errors and calibration", figures.errors(evaluator)),
-        (f"{title}: confusion", figures.confusion(evaluator)),
-    ]
-
-
-def _classes(evaluator: hotcoco.COCOeval) -> Html:
-    """Return a table with the AP of each class: overall, at two IoU thresholds, and by size."""
-    result = evaluator.eval
-    assert result is not None
-    precision = result["precision"]
-    areas = list(evaluator.params.area_rng_lbl)
-    truth = evaluator.coco_gt
-    rows = []
-    for k, category in enumerate(evaluator.params.cat_ids):
-        of_class = precision[:, :, k, :, -1]
-        whole = of_class[:, :, areas.index("all")]
-        values = [_mean(whole), _mean(whole[0]), _mean(whole[5])]
-        values += [_mean(of_class[:, :, areas.index(size)]) for size in _SIZES[1:]]
-        name = truth.load_cats(category)[0]["name"]
-        rows.append([name, len(truth.get_ann_ids(cat_ids=category)), *_row(values)])
-    shown = table(["class", "objects", "AP", "AP50", "AP75", "small", "medium", "large"], rows)
-    return details(f"{len(rows)} classes", shown) if len(rows) > _SHOWN_CLASSES else shown
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    known = precision[precision > -1]
-    return 100 * float(known.mean()) if known.size else None
 
 
 def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval]) -> Html:
@@ -160,55 +127,17 @@ def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval])
         for name, value in values.items():
             if "-" not in name:
                 other = base.metrics.get(task, {}).get(name)
-                delta = "" if value is None or other is None else _Signed(value - other)
-                rows.append([f"{_TITLES.get(task, task)} {name}", *_row([value, other]), delta])
+                delta = "" if value is None or other is None else Signed(value - other)
+                rows.append([f"{_TITLES.get(task, task)} {name}", *cells([value, other]), delta])
     name, other_name = run.folder.resolve().name, base.folder.resolve().name
     parts.append(table(["metric", name, other_name, "difference"], rows))
     for task, evaluator in evaluators.items():
         if same_data(run, base) and base.value(task) is not None and base.has_detections:
             interval = difference(run, base, task)
-            parts.append(
-                paragraph(f"{_DETECTION[task]}: AP differs by {interval} (95% bootstrap interval over images).")
-            )
+            parts.append(paragraph(f"{_TITLES[task]}: AP differs by {interval} (95% bootstrap interval over images)."))
             compared = hotcoco.compare(build_evaluator(base, task), evaluator)
             parts.append(figures.class_differences(compared, name, other_name))
     return join(*parts)
-
-
-def _worst(run: Run, config: Path, folder: Path | None) -> Html:
-    images, fault = _images(run, config, folder)
-    if fault:
-        fix = f"pvt-det report {shlex.quote(str(run.folder))} --val-images DIR"
-        logger.warning("The report has no pictures: %s. If the images have moved, use %s", fault, fix)
-        return notice(f"No pictures: {fault}. If the images have moved, use {fix}", "warning")
-    shown = worst_images(run, images)
-    lead = (
-        f"The images with the most missed objects and false detections: first the ground truth, then the detections "
-        f"with a score of at least {figures.SHOWN_SCORE}. Check these images for wrong annotations first."
-    )
-    return join(paragraph(lead), shown) if shown else paragraph("No image has an error at this score threshold.")
-
-
-def _images(run: Run, config: Path, folder: Path | None) -> tuple[dict[int, Path], str]:
-    """Return the paths of the evaluated images by id, or the reason why they are not available."""
-    try:
-        folder = folder or _image_folder(run, config)
-        found = {image["id"]: folder / image["file_name"] for image in run.read_ground_truth().images}
-    except PvtDetError as error:
-        return {}, str(error).rstrip(".")
-    missing = next((path for path in found.values() if not path.is_file()), None)
-    return ({}, f"{missing} does not exist") if missing else (found, "")
-
-
-def _image_folder(run: Run, config: Path) -> Path:
-    """Return the folder that a run's config names for the evaluated images."""
-    if not config.is_file():
-        raise DataError(f"{config} does not exist")
-    named = load_config(config, training=False).DATASETS.VAL_IMAGES
-    root = named or MetadataCatalog.get(run.dataset).get("image_root", "")
-    if not root:
-        raise DataError(f"{config} does not name the folder of the images of {run.dataset}")
-    return Path(root)
 
 
 def _training(history: Sequence[Mapping[str, Any]]) -> Html:
@@ -247,25 +176,6 @@ def _environment(environment: Mapping[str, Any]) -> Html:
         for name, value in environment.items()
     ]
     return table(["", ""], rows)
-
-
-def _row(values: Any) -> list[Any]:
-    """Format numbers with one decimal place, and missing values as empty strings."""
-    return ["" if value is None else _Number(value) for value in values]
-
-
-class _Number(float):
-    """A number shown with one decimal place."""
-
-    def __str__(self) -> str:
-        return f"{float(self):.1f}"
-
-
-class _Signed(float):
-    """A difference shown with its sign."""
-
-    def __str__(self) -> str:
-        return f"{float(self):+.1f}"
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:

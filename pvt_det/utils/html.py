@@ -171,6 +171,15 @@ def drawings(parts: Iterable[Html]) -> Html:
     return Html(f'<div class="drawings">{"".join(parts)}</div>')
 
 
+def mosaic(pictures: Iterable[Html]) -> Html:
+    """Arrange small images closely, four in a row, or two on small screens.
+
+    Args:
+        pictures: The images, as `picture` returns them.
+    """
+    return Html(f'<div class="mosaic">{"".join(pictures)}</div>')
+
+
 def gallery(pictures: Iterable[Html]) -> Html:
     """Arrange images in rows of as many as fit.
 
@@ -235,11 +244,13 @@ th.number, .number { text-align: right; font-variant-numeric: tabular-nums; whit
 .bar::before { content: ""; display: inline-block; vertical-align: middle; height: .9em; margin-right: .4em;
   width: calc(var(--share) * (100% - 6rem)); background: var(--mark); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); gap: 1rem; }
+.mosaic { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(9rem, 24%), 1fr)); gap: .4rem; }
+.mosaic img { width: 100%; }
 figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; margin-top: .2rem; }
 summary { cursor: pointer; }
 .drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem;
-  align-items: start; } .drawing { max-width: 52rem; } .drawing img { width: 100%; }
+  align-items: start; margin-top: .8rem; } .drawing { max-width: 52rem; } .drawing img { width: 100%; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: .25rem; }
 .pair img { width: 100%; } figure:has(> .pair) { margin-bottom: 1.5rem; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--soft); padding: .5rem .8rem; overflow-wrap: normal; }

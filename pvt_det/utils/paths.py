@@ -1,10 +1,11 @@
-"""Check input paths without opening them, and find or create folders for output."""
+"""Check input paths without opening them, find or create folders for output, and name paths briefly."""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_det.errors import ConfigError
@@ -87,6 +88,20 @@ def make_parent_folder(file: str | os.PathLike[str]) -> None:
     make_folder(Path(file).parent)
     if Path(file).is_dir():
         raise ConfigError(f"{file} is a folder. Choose a file name for the output.")
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that tell them apart: "b" for a/b and a/c, "a/c" for a/c and b/c.
+
+    Args:
+        paths: The paths. Equal paths get equal names.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return [str(path) for path in paths]
 
 
 def _mode(path: str | os.PathLike[str]) -> int | str:

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +131,7 @@ def test_segmentation_runs_are_compared_by_miou(make_run, capsys):
     measured = (first["mIoU published"], first["mIoU"], first["mIoU vs. published"])
     assert measured == ("36.6", "37.00", "+0.40 (above, ±0.3)")
     assert (second["mIoU"], second["mIoU vs. published"], second["PQ"]) == ("80.00", "-", "61.00")
+    assert second["mIoU vs. first"] == "-"  # on different data
     assert "box AP" not in first
 
 
@@ -142,9 +145,73 @@ def test_markdown_has_one_row_per_run(make_run, capsys):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_table_is_printed(make_run, capsys):
-    run_command("compare", [str(make_run("only", 0.0))])
-    assert "RetinaNet pvt_tiny" in capsys.readouterr().out
+def table(make_run, capsys, monkeypatch, width, names, **fields):
+    """Print the table of runs at a terminal width and return its lines."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    folders = [make_run(name, 0.5 * number, **fields) for number, name in enumerate(names)]
+    assert run_command("compare", [*folders, "--bootstrap", "10"]) == 0
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+LONG = "retinanet_pvt_tiny_augmented_seed_{}"
+RECIPE = "adamw lr 0.0001, batch 16, 90000 iterations, short side 640-800"
+METRICS = {"bbox": {"AP": 36.71, "AP50": 56.9, "AP75": 38.92, "AR100": 60.0}}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+@pytest.mark.parametrize("names", [["a", "b"], [f"run_{n}" for n in range(9)], [LONG.format(n) for n in range(4)]])
+def test_table_fits_the_terminal_and_breaks_no_word(make_run, capsys, monkeypatch, width, names):
+    fields = {"recipe": RECIPE, "metrics": METRICS, "training_seconds": 3725.4, "peak_memory_gib": 3.14}
+    lines = table(make_run, capsys, monkeypatch, width, names, **fields)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    cells = ("RetinaNet", "pvt_tiny", "model_final.pth", "36.71", "56.90", "38.92", "1:02:05", "3.1")
+    for word in (*RECIPE.split(), *cells):
+        assert words.count(word) == len(names), word
+    # An interval is one line, so that it can be read at a glance.
+    assert sum(bool(re.search(r"\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", line)) for line in lines) > 0
+    assert "\n".join(lines).count("[+") + "\n".join(lines).count("[-") == len(names) - 1
+    # Every name is there, if only below the tables.
+    assert set(names) <= set(words)
+
+
+def test_table_has_a_row_per_metric_and_no_empty_rows(make_run, capsys, monkeypatch):
+    lines = table(make_run, capsys, monkeypatch, 80, ["a", "b"], metrics=METRICS)
+    rows = {re.split(r"  +", line)[0].strip(): re.split(r"  +", line)[1:] for line in lines}
+    assert rows["run"] == ["a", "b"]
+    assert rows["box AP"] == ["36.71", "36.71"]
+    assert (rows["box AP50"], rows["box AP75"]) == (["56.90", "56.90"], ["38.92", "38.92"])
+    for empty in ("GMACs", "training time", "peak memory (GiB)", "box AP published"):
+        assert empty not in rows
+    assert "box AP vs. first [95%]" in rows
+
+
+def test_many_runs_are_spread_evenly_over_several_tables(make_run, capsys, monkeypatch):
+    names = [f"run_{n}" for n in range(8)]
+    lines = table(make_run, capsys, monkeypatch, 80, names)
+    headings = [line.split()[1:] for line in lines if line.startswith("run ")]
+    assert [name for heading in headings for name in heading] == names
+    assert [len(heading) for heading in headings] == [3, 3, 2]
+
+
+def test_runs_in_folders_of_the_same_name_are_told_apart(make_run, capsys):
+    folders = [make_run(name, 0.0) / "evaluation" for name in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(folder.parent, folder)
+    run_command("compare", [*folders, "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["run"] for row in rows] == ["a/evaluation", "b/evaluation"]
+
+
+def test_csv_keeps_empty_columns_and_markdown_drops_them(make_run, capsys):
+    folder = make_run("a", 0.0, training_seconds=90061, peak_memory_gib=12.96)
+    run_command("compare", [folder, "--format", "csv"])
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["training time"], row["peak memory (GiB)"], row["GMACs"]) == ("25:01:01", "13.0", "-")
+    run_command("compare", [folder, "--format", "markdown"])
+    heading = capsys.readouterr().out.splitlines()[0]
+    assert "training time" in heading
+    assert "GMACs" not in heading
 
 
 def test_warnings(make_run):

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from pvt_det.engine.hooks import EvaluationHook
+from pvt_det.engine import hooks
+from pvt_det.engine.hooks import EvaluationHook, UsageHook
 from pvt_det.errors import ConfigError
 
 
@@ -112,3 +113,42 @@ def test_last_iteration_is_evaluated_once_by_finish():
         hook.finish(2)
         hook.finish(2)
     assert best_saves(trainer) == [1, 2]
+
+
+class Clock:
+    """A clock that the test sets, in seconds."""
+
+    now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def usage_of(clock, seconds, state=None, start=0):
+    """Run a `UsageHook` for some seconds, possibly resumed from a state."""
+    hook = UsageHook("cpu")
+    if state is not None:
+        hook.load_state_dict(state)
+    hook.trainer = SimpleNamespace(start_iter=start)
+    hook.before_train()
+    clock.now += seconds
+    return hook
+
+
+def test_training_time_of_a_resumed_run_adds_up(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(hooks, "time", clock)
+    memory = iter([2.0, 2.0, 1.5])
+    monkeypatch.setattr(hooks, "peak_memory_gib", lambda device: next(memory))
+    first = usage_of(clock, 60)
+    assert first.measured() == {"training_seconds": 60, "peak_memory_gib": 2.0}
+    state = first.state_dict()
+    clock.now += 1000  # The run is stopped. What it did after its last checkpoint is repeated.
+    assert usage_of(clock, 30, state, start=10).measured() == {"training_seconds": 90, "peak_memory_gib": 2.0}
+
+
+def test_training_time_is_unknown_if_a_part_was_not_measured():
+    """A checkpoint of an earlier version has no state of the hook."""
+    resumed = usage_of(Clock(), 30, start=10)
+    assert resumed.measured()["training_seconds"] is None
+    assert usage_of(Clock(), 30, resumed.state_dict(), start=20).measured()["training_seconds"] is None

@@ -38,6 +38,8 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     assert results["config_file"] == "tiny.yaml"
     assert results["model"] == "RetinaNet pvt_v2_b0"
     assert (results["dataset"], results["seed"]) == ("instances_val", 3)
+    assert 0 < results["training_seconds"] < 600
+    assert 0.1 < results["peak_memory_gib"] < 64
     final = results["checkpoints"]["final"]
     assert final["iteration"] == 2
     assert results["checkpoints"]["best"]["selected_by"] == "bbox/AP"

@@ -12,12 +12,19 @@ import subprocess
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
 from PIL import Image
 
 from pvt_det.config import get_config
-from pvt_det.errors import DataError
+from pvt_det.errors import ConfigError, DataError
+from pvt_det.evaluation.thresholds import match_scores
+from pvt_det.reports import figures
+from pvt_det.reports.detection import build_evaluators
 from pvt_det.reports.page import write_report
+from pvt_det.results import load_run
 from pvt_det.utils.digest import file_digest
+from tests.command_line import run_command
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 SIZES = [40, 40, 40, 12]  # side of each image's object in pixels
@@ -93,9 +100,11 @@ def test_report_shows_the_results_of_the_run(page):
         "Metrics",
         f"Compared with {page.parents[1].name}",
         "Boxes: classes and sizes",
+        "Boxes: score threshold",
         "Boxes: precision and recall",
         "Boxes: errors and calibration",
         "Boxes: confusion",
+        "Validation images",
         "Worst images",
         "Training",
         "Environment",
@@ -104,12 +113,12 @@ def test_report_shows_the_results_of_the_run(page):
     assert "3.png: 1 missed, 1 false" in text
     assert "4.png: 1 missed, 0 false" in text
     assert text.index("3.png: 1 missed") < text.index("4.png: 1 missed")
-    assert "1.png" not in text  # has no error
+    assert "1.png" not in text.split("<h2>Worst images")[1]  # has no error
     assert "torch 2.14" in text
     assert text.index("Weights: model_final.pth (iteration 3)") < text.index("Weights: model_best.pth (iteration 1)")
     assert "META_ARCHITECTURE: PVTRetinaNet" in text
     assert "AP differs by +0.00 [+0.00, +0.00]" in text
-    assert '<td class="number">37.6</td><td class="number">37.6</td><td class="number">+0.0</td>' in text
+    assert '<td class="number">37.60</td><td class="number">37.60</td><td class="number">+0.00</td>' in text
 
 
 def test_per_class_results(page):
@@ -117,10 +126,10 @@ def test_per_class_results(page):
     rows = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", table)
     numbers = {name: re.findall(r">([\d.]*)</td>", cells) for name, cells in rows}
     # One of two cats was found, and the large one of two dogs. The other cat was detected as a dog.
-    assert numbers["cat"][:2] == ["2", "50.5"]
+    assert numbers["cat"][:2] == ["2", "50.50"]
     assert numbers["&lt;dog&gt;"][0] == "2"
     assert numbers["cat"][4] == ""  # no small cat
-    assert numbers["&lt;dog&gt;"][4] == "0.0"
+    assert numbers["&lt;dog&gt;"][4] == "0.00"
 
 
 def test_report_is_self_contained_and_escapes_names(page):
@@ -188,14 +197,92 @@ def test_images_with_exif_rotation_are_drawn_upright(run, tmp_path):
         assert shown[-60:, -200:].max() < 60
 
 
-def test_all_objects_are_missed_if_all_scores_are_low(run, tmp_path):
-    low = tmp_path / "low"
-    shutil.copytree(run, low)
-    found = json.loads((low / "detections.json").read_text())
-    (low / "detections.json").write_text(json.dumps([{**each, "score": each["score"] / 3} for each in found]))
+def copy_with_scores(run, folder, factor):
+    shutil.copytree(run, folder)
+    found = json.loads((folder / "detections.json").read_text())
+    (folder / "detections.json").write_text(json.dumps([{**each, "score": each["score"] * factor} for each in found]))
+    return folder
+
+
+def test_threshold_with_the_best_f1_is_chosen_and_explained(page):
+    """The correct detections have the scores 0.85 and 0.8, and the wrong one has 0.75."""
+    section = page.read_text().split("Boxes: score threshold</h2>")[1].split("</section>")[0]
+    # Cat: 1 of 2 found, nothing wrong. Dog: 1 of 2 found. The threshold is between 0.75 and 0.8.
+    assert "Score threshold 0.775: F1 66.67%, precision 100.00%, recall 50.00% (means over 2 classes" in section
+    assert "This threshold has the best F1." in section
+    assert '<td>cat</td><td class="number">2</td><td class="number">100.00</td><td class="number">50.00</td>' in section
+    assert section.count("<picture>") == 2
+
+
+def test_low_scores_of_an_undertrained_model_are_shown(run, tmp_path):
+    """With a fixed threshold of 0.5, every picture would be empty, and every object would be confused with nothing."""
+    low = copy_with_scores(run, tmp_path / "low", 0.1)
     write_report(low, low / "report.html")
     text = (low / "report.html").read_text()
+    assert "Score threshold 0.078: F1 66.67%" in text
+    worst = text.split("<h2>Worst images")[1]
+    assert "1.png" not in worst
+    assert "3.png: 1 missed, 0 false" in worst
+
+
+def test_given_threshold_replaces_the_best_one(run, tmp_path):
+    low = copy_with_scores(run, tmp_path / "low", 0.1)
+    assert run_command("report", [low, "--score-threshold", "0.5"]) == 0
+    text = (low / "report.html").read_text()
+    assert "Score threshold 0.5: F1 0.00%, precision none, recall 0.00%" in text
+    assert "The best F1 is at 0.078: F1 66.67%" in text
     assert all(f"{number}.png: 1 missed, 0 false" in text for number in (1, 2, 3, 4))
+    with pytest.raises(ConfigError, match=r"score threshold 1.5: expected a number from 0 to 1"):
+        run_command("report", [low, "--score-threshold", "1.5"])
+
+
+def test_model_without_a_correct_detection_gets_pictures_and_a_notice(run, tmp_path):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(run, wrong)
+    box = {"category_id": 3, "bbox": [90, 60, 20, 20]}
+    found = [{**box, "image_id": 1, "score": score} for score in (0.03, 0.02, 0.01, 0.009, 0.002)]
+    (wrong / "detections.json").write_text(json.dumps(found))
+    write_report(wrong, wrong / "report.html")
+    text = (wrong / "report.html").read_text()
+    assert "No detection is correct at IoU 0.5." in text
+    assert "with a score of at least 0.009: about as many as there are objects." in text
+    assert "1.png: 1 missed, 4 false" in text
+
+
+def test_mosaic_shows_the_same_images_with_objects_and_with_detections(page):
+    section = page.read_text().split("<h2>Validation images")[1].split("</section>")[0]
+    objects, detections = section.split("<h3>")[1:]
+    assert (objects.split("<")[0], detections.split("<")[0]) == ("Ground truth", "Detections")
+    names = [re.findall("<figcaption>(.*?)</figcaption>", part) for part in (objects, detections)]
+    assert names[0] == names[1] == ["1.png", "2.png", "3.png", "4.png"]
+    drawn = [re.findall(r'src="data:image/jpeg;base64,(.*?)"', part) for part in (objects, detections)]
+    assert all(len(pictures) == 4 for pictures in drawn)
+    assert drawn[0][0] != drawn[1][0]
+
+
+def test_figures_are_in_percent(run, monkeypatch):
+    """Text in figures is drawn as paths, so it is read from the axes."""
+    texts = set()
+
+    def read(draw, size, caption):
+        figure, axes = plt.subplots()
+        draw(axes)
+        figure.canvas.draw()
+        texts.update(text.get_text() for text in figure.findobj(Text))
+        plt.close(figure)
+        return figures.Html(caption)
+
+    monkeypatch.setattr(figures, "_both", read)
+    boxes = build_evaluators(load_run(run))["bbox"]
+    figures.precision_recall(boxes)
+    figures.errors(boxes, boxes)
+    figures.confusion(boxes, 0.5)
+    figures.threshold_curves(match_scores(boxes), 0.5)
+    labels = ("Recall", "Precision", "Detected as", "Score", "Correct detections", "F1", "Mean over classes")
+    assert {f"{label} (%)" for label in labels} <= texts
+    assert {"<dog> (2)", "cat (2)", "50", "100", "missed object"} <= texts
+    # The scores of thresholds are options, and the only numbers from 0 to 1.
+    assert {text for text in texts if re.fullmatch(r"0.d+", text)} == {"0.0", "0.2", "0.4", "0.6", "0.8"}
 
 
 def test_run_on_several_data_sets_is_refused(run, tmp_path):

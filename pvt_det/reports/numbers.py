@@ -1,0 +1,29 @@
+"""Format the numbers of a report page as the terminal does, with two decimal places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class Number(float):
+    """A number shown with two decimal places."""
+
+    def __str__(self) -> str:
+        return f"{float(self):.2f}"
+
+
+class Signed(float):
+    """A difference shown with two decimal places and its sign."""
+
+    def __str__(self) -> str:
+        return f"{float(self):+.2f}"
+
+
+def cells(values: Iterable[float | None]) -> list[Any]:
+    """Return the cells of a table row. Missing values (None and NaN) become empty strings.
+
+    Args:
+        values: The numbers, such as metrics in percent.
+    """
+    return ["" if value is None or value != value else Number(value) for value in values]
