@@ -171,7 +171,7 @@ def outline(image: Image, box: npt.NDArray[Any], color: Color, line: int) -> Non
 
 
 def write(image: Image, text: str, box: npt.NDArray[Any], color: Color, taken: list[tuple[int, int, int, int]]) -> None:
-    """Write a label at a box, inside the image and without covering other labels. Leave it out if there is no room.
+    """Write a label at a box, inside the image and without covering other labels. Leave it out if it does not fit.
 
     Args:
         image: BGR pixels `H×W×3`, drawn on in place.

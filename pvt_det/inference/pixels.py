@@ -20,7 +20,7 @@ _EXPECTED = "Expected an H x W x 3 uint8 array in RGB order, a Pillow image, or 
 def load_pixels(image: Any, name: str) -> NDArray[np.uint8]:
     """Return the pixels of an image, `H×W×3` uint8 RGB.
 
-    Files and Pillow images are rotated upright according to their EXIF orientation. Arrays are returned as they are.
+    Files and Pillow images are rotated upright according to their EXIF orientation. Arrays are returned unchanged.
 
     Args:
         image: A file path, a Pillow image of any supported mode, or an `H×W×3` uint8 array in RGB order.

@@ -68,16 +68,16 @@ def place_labels(
 
     Args:
         boxes: The boxes, `N×4` (x1, y1, x2, y2) in pixels. The last one is placed first.
-        sizes: Width and height of each label in pixels. A width of 0 means that there is no label.
+        sizes: Width and height of each label in pixels. A width of 0 stands for no label.
         canvas: Width and height of the image in pixels.
         centered: Whether the middle of the box is the preferred place.
 
     Returns:
-        The left and top pixel of each label, or None where there is no room.
+        The left and top pixel of each label, or None if nothing is free.
     """
     limit = np.array(canvas)
     low, high = _candidates(boxes, np.array(sizes, np.int64).reshape(-1, 2), limit, centered)
-    # The share of a place that lies on other boxes, plus its rank.
+    # The share of a place that covers other boxes, plus its rank.
     area = np.maximum(1, (high - low).prod(axis=2))
     covered = _covered(low, high, boxes) / area + _NEAR * np.arange(low.shape[1])
     fits: NDArray[np.bool_] = np.asarray(np.all(high <= limit, axis=2))

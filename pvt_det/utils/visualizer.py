@@ -69,8 +69,8 @@ def draw(
 ) -> Picture:
     """Draw objects on an image.
 
-    Lines are opaque with a contrasting rim. Lines and text grow with the drawing. Labels do not cover each other; those
-    of the first objects are left out where there is no room.
+    Lines are opaque with a contrasting rim. Lines and text grow with the drawing. Labels do not cover each other; where
+    they do not fit, those of the first objects are left out.
 
     Args:
         image: The image, `H×W×3`, RGB.
