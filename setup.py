@@ -54,7 +54,9 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
+        "video": ["av>=14"],  # writes H.264, which browsers play
         "dev": [
+            "av>=14",
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "ipykernel>=6",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.inference import SCORE_THRESHOLD
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import make_folder
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pvt_det.inference.run import Pixels
     from pvt_det.inference.sources import Source
 
-_THRESHOLD, _OVERLAP = 0.5, 0.2
+_OVERLAP = 0.2
 _EXAMPLES = """
 examples:
   with the best checkpoint of a run, on a folder and a video:
@@ -60,13 +61,14 @@ def build_parser() -> ArgumentParser:
         help="folder for the results (%(default)s)",
     )
     parser.add_argument(
-        "--score-threshold", type=float, metavar="SCORE", help=f"minimum score of objects, 0 to 1 ({_THRESHOLD})"
+        "--score-threshold", type=float, metavar="SCORE", help=f"minimum score of objects, 0 to 1 ({SCORE_THRESHOLD})"
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     parser.add_argument("--crops", action="store_true", help="also save each object as an image")
     parser.add_argument("--no-pictures", action="store_true", help="write only the results json or the label maps")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="process larger images in tiles of this side")
     parser.add_argument("--overlap", type=float, metavar="SHARE", help=f"overlap of neighboring tiles ({_OVERLAP})")
+    parser.add_argument("--quiet", action="store_true", help="print no line for each image")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished prediction in the output folder")
     parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (default: the first GPU if available)")
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     print(summary)
     if faults:
         count = f"{len(faults)} of {len(sources)} files"
-        raise DataError(f"{count} could not be read completely. They are listed above.")
+        raise DataError(f"{count} could not be read completely. Each is named above, after 'skipped:'.")
     return 0
 
 
@@ -136,17 +138,16 @@ def _detect(
 
     if args.overlap is not None and args.tile is None:
         raise ConfigError("--overlap has no effect without --tile PIXELS. Add --tile, or leave --overlap out.")
-    threshold = _THRESHOLD if args.score_threshold is None else args.score_threshold
     predictor = Predictor(
         args.config_file,
         args.weights,
         overrides=overrides,
-        score_threshold=threshold,
+        score_threshold=SCORE_THRESHOLD if args.score_threshold is None else args.score_threshold,
         batch_size=args.batch_size,
         device=args.device,
         public_key=args.public_key,
     )
-    predict: Callable[[Sequence[Pixels]], list[Instances]] = predictor
+    predict: Callable[[Sequence[Pixels]], Sequence[Instances]] = predictor
     if args.tile is not None:
         predict = TiledPredictor(predictor, args.tile, _OVERLAP if args.overlap is None else args.overlap)
     settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "tile", "overlap")}
@@ -154,9 +155,9 @@ def _detect(
         part, predictor.class_names, pictures=not args.no_pictures, crops=args.crops, settings=settings
     )
     faults = _predict(args, predict, files, sources)
-    hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
+    hint = f"; no object scores above {predictor.score_threshold:g}. Lower --score-threshold to see more"
     counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
-    summary = f"{counts}: {files.folder / DETECTIONS_NAME}{_outputs(files, sources)}"
+    summary = f"{counts}: {files.folder / DETECTIONS_NAME}{files.drawn(sources)}"
     return faults, summary + ("" if part.objects or not part.images else hint)
 
 
@@ -185,12 +186,12 @@ def _segment(
     settings = {"model": segmentor.fingerprint(), **_settings(args, "classes")}
     files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
     faults = _predict(args, segmentor, files, sources)
-    return faults, f"{counted(part.images, 'label map')}: {files.folder / LABELS_NAME}{_outputs(files, sources)}"
+    return faults, f"{counted(part.images, 'label map')}: {files.folder / LABELS_NAME}{files.drawn(sources)}"
 
 
 def _predict(
     args: argparse.Namespace,
-    predict: Callable[[Sequence[Pixels]], list[Prediction]],
+    predict: Callable[[Sequence[Pixels]], Sequence[Prediction]],
     files: OutputFiles[Prediction],
     sources: Sequence[Source],
 ) -> list[str]:
@@ -204,6 +205,7 @@ def _predict(
             batch_size=args.batch_size,
             progress=progress,
             classes=classes,
+            quiet=args.quiet,
             resume_command=args.command_line + ("" if args.resume else " --resume"),
         )
         return steps.run(sources)
@@ -211,14 +213,6 @@ def _predict(
 
 def _settings(args: argparse.Namespace, *names: str) -> dict[str, object]:
     return {f"--{name}": getattr(args, name) for name in names}
-
-
-def _outputs(files: OutputFiles[Prediction], sources: Sequence[Source]) -> str:
-    if not files.pictures or not files.part.images:
-        return ""
-    videos = {source.is_video for source in sources}
-    kinds = "images" if videos == {False} else "videos" if videos == {True} else "images and videos"
-    return f", {kinds} in {files.folder / 'pictures'}"
 
 
 def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:

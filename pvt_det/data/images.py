@@ -74,13 +74,27 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
     with _open(path) as file:
         image = _identify_verified(path, file)
         pixels = _decode(path, image, lambda: _to_uint8(image, "L" if image_format == "L" else "RGB", path))
-        # Read after decoding, because a PNG may store it after its pixels, and Pillow rotates a TIFF while decoding.
-        method = _TRANSPOSE.get(_orientation(image.getexif))
-    if method is not None:
-        pixels = np.array(Image.fromarray(pixels).transpose(method))
+        pixels = _upright(pixels, image)
     if image_format == "L":
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def from_pillow(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    """Convert a Pillow image as `read_image` converts a file: to RGB, and upright according to its EXIF orientation.
+
+    Args:
+        image: The image, of any mode that is supported in files. It may be opened but not decoded yet.
+        name: Name of the image in messages, if it does not come from a file.
+
+    Returns:
+        The image, `H×W×3`, uint8 in 0 … 255, RGB.
+
+    Raises:
+        DataError: The image is broken or cut short, or its mode is not supported.
+    """
+    path = Path(getattr(image, "filename", "") or name)
+    return _upright(_decode(path, image, lambda: _to_uint8(image, "RGB", path)), image)
 
 
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -254,6 +268,13 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
     except Exception:  # a broken EXIF block can raise almost any error, but the image is still usable
         return 1
     return found if found in _TRANSPOSE else 1
+
+
+def _upright(pixels: npt.NDArray[np.uint8], image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Rotate the pixels of a decoded image according to its EXIF orientation."""
+    # Read after decoding, because a PNG may store it after its pixels, and Pillow rotates a TIFF while decoding.
+    method = _TRANSPOSE.get(_orientation(image.getexif))
+    return pixels if method is None else np.array(Image.fromarray(pixels).transpose(method))
 
 
 def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
@@ -15,14 +15,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from numpy.typing import NDArray
 
 from pvt_det.config import load_config, validate_config
 from pvt_det.config.architecture import head_key, is_segmentor
 from pvt_det.data.augmentation.transforms import build_tta_resizes
-from pvt_det.data.images import read_image
 from pvt_det.data.mapper import build_augmentations
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import ConfigError
+from pvt_det.inference.pixels import Image, load_pixels
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.utils.digest import value_digest, weights_digest
@@ -31,16 +30,16 @@ from pvt_det.utils.signing import verify_signed
 from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
 
-Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
 Prediction = TypeVar("Prediction")
 
 
 class BasePredictor(ABC, Generic[Prediction]):
     """Runs a trained model on images. `Predictor` and `Segmentor` define what is returned for each image.
 
-    An image is a file path, or an `H×W×3` uint8 array in **RGB** order, as Pillow returns it. Convert a BGR image from
-    OpenCV with `image[:, :, ::-1]`. Several threads may share a predictor: they preprocess images in parallel and take
-    turns running the model. A predictor can be pickled with its weights, to send it to another process.
+    An image is a file path, a Pillow image, or an `H×W×3` uint8 array in **RGB** order. Files and Pillow images are
+    rotated upright according to their EXIF orientation. Convert a BGR image from OpenCV with `image[:, :, ::-1]`.
+    Several threads may share a predictor: they preprocess images in parallel and take turns running the model. A
+    predictor can be pickled with its weights, to send it to another process.
 
     Args:
         config: A run folder or a config file.
@@ -115,7 +114,7 @@ class BasePredictor(ABC, Generic[Prediction]):
             The prediction for one image, or a list of predictions in the order of the images.
 
         Raises:
-            DataError: An image cannot be read, or is not a non-empty `H×W×3` uint8 array.
+            DataError: An image cannot be read, or is an array that is not a non-empty `H×W×3` uint8 array.
             NumericError: The model's outputs are NaN or infinite.
         """
         if isinstance(images, (list, tuple)):
@@ -134,22 +133,26 @@ class BasePredictor(ABC, Generic[Prediction]):
         """Raise `ConfigError` for a config that this predictor does not support. Return the class names."""
 
     @abstractmethod
-    def _run(self, records: list[dict[str, Any]]) -> list[Prediction]:
-        """Return the predictions on the CPU for records from `_prepare` whose images have the same shape."""
+    def _run(self, records: list[dict[str, Any]]) -> list[Any]:
+        """Return the outputs on the CPU for records from `_prepare` whose images have the same shape."""
+
+    @abstractmethod
+    def _result(self, output: Any, image: Image) -> Prediction:
+        """Return the prediction from an output of `_run`, with a reference to its image."""
 
     def _predict(self, images: Sequence[Any]) -> list[Prediction]:
-        predictions: dict[int, Prediction] = {}
+        outputs: dict[int, Any] = {}
         for start in range(0, len(images), self.batch_size):
             by_shape: dict[torch.Size, dict[int, dict[str, Any]]] = {}
             for number in range(start, min(start + self.batch_size, len(images))):
                 record = self._prepare(images[number], f"image {number}" if len(images) > 1 else "the image")
                 by_shape.setdefault(record["image"].shape, {})[number] = record
             for records in by_shape.values():
-                predictions |= zip(records, self._run(list(records.values())), strict=True)
-        return [predictions[number] for number in range(len(images))]
+                outputs |= zip(records, self._run(list(records.values())), strict=True)
+        return [self._result(outputs[number], image) for number, image in enumerate(images)]
 
     def _prepare(self, image: Any, name: str) -> dict[str, Any]:
-        pixels = read_image(image, "RGB") if isinstance(image, (str, os.PathLike)) else check_pixels(image, name)
+        pixels = load_pixels(image, name)
         height, width = pixels.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
             pixels = pixels[:, :, ::-1]
@@ -173,41 +176,6 @@ def _check_device(device: str) -> str:
             f"Device {device} is not available: PyTorch can use {found} on this machine. Run pvt-det doctor to see why."
         )
     return device
-
-
-def check_pixels(image: Any, name: str) -> NDArray[np.uint8]:
-    """Check that an image is an `H×W×3` uint8 array with at least one pixel, and return it.
-
-    Args:
-        image: The image to check.
-        name: Name of the image in messages.
-
-    Raises:
-        DataError: The image has a different type, shape or dtype, or is empty.
-    """
-    expected = "Expected an H x W x 3 uint8 array in RGB order, or a file path."
-    if image is None:
-        raise DataError(f"{name} is None, which cv2.imread returns for a file that it cannot read. {expected}")
-    if not isinstance(image, np.ndarray):
-        raise DataError(f"{name} is a {type(image).__name__}. {expected}")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{name} has shape {image.shape}. {expected}{_fix(image)}")
-    if image.size == 0:
-        raise DataError(f"{name} is empty: it has shape {image.shape}. {expected}")
-    if image.dtype != np.uint8:
-        nan = " and contains NaN" if image.dtype.kind == "f" and np.isnan(image).any() else ""
-        raise DataError(f"{name} has dtype {image.dtype}{nan}. {expected} Values range from 0 to 255.")
-    return image
-
-
-def _fix(image: NDArray[Any]) -> str:
-    if image.ndim == 2:
-        return " Convert a grayscale image with np.repeat(image[:, :, None], 3, axis=2)."
-    if image.ndim == 3 and image.shape[2] == 4:
-        return " Remove an alpha channel with image[:, :, :3]."
-    if image.ndim == 4:
-        return " Pass several images as a list."
-    return ""
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:

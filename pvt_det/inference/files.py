@@ -6,29 +6,27 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from detectron2.structures import BoxMode, Instances
-from numpy.typing import NDArray
+from detectron2.structures import Instances
 from PIL import Image
 
 from pvt_det.evaluation.detections import as_json, pack_detections
 from pvt_det.inference.part import Part
+from pvt_det.inference.predictions import class_shares, count_classes, draw_detections, draw_label_map, write_picture
 from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.inference.sources import Source
 from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
-from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.files import write_json_list
 from pvt_det.utils.paths import make_folder
-from pvt_det.utils.visualizer import MAX_SHOWN, Picture, draw, draw_labels
+from pvt_det.utils.text import listed
+from pvt_det.utils.visualizer import Picture
 
-LABELS_NAME = "labels"
+LABELS_NAME, PICTURES_NAME, VIDEOS_NAME = "labels", "pictures", "videos"
 Prediction = TypeVar("Prediction")
-_JPEG_QUALITY = 90
-_MIN_WIDTH = 640  # of drawings, in pixels
+_MOST_SHARES = 5  # classes of a label map that are named in its description
 
 
 class OutputFiles(ABC, Generic[Prediction]):
@@ -83,12 +81,21 @@ class OutputFiles(ABC, Generic[Prediction]):
         """
 
     @abstractmethod
-    def draw(self, pixels: Picture, prediction: Prediction) -> Picture:
+    def draw(self, pixels: Picture, prediction: Prediction, *, in_video: bool = False) -> Picture:
         """Draw a prediction on its image. Small images are enlarged to keep the labels readable.
 
         Args:
             pixels: `H×W×3` uint8 RGB image.
             prediction: The prediction for the image.
+            in_video: Whether the image is a frame of a video, in which colors must not flicker.
+        """
+
+    @abstractmethod
+    def describe(self, prediction: Prediction) -> str:
+        """Describe a prediction in a few words, such as "4 cat, 1 dog".
+
+        Args:
+            prediction: The prediction for an image.
         """
 
     def save_picture(self, source: Source, picture: Picture) -> None:
@@ -98,7 +105,18 @@ class OutputFiles(ABC, Generic[Prediction]):
             source: The image.
             picture: The drawing, `H×W×3` uint8 RGB.
         """
-        _save(picture, self.folder / "pictures" / f"{source.name}.jpg")
+        write_picture(picture, self.folder / PICTURES_NAME / f"{source.name}.jpg")
+
+    def drawn(self, sources: Sequence[Source]) -> str:
+        """Return the folders of the drawings for a message, each after a comma; "" if there are none.
+
+        Args:
+            sources: The images and videos.
+        """
+        if not self.pictures or not self.part.images:
+            return ""
+        names = {False: PICTURES_NAME, True: VIDEOS_NAME}
+        return "".join(f", {self.folder / names[is_video]}" for is_video in sorted({s.is_video for s in sources}))
 
     def finish(self) -> None:
         """Write the files that cover all images, and remove the part."""
@@ -169,15 +187,24 @@ class PredictionFiles(OutputFiles[Instances]):
         if self.crops:
             self._save_crops(str(source.output_name(frame)), pixels, prediction)
 
-    def draw(self, pixels: Picture, prediction: Instances) -> Picture:
+    def draw(self, pixels: Picture, prediction: Instances, *, in_video: bool = False) -> Picture:
         """Draw at most 300 detections on their image, the highest score on top. Small images are enlarged.
 
         Args:
             pixels: `H×W×3` uint8 RGB image.
             prediction: The detections in the image.
+            in_video: Whether the image is a frame of a video. Then an object has the color of its class.
         """
-        shown = _as_objects(prediction[:MAX_SHOWN])
-        return draw(pixels, shown[::-1], self.class_names, _drawing_width(pixels))
+        return draw_detections(pixels, prediction, self.class_names, distinct=not in_video)
+
+    def describe(self, prediction: Instances) -> str:
+        """Return the number of objects of each class, such as "4 cat, 1 dog", or "no objects".
+
+        Args:
+            prediction: The detections in an image.
+        """
+        counts = count_classes(prediction, self.class_names)
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no objects"
 
     def finish(self) -> None:
         """Write `detections.json` and `images.json`, and remove the part."""
@@ -198,7 +225,7 @@ class PredictionFiles(OutputFiles[Instances]):
             x2, y2 = np.minimum(np.ceil(box[2:]).astype(int), (width, height))
             if x1 < x2 and y1 < y2:
                 folder = self.folder / "crops" / self._class_folders[label]
-                _save(pixels[y1:y2, x1:x2], folder / f"{name}_{number}.jpg")
+                write_picture(pixels[y1:y2, x1:x2], folder / f"{name}_{number}.jpg")
 
 
 class LabelFiles(OutputFiles[Labels]):
@@ -234,14 +261,24 @@ class LabelFiles(OutputFiles[Labels]):
         height, width = prediction.shape
         self.part.add(source, (height, width), frame=frame)
 
-    def draw(self, pixels: Picture, prediction: Labels) -> Picture:
+    def draw(self, pixels: Picture, prediction: Labels, *, in_video: bool = False) -> Picture:
         """Draw a label map on its image. Small images are enlarged to keep the labels readable.
 
         Args:
             pixels: `H×W×3` uint8 RGB image.
             prediction: `H×W` label map of the image.
+            in_video: Whether the image is a frame of a video. A class has the same color in any case.
         """
-        return draw_labels(pixels, prediction, self.class_names, _drawing_width(pixels))
+        return draw_label_map(pixels, prediction, self.class_names)
+
+    def describe(self, prediction: Labels) -> str:
+        """Return the shares of the largest classes, such as "sky 45%, road 30%".
+
+        Args:
+            prediction: `H×W` label map of an image.
+        """
+        shares = class_shares(prediction, self.class_names)
+        return listed([f"{name} {share:.0%}" for name, share in shares.items()], _MOST_SHARES) or "no classes"
 
 
 def _class_folders(class_names: Sequence[str]) -> list[str]:
@@ -255,31 +292,3 @@ def _class_folders(class_names: Sequence[str]) -> list[str]:
             folder = f"{base}_{number}"
         folders[folder.casefold()] = folder
     return list(folders.values())
-
-
-def _drawing_width(pixels: Picture) -> int:
-    return max(pixels.shape[1], _MIN_WIDTH)
-
-
-def _as_objects(detections: Instances) -> list[dict[str, Any]]:
-    """Convert detections to the objects that `pvt_det.utils.visualizer.draw` expects."""
-    objects: list[dict[str, Any]] = [
-        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "score": score}
-        for box, label, score in zip(
-            detections.pred_boxes.tensor.tolist(),
-            detections.pred_classes.tolist(),
-            detections.scores.tolist(),
-            strict=True,
-        )
-    ]
-    if detections.has("pred_masks"):
-        masks = detections.pred_masks
-        encoded = masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks)
-        for obj, rle in zip(objects, encoded.rles(), strict=True):
-            obj["segmentation"] = rle
-    return objects
-
-
-def _save(picture: NDArray[np.uint8], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=_JPEG_QUALITY)

@@ -15,6 +15,8 @@ from torch import Tensor
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.inference.base import BasePredictor, class_names
+from pvt_det.inference.pixels import Image
+from pvt_det.inference.predictions import LabelMap
 from pvt_det.modeling.finite import require_finite
 
 # H×W label map of class indices.
@@ -22,11 +24,11 @@ Labels: TypeAlias = NDArray[np.uint8]
 NO_CLASS = 255
 
 
-class Segmentor(BasePredictor[Labels]):
+class Segmentor(BasePredictor[LabelMap]):
     """Predicts the class of every pixel of an image with a trained Semantic FPN.
 
-    A call returns the label map of each image, an `H×W` uint8 array of the original size. It contains the class index
-    of each pixel, whose name is `class_names[index]`.
+    A call returns the `LabelMap` of each image, an `H×W` uint8 array of the original size with the methods `plot`,
+    `save` and `shares`. It contains the class index of each pixel, whose name is `class_names[index]`.
 
     Args:
         config: A run folder or a config file.
@@ -59,6 +61,9 @@ class Segmentor(BasePredictor[Labels]):
         outputs = self._outputs([{"image": record["image"]} for record in records])
         sizes = [(record["height"], record["width"]) for record in records]
         return [_best_classes(output["sem_seg"], size) for output, size in zip(outputs, sizes, strict=True)]
+
+    def _result(self, output: Labels, image: Image) -> LabelMap:
+        return LabelMap(output, self.class_names, image)
 
 
 def _best_classes(scores: Tensor, size: tuple[int, int]) -> Labels:

@@ -1,4 +1,4 @@
-"""Find the images and videos given on a command line, and read and write video frames."""
+"""Find the images and videos given on a command line, and read video frames."""
 
 from __future__ import annotations
 
@@ -160,39 +160,3 @@ class Video:
                 self._capture.release()
                 return
             yield np.ascontiguousarray(frame[:, :, ::-1])
-
-
-class VideoFile:
-    """Writes a video in MP4 format.
-
-    Args:
-        path: The file to write. Its folder is created if it does not exist.
-        rate: Frames per second.
-    """
-
-    def __init__(self, path: Path, rate: float) -> None:
-        self.path = path
-        self.rate = rate
-        self._writer: cv2.VideoWriter | None = None
-
-    def add(self, frame: NDArray[np.uint8]) -> None:
-        """Write a frame.
-
-        Args:
-            frame: `H×W×3` uint8 RGB image. All frames must have the same size.
-
-        Raises:
-            DataError: The file cannot be written.
-        """
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
-            if not self._writer.isOpened():
-                raise DataError(f"Video {self.path} cannot be written. Choose another output folder.")
-        self._writer.write(frame[:, :, ::-1])
-
-    def close(self) -> None:
-        """Close the file. Nothing is written if no frame was added."""
-        if self._writer is not None:
-            self._writer.release()

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from pvt_det.config.architecture import head_key
-from pvt_det.data.images import read_image
 from pvt_det.errors import ConfigError
-from pvt_det.inference.base import Image, check_pixels
+from pvt_det.inference.pixels import Image, load_pixels
+from pvt_det.inference.predictions import Detections
 from pvt_det.inference.predictor import Predictor
 from pvt_det.structures.masks import RunLengthMasks
 
@@ -50,29 +50,30 @@ class TiledPredictor:
         cfg = predictor.cfg
         self.nms_threshold = cfg.MODEL[head_key(cfg)].NMS_THRESH_TEST
 
-    def __call__(self, images: Sequence[Image]) -> list[Instances]:
+    def __call__(self, images: Sequence[Image]) -> list[Detections]:
         """Find objects in images.
 
         Args:
-            images: File paths, or `H×W×3` uint8 arrays in RGB order.
+            images: File paths, Pillow images, or `H×W×3` uint8 arrays in RGB order.
 
         Returns:
             The detections in each image, with the same fields as those of `Predictor`.
         """
         return [self._find(image, number) for number, image in enumerate(images)]
 
-    def _find(self, image: Image, number: int) -> Instances:
-        pixels = check_pixels(image, f"image {number}") if hasattr(image, "shape") else read_image(image, "RGB")
+    def _find(self, image: Image, number: int) -> Detections:
+        pixels = load_pixels(image, f"image {number}")
         height, width = pixels.shape[:2]
         if max(height, width) <= self.tile:
-            return self.predictor(pixels)
+            return Detections.of(self.predictor(pixels), self.predictor.class_names, image)
         corners = [(left, top) for top in self._starts(height) for left in self._starts(width)]
         tiles = [pixels[top : top + self.tile, left : left + self.tile] for left, top in corners]
         whole, *parts = self.predictor([pixels, *tiles])
-        views = [(whole, (0, 0))]
+        views: list[tuple[Instances, tuple[int, int]]] = [(whole, (0, 0))]
         for part, corner in zip(parts, corners, strict=True):
             views.append((part[_uncut(part, corner, (height, width))], corner))
-        return _merge(views, (height, width), self.nms_threshold)
+        merged = _merge(views, (height, width), self.nms_threshold)
+        return Detections.of(merged, self.predictor.class_names, image)
 
     def _starts(self, length: int) -> list[int]:
         """Return the first pixel of each tile along a side, evenly spaced."""

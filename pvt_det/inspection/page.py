@@ -126,9 +126,11 @@ def _pictures(found: Inspection, chosen: Iterable[tuple[str, Any, list[dict[str,
             continue  # the findings report why
         shown = [a for a in found.data.annotations if a["image_id"] == image_id] if own is None else own
         # The name of a single class is not informative and would cover small objects.
-        classes = found.data.class_names if len(found.data.class_names) > 1 else [""]
-        names = [*classes, "unknown class"]
-        picture = draw(pixels, _objects(shown[:MAX_SHOWN], found), names, _WIDTH)
+        names = list(found.data.class_names) if len(found.data.class_names) > 1 else [""]
+        objects = _objects(shown[:MAX_SHOWN], found)
+        if any(each["category_id"] == len(names) for each in objects):
+            names.append("unknown class")
+        picture = draw(pixels, objects, names, _WIDTH)
         yield html.picture(picture, caption_of(caption, len(shown)))
 
 

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
-from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import GenericMask, VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from pvt_det.utils.palette import Color, contrasting, object_colors
+from pvt_det.utils.plates import add_labels
+from pvt_det.utils.regions import rasterize
 
 # An RGB image, H×W×3.
 Picture = NDArray[np.uint8]
 Objects = Sequence[dict[str, Any]]
 
-# Number of labeled objects that are drawn on one image. Each takes milliseconds, and thousands hide one another.
+# Number of labeled objects that are drawn on one image. More would hide one another.
 MAX_SHOWN = 300
 _CAPTION_HEIGHT = 18
 _GAP = 4  # white pixels between images
 _LONGEST = 65_000  # pixels; the side of a JPEG image is limited to 65,535
-_OPACITY = 0.5  # of the colored regions
-_NO_CLASS = 255  # in label maps
-# Limit for drawing a label map: matplotlib takes 85 bytes per pixel, so 1 GB.
-_MAX_LABELED_PIXELS = 12_000_000
+_OPACITY = 0.5  # of the classes of a label map
+# Widths of lines and sizes of text, as fractions of the mean side of the drawing.
+_LINE, _FONT, _MIN_FONT = 0.0032, 0.018, 12
+_THINNEST = 10  # a line is at most this fraction of the side of a box
+_FAR = 1e6  # limit of box coordinates in pixels
+_LABEL_SIDE = 512  # pixels; a label map is reduced to this size to find places for the names
 
 
 def sheet(pictures: Sequence[Picture], columns: int) -> Picture:
@@ -55,39 +58,97 @@ def _join(pictures: Sequence[Picture], axis: int) -> Picture:
     return np.concatenate(padded, axis)
 
 
-def draw(image: Picture, objects: Objects, class_names: Sequence[str], width: int, longest: int = _LONGEST) -> Picture:
+def draw(
+    image: Picture,
+    objects: Objects,
+    class_names: Sequence[str],
+    width: int,
+    longest: int = _LONGEST,
+    *,
+    distinct: bool = True,
+) -> Picture:
     """Draw objects on an image.
+
+    Lines are opaque with a contrasting rim. Lines and text grow with the drawing. Labels do not cover each other; where
+    they do not fit, those of the first objects are left out.
 
     Args:
         image: The image, `H×W×3`, RGB.
-        objects: Objects in the format of "annotations" in Detectron2's records, optionally with a `score`. Masks are
-            drawn only if all objects have one.
+        objects: Objects in the format of "annotations" in Detectron2's records, optionally with a `score`. The last
+            ones are drawn on top. The mask is drawn of those that have one.
         class_names: Names of the classes, by class index.
         width: Width of the result in pixels. It is adjusted if the longer side would exceed `longest` or the shorter
             side would be less than a pixel.
         longest: Maximum length of the longer side of the result in pixels.
+        distinct: Whether neighboring objects of one class have different colors. False gives every object the color of
+            its class, which does not flicker in a video.
 
     Returns:
         The drawing, `H×W×3`, RGB.
     """
-    visualizer = Visualizer(image, scale=_scale(image, width, longest))
-    if objects:
-        _add_objects(visualizer, objects, class_names)
-    return _Canvas(visualizer.output).finish()
-
-
-def _add_objects(visualizer: Visualizer, objects: Objects, class_names: Sequence[str]) -> None:
+    canvas = _resized(image, width, longest)
+    if not objects:
+        return canvas
+    size = canvas.shape[1], canvas.shape[0]
+    scale = size[0] / image.shape[1], size[1] / image.shape[0]
+    boxes = _boxes(objects) * (*scale, *scale)
     classes = [o["category_id"] for o in objects]
-    colors = colormap(rgb=True, maximum=1)
-    masks = [o.get("segmentation") for o in objects]
-    size = visualizer.output.height, visualizer.output.width
-    visualizer.overlay_instances(
-        boxes=np.array([BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]),
-        # Masks are converted to polygons one at a time. Detectron2 would keep all of them as bitmaps.
-        masks=[GenericMask(mask, *size).polygons for mask in masks] if all(masks) else None,
-        labels=[_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)],
-        assigned_colors=[colors[c % len(colors)] for c in classes],
-    )
+    colors = object_colors(boxes, classes, len(class_names), distinct=distinct)
+    lines = [_line_width(canvas, box) for box in boxes]
+    regions = [rasterize(o["segmentation"], scale, size) if o.get("segmentation") else None for o in objects]
+    for region, color in zip(regions, colors, strict=True):
+        if region is not None:
+            region.fill(canvas, color)
+    edges = np.array(boxes)
+    for number, (region, color, line) in enumerate(zip(regions, colors, lines, strict=True)):
+        if region is not None:
+            region.outline(canvas, color, line, _rim(line))
+        edges[number] = _add_box(canvas, boxes[number], color, line)
+    texts = [_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)]
+    add_labels(canvas, texts, edges, colors, _font_size(canvas))
+    return canvas
+
+
+def _boxes(objects: Objects) -> NDArray[np.float64]:
+    """Return the boxes as `N×4` (x1, y1, x2, y2). Annotations with problems may have a negative width."""
+    boxes = np.array([BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects], np.float64)
+    low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
+    return np.clip(np.concatenate([low, high], axis=1), -_FAR, _FAR)
+
+
+def _add_box(canvas: Picture, box: NDArray[np.float64], color: Color, line: int) -> tuple[int, int, int, int]:
+    """Draw a box whose lines lie inside the image. Return its outer edges."""
+    height, width = canvas.shape[:2]
+    rim = _rim(line)
+    reach = line / 2 + rim
+    left, top = (round(float(v)) for v in np.clip(box[:2] - reach, 0, (width - 1, height - 1)))
+    right, bottom = (round(float(v)) for v in np.clip(box[2:] + reach, (left + 1, top + 1), (width, height)))
+    for inset, thick, paint in ((0, line + 2 * rim, contrasting(color)), (rim, line, color)):
+        x1, y1, x2, y2 = left + inset, top + inset, right - inset, bottom - inset
+        canvas[y1 : min(y1 + thick, y2), x1:x2] = paint
+        canvas[max(y2 - thick, y1) : y2, x1:x2] = paint
+        canvas[y1:y2, x1 : min(x1 + thick, x2)] = paint
+        canvas[y1:y2, max(x2 - thick, x1) : x2] = paint
+    return left, top, right, bottom
+
+
+def _line_width(canvas: Picture, box: NDArray[np.float64] | None = None) -> int:
+    width = _LINE * _mean_side(canvas)
+    if box is not None:
+        width = min(width, float((box[2:] - box[:2]).min()) / _THINNEST)
+    return max(1, round(width))
+
+
+def _rim(line: int) -> int:
+    return max(1, round(line / 3))
+
+
+def _font_size(canvas: Picture) -> int:
+    return max(_MIN_FONT, round(_FONT * _mean_side(canvas)))
+
+
+def _mean_side(canvas: Picture) -> float:
+    return (canvas.shape[0] + canvas.shape[1]) / 2
 
 
 def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence[str], width: int) -> Picture:
@@ -97,70 +158,51 @@ def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence
         image: The image, `H×W×3`, RGB.
         labels: Label map, `H×W`, with the class index of each pixel. Pixels with 255 have no class and are unchanged.
         class_names: Names of the classes, by class index.
-        width: Width of the result in pixels, adjusted as in `draw`. An image of more than 12 million pixels is first
-            reduced to that number.
+        width: Width of the result in pixels, adjusted as in `draw`.
 
     Returns:
         The drawing, `H×W×3`, RGB.
     """
-    factor = min(1, math.sqrt(_MAX_LABELED_PIXELS / labels.size))
-    if factor < 1:
-        image, labels = _resized(image, labels, factor)
-        width = min(width, labels.shape[1])
-    elif labels.shape[1] == 2:  # Detectron2 mistakes a mask of width 2 for another format
-        image, labels = _resized(image, labels, 2)
-    colors = Metadata(stuff_classes=class_names, stuff_colors=class_colors().tolist())
-    visualizer = Visualizer(image, colors, scale=_scale(image, width, _LONGEST))
-    canvas = _Canvas(visualizer.output)
-    numbers, areas = np.unique(labels[labels < len(class_names)], return_counts=True)
-    # One class at a time, the largest first: the layers of all classes together would take gigabytes.
-    for number in numbers[np.argsort(-areas)]:
-        only = np.where(labels == number, labels, np.uint8(_NO_CLASS))
-        visualizer.draw_sem_seg(only, area_threshold=0, alpha=_OPACITY)
-        canvas.flatten()
-    return canvas.finish()
+    canvas = _resized(image, width)
+    labels = cv2.resize(labels, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    known = (labels < len(class_names)).astype(np.uint8)
+    table = class_colors()
+    colors = cv2.LUT(cv2.merge([labels] * 3), table[None])
+    cv2.copyTo(cv2.addWeighted(canvas, 1 - _OPACITY, colors, _OPACITY, 0), known, canvas)
+    # A line in the color of the class on each side of a border, and a black one between them.
+    line = _line_width(canvas)
+    cv2.copyTo(colors, _borders(labels, line + 1) & known, canvas)
+    canvas[(_borders(labels, _rim(line)) & known) > 0] = 0
+    present = [int(index) for index in np.unique(labels) if index < len(class_names)]
+    add_labels(
+        canvas,
+        [class_names[index] for index in present],
+        _middles(labels, present),
+        [(int(red), int(green), int(blue)) for red, green, blue in table[present]],
+        _font_size(canvas),
+        centered=True,
+    )
+    return canvas
 
 
-def _resized(image: Picture, labels: NDArray[np.uint8], factor: float) -> tuple[Picture, NDArray[np.uint8]]:
-    height, width = (max(1, int(side * factor)) for side in labels.shape)
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
-    return np.asarray(small), np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+def _borders(labels: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]:
+    """Return a mask of the pixels within `reach` pixels of a pixel of another class."""
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    return (cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)).astype(np.uint8)
 
 
-class _Canvas:
-    """The pixels of a drawing, starting with the image at the size of the drawing.
-
-    Matplotlib takes 120 bytes per pixel to show an image, 6 GB for one of 8000×6000. This class takes 4 bytes per
-    pixel, with the same result.
-
-    Args:
-        output: Output of a visualizer whose only artist is the image.
-    """
-
-    def __init__(self, output: VisImage) -> None:
-        self._output = output
-        self._renderer = output.canvas.get_renderer()
-        self._pixels = np.asarray(self._renderer.buffer_rgba())
-        for shown in list(output.ax.images):
-            shown.remove()
-        height, width = self._pixels.shape[:2]
-        # Detectron2's figures are 0.01 pixels too large, and a fraction of a pixel is cut off at the top.
-        cut = output.height * output.scale + 0.01 - height
-        rows = (np.arange(height) + 0.5 + cut) * output.height / (height + cut)
-        columns = (np.arange(width) + 0.5) * output.width / (output.width * output.scale + 0.01)
-        self._pixels[:, :, :3] = output.img[rows.astype(int)[:, None], columns.astype(int)]
-        self._pixels[:, :, 3] = 255
-
-    def flatten(self) -> None:
-        """Draw all added image layers and remove them. Outlines and labels are drawn above them in any case."""
-        for layer in list(self._output.ax.images):
-            layer.draw(self._renderer)
-            layer.remove()
-
-    def finish(self) -> Picture:
-        """Draw everything that was added and return the pixels."""
-        self._output.fig.draw(self._renderer)
-        return self._pixels[:, :, :3].copy()
+def _middles(labels: NDArray[np.uint8], classes: Sequence[int]) -> NDArray[np.float64]:
+    """Return the point of each class that is farthest from all others, as an empty box."""
+    height, width = labels.shape
+    factor = min(1, _LABEL_SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    middles = np.zeros((len(classes), 4))
+    for number, index in enumerate(classes):
+        depth = cv2.distanceTransform(np.pad((small == index).astype(np.uint8), 1), cv2.DIST_L2, 3)
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        middles[number] = [(column - 0.5) * width / size[0], (row - 0.5) * height / size[1]] * 2
+    return middles
 
 
 def class_colors() -> NDArray[np.uint8]:
@@ -170,9 +212,17 @@ def class_colors() -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(wheel[None], "HSV").convert("RGB"))[0]
 
 
-def _scale(image: Picture, width: int, longest: int) -> float:
+def _resized(image: Picture, width: int, longest: int = _LONGEST) -> Picture:
+    """Return a copy of an image with the given width, within the limits of its sides."""
     sides = image.shape[:2]
-    return max(min(width / image.shape[1], longest / max(sides)), 1 / min(sides))
+    scale = max(min(width / sides[1], longest / max(sides)), 1 / min(sides))
+    size = (max(1, int(sides[1] * scale + 0.01)), max(1, int(sides[0] * scale + 0.01)))
+    if size == (sides[1], sides[0]):
+        return np.array(image)
+    # Averages pixels when reducing, which keeps thin structures.
+    return cv2.resize(
+        np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
 
 
 def _label(name: str, shown: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import BoxMode
 from torch import nn
 
 from pvt_det.errors import ConfigError
@@ -15,6 +16,7 @@ from pvt_det.export import files
 from pvt_det.export.check import Parity, compare, run_eager
 from pvt_det.export.graphs import build_graph
 from pvt_det.models import create_model
+from pvt_det.utils.visualizer import draw
 from tools import run_onnx as runner
 
 EXAMPLE = torch.zeros(2, 3, 200, 140, dtype=torch.uint8)
@@ -89,3 +91,47 @@ def test_run_onnx_needs_no_torch(capsys):
     assert "pvt_det" not in source.replace("pvt-det", "")
     assert "torch" not in source
     assert "detectron2" not in source.lower()
+
+
+def test_run_onnx_draws_like_predict():
+    """The script has its own lines for boxes, colors and labels. They look the same."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    boxes = np.array([(100, 100, 300, 250), (120, 110, 310, 240), (400, 300, 560, 450)], np.float32)
+    found = {"boxes": boxes, "scores": np.array([0.9, 0.8, 0.7], np.float32), "labels": np.array([0, 0, 1])}
+    shown = runner.show(image, found, ["", "", ""], 0.5)
+    objects = [
+        {"bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(label), "score": 0.9}
+        for box, label in zip(boxes, found["labels"], strict=True)
+    ]
+    drawn = draw(image[:, :, ::-1], objects[::-1], ["", "", ""], 640)[:, :, ::-1]
+    for part in (np.s_[130:240, 90:320], np.s_[330:440, 390:570]):  # without the labels
+        assert np.array_equal(shown[part], drawn[part])
+    assert np.array_equal(runner.show(image, found, ["a", "b"], 0.95), image)
+
+
+def test_run_onnx_labels_do_not_cover_each_other():
+    image, taken = np.zeros((480, 640, 3), np.uint8), []
+    rng = np.random.default_rng(0)
+    for corner in rng.uniform(-20, 620, (100, 2)):
+        runner.write(image, "blood cell 90%", np.array([*corner, *(corner + 60)]), (65, 85, 255), taken)
+    assert len(taken) > 20
+    covered = np.zeros(image.shape[:2], int)
+    for left, top, right, bottom in taken:
+        assert 0 <= left < right <= 640
+        assert 0 <= top < bottom <= 480
+        covered[top:bottom, left:right] += 1
+    assert covered.max() == 1
+    assert (image.any(axis=2) == (covered > 0)).mean() > 0.95
+
+
+def test_run_onnx_names_the_classes_of_a_label_map():
+    labels = np.zeros((480, 640), np.uint8)
+    labels[:, 400:] = 1
+    first, second = (
+        runner.show_labels(np.full((480, 640, 3), v, np.uint8), labels, ["sky", "road"]) for v in (10, 200)
+    )
+    fixed = (first == second).all(axis=2)  # what does not depend on the image: the plates of the names
+    assert 100 < fixed[:, :400].sum() < 3000
+    assert 100 < fixed[:, 400:].sum() < 3000
+    assert np.abs(first[5, 5].astype(int) - first[5, 600]).max() > 40

@@ -529,7 +529,7 @@ def test_F79_file_system_that_becomes_read_only_ends_predict_with_a_message(
 
     def predict(images):
         if next(saves) == 1:
-            monkeypatch.setattr("pvt_det.inference.files._save", read_only)
+            monkeypatch.setattr("pvt_det.inference.files.write_picture", read_only)
         return [boxes(3, image.shape[:2]) for image in images]
 
     code = run_cli(lambda: len(run_stub(output, folder_of_images, predict=predict, crops=True)))

@@ -21,7 +21,7 @@ from pvt_det.inference.predictor import Predictor
 
 @pytest.fixture(scope="module")
 def predictor(untrained_run):
-    return Predictor(untrained_run, device="cpu", batch_size=3)
+    return Predictor(untrained_run, device="cpu", batch_size=3, score_threshold=None)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,36 @@ def test_files_arrays_and_lists_give_the_same_predictions(predictor, files):
     assert predictor([]) == []
 
 
+def test_pillow_images_are_read_like_files(predictor, files, tmp_path):
+    """Rotated by their EXIF orientation, and of any mode, in lists too."""
+    photo = Image.open(files[0]).convert("RGB").crop((0, 0, 60, 40))
+    exif = Image.Exif()
+    exif[274] = 6
+    for name, image, options in (
+        ("rotated.jpg", photo, {"exif": exif}),
+        ("rotated.png", photo, {"exif": exif}),
+        ("rotated.tif", photo, {"exif": exif}),
+        ("palette.png", photo.quantize(16), {}),
+        ("gray.png", photo.convert("L"), {}),
+        ("alpha.png", photo.convert("RGBA"), {}),
+    ):
+        image.save(tmp_path / name, **options)
+        wanted = predictor(tmp_path / name)
+        assert wanted.image_size == ((60, 40) if name.startswith("rotated") else (40, 60))
+        opened, decoded = Image.open(tmp_path / name), Image.open(tmp_path / name)
+        decoded.load()
+        for found in predictor([opened, decoded]):
+            assert_close(found, wanted)
+            assert np.array_equal(found.plot(), wanted.plot())
+    with pytest.raises(DataError, match=r"image the image has 32-bit pixels \(mode F\)"):
+        predictor(photo.convert("F"))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "rotated.jpg").read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"cut\.jpg is broken or cut short"):
+        predictor(Image.open(tmp_path / "cut.jpg"))
+
+
 def test_bf16_is_close_to_fp32(predictor, untrained_run, files):
-    bf16 = Predictor(untrained_run, device="cpu", overrides=["TEST.PRECISION", "bf16"])
+    bf16 = Predictor(untrained_run, device="cpu", score_threshold=None, overrides=["TEST.PRECISION", "bf16"])
     dtypes = set()
     backbone = bf16._model.get_submodule("backbone.bottom_up")
     backbone.block4[0].mlp.fc1.register_forward_hook(lambda *arguments: dtypes.add(arguments[2].dtype))
@@ -77,7 +105,7 @@ def test_bf16_is_close_to_fp32(predictor, untrained_run, files):
 
 def test_images_are_rgb_for_models_trained_on_bgr(predictor, untrained_run, files):
     image = np.asarray(Image.open(files[0]).convert("RGB"))
-    bgr = Predictor(untrained_run, device="cpu", overrides=["INPUT.FORMAT", "BGR"])
+    bgr = Predictor(untrained_run, device="cpu", score_threshold=None, overrides=["INPUT.FORMAT", "BGR"])
     assert_close(bgr(image), predictor(image[:, :, ::-1]))
     assert bgr(image).scores.tolist() != predictor(image).scores.tolist()
 
@@ -122,7 +150,7 @@ def test_best_weights_of_a_run_are_the_default(untrained_run, tmp_path, predicto
     state["model"]["head.cls_score.bias"] -= 100
     torch.save(state, run / "model_best.pth")
     assert len(Predictor(run, device="cpu")(files[0])) == 0
-    final = Predictor(run / "config.yaml", run / "model_final.pth", device="cpu")
+    final = Predictor(run / "config.yaml", run / "model_final.pth", device="cpu", score_threshold=None)
     assert_close(final(files[0]), predictor(files[0]))
     (run / "model_best.pth").unlink()
     (run / "model_final.pth").unlink()

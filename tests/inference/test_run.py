@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path, PurePath
 
 import cv2
@@ -173,10 +174,7 @@ def test_classes_filter_the_detections(run, tmp_path):
 
 
 def test_video_is_processed_frame_by_frame(run, tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
-    for shift in range(0, 50, 10):
-        writer.write(picture((shift, 20, shift + 20, 50)))
-    writer.release()
+    write_video(tmp_path / "v.avi", 5)
     (tmp_path / "w.mp4").write_bytes(b"no video")
     errors, results, images, _ = run(tmp_path / "v.avi", tmp_path / "w.mp4", crops=False)
     assert len(errors) == 1
@@ -192,6 +190,7 @@ class NearSighted:
 
     def __init__(self):
         self.cfg = get_config()
+        self.class_names = ("cat", "dog")
         self.seen = []
 
     def __call__(self, images):
@@ -322,7 +321,7 @@ def test_video_is_segmented_frame_by_frame(segmentor_run, tmp_path, capsys):
     words = [str(tmp_path / "v.avi"), "--config-file", str(segmentor_run), "--device", "cpu"]
     assert run_command("predict", [*words, "--output", str(tmp_path / "out")]) == 0
     assert "2 label maps: " in (printed := capsys.readouterr().out)
-    assert printed.endswith(f"labels, videos in {tmp_path / 'out/pictures'}\n")
+    assert printed.endswith(f"labels, {tmp_path / 'out/videos'}\n")
     labels = Segmentor(segmentor_run, device="cpu")(list(Video(tmp_path / "v.avi")))
     for number, expected in enumerate(labels, start=1):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/labels/v/{number:06d}.png")), expected)
@@ -367,3 +366,52 @@ def test_class_has_the_same_color_in_every_drawing():
     drawn = draw_labels(picture(), labels, ("a", "b", "c", "d", "e"), 96)
     assert drawn[4, 4].tolist() == pytest.approx(class_colors()[4] / 2, abs=2)
     assert drawn[60, 4].max() == 0
+
+
+def test_line_for_each_image_with_counts_and_milliseconds(run, tmp_path):
+    for name, boxes in (("a.png", [BOX]), ("c.png", []), ("d.png", [BOX, (50, 5, 90, 60)])):
+        save(tmp_path / "in" / name, picture(*boxes))
+    (tmp_path / "in/b.png").write_bytes(b"damaged")
+    printed = run(tmp_path / "in")[3]
+    lines = [re.sub(r"\d+ ms", "N ms", line) for line in printed.splitlines() if not line.startswith("skipped: ")]
+    assert lines == [
+        f"image 1/4 {tmp_path}/in/a.png: 1 and/or, N ms",
+        f"image 3/4 {tmp_path}/in/c.png: no objects, N ms",
+        f"image 4/4 {tmp_path}/in/d.png: 2 and/or, N ms",
+    ]
+
+
+def test_lines_of_a_video_and_the_note_about_its_codec(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("pvt_det.inference.video.find_spec", lambda name: None)
+    write_video(tmp_path / "v.avi", 5)
+    lines = [re.sub(r"\d+ ms", "N ms", line) for line in run(tmp_path / "v.avi", crops=False)[3].splitlines()]
+    assert lines == [
+        "note: The videos are written as MPEG-4, which browsers do not play, because PyAV is not installed. For H.264, "
+        "install it with: pip install av",
+        f"video 1/1 {tmp_path}/v.avi frame 2/5: 1 and/or, N ms",
+        f"video 1/1 {tmp_path}/v.avi: 5 frames, N ms per frame",
+    ]
+
+
+def test_quiet_prints_faults_only(segmentor_run, untrained_run, shapes, tmp_path, capsys):
+    (tmp_path / "damaged.png").write_bytes(b"damaged")
+    first = min((shapes / "val").iterdir())
+    for folder, line in ((untrained_run, r"\d+ \w+.*|no objects"), (segmentor_run, r"\w+ \d+%.*")):
+        words = [first, tmp_path / "damaged.png", "--config-file", folder, "--device", "cpu"]
+        for quiet in ([], ["--quiet"]):
+            with pytest.raises(DataError, match="1 of 2 files could not be read"):
+                run_command("predict", [*words, *quiet, "--output", tmp_path / f"{folder.name}{len(quiet)}"])
+            printed = capsys.readouterr().err.splitlines()
+            assert any(text.startswith("skipped: ") for text in printed)
+            said = [text for text in printed if text.startswith("image ")]
+            assert bool(said) != bool(quiet)
+            assert all(re.fullmatch(rf"image 1/2 {re.escape(str(first))}: ({line}), \d+ ms", text) for text in said)
+
+
+def write_video(path: Path, count: int) -> Path:
+    """Write a video of a white box that moves to the right."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
+    for shift in range(0, 10 * count, 10):
+        writer.write(picture((shift, 20, shift + 20, 50)))
+    writer.release()
+    return path

@@ -65,14 +65,15 @@ def test_boxes_of_all_views_are_merged(cfg):
 def test_single_view_finds_no_new_objects(untrained_run, shapes):
     file = shapes / "val/000002.png"
     one = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", "False"]
-    plain, augmented = (Predictor(untrained_run, device="cpu", overrides=words)(file) for words in ([], one))
+    settings = {"device": "cpu", "score_threshold": None}
+    plain, augmented = (Predictor(untrained_run, **settings, overrides=words)(file) for words in ([], one))
     # Boxes clipped to the image overlap more than before, so more of them are merged.
     assert len(plain) / 2 < len(augmented) <= len(plain)
     plain_scores = {round(score, 5) for score in plain.scores.tolist()}
     assert {round(score, 5) for score in augmented.scores.tolist()} <= plain_scores
     torch.testing.assert_close(plain.pred_boxes.tensor[0], augmented.pred_boxes.tensor[0], atol=1e-3, rtol=0)
     more = [*one[:2], "TEST.AUG.MIN_SIZES", "(64, 96)"]
-    found = Predictor(untrained_run, device="cpu", overrides=more)(file)
+    found = Predictor(untrained_run, **settings, overrides=more)(file)
     assert 0 < len(found) <= 100
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
     assert found.scores.tolist() != plain.scores.tolist()
