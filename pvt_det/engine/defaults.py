@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from rich.console import Console
 
 from pvt_det.config import load_config, validate_config
+from pvt_det.data.given import require_coco_files
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
@@ -40,9 +41,9 @@ logger = logging.getLogger(__name__)
 # Options that set a key of the config.
 _SHORTCUTS = {
     "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
-    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; they define the classes"),
+    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on, in COCO's format; they define the classes"),
     "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "images of the training annotations"),
-    "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on"),
+    "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on, in COCO's format"),
     "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations"),
     "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation"),
     "val_labels": ("DATASETS.VAL_LABELS", "DIR", "label maps to evaluate on"),
@@ -129,11 +130,13 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
 
     Raises:
         ConfigError: If a key is unknown or a value is wrong.
+        DataError: If annotations are not in COCO's format.
     """
     given = {key: getattr(args, name, None) for name, (key, _, _) in _SHORTCUTS.items()}
     shortcuts = [word for key, value in given.items() if value is not None for word in (key, value)]
     training = not getattr(args, "eval_only", True)
     cfg = load_config(config_file or args.config_file, [*settings, *args.overrides, *shortcuts], training=training)
+    require_coco_files(cfg, training=training, config_file=config_file or args.config_file)
     if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     check_allowed_changes(allowed := getattr(args, "allow_change", []))
