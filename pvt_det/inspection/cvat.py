@@ -1,6 +1,6 @@
 """Read an XML file of CVAT ("CVAT for images 1.1") as COCO annotations.
 
-hotcoco reads it too, but names neither the line nor the kind of what it skips.
+hotcoco's reader does not say where an object comes from, and what it skips, so we have our own.
 """
 
 from __future__ import annotations

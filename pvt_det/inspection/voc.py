@@ -1,6 +1,6 @@
 """Read Pascal VOC files, one XML file per image, as COCO annotations.
 
-hotcoco's reader fails on boxes with fractions and names no file in its errors, so we have our own.
+hotcoco's reader stops at the first broken file, and does not say where an object comes from, so we have our own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def read_voc(folder: Path, image_root: Path, findings: Findings) -> dict[str, Any]:
     """Read a folder of Pascal VOC files as COCO annotations.
 
-    Coordinates are numbers of pixels, counted from 1, and the last ones belong to the box, as in the VOC development kit
-    and Detectron2: the box is `xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1`. A difficult object becomes a crowd
-    region. Classes are in the order of `labels.txt` in the folder, if there is one, and otherwise sorted by name.
+    Pixels are counted from 1, and the last ones belong to the box, as in the VOC development kit and Detectron2: the
+    box is `xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1`. A difficult object becomes a crowd region. Classes
+    are in the order of `labels.txt` in the folder, if there is one, and otherwise sorted by name.
 
     Args:
         folder: Folder of XML files, or the folder of a data set with a folder `Annotations`.
