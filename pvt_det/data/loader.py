@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from pvt_det.data.coco.cache import forget_annotations
+from pvt_det.data.coco.findings import SKIP_OPTION
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
 from pvt_det.data.sampler import ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
@@ -93,7 +94,7 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
                 return read(record)
             except DataError as error:
                 if self.on_error != "skip":
-                    raise
+                    raise DataError(f"{error}. To leave it out, use {SKIP_OPTION}.") from error
                 self.skipped += 1
                 if record["file_name"] not in self._reported:
                     self._reported.add(record["file_name"])

@@ -21,6 +21,7 @@ from pvt_det.config.image_size import image_size_keys
 from pvt_det.config.loader import COMMAND_LINE
 from pvt_det.config.table import get_value, set_value
 from pvt_det.config.values import coerce
+from pvt_det.data.given import require_coco_files
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.epochs import resolve_epochs
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
@@ -57,6 +58,7 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
 
     Raises:
         ConfigError: If a key is unknown, a value is wrong, or an option and a key in the arguments disagree.
+        DataError: If annotations are not in COCO's format.
     """
     shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
     training = not getattr(args, "eval_only", True)
@@ -78,6 +80,7 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
             _check_agrees("--image-size", key, value, keys)
             set_value(cfg, key, coerce(value, get_value(cfg, key), key, COMMAND_LINE))
         validate_config(cfg, where=COMMAND_LINE, training=training)
+    require_coco_files(cfg, training=training, config_file=path)
     if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
     check_allowed_changes(allowed := getattr(args, "allow_change", []))

@@ -10,9 +10,9 @@ from pvt_det.utils.run_parser import RunParser, image_size
 # Options that set a key of the config.
 SHORTCUTS = {
     "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
-    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on; they define the classes"),
+    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on, in COCO's format; they define the classes"),
     "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "images of the training annotations"),
-    "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on"),
+    "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on, in COCO's format"),
     "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations"),
     "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation"),
     "val_labels": ("DATASETS.VAL_LABELS", "DIR", "label maps to evaluate on"),

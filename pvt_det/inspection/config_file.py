@@ -12,6 +12,7 @@ import yaml
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
+from pvt_det.inspection.backbones import Backbone
 from pvt_det.inspection.inspect import Inspection
 from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
@@ -21,10 +22,12 @@ from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.text import counted
 
 _BASES = Path(__file__).parents[2] / "configs/base"
+# Base configs of each task: the head, and the backbone of a family.
 _FILES = {
-    "retinanet": ("retinanet.yaml", "retinanet_pvt.yaml"),
-    "mask-rcnn": ("mask_rcnn.yaml", "rcnn_pvt.yaml"),
+    "retinanet": ("retinanet.yaml", "retinanet_{}.yaml"),
+    "mask-rcnn": ("mask_rcnn.yaml", "rcnn_{}.yaml"),
 }
+_TASK_NAMES = {"retinanet": "RetinaNet", "mask-rcnn": "Mask R-CNN"}
 # Training from random weights works on the blood cells, whose rarest class has about 300 objects. COCO has 10,000 per
 # class.
 _FEW_OBJECTS = 200
@@ -36,7 +39,7 @@ class Plan:
 
     Attributes:
         task: One of `pvt_det.inspection.tasks.TASKS`.
-        model: Name of a PVT variant, such as "pvt_tiny".
+        backbone: The backbone. It changes no other setting.
         weights: Value of MODEL.WEIGHTS. "" trains from random weights.
         weights_reason: Why `weights` is "". Not used otherwise.
         on_cpu: Whether to train on a CPU instead of GPUs.
@@ -45,7 +48,7 @@ class Plan:
     """
 
     task: str
-    model: str
+    backbone: Backbone
     weights: str
     weights_reason: str
     on_cpu: bool
@@ -103,15 +106,18 @@ def _text(path: Path, plan: Plan, settings: Settings, train: Inspection, val: In
 
 def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     s = train.statistics
-    names = [*_FILES[plan.task], *(["small.yaml"] if plan.on_cpu else [])]
+    files = [name.format(plan.backbone.family) for name in _FILES[plan.task]]
+    names = [*files, *(["small.yaml"] if plan.on_cpu else [])]
     folder = path.resolve().parent
     # Use relative paths inside the checkout, so that it can be moved, and absolute paths elsewhere.
     is_inside = folder.is_relative_to(_BASES.parents[1])
     bases = [os.path.relpath(_BASES / name, folder) if is_inside else str(_BASES / name) for name in names]
     classes = counted(len(s.classes), "class", "classes")
     return [
-        f"# Written by pvt-det inspect for {counted(s.images, 'image')} with {counted(s.objects, 'object')} of "
-        f"{classes}, {'on a CPU' if plan.on_cpu else 'on GPUs'}.",
+        f"# {_TASK_NAMES[plan.task]} with the backbone {plan.backbone.name}, written by pvt-det inspect for "
+        f"{counted(s.images, 'image')} with {counted(s.objects, 'object')} of {classes}, "
+        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
+        "# The recipe is the same for all backbones, AdamW included. To compare, write another config with --model.",
         f"_BASE_: {_list(bases)}",
     ]
 
@@ -157,8 +163,9 @@ def _model(plan: Plan, settings: Settings, statistics: Statistics) -> list[str]:
 
 def _start(plan: Plan, objects: int) -> list[str]:
     """Return the lines about the initial weights; `objects` is the mean number of objects per class."""
+    backbone = plan.backbone.settings(pretrained=bool(plan.weights))
     if plan.weights:
-        return [f"  WEIGHTS: {_scalar(plan.weights)}", f"  PVT: {{VARIANT: {plan.model}}}"]
+        return [f"  WEIGHTS: {_scalar(plan.weights)}", *backbone]
     lines = [
         f"  # Random weights: {plan.weights_reason}. ImageNet weights need much less data and time for the same AP.",
         *(
@@ -167,7 +174,7 @@ def _start(plan: Plan, objects: int) -> list[str]:
             else []
         ),
         '  WEIGHTS: ""',
-        f"  PVT: {{VARIANT: {plan.model}, DROP_PATH_RATE: 0.0}}  # no regularization: random weights must fit first",
+        *backbone,
     ]
     if _needs_norms(plan):
         lines.append("  FPN: {NORM: GN}  # normalized layers learn several times faster from random weights")

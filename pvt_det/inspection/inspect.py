@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from hotcoco import COCO
 
-from pvt_det.data.coco.annotations import CocoData, read_json
+from pvt_det.data.coco.annotations import CocoData, entry_name, read_json
 from pvt_det.data.coco.check import examine
 from pvt_det.data.coco.findings import Findings
+from pvt_det.data.formats import COCO_FORMAT, LISTS, VOC_FORMAT, detect_format
 from pvt_det.inspection.files import FileFacts, read_facts, same_files, shared_images
-from pvt_det.inspection.formats import COCO_FORMAT, LISTS, VOC_FORMAT, detect_format, find_image_lists, to_coco
+from pvt_det.inspection.formats import find_image_lists, to_coco
 from pvt_det.inspection.statistics import Statistics, describe
+from pvt_det.utils.files import write_atomically
 
 # Our descriptions of the hotcoco health check's codes. Its other codes are covered by our own check.
 _QUALITY = {
@@ -24,7 +26,7 @@ _QUALITY = {
     "extreme_aspect_ratio": "boxes more than 20 times as long as wide",
     "zero_area": "objects with area 0",
 }
-_DIFFERENT_CLASSES = "different classes than in the training data (names in the order of their ids)"
+_DIFFERENT_CLASSES = "different classes than in {} (names in the order of their ids)"
 _FEW = 10
 NORMALIZED_BOXES = (
     "boxes that look normalized by the image size (0 to 1); COCO boxes are in pixels: multiply x and width by the "
@@ -48,7 +50,7 @@ class Advice:
         count: Number of affected images, objects or classes.
         images: Ids of affected images.
         annotations: Ids of affected annotations.
-        names: Names of affected classes or files.
+        names: Names of affected classes, files or annotations. Identical files are in one name, "a.jpg = b.jpg".
     """
 
     text: str
@@ -91,6 +93,25 @@ class Inspection:
         """The unchanged annotations of the file by id, including invalid ones."""
         return _by_id(read_json(self.json_file)["annotations"])
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether `json_file` was converted from another format."""
+        return self.json_file != self.source
+
+    def saved_as(self, path: Path | None) -> Inspection:
+        """Move the converted annotations to a file.
+
+        Args:
+            path: The file to write or replace. None, and annotations that were not converted, change nothing.
+
+        Returns:
+            The inspection with the new `json_file`.
+        """
+        if path is None or not self.is_converted:
+            return self
+        write_atomically(path, self.json_file.read_bytes())
+        return replace(self, json_file=path)
+
     def is_refused(self, on_error: str) -> bool:
         """Whether training refuses the data.
 
@@ -109,20 +130,24 @@ def inspect_dataset(
     masks: bool = False,
     allow_outside: bool = False,
     perceptual_hashes: bool = False,
-    train: Inspection | None = None,
+    classes: Sequence[str] = (),
+    classes_of: str = "the training data",
+    class_file: Path | None = None,
 ) -> Inspection:
     """Read a data set in any supported format, check it as training would, and describe it.
 
     Args:
-        source: A COCO JSON or CVAT XML file, a folder of Pascal VOC XML or YOLO text files, or an image list of Pascal
-            VOC.
+        source: A COCO JSON or CVAT XML file, a folder of Pascal VOC XML or YOLO text files, or an image list of one of
+            the two.
         image_root: Image folder.
         json_file: COCO JSON file to write if the annotations have a different format.
         level: How the image files are checked, a value of DATASETS.CHECK.
         masks: Whether every object needs a mask.
         allow_outside: Whether file names may point outside `image_root`.
         perceptual_hashes: Whether to compute perceptual hashes, which `find_leakage` needs to find similar images.
-        train: Inspection of the training data if this is the validation data. The classes must be the same.
+        classes: Class names that the data must have, in order, if this is not training data. Empty for any.
+        classes_of: What `classes` belong to, for messages.
+        class_file: File with the class names of YOLO. None searches for it in the label folder and above.
 
     Raises:
         DataError: The annotations cannot be read at all.
@@ -132,11 +157,11 @@ def inspect_dataset(
     if kind == COCO_FORMAT:
         json_file = source
     else:
-        to_coco(source, image_root, json_file, findings, train.data.class_names if train else ())
+        to_coco(source, image_root, json_file, findings, classes, class_file)
     examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
     data = examined.usable
-    if train and data.class_names != train.data.class_names:
-        findings.add(_DIFFERENT_CLASSES, _difference(train.data.class_names, data.class_names), fatal=True)
+    if classes and data.class_names != list(classes):
+        findings.add(_DIFFERENT_CLASSES.format(classes_of), _difference(classes, data.class_names), fatal=True)
     facts = read_facts(
         {image["id"]: image_root / image["file_name"] for image in data.images}, perceptual_hashes=perceptual_hashes
     )
@@ -161,7 +186,7 @@ def inspect_dataset(
     )
 
 
-def _difference(train: list[str], val: list[str]) -> str:
+def _difference(train: Sequence[str], val: Sequence[str]) -> str:
     missing, extra = [[n for n in a if n not in b] for a, b in ((train, val), (val, train))]
     parts = [f"{word} {', '.join(names)}" for word, names in (("without", missing), ("with", extra)) if names]
     return " and ".join(parts) or "in a different order"
@@ -184,7 +209,8 @@ def find_leakage(train: Inspection, val: Inspection) -> list[Advice]:
         (False, "images that look like a training image"),
     ):
         ids = {val_id: train_id for train_id, val_id, same in pairs if same == is_same}
-        files = [f"{val.images[v]['file_name']} is {train.images[t]['file_name']}" for v, t in ids.items()]
+        sign = "=" if is_same else "~"
+        files = [f"{val.images[v]['file_name']} {sign} {train.images[t]['file_name']}" for v, t in ids.items()]
         if ids:
             found.append(Advice(text, len(ids), images=list(ids), names=files))
     seen = {c.name for c in val.statistics.classes if c.objects}
@@ -236,7 +262,8 @@ def suspect_boxes(data: CocoData) -> tuple[str, list[dict[str, Any]]] | None:
 
 
 def _object_advice(text: str, annotations: list[dict[str, Any]]) -> Advice:
-    return Advice(text, len(annotations), [a["image_id"] for a in annotations], [a["id"] for a in annotations])
+    images, ids = [a["image_id"] for a in annotations], [a["id"] for a in annotations]
+    return Advice(text, len(ids), images, ids, [entry_name("annotation", a, i) for i, a in enumerate(annotations)])
 
 
 def _quality(data: CocoData) -> list[Advice]:
@@ -288,13 +315,12 @@ def _balance(statistics: Statistics) -> list[Advice]:
 
 def _files(data: CocoData, facts: dict[int, FileFacts]) -> list[Advice]:
     names = {image["id"]: image["file_name"] for image in data.images}
-    rotated = [image_id for image_id, fact in facts.items() if fact.is_rotated]
-    identical = [image_id for group in same_files(facts) for image_id in group]
     found = []
-    for text, ids in (
-        ("images rotated by their EXIF tag; boxes must match the rotated image, which most viewers show", rotated),
-        ("images with identical files", identical),
-    ):
-        if ids:
-            found.append(Advice(text, len(ids), images=ids, names=[names[i] for i in ids]))
+    if rotated := [image_id for image_id, fact in facts.items() if fact.is_rotated]:
+        text = "images rotated by their EXIF tag; boxes must match the rotated image, which most viewers show"
+        found.append(Advice(text, len(rotated), images=rotated, names=[names[i] for i in rotated]))
+    if groups := same_files(facts):
+        same = [" = ".join(names[image_id] for image_id in group) for group in groups]
+        count = sum(map(len, groups))
+        found.append(Advice("images with identical files", count, images=[group[0] for group in groups], names=same))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
+from pvt_det.data.coco.annotations import entry_name
 from pvt_det.data.images import read_image
 from pvt_det.errors import DataError
 from pvt_det.inspection.inspect import Advice, Inspection
@@ -84,19 +85,19 @@ def _problems(found: Inspection, on_error: str) -> Iterator[html.Html]:
 
 
 def _offenders(found: Inspection, names: Sequence[str]) -> Iterator[html.Html]:
-    """Draw the objects that the findings name, such as "annotation 7" or "image 3: reason"."""
+    """Draw the objects that the findings name, such as "annotation 7", "a.xml, line 9" or "image 3: reason"."""
     by_name: dict[str, tuple[Any, list[dict[str, Any]] | None]] = {}
-    by_name |= {f"annotation {number}": (a.get("image_id"), [a]) for number, a in found.all_annotations.items()}
-    by_name |= {f"image {number}": (number, None) for number in found.images}
-    shown = [(name, *by_name[key]) for name in dict.fromkeys(names) if (key := name.split(":")[0]) in by_name]
+    by_name |= {entry_name("annotation", a, 0): (a.get("image_id"), [a]) for a in found.all_annotations.values()}
+    by_name |= {entry_name("image", image, 0): (number, None) for number, image in found.images.items()}
+    shown = [(name, *by_name[key]) for name in dict.fromkeys(names) if (key := name.split(": ")[0]) in by_name]
     yield from _pictures(found, shown[:_OFFENDERS])
 
 
 def _advice(item: Advice, found: Inspection) -> html.Html:
     chosen: list[tuple[str, Any, list[dict[str, Any]] | None]]
     if item.annotations:
-        pairs = zip(item.images, item.annotations, strict=True)
-        chosen = [(f"annotation {number}", image, [found.all_annotations[number]]) for image, number in pairs]
+        triples = zip(item.names, item.images, item.annotations, strict=True)
+        chosen = [(name, image, [found.all_annotations[number]]) for name, image, number in triples]
     else:
         chosen = [(name, image, None) for name, image in zip(item.names, item.images, strict=False)]
     pictures = list(_pictures(found, chosen[:_OFFENDERS]))

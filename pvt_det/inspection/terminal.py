@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pvt_det.inspection.formats import VOC_FORMAT
+from pvt_det.data.formats import VOC_FORMAT
 from pvt_det.inspection.inspect import Advice, Inspection
 from pvt_det.inspection.statistics import ClassCount, Statistics
 
@@ -30,6 +31,7 @@ def summary(inspection: Inspection) -> list[tuple[str, str]]:
     per_image = s.per_image if s.images else np.zeros(1, int)
     return [
         ("Format", inspection.format),
+        ("Image folder", str(inspection.image_root)),
         ("Images", f"{s.images:,}, {s.empty_images:,} of them without objects"),
         ("Image sizes", image_sizes(s)),
         ("Objects", f"{s.objects:,}; {np.median(per_image):g} per image (median), at most {per_image.max():,}"),
@@ -104,14 +106,41 @@ def show_advice(console: Console, advice: Sequence[Advice]) -> None:
 
 
 def advice_line(item: Advice) -> str:
-    """Format a piece of advice as one line, with its count and the first names or annotation ids.
+    """Format a piece of advice as one line, with its count and the first names.
 
     Args:
         item: What to review.
     """
-    named = [*item.names] or [f"annotation {number}" for number in item.annotations]
-    more = ", …" if len(named) > _SHOWN else ""
-    return f"{item.count:,} x {item.text}" + (f": {', '.join(named[:_SHOWN])}{more}" if named else "")
+    # The names of places contain commas: "a.xml, line 9".
+    separator = "; " if any("," in name for name in item.names) else ", "
+    more = ", …" if len(item.names) > _SHOWN else ""
+    return f"{item.count:,} x {item.text}" + (f": {separator.join(item.names[:_SHOWN])}{more}" if item.names else "")
+
+
+class Written:
+    """The files that a command wrote, to be shown at its end."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[str, str]] = []
+
+    def add(self, path: Path, what: str) -> None:
+        """Add a file.
+
+        Args:
+            path: The file.
+            what: What it contains.
+        """
+        self._files.append((str(path), what))
+
+    def show(self, console: Console) -> None:
+        """Print the files, one per line.
+
+        Args:
+            console: Console to print to.
+        """
+        width = max((len(name) for name, _ in self._files), default=0)
+        for name, what in self._files:
+            console.print(f"Wrote {escape(name.ljust(width))}  {what}", soft_wrap=True)
 
 
 def _bars(title: str, values: dict[str, int]) -> Table:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from pvt_det.data.coco.findings import Findings
+from pvt_det.data.formats import CLASS_FILES, YAML_SUFFIXES
 from pvt_det.data.images import IMAGE_SUFFIXES, read_header
 from pvt_det.errors import DataError
 from pvt_det.utils.plain_yaml import read_plain_yaml, read_text
 
-# Files with the class names, in the label folder or a few levels above it.
-CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
+# The class names are in the label folder or at most this many levels above it.
 _LEVELS_UP = 3
 
 
-def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, Any]:
+def read_yolo(labels: Path, image_root: Path, findings: Findings, class_file: Path | None = None) -> dict[str, Any]:
     """Read a folder of YOLO label files as COCO annotations.
 
     A line is `class x y width height` or `class x1 y1 x2 y2 x3 y3 …`, with coordinates normalized by the image size. An
@@ -31,14 +31,16 @@ def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, A
         labels: Folder of the label files, with the same subfolders as `image_root`.
         image_root: Image folder.
         findings: Collects files and lines that cannot be used.
+        class_file: File with the class names. None searches for it in the label folder and above.
 
     Returns:
-        The content of a COCO JSON file with all usable images and objects.
+        The content of a COCO JSON file with all usable images and objects. `origin` of an image or object is its image
+        file, or its line in the label file.
 
     Raises:
         DataError: The class names or images are missing, or the class names cannot be read.
     """
-    names = _class_names(labels)
+    names = read_class_names(class_file or _find_class_file(labels))
     images = _images(image_root)
     if not images:
         raise DataError(f"Image folder {image_root} has no images ({', '.join(IMAGE_SUFFIXES)}).")
@@ -55,29 +57,41 @@ def read_yolo(labels: Path, image_root: Path, findings: Findings) -> dict[str, A
         try:
             width, height = read_header(path)
         except DataError as error:
-            findings.add("image file that cannot be used", f"image {image_id}: {error}")
+            findings.add("image file that cannot be used", str(error))
             continue
-        file_name = path.relative_to(image_root).as_posix()
-        content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        image = {"id": image_id, "file_name": path.relative_to(image_root).as_posix()}
+        content["images"].append(image | {"width": width, "height": height, "origin": image["file_name"]})
         if stem in label_files:
-            for found in _objects(label_files[stem], len(names), (width, height), findings):
+            name = label_files[stem].relative_to(labels).as_posix()
+            for found in _objects(label_files[stem], name, len(names), (width, height), findings):
                 annotation_id = len(content["annotations"]) + 1
                 content["annotations"].append({"id": annotation_id, "image_id": image_id, "iscrowd": 0, **found})
     return content
 
 
-def _class_names(labels: Path) -> list[str]:
+def _find_class_file(labels: Path) -> Path:
     folders = [labels, *labels.resolve().parents[:_LEVELS_UP]]
     for path in (folder / name for folder in folders for name in CLASS_FILES):
         if path.is_file():
-            return _names_in(path)
+            return path
     raise DataError(
         f"Folder {labels} has no class names. Add data.yaml (names: [cat, dog]) or classes.txt (one name per line)."
     )
 
 
-def _names_in(path: Path) -> list[str]:
-    if path.suffix != ".yaml":
+def read_class_names(path: Path) -> list[str]:
+    """Read the class names of a YOLO data set.
+
+    Args:
+        path: A YAML file with `names`, or a text file with one name per line.
+
+    Returns:
+        The names, in the order of the class numbers.
+
+    Raises:
+        DataError: The file cannot be read or has no names.
+    """
+    if path.suffix not in YAML_SUFFIXES:
         return [line.strip() for line in read_text(path, DataError).splitlines() if line.strip()]
     content = read_plain_yaml(path, DataError, keys=(str, int))
     names = content.get("names") if isinstance(content, dict) else None
@@ -101,7 +115,9 @@ def _images(root: Path) -> dict[Path, Path]:
     return {path.relative_to(root).with_suffix(""): path for path in found}
 
 
-def _objects(path: Path, classes: int, size: tuple[int, int], findings: Findings) -> Iterator[dict[str, Any]]:
+def _objects(
+    path: Path, shown: str, classes: int, size: tuple[int, int], findings: Findings
+) -> Iterator[dict[str, Any]]:
     try:
         lines = read_text(path, DataError).splitlines()
     except DataError as error:
@@ -111,12 +127,12 @@ def _objects(path: Path, classes: int, size: tuple[int, int], findings: Findings
         words = line.split()
         if not words:
             continue
-        problem = _problem(words, classes)
+        problem, origin = _problem(words, classes), f"{shown}, line {number}"
         if problem:
-            findings.add(f"label line {problem}", f"{path.name}, line {number}")
+            findings.add(f"label line {problem}", origin)
             continue
         coordinates = [float(word) for word in words[1:]]
-        yield {"category_id": int(words[0]), **_shape(coordinates, size)}
+        yield {"category_id": int(words[0]), "origin": origin, **_shape(coordinates, size)}
 
 
 def _problem(words: list[str], classes: int) -> str:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from detectron2.modeling import build_model
 from PIL import Image
 
 from pvt_det.config import load_config
+from pvt_det.data.loader import build_detection_train_loader
+from pvt_det.data.sets import register_datasets
 from pvt_det.errors import CheckpointError
+from pvt_det.solver.build import build_optimizer
 from pvt_det.utils.cli import run_cli
 from tests.command_line import run_command
 from tests.scripts import dataset_script
@@ -70,7 +75,7 @@ def test_config_and_page(both, tmp_path, capsys):
     text = config.read_text()
     for key in ("SIZES", "MIN_SIZE_TRAIN", "MAX_ITER", "BASE_LR", "DETECTIONS_PER_IMAGE"):
         assert re.search(rf"(#[^\n]*\n\s+{key}:)|({key}: [^\n]*#)", text), f"{key} has no reason"
-    assert max(map(len, text.splitlines()[2:])) < 200
+    assert max(map(len, text.splitlines()[3:])) < 200
     assert page.read_text().count("data:image/jpeg") >= 8 + 3
     assert main(*both, "--write-config", config) == 2  # an existing config is not overwritten
 
@@ -214,7 +219,119 @@ def test_voc_splits_share_classes_and_masks_need_both_splits(words, both, tmp_pa
     assert not load_config(config).MODEL.MASK_ON
 
 
-def test_yolo_data_is_converted_to_coco_next_to_the_config(tmp_path):
+def flat(cfg, prefix=""):
+    for key, value in cfg.items():
+        yield from flat(value, f"{prefix}{key}.") if hasattr(value, "items") else [(f"{prefix}{key}", value)]
+
+
+@pytest.mark.parametrize("weights", [[], ["--weights", "none"]], ids=["pretrained", "random"])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("task", ["retinanet", "mask-rcnn"])
+def test_another_backbone_gets_the_same_recipe(words, tmp_path, reachable, task, device, weights):
+    configs = []
+    for model in ("pvt_tiny", "R_18"):
+        file = tmp_path / f"{model}.yaml"
+        options = ["--model", model, "--task", task, "--device", device, *weights]
+        assert main(*words, "--write-config", file, *options) == 0
+        assert f"with the backbone {model}, written by pvt-det inspect for 8 images" in file.read_text()
+        configs.append(load_config(file))
+    pvt, resnet = (dict(flat(cfg)) for cfg in configs)
+    different = {key for key in pvt if pvt[key] != resnet[key]}
+    backbone = {
+        "MODEL.BACKBONE.NAME",
+        "MODEL.RESNETS.DEPTH",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "MODEL.FPN.IN_FEATURES",
+    }
+    assert backbone <= different
+    allowed = r"MODEL\.(BACKBONE|PVT|RESNETS)\..*|MODEL\.FPN\.IN_FEATURES|MODEL\.WEIGHTS|OUTPUT_DIR"
+    assert not [key for key in different if not re.fullmatch(allowed, key)]
+    assert resnet["SOLVER.OPTIMIZER"] == "adamw"
+    if weights:
+        # Nothing is frozen that has random weights.
+        assert (resnet["MODEL.BACKBONE.FREEZE_AT"], resnet["MODEL.RESNETS.NORM"]) == (0, "BN")
+    else:
+        assert reachable == ["pvt://pvt_tiny", "torchvision://resnet18"]
+        assert (resnet["MODEL.BACKBONE.FREEZE_AT"], resnet["MODEL.RESNETS.NORM"]) == (2, "FrozenBN")
+
+
+@pytest.mark.parametrize("model", ["pvt_v2_b0", "R_18"])
+def test_written_config_trains(words, tmp_path, model):
+    config = tmp_path / "c.yaml"
+    assert (
+        main(*words, "--write-config", config, "--model", f"retinanet_{model}", "--device", "cpu", "--weights", "none")
+        == 0
+    )
+    cfg = load_config(
+        config, ["INPUT.MIN_SIZE_TRAIN", "[64]", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"]
+    )
+    cfg.DATALOADER.NUM_WORKERS = 0
+    register_datasets(cfg)
+    detector = build_model(cfg)
+    optimizer = build_optimizer(cfg, detector)
+    frozen = [name for name, parameter in detector.named_parameters() if not parameter.requires_grad]
+    assert not [name for name in frozen if "bottom_up" in name and "res" in name]
+    losses = detector(next(iter(build_detection_train_loader(cfg))))
+    sum(losses.values()).backward()
+    before = next(detector.backbone.bottom_up.parameters()).clone()
+    optimizer.step()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert not torch.equal(before, next(detector.backbone.bottom_up.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("R_19", "Did you mean R_18?"),
+        ("pvt_tny", "Did you mean pvt_tiny?"),
+        ("retinanet_R50_3x", "Did you mean retinanet_R_50?"),
+        ("swin", "Expected one of pvt_tiny, "),
+    ],
+)
+def test_unknown_model_names_the_closest(words, tmp_path, capsys, model, message):
+    assert main(*words, "--write-config", tmp_path / "c.yaml", "--model", model) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "task"), [("mask_rcnn_R_50", "ROI_HEADS"), ("configs/retinanet_R_50.yaml", "RETINANET")]
+)
+def test_config_name_sets_the_task(words, tmp_path, capsys, model, task):
+    assert main(*words, "--write-config", tmp_path / "c.yaml", "--model", model) == 0
+    cfg = load_config(tmp_path / "c.yaml")
+    assert (50, 4, task == "ROI_HEADS") == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL[task].NUM_CLASSES, cfg.MODEL.MASK_ON)
+    other = "retinanet" if task == "ROI_HEADS" else "mask-rcnn"
+    assert main(*words, "--write-config", tmp_path / "d.yaml", "--model", model, "--task", other) == 2
+    assert f"but --task is {other}" in capsys.readouterr().err
+
+
+def test_annotations_are_converted_for_the_classes_of_a_run(words, tmp_path, capsys, untrained_run):
+    """A test set may lack classes of the model, and Pascal VOC only names those that occur."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>25</xmax><ymax>25</ymax></bndbox>"
+    xml = tmp_path / "1.xml"
+    xml.write_text(f"<annotation><object><name>star</name>{box}</object></annotation>")
+    file = tmp_path / "test.json"
+    assert main(tmp_path, "--write-json", file, "--classes-of", untrained_run) == 0
+    assert f"Wrote {file}" in capsys.readouterr().out
+    content = json.loads(file.read_text())
+    assert [c["name"] for c in content["categories"]] == ["circle", "square", "triangle", "star"]
+    assert content["annotations"][0]["category_id"] == 4
+    assert main(tmp_path, "--write-json", file) == 2  # an existing file is not overwritten
+    xml.write_text(xml.read_text().replace("star", "moon"))
+    assert main(tmp_path, "--write-json", tmp_path / "more.json", "--classes-of", untrained_run) == 3
+    assert "without circle, square, triangle, star and with moon" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "more.json").exists()
+    assert main(*words, "--write-json", tmp_path / "more.json") == 2
+    assert "COCO JSON already" in capsys.readouterr().err
+
+
+def test_swapped_arguments(words, capsys):
+    assert main(*reversed(words)) == 3
+    assert "they are swapped. Give the annotations first: " in capsys.readouterr().err
+
+
+def test_yolo_data_is_converted_to_coco_next_to_the_config(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [cell]\n")
@@ -227,6 +344,16 @@ def test_yolo_data_is_converted_to_coco_next_to_the_config(tmp_path):
     cfg = load_config(config)
     assert Path(cfg.DATASETS.TRAIN_JSON) == tmp_path / "cells_train.json"
     assert json.loads((tmp_path / "cells_train.json").read_text())["annotations"][0]["bbox"] == [21, 12, 18, 16]
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"Wrote {tmp_path / 'cells_train.json'} training data as COCO JSON" in output
+    assert f"Wrote {config} config for this data Train with: pvt-det train --config-file {config}" in output
+    # Refused data leaves no files.
+    (tmp_path / "labels/0.txt").write_text("7 .5 .5 .3 .4\n")
+    assert main(tmp_path, "--write-config", tmp_path / "more.yaml") == 3
+    assert "Correct it, or leave the broken parts out with --on-error skip" in capsys.readouterr().out
+    assert not list(tmp_path.glob("more*"))
+    assert main(tmp_path, "--write-config", tmp_path / "more.yaml", "--on-error", "skip") == 0
+    assert load_config(tmp_path / "more.yaml").DATASETS.ON_ERROR == "skip"
 
 
 def test_help_shows_an_example(capsys):

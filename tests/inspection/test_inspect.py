@@ -1,6 +1,7 @@
 """Format conversion, checks, advice and leakage detection of `pvt-det inspect`, and its recommended settings."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from PIL import Image
 
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings
+from pvt_det.data.formats import detect_format
 from pvt_det.errors import DataError
-from pvt_det.inspection.formats import detect_format, to_coco
+from pvt_det.inspection.formats import to_coco
 from pvt_det.inspection.inspect import CORNER_BOXES, NORMALIZED_BOXES, find_leakage, inspect_dataset, suspect_boxes
 from pvt_det.inspection.recommend import fit_anchors, recommend
 from pvt_det.inspection.statistics import describe
-from pvt_det.inspection.terminal import summary
+from pvt_det.inspection.terminal import advice_line, summary
 
 SIZES = ((60, 40), (40, 60), (50, 50))
 
@@ -123,10 +125,10 @@ def test_yolo_polygons_subfolders_and_invalid_lines(tmp_path):
     problems = {kind: problem.first for kind, problem in found.findings.problems.items()}
     assert problems == {
         "label file without an image": ["a/z.txt"],
-        "label line whose class is not one of 0 to 1": ["x.txt, line 4"],
-        "label line that is neither a box (5 numbers) nor a polygon (7 or more, an odd number)": ["x.txt, line 5"],
-        "label line with a value that is not a number": ["x.txt, line 6"],
-        "label line with coordinates that are not normalized by the image size (0 to 1)": ["x.txt, line 7"],
+        "label line whose class is not one of 0 to 1": ["a/x.txt, line 4"],
+        "label line that is neither a box (5 numbers) nor a polygon (7 or more, an odd number)": ["a/x.txt, line 5"],
+        "label line with a value that is not a number": ["a/x.txt, line 6"],
+        "label line with coordinates that are not normalized by the image size (0 to 1)": ["a/x.txt, line 7"],
     }
     assert found.is_refused("stop")
     assert not found.is_refused("skip")
@@ -228,18 +230,81 @@ def test_errors_in_voc_and_cvat_files(data, tmp_path):
     xml.write_text(text.replace("<width>60<", "<width>0<"))
     found = inspect(voc, data.parent)
     ((kind, problem),) = found.findings.problems.items()
-    assert (kind, problem.repair) == ("image without a size", "read from the image file")
+    assert (kind, problem.repair, problem.first) == ("image without a size", "read from the image file", ["photo1.xml"])
     assert objects(found) == objects(inspect(data))
     xml.write_text(text.replace(">cat<", ">cat &amp; kitten<"))
-    with pytest.raises(DataError, match="entity"):
-        inspect(voc, data.parent)
+    assert inspect(voc, data.parent).data.class_names == ["cat", "dog", "cat & kitten"]
     xml.write_text(text[:-30])
-    with pytest.raises(DataError, match="cannot be read"):
-        inspect(voc, data.parent)
+    found = inspect(voc, data.parent)
+    assert str(xml) in found.findings.problems["annotation file that cannot be read"].first[0]
+    assert found.is_refused("stop")
+    assert (found.statistics.images, found.is_refused("skip")) == (2, False)
     cvat = as_format("CVAT", data, tmp_path)
     cvat.write_text(cvat.read_text().replace("</image>", '<points label="cat" points="1,1"/></image>', 1))
     found = inspect(cvat, data.parent)
-    assert found.findings.problems["CVAT unsupported shape, which has no box"].count == 1
+    (problem,) = found.findings.problems.values()
+    assert re.fullmatch(r"annotations.xml, line \d+ \(points\)", problem.first[0])
+    with pytest.raises(DataError, match=r"one image in Pascal VOC's format. Give the folder: .*Annotations"):
+        inspect(xml, data.parent)
+
+
+def test_voc_problems_name_the_file_and_line(data, tmp_path):
+    (tmp_path / "voc").mkdir()
+    xml = as_format("Pascal VOC", data, tmp_path / "voc") / "Annotations/photo1.xml"
+    lines = xml.read_text().splitlines()
+    places = [number for number, line in enumerate(lines, start=1) if "<object>" in line]
+    text = "\n".join(lines)
+    for old, new, kind in (
+        ("<xmax>16<", "<xmax>2<", "bbox with negative width or height"),
+        ("<xmin>5<", "<xmin>NaN<", "bbox with NaN, infinity or a value of 1e8 or more"),
+        ("<xmin>5<", "<xmin><", "object without a box of four numbers (xmin, ymin, xmax, ymax)"),
+        ("<name>cat<", "<name> <", "object without a name"),
+    ):
+        assert old in text
+        xml.write_text(text.replace(old, new, 1))
+        problems = inspect(tmp_path / "voc", data.parent).findings.problems
+        assert {name: problem.first for name, problem in problems.items()} == {kind: [f"photo1.xml, line {places[0]}"]}
+    xml.write_text(text.replace("<xmin>5<", "<xmin>5.5<", 1))
+    assert inspect(tmp_path / "voc", data.parent).data.annotations[0]["bbox"] == [4.5, 6, 11.5, 20]
+    # Quality advice has the same names.
+    xml.write_text(text.replace("<xmin>15<", "<xmin>5<").replace("<xmax>26<", "<xmax>16<").replace(">dog<", ">cat<"))
+    (advice,) = [item for item in inspect(tmp_path / "voc", data.parent).advice if "nearly identical" in item.text]
+    assert set(advice.names) <= {f"photo1.xml, line {place}" for place in places}
+    # A broken image is named by its annotation file, too.
+    xml.write_text(text)
+    (data.parent / "photo1.png").write_bytes((data.parent / "photo1.png").read_bytes()[:-20])
+    (problem,) = inspect(tmp_path / "voc", data.parent).findings.problems.values()
+    assert problem.first[0].startswith(f"photo1.xml: image {data.parent / 'photo1.png'} is broken or cut short")
+
+
+def test_voc_file_names_are_fixed(data, tmp_path):
+    (tmp_path / "voc").mkdir()
+    xml = as_format("Pascal VOC", data, tmp_path / "voc") / "Annotations/photo1.xml"
+    text = xml.read_text()
+    for stated, problems in (("C:\\set\\photo1.png", 0), ("photo1", 1), ("", 1)):
+        xml.write_text(text.replace("<filename>photo1.png<", f"<filename>{stated}<"))
+        found = inspect(tmp_path / "voc", data.parent)
+        assert objects(found) == objects(inspect(data))
+        assert [problem.outcome("stop") for problem in found.findings.problems.values()] == ["fixed"] * problems
+
+
+def test_wrong_image_folder(data):
+    photos = data.parent / "photos"
+    photos.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(data.parent / f"photo{number}.png", photos)
+    (data.parent / "empty").mkdir()
+    shutil.copy(photos / "photo1.png", data.parent / "empty")
+    for number in (1, 2, 3):
+        (data.parent / f"photo{number}.png").unlink()
+    found = inspect_dataset(data, data.parent, Path())
+    assert found.findings.problems["no readable image"].first == [
+        f"0 of 3 files exist in {data.parent}, but 3 of 3 in {photos}. Give that folder instead"
+    ]
+    found = inspect_dataset(data, data.parent / "empty", Path())
+    assert found.findings.problems["image folder without most of the images"].first == [
+        f"1 of 3 files exist in {data.parent / 'empty'}, but 3 of 3 in {photos}. Give that folder instead"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +368,8 @@ def test_advice(data):
     content["images"][2].update(width=60, height=40)
     data.write_text(json.dumps(content))
     identical = [item for item in inspect(data).advice if item.text == "images with identical files"]
-    assert [item.names for item in identical] == [["photo1.png", "photo3.png"]]
+    assert [(item.names, item.count) for item in identical] == [(["photo1.png = photo3.png"], 2)]
+    assert advice_line(identical[0]) == "2 x images with identical files: photo1.png = photo3.png"
 
 
 def as_normalized(x, y, w, h, width, height):
@@ -365,7 +431,7 @@ def test_leakage(tmp_path, data):
     smooth.save(data.parent / "photo3.png")
     smooth.resize((55, 55)).resize((50, 50)).save(val.parent / "photo3.png")
     identical, similar = find_leakage(inspect(data, perceptual_hashes=True), inspect(val, perceptual_hashes=True))
-    assert (identical.images, identical.names) == ([2], ["photo2.png is photo2.png"])
+    assert (identical.images, identical.names) == ([2], ["photo2.png = photo2.png"])
     assert similar.images == [3]
     assert "look like" in similar.text
 

@@ -35,7 +35,7 @@ _MAX_OUTLINE = 5e6
 _MASK_SIDE, _MIN_SIDE = 28, 0.1
 # Evaluators store ids as float64, which is exact up to this value. They reject negative ids of images and categories.
 _MAX_ID = 2**53
-_MAX_SHOWN_ID_LENGTH = 40
+_MAX_SHOWN_ID_LENGTH, _MAX_ORIGIN_LENGTH = 40, 200
 # Names appear in tables and drawings. A name with a million characters keeps a terminal busy for minutes.
 _MAX_NAME_LENGTH = 1000
 _OUTSIDE = "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
@@ -48,7 +48,8 @@ class CocoData:
     Attributes:
         images: Images, each with `id`, `file_name`, and `width` and `height` in pixels.
         annotations: Annotations, each with `id`, `image_id`, `category_id`, `bbox` (x, y, width, height in pixels),
-            `area` in square pixels, `iscrowd` (0 or 1), and `segmentation` if it has a usable mask.
+            `area` in square pixels, `iscrowd` (0 or 1), and `segmentation` if it has a usable mask. Images and
+            annotations converted from another format have `origin`, their place in the original files.
         categories: Categories, each with `id` and `name`, sorted by id.
         sha256: Digest of the annotation file, or "" if the data does not come from one.
     """
@@ -148,7 +149,7 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         if not isinstance(annotation, dict):
             findings.add("annotation that is not a JSON object", f"number {index}")
             continue
-        name = _name("annotation", annotation, index)
+        name = entry_name("annotation", annotation, index)
         problem = _reference_problem(annotation, ids, by_id, known)
         problem = problem or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
         problem = problem or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings)
@@ -178,7 +179,7 @@ def require_masks(data: CocoData, findings: Findings) -> CocoData:
     for index, annotation in enumerate(data.annotations):
         if not annotation["iscrowd"] and "segmentation" not in annotation:
             kind = "annotation without a usable mask, which MODEL.MASK_ON needs"
-            findings.add(kind, _name("annotation", annotation, index))
+            findings.add(kind, entry_name("annotation", annotation, index))
     _check_not_empty(data.images, data.categories, kept, findings)
     return replace(data, annotations=kept)
 
@@ -188,7 +189,7 @@ def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
     valid = []
     for index, category in enumerate(raw):
         if problem := _category_problem(category):
-            findings.add(problem, _name("category", category, index), fatal=True)
+            findings.add(problem, entry_name("category", category, index), fatal=True)
         else:
             valid.append(category)
     for key in ("id", "name"):
@@ -212,10 +213,10 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
     images = []
     for index, image in enumerate(raw):
         if problem := _image_problem(image, counts):
-            findings.add(problem, _name("image", image, index))
+            findings.add(problem, entry_name("image", image, index))
         elif not allow_outside and _is_outside(image["file_name"]):
             # It may be an attack, so it always stops the run.
-            findings.add(_OUTSIDE, _name("image", image, index), fatal=True)
+            findings.add(_OUTSIDE, entry_name("image", image, index), fatal=True)
         else:
             images.append(image)
     return images
@@ -370,9 +371,24 @@ def _check_not_empty(
         findings.add("only empty boxes", f"all {len(single)} annotations", fatal=True)
 
 
-def _name(what: str, entry: Any, index: int) -> str:
-    """Name an entry of a list by its id, or by its 0-based index if the id is missing or too long to show."""
-    if not isinstance(entry, dict) or "id" not in entry:
+def entry_name(what: str, entry: Any, index: int) -> str:
+    """Name an entry of a list in a message.
+
+    Args:
+        what: "image", "annotation" or "category".
+        entry: The entry, which may be invalid.
+        index: Its 0-based index in the list.
+
+    Returns:
+        Its key "origin", which a file converted from another format has, such as "000012.xml, line 17". Otherwise its
+        id, as "annotation 7", or its index if the id is missing or too long to show.
+    """
+    if not isinstance(entry, dict):
+        return f"{what} number {index}"
+    origin = entry.get("origin")
+    if isinstance(origin, str) and _is_printable(origin) and len(origin) <= _MAX_ORIGIN_LENGTH:
+        return origin
+    if "id" not in entry:
         return f"{what} number {index}"
     shown = repr(entry["id"])
     return f"{what} {shown if len(shown) <= _MAX_SHOWN_ID_LENGTH else f'number {index}'}"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvt_det.config.table import require_valid
-from pvt_det.data.coco.annotations import CocoData, require_masks
+from pvt_det.data.coco.annotations import CocoData, entry_name, require_masks
 from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import Findings, Problem
+from pvt_det.data.formats import find_image_folder
 from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
@@ -102,8 +103,6 @@ def examine(
     unreadable = frozenset[int]()
     if level != "off":
         unreadable = _check_images(data, Path(image_root), level == "full", findings)
-        if len(unreadable) == len(data.images) > 0:
-            findings.add("no readable image", f"looked in {image_root}", fatal=True)
     return Examined(data, unreadable)
 
 
@@ -157,8 +156,8 @@ def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) 
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
-    unreadable = set()
-    for image in data.images:
+    unreadable, missing = set(), 0
+    for index, image in enumerate(data.images):
         path = root / image["file_name"]
         try:
             if decode:
@@ -168,7 +167,24 @@ def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) 
                 size = read_header(path)
             check_size(path, size, (image["width"], image["height"]))
         except DataError as error:
-            kind = "image file that is missing" if file_fault(path) == ABSENT else "image file that cannot be used"
-            findings.add(kind, f"image {image['id']}: {error}")
+            is_missing = file_fault(path) == ABSENT
+            kind = "image file that is missing" if is_missing else "image file that cannot be used"
+            findings.add(kind, f"{entry_name('image', image, index)}: {error}")
             unreadable.add(image["id"])
+            missing += is_missing
+    where = _where(data, root, missing) if 2 * missing > len(data.images) else f"looked in {root}"
+    if len(unreadable) == len(data.images) > 0:
+        findings.add("no readable image", where, fatal=True)
+    elif 2 * missing > len(data.images):
+        findings.add("image folder without most of the images", where)
     return frozenset(unreadable)
+
+
+def _where(data: CocoData, root: Path, missing: int) -> str:
+    """Say how many of the image files exist in the image folder, and where others are."""
+    total = len(data.images)
+    text = f"{total - missing} of {total} files exist in {root}"
+    found = find_image_folder([image["file_name"] for image in data.images], root)
+    if found is None or found[1] <= total - missing:
+        return f"{text}, and none in the folders around it"
+    return f"{text}, but {found[1]} of {total} in {found[0]}. Give that folder instead"

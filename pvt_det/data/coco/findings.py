@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from pvt_det.errors import DataError
 
+# `inspect`, `train` and `eval` have this option.
+SKIP_OPTION = "--on-error skip (DATASETS.ON_ERROR skip)"
 _MAX_SHOWN = 3
 _MAX_KEPT = 24
 
@@ -60,7 +62,7 @@ class Findings:
 
         Args:
             kind: Description of the problem that names its key or cause.
-            offender: Affected id or file, such as "annotation 7" or "image 3: reason".
+            offender: Affected id or file, such as "annotation 7", "a.xml, line 9" or "image 3: reason".
             repair: How the problem is fixed; "" if it cannot be fixed.
             fatal: Whether the data set is refused even with DATASETS.ON_ERROR skip.
         """
@@ -113,7 +115,8 @@ class Findings:
             return
         fix = "Correct the file."
         if on_error == "strict" and not self.refused("stop"):
-            fix = "Correct the file, or fix these problems automatically with DATASETS.ON_ERROR stop."
+            option = "--on-error stop (DATASETS.ON_ERROR stop)"
+            fix = f"Correct the file, or fix these problems automatically with {option}."
         elif not self.refused("skip"):
-            fix = "Correct the file, or drop the broken parts with DATASETS.ON_ERROR skip."
+            fix = f"Correct the file, or leave the broken parts out with {SKIP_OPTION}."
         raise DataError("\n  ".join([f"{source} cannot be used:", *self.lines(on_error)]) + f"\n{fix}")

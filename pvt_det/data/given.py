@@ -1,0 +1,100 @@
+"""Check the annotations that a user gives to `train` and `eval`, and name the command that converts other formats."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from pvt_det.data.formats import (
+    YAML_SUFFIXES,
+    are_swapped,
+    describe_folder,
+    detect_format,
+    is_image_list,
+)
+from pvt_det.errors import DataError
+
+_INSPECT = ("pvt-det", "inspect")
+
+
+def require_coco_files(cfg: CfgNode, *, training: bool, config_file: str | Path) -> None:
+    """Check that DATASETS.TRAIN_JSON and VAL_JSON are files in COCO's format, before anything else is done.
+
+    Args:
+        cfg: A complete config.
+        training: Whether TRAIN_JSON is used, too.
+        config_file: The config file, whose classes an evaluation needs.
+
+    Raises:
+        DataError: The annotations are in another format, or were swapped with the images. The message gives the command
+            that converts them.
+    """
+    parts = ("TRAIN", "VAL") if training else ("VAL",)
+    for part in parts:
+        source, images = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
+        if not source:
+            continue
+        options = [f"--{part.lower()}-{name}" for name in ("json", "images")]
+        if images and are_swapped(Path(source), Path(images)):
+            raise DataError(
+                f"DATASETS.{part}_JSON is {source}, a folder of images, and {part}_IMAGES is {images}: they are "
+                f"swapped. Give {shlex.join([options[0], images, options[1], source])}"
+            )
+        if what := _other_format(Path(source)):
+            raise DataError(
+                f"DATASETS.{part}_JSON ({options[0]}) is {source}, {what}. Expected COCO JSON. "
+                f"{_advice(cfg, training, config_file)}"
+            )
+
+
+def _other_format(source: Path) -> str:
+    """Say what a source is if it is not a JSON file; "" if it is one, or does not exist."""
+    if source.is_file():
+        if source.suffix.lower() in YAML_SUFFIXES:
+            return "a YAML file, as YOLO data sets have it"
+        if is_image_list(source):
+            return "a list of images"
+        is_json = source.suffix.lower() not in (".xml", ".txt")
+        return "" if is_json else f"annotations in the format of {detect_format(source)}"
+    if not source.is_dir():
+        return ""
+    try:
+        return f"a folder of annotations in the format of {detect_format(source)}"
+    except DataError:
+        return f"a folder, which contains {describe_folder(source)}"
+
+
+def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
+    data = cfg.DATASETS
+    val = [data.VAL_JSON, *_images(data.VAL_JSON, data.VAL_IMAGES)] if data.VAL_JSON else []
+    if training:
+        config = _unused("mine.yaml")
+        options = [word for pair in zip(("--val-json", "--val-images"), val, strict=False) for word in pair]
+        words = [data.TRAIN_JSON, *_images(data.TRAIN_JSON, data.TRAIN_IMAGES), *options, "--write-config", config]
+        after = f"pvt-det train --config-file {config}"
+        return (
+            f"Check and convert it, and write a config for it, with\n  {shlex.join([*_INSPECT, *words])}\nThen train "
+            f"with\n  {after}\nor with your own config and the JSON files that the first command names."
+        )
+    file = _unused("converted.json")
+    classes = ["--classes-of", str(config_file)] if data.CLASS_NAMES else []
+    return (
+        f"Check and convert it with\n  {shlex.join([*_INSPECT, *val, *classes, '--write-json', file])}\n"
+        f"Then give --val-json {file}"
+    )
+
+
+def _images(source: str, images: str) -> list[str]:
+    """Return the image folder if `inspect` needs it: YOLO's YAML files name their own."""
+    return [images] if images and Path(source).suffix.lower() not in YAML_SUFFIXES else []
+
+
+def _unused(name: str) -> str:
+    """Return a file name that does not exist yet, because `inspect` does not replace files."""
+    path, number = Path(name), 1
+    while path.exists():
+        number += 1
+        path = Path(name).with_stem(f"{Path(name).stem}{number}")
+    return str(path)
