@@ -14,6 +14,8 @@ from detectron2.utils.visualizer import GenericMask, VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pvt_det.utils.colors import class_colors
+
 # An RGB image, H×W×3.
 Picture = NDArray[np.uint8]
 Objects = Sequence[dict[str, Any]]
@@ -161,13 +163,6 @@ class _Canvas:
         """Draw everything that was added and return the pixels."""
         self._output.fig.draw(self._renderer)
         return self._pixels[:, :, :3].copy()
-
-
-def class_colors() -> NDArray[np.uint8]:
-    """Return the colors of 256 classes, `256×3` RGB, spaced by the golden ratio around the color wheel."""
-    hue = (np.arange(256) * 0.618 % 1 * 255).astype(np.uint8)
-    wheel = np.stack([hue, hue * 0 + 200, hue * 0 + 230], axis=1)
-    return np.asarray(Image.fromarray(wheel[None], "HSV").convert("RGB"))[0]
 
 
 def _scale(image: Picture, width: int, longest: int) -> float:
