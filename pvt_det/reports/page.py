@@ -18,6 +18,7 @@ from pvt_det.errors import DataError, PvtDetError
 from pvt_det.reports import figures
 from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, mismatches, same_data
 from pvt_det.reports.pictures import worst_images
+from pvt_det.reports.semantic import semantic_sections
 from pvt_det.results import Checkpoint, Run, load_run
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
 from pvt_det.utils.files import write_atomically
@@ -78,6 +79,7 @@ def _page(run: Run, base: Run | None) -> str:
         sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
     for task, evaluator in evaluators.items():
         sections += _detection_sections(_DETECTION[task], evaluator)
+    sections += semantic_sections(run)
     if "bbox" in evaluators:
         sections.append(("Worst images", _worst(run, config)))
     if history:
@@ -105,9 +107,6 @@ def _checkpoint(checkpoint: Checkpoint) -> Html:
         parts.append(
             join(Html(f"<h3>{escape(_TITLES.get(task, task))}</h3>"), table(list(whole), [_row(whole.values())]))
         )
-        single = {name.split("-", 1)[1]: value for name, value in values.items() if name.startswith("IoU-")}
-        if single:
-            parts.append(table(["class", "IoU"], [[name, *_row([value])] for name, value in single.items()]))
     return join(*parts)
 
 
