@@ -2,9 +2,11 @@
 
 Example:
     %(prog)s train.json images/ --val-json val.json --val-images images/ --html report.html --write-config mine.yaml
+    %(prog)s labels/ images/ --val-labels val_labels/ --val-images val/ --class-names names.txt --write-config mine.yaml
 
 Reads COCO json, CVAT xml, and folders of Pascal VOC xml or YOLO txt files. For Pascal VOC, also a list of
-ImageSets/Main, such as train.txt. Problems are fixed, dropped or refused as in training.
+ImageSets/Main, such as train.txt. For semantic segmentation, a folder of label maps: PNG files with the names of the
+images. Problems are fixed, dropped or refused as in training.
 
 exit codes: 0 training accepts the data, 2 configuration, 3 training refuses the data, or --strict finds anything to
 report
@@ -25,6 +27,8 @@ from pvt_det.inspection.config_file import Plan, check_place, write_config
 from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
 from pvt_det.inspection.page import inspection_page
 from pvt_det.inspection.recommend import TASKS, recommend
+from pvt_det.inspection.semantic.run import LabelFolders, inspect_label_folders
+from pvt_det.inspection.semantic.scan import is_label_folder
 from pvt_det.inspection.terminal import show, show_advice
 from pvt_det.models import list_models
 from pvt_det.utils.cli import ArgumentParser
@@ -35,17 +39,23 @@ from pvt_det.weights.source import locate
 
 _BATCHES = {"cpu": 4, "gpu": 16}
 _MODEL = "pvt_tiny"
+_SEMANTIC = "semantic"
 
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="annotation file, or folder of them")
+    parser.add_argument(
+        "annotations", type=Path, metavar="ANNOTATIONS", help="annotation file, or folder of them or of label maps"
+    )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of the images")
     parser.add_argument(
         "--val-json", type=Path, metavar="FILE", help="annotations to evaluate on, in any of these formats"
     )
-    parser.add_argument("--val-images", type=Path, metavar="DIR", help="images of --val-json (default: IMAGES)")
+    parser.add_argument("--val-labels", type=Path, metavar="DIR", help="label maps to evaluate on")
+    parser.add_argument(
+        "--val-images", type=Path, metavar="DIR", help="images of --val-json or --val-labels (default: IMAGES)"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with images to this single file")
     parser.add_argument(
         "--check-data", choices=choices("DATASETS.CHECK"), default="fast", help="how to check the images"
@@ -57,11 +67,19 @@ def build_parser() -> ArgumentParser:
         "--strict", dest="on_error", action="store_const", const="strict", help="same as --on-error strict"
     )
     parser.add_argument("--allow-outside", action="store_true", help="allow file names outside IMAGES")
+    parser.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="class names of label maps: text with one per line, or JSON"
+    )
+    parser.add_argument(
+        "--ignore-value", type=int, metavar="N", help="value of void in label maps (default: found from the values)"
+    )
+    parser.add_argument(
+        "--task",
+        choices=(*TASKS, _SEMANTIC),
+        help=f"default: {_SEMANTIC} for label maps, mask-rcnn if every object has a mask, otherwise retinanet",
+    )
     config = parser.add_argument_group("config for training")
     config.add_argument("--write-config", type=Path, metavar="FILE", help="write the config to this file")
-    config.add_argument(
-        "--task", choices=TASKS, help="default: mask-rcnn if every object has a mask, otherwise retinanet"
-    )
     config.add_argument("--model", choices=list_models(), metavar="NAME", help=f"default: {_MODEL}")
     config.add_argument(
         "--weights",
@@ -84,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    if args.val_images and not args.val_json:
-        raise ConfigError("--val-images needs --val-json. Add the annotations of these images.")
+    is_semantic = _check_task(args)
+    if args.val_images and not (args.val_json or args.val_labels):
+        raise ConfigError("--val-images needs --val-json or --val-labels. Add the annotations of these images.")
     if args.batch is not None and args.batch < 1:
         raise ConfigError(f"--batch {args.batch}: expected 1 or more.")
     unused = [f"--{name}" for name in ("model", "weights", "device", "batch") if getattr(args, name) is not None]
@@ -96,6 +115,10 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         make_parent_folder(args.html)
     console = Console()
+    if is_semantic:
+        return inspect_label_folders(
+            _label_folders(args), console, args.html, args.write_config, lambda: _plan(args, console, _SEMANTIC)
+        )
     with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
         parts = _inspect(args, Path(temporary))
         leakage = find_leakage(parts[0][1], parts[1][1]) if len(parts) > 1 else []
@@ -161,12 +184,42 @@ def _weights(args: argparse.Namespace, console: Console) -> tuple[str, str]:
     return name, ""
 
 
-def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[str, Inspection]]) -> None:
-    train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
+def _check_task(args: argparse.Namespace) -> bool:
+    """Return whether the data are label maps, and refuse options of the other kind of data."""
+    is_semantic = args.task == _SEMANTIC or (args.task is None and is_label_folder(args.annotations, args.images))
+    others = ("val_json", "allow_outside") if is_semantic else ("val_labels", "class_names", "ignore_value")
+    for name in others:
+        if getattr(args, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            known = {"val_json": "Use --val-labels.", "val_labels": "Use --val-json."}
+            raise ConfigError(
+                f"{option} has no effect {'on' if is_semantic else 'without'} label maps (--task {_SEMANTIC}). "
+                f"{known.get(name, 'Leave it out.')}"
+            )
+    if args.ignore_value is not None and not 0 <= args.ignore_value <= 255:
+        raise ConfigError(f"--ignore-value {args.ignore_value}: expected 0 to 255.")
+    return is_semantic
+
+
+def _label_folders(args: argparse.Namespace) -> LabelFolders:
+    return LabelFolders(
+        labels=args.annotations,
+        images=args.images,
+        val_labels=args.val_labels,
+        val_images=args.val_images,
+        class_names=args.class_names,
+        ignore_value=args.ignore_value,
+        level=args.check_data,
+        on_error=args.on_error,
+    )
+
+
+def _plan(args: argparse.Namespace, console: Console, task: str) -> tuple[Plan, int]:
+    """Return what to train, and the number of images per iteration."""
     on_cpu = (args.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
     weights, weights_reason = _weights(args, console)
     plan = Plan(
-        task=args.task or ("mask-rcnn" if all(found.statistics.has_masks for _, found in parts) else "retinanet"),
+        task=task,
         model=args.model or _MODEL,
         weights=weights,
         weights_reason=weights_reason,
@@ -174,11 +227,18 @@ def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[
         on_error=args.on_error,
         allow_outside=args.allow_outside,
     )
+    return plan, args.batch or _BATCHES["cpu" if on_cpu else "gpu"]
+
+
+def _write_config(args: argparse.Namespace, console: Console, parts: list[tuple[str, Inspection]]) -> None:
+    train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
+    has_masks = all(found.statistics.has_masks for _, found in parts)
+    plan, batch = _plan(args, console, args.task or ("mask-rcnn" if has_masks else "retinanet"))
     settings = recommend(
         train.statistics,
         plan.task,
-        on_cpu=on_cpu,
-        batch=args.batch or _BATCHES["cpu" if on_cpu else "gpu"],
+        on_cpu=plan.on_cpu,
+        batch=batch,
         pretrained=bool(plan.weights),
         most_objects=max(int(found.statistics.per_image.max()) for _, found in parts),
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
+from pvt_det.inspection.config_text import BASES, base_files
+from pvt_det.inspection.config_text import flow_list as _list
+from pvt_det.inspection.config_text import scalar as _scalar
 from pvt_det.inspection.inspect import Inspection
 from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
@@ -20,7 +20,6 @@ from pvt_det.utils.paths import make_folder
 from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.text import counted
 
-_BASES = Path(__file__).parents[2] / "configs/base"
 _FILES = {
     "retinanet": ("retinanet.yaml", "retinanet_pvt.yaml"),
     "mask-rcnn": ("mask_rcnn.yaml", "rcnn_pvt.yaml"),
@@ -66,8 +65,8 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"{path} is not a config file name. Expected a name that ends in .yaml.")
     if path.exists():
         raise ConfigError(f"{path} already exists. Choose another name for the config, or remove the file.")
-    if not _BASES.is_dir():
-        raise ConfigError(f"{_BASES} does not exist. Configs can only be written from a checkout of this package.")
+    if not BASES.is_dir():
+        raise ConfigError(f"{BASES} does not exist. Configs can only be written from a checkout of this package.")
     make_folder(path.parent)
 
 
@@ -104,15 +103,11 @@ def _text(path: Path, plan: Plan, settings: Settings, train: Inspection, val: In
 def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     s = train.statistics
     names = [*_FILES[plan.task], *(["small.yaml"] if plan.on_cpu else [])]
-    folder = path.resolve().parent
-    # Use relative paths inside the checkout, so that it can be moved, and absolute paths elsewhere.
-    is_inside = folder.is_relative_to(_BASES.parents[1])
-    bases = [os.path.relpath(_BASES / name, folder) if is_inside else str(_BASES / name) for name in names]
     classes = counted(len(s.classes), "class", "classes")
     return [
         f"# Written by pvt-det inspect for {counted(s.images, 'image')} with {counted(s.objects, 'object')} of "
         f"{classes}, {'on a CPU' if plan.on_cpu else 'on GPUs'}.",
-        f"_BASE_: {_list(bases)}",
+        f"_BASE_: {base_files(path, names)}",
     ]
 
 
@@ -221,12 +216,3 @@ def _test(settings: Settings, name: str, *, has_val: bool) -> list[str]:
     if has_val:
         lines.append(f"  EVAL_PERIOD: {max(1, settings.iterations // 2)}")
     return [*lines, f"OUTPUT_DIR: {_scalar('output/' + name)}"]
-
-
-def _scalar(value: Any) -> str:
-    """Format a value as YAML on one line, with any characters quoted."""
-    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10**9).strip()
-
-
-def _list(values: list[Any]) -> str:
-    return "[" + ", ".join(_scalar(v) if isinstance(v, str) else f"{v:g}" for v in values) + "]"
