@@ -20,6 +20,7 @@ from typing import Any
 from pvt_det.data.coco.cache import load_annotations
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, read_ground_truth
+from pvt_det.evaluation.label_results import LabelResults, read_label_results
 from pvt_det.run_folder import (
     BEST_NAME,
     CLASSIFIER_BEST_NAME,
@@ -129,6 +130,7 @@ class Run:
         detections: Detections on the evaluated data set, in COCO's results format. None if there are none.
         ground_truth: The checked annotations that the detections were evaluated with. None if there are none, or if
             they were not recorded.
+        segmentation: Confusion matrix of the label maps, and predictions for some images. None if there are none.
         config_sha256: Digest of the effective config, or "" if it was not recorded.
         recipe_sha256: Digest of the recipe, which selects the published result. "" if it was not recorded.
         version: Version of pvt_det that wrote the results, or "" if it was not recorded.
@@ -151,6 +153,7 @@ class Run:
     data: tuple[DataRecord, ...] = ()
     detections: RecordedFile | None = None
     ground_truth: RecordedFile | None = None
+    segmentation: RecordedFile | None = None
     config_sha256: str = ""
     recipe_sha256: str = ""
     version: str = ""
@@ -220,13 +223,30 @@ class Run:
             has_truth = self.annotations is not None and self.annotations.is_file()
         return self._is_intact("detections") and has_truth
 
+    def read_segmentation(self) -> LabelResults | None:
+        """Read the confusion matrix and the predictions for label maps.
+
+        Returns:
+            The results, or None if there are none or they are not those of the recorded metrics.
+
+        Raises:
+            DataError: If the file cannot be read.
+        """
+        if self.segmentation is None or not self._is_intact("segmentation"):
+            return None
+        return read_label_results(self.folder / self.segmentation.file)
+
     def _is_intact(self, what: str) -> bool:
         return self._files.get(what, ("", None))[1] is True
 
     @cached_property
     def _files(self) -> dict[str, tuple[str, bool | None]]:
         """Each recorded file with whether it has the recorded digest, or None if it is missing. Each is read once."""
-        recorded = {"detections": self.detections, "ground truth": self.ground_truth}
+        recorded = {
+            "detections": self.detections,
+            "ground truth": self.ground_truth,
+            "segmentation": self.segmentation,
+        }
         if self.kind == TRAINING and self.checkpoint:
             recorded["weights"] = RecordedFile(self.checkpoint.file, self.checkpoint.sha256)
         return {what: (each.file, self._compare(each)) for what, each in recorded.items() if each}
@@ -350,6 +370,7 @@ def load_run(path: str | Path) -> Run:
             data=tuple(DataRecord(**record) for record in raw["data"]),
             detections=_recorded_file(raw.get("detections")),
             ground_truth=_recorded_file(raw.get("ground_truth")),
+            segmentation=_recorded_file(raw.get("segmentation")),
             config_sha256=raw.get("config_sha256", ""),
             recipe_sha256=raw.get("recipe_sha256", ""),
             version=raw.get("code", {}).get("version", ""),

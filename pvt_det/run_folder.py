@@ -8,6 +8,7 @@
 - `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
 - `log.txt`: the log of the run.
 - `inference/DATASET/`: detections in COCO's results format, and the checked annotations that they were evaluated with.
+  For label maps, `segmentation.json` with the confusion matrix and the predictions for the worst and best images.
 - `train_batch.jpg`: the first training images with their labels.
 - `README.md`, `report.html`: the model card and the report page.
 - `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`.

@@ -4,10 +4,12 @@ Examples:
     %(prog)s train.json images/ --val-json val.json --val-images images/ --html report.html --write-config mine.yaml
     %(prog)s VOC2007/ --write-config mine.yaml
     %(prog)s data.yaml --write-config baseline.yaml --model R_18
+    %(prog)s labels/ images/ --val-labels val_labels/ --val-images val/ --class-names names.txt --write-config mine.yaml
 
 Reads COCO json, CVAT xml, folders of Pascal VOC xml or YOLO txt files, lists of images in them such as
 ImageSets/Main/train.txt, the data.yaml of YOLO, and the folder of a whole data set. Annotations in other formats are
-converted to COCO json. Problems are fixed, dropped or refused as in training.
+converted to COCO json. For semantic segmentation, a folder of label maps: PNG files with the names of the images.
+Problems are fixed, dropped or refused as in training.
 
 exit codes: 0 training accepts the data, 2 configuration, 3 training refuses the data, or --strict finds anything to
 report
@@ -16,31 +18,23 @@ report
 from __future__ import annotations
 
 import argparse
-import shlex
-import tempfile
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pvt_det.config.table import choices
-from pvt_det.errors import CheckpointError, ConfigError, DataError
-from pvt_det.inspection.tasks import TASKS
+from pvt_det.inspection.request import BATCHES, Request
+from pvt_det.inspection.tasks import SEMANTIC, TASKS
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.files import write_atomically
-from pvt_det.utils.paths import make_parent_folder
-
-if TYPE_CHECKING:
-    from pvt_det.inspection.backbones import Backbone
-    from pvt_det.inspection.inspect import Advice, Inspection
-    from pvt_det.utils.console import Console
-
-_BATCHES = {"cpu": 4, "gpu": 16}
 
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "annotations", type=Path, metavar="ANNOTATIONS", help="annotations, or the folder of the whole data set"
+        "annotations",
+        type=Path,
+        metavar="ANNOTATIONS",
+        help="annotations, the folder of the whole data set, or a folder of label maps",
     )
     parser.add_argument(
         "images", type=Path, nargs="?", metavar="IMAGES", help="folder of the images (default: found from ANNOTATIONS)"
@@ -51,7 +45,10 @@ def build_parser() -> ArgumentParser:
         metavar="FILE",
         help="annotations to evaluate on, in any of these formats (default: those of a whole data set, if any)",
     )
-    parser.add_argument("--val-images", type=Path, metavar="DIR", help="images of --val-json (default: IMAGES)")
+    parser.add_argument("--val-labels", type=Path, metavar="DIR", help="label maps to evaluate on")
+    parser.add_argument(
+        "--val-images", type=Path, metavar="DIR", help="images of --val-json or --val-labels (default: IMAGES)"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with images to this single file")
     parser.add_argument(
         "--check-data", choices=choices("DATASETS.CHECK"), default="fast", help="how to check the images"
@@ -72,11 +69,19 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--classes-of", metavar="RUN", help="run folder or config whose classes the data must have, for `pvt-det eval`"
     )
+    parser.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="class names of label maps: text with one per line, or JSON"
+    )
+    parser.add_argument(
+        "--ignore-value", type=int, metavar="N", help="value of void in label maps (default: found from the values)"
+    )
+    parser.add_argument(
+        "--task",
+        choices=(*TASKS, SEMANTIC),
+        help=f"default: {SEMANTIC} for label maps, mask-rcnn if every object has a mask, otherwise retinanet",
+    )
     config = parser.add_argument_group("config for training")
     config.add_argument("--write-config", type=Path, metavar="FILE", help="write the config to this file")
-    config.add_argument(
-        "--task", choices=TASKS, help="default: mask-rcnn if every object has a mask, otherwise retinanet"
-    )
     config.add_argument(
         "--model",
         metavar="NAME",
@@ -89,7 +94,7 @@ def build_parser() -> ArgumentParser:
         help="default: ImageNet weights of the model, if they can be downloaded; none: random weights",
     )
     config.add_argument(
-        "--device", choices=tuple(_BATCHES), help="device to train on (default: a GPU if this machine has one)"
+        "--device", choices=tuple(BATCHES), help="device to train on (default: a GPU if this machine has one)"
     )
     config.add_argument("--batch", type=int, metavar="N", help="images per iteration (default: 4 on a CPU, 16 on GPUs)")
     return parser
@@ -104,165 +109,6 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from rich.markup import escape
+    from pvt_det.inspection.run import inspect
 
-    from pvt_det.inspection.backbones import find_backbone
-    from pvt_det.inspection.config_file import check_place
-    from pvt_det.inspection.inspect import find_leakage
-    from pvt_det.inspection.page import inspection_page
-    from pvt_det.inspection.terminal import Written, show, show_advice
-    from pvt_det.utils.console import Console
-
-    if args.val_images and not args.val_json:
-        raise ConfigError("--val-images needs --val-json. Add the annotations of these images.")
-    if args.batch is not None and args.batch < 1:
-        raise ConfigError(f"--batch {args.batch}: expected 1 or more.")
-    unused = [f"--{name}" for name in ("model", "weights", "device", "batch") if getattr(args, name) is not None]
-    if unused and not args.write_config:
-        raise ConfigError(f"{', '.join(unused)} has no effect without --write-config FILE. Add it, or leave them out.")
-    backbone, task = find_backbone(args.model or "")
-    if task and args.task not in (None, task):
-        raise ConfigError(f"--model {args.model} is a config for --task {task}, but --task is {args.task}.")
-    args.task = args.task or task or None
-    if args.write_config:
-        check_place(args.write_config)
-    if args.write_json and args.write_json.exists():
-        raise ConfigError(
-            f"--write-json {args.write_json}: the file already exists. Choose another name, or remove it."
-        )
-    for file in filter(None, (args.html, args.write_json)):
-        make_parent_folder(file)
-    console = Console()
-    with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
-        parts = _inspect(args, Path(temporary))
-        leakage = find_leakage(parts[0][1], parts[1][1]) if len(parts) > 1 else []
-        for name, found in parts:
-            show(console, name, found, args.on_error)
-        show_advice(console, leakage)
-        written = Written()
-        if args.html:
-            page = inspection_page(f"Data set {args.annotations}", parts, leakage, args.on_error)
-            write_atomically(args.html, page)
-            written.add(args.html, "page with pictures: open it in a browser")
-        if _is_refused(parts, leakage, args.on_error):
-            written.show(console)
-            console.print(f"[bold red]{escape(_refusal(parts, args.on_error))}", soft_wrap=True)
-            return DataError.exit_code
-        parts = [(name, found.saved_as(_json_file(args, number))) for number, (name, found) in enumerate(parts)]
-        for name, found in parts:
-            if found.is_converted and _json_file(args, 0):
-                written.add(found.json_file, f"{name.lower()} as COCO JSON")
-        if args.write_config:
-            _write_config(args, console, parts, backbone)
-            written.add(args.write_config, "config for this data")
-        written.show(console)
-        if args.write_config:
-            command = shlex.join(["pvt-det", "train", "--config-file", str(args.write_config)])
-            console.print(f"Train with: {escape(command)}", soft_wrap=True)
-    return 0
-
-
-def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspection]]:
-    from pvt_det.config import load_config
-    from pvt_det.inspection.inspect import inspect_dataset
-    from pvt_det.inspection.places import find_places
-    from pvt_det.run_folder import config_file
-
-    places = find_places(args.annotations, args.images, args.val_json, args.val_images)
-    classes = load_config(config_file(args.classes_of), training=False).DATASETS.CLASS_NAMES if args.classes_of else []
-    classes_of = str(args.classes_of)
-    parts: list[tuple[str, Inspection]] = []
-    for number, (name, place) in enumerate(zip(("Training data", "Validation data"), places, strict=False)):
-        found = inspect_dataset(
-            place.annotations,
-            place.images,
-            temporary / f"{number}.json",
-            level=args.check_data,
-            masks=args.task == "mask-rcnn",
-            allow_outside=args.allow_outside,
-            perceptual_hashes=len(places) > 1,
-            classes=classes,
-            classes_of=classes_of,
-            class_file=place.class_file,
-        )
-        if not classes:
-            classes, classes_of = found.data.class_names, "the training data"
-        parts.append((name, found))
-    if args.write_json and not any(found.is_converted for _, found in parts):
-        raise ConfigError(f"--write-json has no effect: {places[0].annotations} is COCO JSON already. Leave it out.")
-    return parts
-
-
-def _json_file(args: argparse.Namespace, number: int) -> Path | None:
-    """Return the file for converted annotations: 0 for the training data, 1 for the validation data."""
-    if file := args.write_json:
-        return file if number == 0 else file.with_stem(f"{file.stem}_val")
-    if config := args.write_config:
-        return config.with_name(f"{config.stem}_{('train', 'val')[number]}.json")
-    return None
-
-
-def _refusal(parts: list[tuple[str, Inspection]], on_error: str) -> str:
-    if on_error == "strict":
-        return "Refused."
-    if any(found.is_refused("skip") for _, found in parts):
-        return "Training would refuse this data. Correct it."
-    return (
-        "Training would refuse this data. Correct it, or leave the broken parts out with --on-error skip. A config "
-        "written with it leaves them out in training."
-    )
-
-
-def _is_refused(parts: list[tuple[str, Inspection]], leakage: list[Advice], on_error: str) -> bool:
-    return any(found.is_refused(on_error) for _, found in parts) or (on_error == "strict" and bool(leakage))
-
-
-def _weights(args: argparse.Namespace, console: Console, backbone: Backbone) -> tuple[str, str]:
-    """Return `MODEL.WEIGHTS`, and the reason if it is "".
-
-    Default weights that cannot be downloaded must not keep the user from training.
-    """
-    from rich.markup import escape
-
-    from pvt_det.weights.source import locate
-
-    if args.weights:
-        return ("", "--weights none") if args.weights == "none" else (args.weights, "")
-    name = backbone.weights
-    try:
-        locate(name)
-    except CheckpointError as error:
-        console.print(f"[yellow]The config starts from random weights: {escape(str(error))}", soft_wrap=True)
-        return "", f"{name} could not be downloaded"
-    return name, ""
-
-
-def _write_config(
-    args: argparse.Namespace, console: Console, parts: list[tuple[str, Inspection]], backbone: Backbone
-) -> None:
-    import torch
-
-    from pvt_det.inspection.config_file import Plan, write_config
-    from pvt_det.inspection.recommend import recommend
-
-    train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
-    on_cpu = (args.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
-    weights, weights_reason = _weights(args, console, backbone)
-    plan = Plan(
-        task=args.task or ("mask-rcnn" if all(found.statistics.has_masks for _, found in parts) else "retinanet"),
-        backbone=backbone,
-        weights=weights,
-        weights_reason=weights_reason,
-        on_cpu=on_cpu,
-        on_error=args.on_error,
-        allow_outside=args.allow_outside,
-    )
-    settings = recommend(
-        train.statistics,
-        plan.task,
-        on_cpu=on_cpu,
-        batch=args.batch or _BATCHES["cpu" if on_cpu else "gpu"],
-        pretrained=bool(plan.weights),
-        most_objects=max(int(found.statistics.per_image.max()) for _, found in parts),
-    )
-    write_config(args.write_config, plan, settings, train, val)
+    return inspect(Request(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Request)}))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from pvt_det.utils.paths import file_fault
 
 # Larger images are refused before they are decoded. This is Pillow's own limit, 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
+# Modes of label maps: class numbers, or indices of a palette.
+LABEL_MODES = ("L", "P")
 # Files with these suffixes are used where an argument is a folder of images.
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -97,6 +100,41 @@ def from_pillow(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
     return _upright(_decode(path, image, lambda: _to_uint8(image, "RGB", path)), image)
 
 
+@dataclass(frozen=True)
+class StoredPixels:
+    """The values that an image file stores, without conversion.
+
+    Attributes:
+        mode: Pillow's mode, such as "P" (indices of a palette), "L", "RGB" or "I;16".
+        values: The pixels, `H×W` or `H×W×C`. For a palette, the indices.
+        palette: Colors of the palette, `N×3` uint8 RGB. None without a palette.
+    """
+
+    mode: str
+    values: npt.NDArray[Any]
+    palette: npt.NDArray[np.uint8] | None
+
+
+def read_stored(path: str | os.PathLike[str]) -> StoredPixels:
+    """Read the values of an image file without conversion, such as the class numbers of a label map.
+
+    Args:
+        path: Image file.
+
+    Returns:
+        The values with their mode and palette.
+
+    Raises:
+        DataError: The file is missing, empty, not an image, truncated or too large.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        image = _identify_verified(path, file)
+        values = _decode(path, image, lambda: np.array(image))
+        colors = image.getpalette("RGB") if image.mode == "P" else None
+    return StoredPixels(image.mode, values, None if colors is None else np.array(colors, np.uint8).reshape(-1, 3))
+
+
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Read a label map, an image with one channel whose values are class ids.
 
@@ -115,7 +153,7 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     path = Path(path)
     with _open(path) as file:
         image = _identify_verified(path, file)
-        if image.mode not in ("L", "P"):
+        if image.mode not in LABEL_MODES:
             raise DataError(
                 f"label map {path} has mode {image.mode!r}; expected one 8-bit channel with class ids (mode L, or P "
                 "with a palette)"

@@ -14,6 +14,7 @@ from torch import nn
 from pvt_det.config.architecture import model_name
 from pvt_det.config.digest import config_digest, recipe_digest
 from pvt_det.evaluation.coco import GROUND_TRUTH_FILE, RESULTS_FILE
+from pvt_det.evaluation.label_results import SEGMENTATION_FILE
 from pvt_det.models.complexity import count_parameters
 from pvt_det.results import Checkpoint, DataRecord, save_results
 from pvt_det.run_folder import inference_folder, path_in_run
@@ -78,8 +79,9 @@ def write_results(
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
         **(usage or {}),
     }
-    detections = inference_folder(folder, dataset)
-    files = {"detections": detections / RESULTS_FILE, "ground_truth": detections / GROUND_TRUTH_FILE} if dataset else {}
+    results = inference_folder(folder, dataset)
+    names = {"detections": RESULTS_FILE, "ground_truth": GROUND_TRUTH_FILE, "segmentation": SEGMENTATION_FILE}
+    files = {field: results / name for field, name in names.items()} if dataset else {}
     return save_results(folder, kind, checkpoints, data, fields, files)
 
 

@@ -366,11 +366,18 @@ class PVTTrainer(TrainerBase):
     def _draw_first_batch(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Save a drawing of the first batch, and return all batches."""
         first = next(batches)
-        names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+        data = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0])
         with preserve_random_state():
             path = self.store.folder / BATCH_PICTURE_NAME
             try:
-                save_batch_picture(first, path, class_names=names, image_format=self.cfg.INPUT.FORMAT)
+                save_batch_picture(
+                    first,
+                    path,
+                    class_names=data.get("thing_classes", []),
+                    image_format=self.cfg.INPUT.FORMAT,
+                    label_names=data.get("stuff_classes", []),
+                    ignore_value=self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+                )
                 logger.info("Saved the first training images with their labels to %s.", path)
             except OSError as error:
                 logger.warning("%s cannot be written: %s. Training continues without it.", path, error.strerror)

@@ -22,7 +22,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> 
     Args:
         cfg: The run's config.
         dataset_name: Registered name of the data set.
-        output_dir: Folder for the detections.
+        output_dir: Folder for the detections, and for the confusion matrix and predictions of label maps.
 
     Returns:
         The evaluator.
@@ -33,8 +33,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> 
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind == "sem_seg":
-        return SemanticEvaluator(dataset_name)
+        return SemanticEvaluator(dataset_name, output_dir)
     coco = build_coco_evaluator(cfg, dataset_name, output_dir)
     if kind != "coco_panoptic_seg" or not is_panoptic(cfg):
         return coco
-    return DatasetEvaluators([coco, SemanticEvaluator(dataset_name), PanopticEvaluator(dataset_name, output_dir)])
+    return DatasetEvaluators(
+        [coco, SemanticEvaluator(dataset_name, output_dir), PanopticEvaluator(dataset_name, output_dir)]
+    )

@@ -13,7 +13,7 @@ DEFAULT = "pvt_tiny"
 # Depth of a ResNet, and the keys of MODEL.RESNETS that it needs.
 _RESNETS = {18: "DEPTH: 18, RES2_OUT_CHANNELS: 64", 50: "DEPTH: 50", 101: "DEPTH: 101"}
 # Names of configs begin with these.
-_PREFIXES = {"retinanet": "retinanet", "mask_rcnn": "mask-rcnn"}
+_PREFIXES = {"retinanet": "retinanet", "mask_rcnn": "mask-rcnn", "semantic_fpn": "semantic"}
 _RESNET = re.compile(r"(?:resnet|r)[_-]?(\d+)(?:[_-]fpn)?", re.IGNORECASE)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
-from pvt_det.inspection.backbones import Backbone
+from pvt_det.inspection.config_text import BASES, base_files
+from pvt_det.inspection.config_text import flow_list as _list
+from pvt_det.inspection.config_text import scalar as _scalar
 from pvt_det.inspection.inspect import Inspection
+from pvt_det.inspection.plan import Plan
 from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
 from pvt_det.utils.files import write_atomically
@@ -21,7 +20,6 @@ from pvt_det.utils.paths import make_folder
 from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.text import counted
 
-_BASES = Path(__file__).parents[2] / "configs/base"
 # Base configs of each task: the head, and the backbone of a family.
 _FILES = {
     "retinanet": ("retinanet.yaml", "retinanet_{}.yaml"),
@@ -31,29 +29,6 @@ _TASK_NAMES = {"retinanet": "RetinaNet", "mask-rcnn": "Mask R-CNN"}
 # Training from random weights works on the blood cells, whose rarest class has about 300 objects. COCO has 10,000 per
 # class.
 _FEW_OBJECTS = 200
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to train, on which device and from which weights.
-
-    Attributes:
-        task: One of `pvt_det.inspection.tasks.TASKS`.
-        backbone: The backbone. It changes no other setting.
-        weights: Value of MODEL.WEIGHTS. "" trains from random weights.
-        weights_reason: Why `weights` is "". Not used otherwise.
-        on_cpu: Whether to train on a CPU instead of GPUs.
-        on_error: Value of DATASETS.ON_ERROR.
-        allow_outside: Value of DATASETS.ALLOW_OUTSIDE.
-    """
-
-    task: str
-    backbone: Backbone
-    weights: str
-    weights_reason: str
-    on_cpu: bool
-    on_error: str
-    allow_outside: bool
 
 
 def check_place(path: Path) -> None:
@@ -69,8 +44,8 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"{path} is not a config file name. Expected a name that ends in .yaml.")
     if path.exists():
         raise ConfigError(f"{path} already exists. Choose another name for the config, or remove the file.")
-    if not _BASES.is_dir():
-        raise ConfigError(f"{_BASES} does not exist. Configs can only be written from a checkout of this package.")
+    if not BASES.is_dir():
+        raise ConfigError(f"{BASES} does not exist. Configs can only be written from a checkout of this package.")
     make_folder(path.parent)
 
 
@@ -108,17 +83,13 @@ def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
     s = train.statistics
     files = [name.format(plan.backbone.family) for name in _FILES[plan.task]]
     names = [*files, *(["small.yaml"] if plan.on_cpu else [])]
-    folder = path.resolve().parent
-    # Use relative paths inside the checkout, so that it can be moved, and absolute paths elsewhere.
-    is_inside = folder.is_relative_to(_BASES.parents[1])
-    bases = [os.path.relpath(_BASES / name, folder) if is_inside else str(_BASES / name) for name in names]
     classes = counted(len(s.classes), "class", "classes")
     return [
         f"# {_TASK_NAMES[plan.task]} with the backbone {plan.backbone.name}, written by pvt-det inspect for "
         f"{counted(s.images, 'image')} with {counted(s.objects, 'object')} of {classes}, "
         f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
         "# The recipe is the same for all backbones, AdamW included. To compare, write another config with --model.",
-        f"_BASE_: {_list(bases)}",
+        f"_BASE_: {base_files(path, names)}",
     ]
 
 
@@ -228,12 +199,3 @@ def _test(settings: Settings, name: str, *, has_val: bool) -> list[str]:
     if has_val:
         lines.append(f"  EVAL_PERIOD: {max(1, settings.iterations // 2)}")
     return [*lines, f"OUTPUT_DIR: {_scalar('output/' + name)}"]
-
-
-def _scalar(value: Any) -> str:
-    """Format a value as YAML on one line, with any characters quoted."""
-    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10**9).strip()
-
-
-def _list(values: list[Any]) -> str:
-    return "[" + ", ".join(_scalar(v) if isinstance(v, str) else f"{v:g}" for v in values) + "]"

@@ -16,6 +16,7 @@ from pvt_det.reports import figures
 from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, mismatches, same_data
 from pvt_det.reports.detection import TITLES, Section, build_evaluators, detection_sections
 from pvt_det.reports.numbers import Signed, cells
+from pvt_det.reports.semantic import semantic_sections
 from pvt_det.results import Checkpoint, Run, evaluation_command, load_run
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
 from pvt_det.utils.files import write_atomically
@@ -86,6 +87,7 @@ def _page(run: Run, base: Run | None, images: Path | None, score_threshold: floa
     if base is not None:
         sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
     sections += detection_sections(run, evaluators, images=images, score_threshold=score_threshold)
+    sections += semantic_sections(run)
     if history:
         sections.append(("Training", _training(history)))
     sections.append(("Environment", _environment(run.environment)))
@@ -114,9 +116,6 @@ def _checkpoint(checkpoint: Checkpoint) -> Html:
         parts.append(
             join(Html(f"<h3>{escape(_TITLES.get(task, task))}</h3>"), table(list(whole), [cells(whole.values())]))
         )
-        single = {name.split("-", 1)[1]: value for name, value in values.items() if name.startswith("IoU-")}
-        if single:
-            parts.append(table(["class", "IoU"], [[name, *cells([value])] for name, value in single.items()]))
     return join(*parts)
 
 

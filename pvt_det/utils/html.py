@@ -136,6 +136,59 @@ def pair(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], caption: Any
     return Html(f'<figure><div class="pair">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
 
+def swatch(color: Sequence[int] | None) -> Html:
+    """Build a small colored square.
+
+    Args:
+        color: Red, green and blue, 0 to 255. None for gray stripes.
+    """
+    style = "" if color is None else f' style="background:rgb({",".join(str(int(value)) for value in color)})"'
+    return Html(f'<span class="swatch"{style}></span>')
+
+
+def legend(entries: Iterable[tuple[Any, Sequence[int] | None]]) -> Html:
+    """Build a line of colored squares with their names, in as many rows as needed.
+
+    Args:
+        entries: Name and color of each entry, see `swatch`.
+    """
+    items = "".join(f"<span>{swatch(color)}{escape(name)}</span>" for name, color in entries)
+    return Html(f'<div class="legend">{items}</div>')
+
+
+def row(pictures: Iterable[tuple[Any, npt.NDArray[np.uint8]]], caption: Any = "", *, quality: int = 85) -> Html:
+    """Embed images with one caption, side by side, or in several rows on small screens.
+
+    Args:
+        pictures: Title and pixels of each image, uint8, `H×W×3` RGB or `H×W` grayscale.
+        caption: Caption below the images.
+        quality: JPEG quality, 1 to 95.
+    """
+    images = "".join(
+        f"<div>{_image(pixels, f'{title}: {caption}', quality)}<small>{escape(title)}</small></div>"
+        for title, pixels in pictures
+    )
+    return Html(f'<figure><div class="pair row">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def heat_table(names: Sequence[Any], values: npt.NDArray[np.floating]) -> Html:
+    """Build a square table of percentages in which higher values have a stronger background.
+
+    Args:
+        names: Names of the rows, which are also those of the columns.
+        values: Percentages from 0 to 100, `N×N`. Values that round to 0 are left out.
+    """
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+    lines = []
+    for name, line in zip(names, values, strict=True):
+        cells = "".join(
+            f'<td style="--heat:{value:.0f}%">{f"{value:.0f}" if value >= 0.5 else ""}</td>' for value in line
+        )
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    table = f"<table><thead><tr><td></td>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
+    return Html(f'<div class="wide heat">{table}</div>')
+
+
 def _image(pixels: npt.NDArray[np.uint8], caption: Any, quality: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
@@ -253,5 +306,16 @@ summary { cursor: pointer; }
   align-items: start; margin-top: .8rem; } .drawing { max-width: 52rem; } .drawing img { width: 100%; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: .25rem; }
 .pair img { width: 100%; } figure:has(> .pair) { margin-bottom: 1.5rem; }
+.swatch { display: inline-block; width: .85em; height: .85em; margin-right: .4em; vertical-align: -.05em;
+  background: repeating-linear-gradient(135deg, #464646 0 2px, #c8c8c8 2px 4px); }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .85rem; margin: .5rem 0 1rem; }
+.pair.row { grid-template-columns: repeat(auto-fit, minmax(min(45%, 15rem), 1fr)); } .pair small { display: block; }
+.heat td, .heat th { padding: .2rem .35rem; border: 0; } .heat td { text-align: right; font-size: .8rem;
+  min-width: 1.6rem; background: color-mix(in srgb, var(--mark) calc(var(--heat) * .75), var(--soft)); }
+.heat thead td { background: none; } .heat thead th { vertical-align: bottom; } .heat tbody th { white-space: nowrap; }
+.heat thead th span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; max-height: 9rem;
+  overflow: hidden; text-overflow: ellipsis; } .heat tbody th { max-width: min(12rem, 30vw); overflow: hidden;
+  text-overflow: ellipsis; }
+.heat th { font-weight: normal; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--soft); padding: .5rem .8rem; overflow-wrap: normal; }
 """

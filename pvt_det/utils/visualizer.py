@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pvt_det.utils.colors import class_colors
 from pvt_det.utils.palette import Color, contrasting, object_colors
 from pvt_det.utils.plates import add_labels
 from pvt_det.utils.regions import rasterize
@@ -203,13 +204,6 @@ def _middles(labels: NDArray[np.uint8], classes: Sequence[int]) -> NDArray[np.fl
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         middles[number] = [(column - 0.5) * width / size[0], (row - 0.5) * height / size[1]] * 2
     return middles
-
-
-def class_colors() -> NDArray[np.uint8]:
-    """Return the colors of 256 classes, `256×3` RGB, spaced by the golden ratio around the color wheel."""
-    hue = (np.arange(256) * 0.618 % 1 * 255).astype(np.uint8)
-    wheel = np.stack([hue, hue * 0 + 200, hue * 0 + 230], axis=1)
-    return np.asarray(Image.fromarray(wheel[None], "HSV").convert("RGB"))[0]
 
 
 def _resized(image: Picture, width: int, longest: int = _LONGEST) -> Picture:

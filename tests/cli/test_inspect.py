@@ -32,7 +32,7 @@ def main(*words):
 def reachable(monkeypatch):
     """Pretend that all weights can be downloaded; returns the list of requested names."""
     requested: list[str] = []
-    monkeypatch.setattr("pvt_det.weights.source.locate", requested.append)
+    monkeypatch.setattr("pvt_det.inspection.plan.locate", requested.append)
     return requested
 
 
@@ -86,7 +86,7 @@ def test_unavailable_weights_fall_back_to_random_weights(words, tmp_path, capsys
     def fail(name):
         raise CheckpointError(f"{name} [no network]")
 
-    monkeypatch.setattr("pvt_det.weights.source.locate", fail)
+    monkeypatch.setattr("pvt_det.inspection.plan.locate", fail)
     config = tmp_path / "mine.yaml"
     assert main(*words, "--write-config", config, "--task", task, "--device", device) == 0
     assert "random weights: pvt://pvt_tiny [no network]" in capsys.readouterr().out

@@ -24,7 +24,7 @@ def sample(color, masks=None) -> dict:
 
 
 def picture(path, batch, **settings) -> np.ndarray:
-    save_batch_picture(batch, path, class_names=["cat", "dog"], image_format=settings.get("image_format", "RGB"))
+    save_batch_picture(batch, path, class_names=["cat", "dog"], **{"image_format": "RGB"} | settings)
     return np.asarray(Image.open(path)).astype(int)
 
 
@@ -62,13 +62,19 @@ def test_bgr_images_are_converted_to_rgb(tmp_path):
         assert np.abs(pixels[-20:, -20:] - (200, 50, 10)).max() < 12
 
 
-def test_label_map_tints_image(tmp_path):
-    labels = torch.full((48, 64), 255)
+def test_label_map_is_painted_with_striped_void_and_a_legend(tmp_path):
+    """Void was painted as a class unless its value was 255."""
+    labels = torch.full((48, 64), 11)
     labels[:, 32:] = 3
     shown = {"image": torch.full((3, 48, 64), 120, dtype=torch.uint8), "sem_seg": labels}
-    pixels = picture(tmp_path / "x.jpg", [shown])
-    assert np.abs(pixels[:, :150] - 120).max() < 12
+    names = [f"class {number}" for number in range(11)]
+    pixels = picture(tmp_path / "x.jpg", [shown], label_names=names, ignore_value=11)
     assert np.ptp(pixels[100, 250]) > 30
+    void = pixels[:240, :150]
+    assert np.ptp(void, axis=2).max() < 30  # gray
+    assert np.ptp(void) > 60  # striped
+    assert pixels.shape[0] > 240  # the legend
+    assert (pixels[240:].min(axis=2) < 100).any()
 
 
 def test_run_draws_first_batch_without_changing_training(tiny_cfg, tmp_path):

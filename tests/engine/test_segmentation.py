@@ -67,6 +67,7 @@ def test_semantic_fpn_trains_resumes_and_evaluates(repo_root, words, tmp_path):
     results = json.loads((tmp_path / "whole/results.json").read_text())
     assert results["model"] == "Semantic FPN pvt_v2_b0"
     assert "detections" not in results
+    assert (tmp_path / "whole" / results["segmentation"]["file"]).is_file()
     assert results["checkpoints"]["best"]["selected_by"] == "sem_seg/mIoU"
     assert {(each["role"], each["what"], len(each["sha256"])) for each in results["data"]} == {
         ("train", "labels", 64),

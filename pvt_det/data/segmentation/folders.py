@@ -17,7 +17,7 @@ from detectron2.data.catalog import Metadata
 
 from pvt_det.config.architecture import has_label_maps
 from pvt_det.data.coco.findings import Findings
-from pvt_det.data.images import IMAGE_SUFFIXES, check_size, read_header, read_image, read_labels
+from pvt_det.data.images import IMAGE_SUFFIXES, read_header, read_image, read_labels
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.text import counted
 
@@ -67,15 +67,36 @@ class LabelMaps:
             DataError: The file is missing, broken or in color, has a different size, or contains an unknown label.
         """
         labels = read_labels(path)
-        check_size(path, (labels.shape[1], labels.shape[0]), size)
+        check_label_size(path, (labels.shape[1], labels.shape[0]), size)
         highest = int(np.max(labels, where=labels != self.ignore_label, initial=0))
         if highest >= self.num_classes:
             raise DataError(
-                f"label map {path} contains the value {highest}; expected classes 0 to {self.num_classes - 1}, or "
-                f"{self.ignore_label} to ignore. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of classes. For "
-                "ADE20K, first run datasets/prepare_ade20k.py"
+                f"label map {path} contains the value {highest}. Expected classes 0 to {self.num_classes - 1}, or "
+                f"{self.ignore_label} to ignore. If {highest} marks pixels without a class (void), set "
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {highest}. If it is a class, name it in DATASETS.LABEL_NAMES and set "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {highest + 1}. `pvt-det inspect --task semantic` lists all values. "
+                "For ADE20K, first run datasets/prepare_ade20k.py."
             )
         return labels
+
+
+def check_label_size(path: str | os.PathLike[str], found: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Check that a label map is as large as its image.
+
+    Args:
+        path: The label map, for the message.
+        found: Width and height of the label map in pixels.
+        expected: Width and height of its image in pixels, after EXIF rotation.
+
+    Raises:
+        DataError: The sizes differ.
+    """
+    if found != expected:
+        raise DataError(
+            f"label map {path} is {found[0]}x{found[1]}, but its image is {expected[0]}x{expected[1]} (after EXIF "
+            "rotation). Expected the same size. Scale the label map with nearest-neighbor interpolation, or use the "
+            "image that it was drawn on."
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +193,7 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
                 height, width = read_image(image, "RGB").shape[:2]
                 labels.read(label, (width, height))
             else:
-                check_size(label, read_header(label), read_header(image))
+                check_label_size(label, read_header(label), read_header(image))
         except DataError as error:
             findings.add("file that cannot be used", str(error))
             unusable.add(image)

@@ -397,3 +397,17 @@ def test_panoptic_folder_of_a_bare_file_name(tmp_path, monkeypatch):
     assert panoptic_folder("panoptic.json").samefile(tmp_path / "panoptic")
     (inner / "panoptic").mkdir()
     assert panoptic_folder("panoptic.json").samefile(inner / "panoptic")
+
+
+@pytest.mark.parametrize("value", [11, 40])
+def test_unknown_value_suggests_void(tmp_path, value):
+    Image.fromarray(np.array([[0, 10, value]], np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {value}.*NUM_CLASSES {value + 1}"):
+        LabelMaps(11, 255).read(tmp_path / "a.png", (3, 1))
+    assert LabelMaps(11, value).read(tmp_path / "a.png", (3, 1)).tolist() == [[0, 10, value]]
+
+
+def test_size_of_a_label_map_is_compared_with_its_image(tmp_path):
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"label map .*a\.png is 3x2, but its image is 4x2"):
+        LabelMaps(11, 255).read(tmp_path / "a.png", (4, 2))

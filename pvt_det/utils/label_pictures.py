@@ -1,0 +1,141 @@
+"""Paint label maps: classes in their colors, pixels without a class in gray stripes, and errors in red."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pvt_det.utils.colors import class_colors
+
+Picture = NDArray[np.uint8]
+VOID_NAME = "void (ignored)"
+_OPACITY = 0.65
+_STRIPE = 5  # pixels, width of a stripe
+_DARK, _BRIGHT = 70, 200  # gray values of the stripes
+_WRONG = (214, 32, 39)
+# Sizes in the legend, in pixels.
+_ROW, _BOX, _SPACE, _FONT = 22, 14, 18, 13
+_MOST_ENTRIES = 40
+
+
+def paint(image: Picture, labels: NDArray[np.integer], ignore_value: int) -> Picture:
+    """Paint the label map of an image over it.
+
+    Args:
+        image: The image, `H×W×3`, RGB.
+        labels: Class index of each pixel, `H×W`, from 0 to 255.
+        ignore_value: Value of the pixels without a class, which are striped.
+
+    Returns:
+        The painted image, `H×W×3`, RGB.
+    """
+    colors = class_colors()[labels.clip(0, 255)]
+    return _blend(image, np.where((labels == ignore_value)[:, :, None], _stripes(labels.shape), colors))
+
+
+def paint_errors(
+    image: Picture, truth: NDArray[np.integer], predicted: NDArray[np.integer], ignore_value: int
+) -> Picture:
+    """Mark the wrong pixels of a prediction in red on a pale gray image.
+
+    Args:
+        image: The image, `H×W×3`, RGB.
+        truth: True class index of each pixel, `H×W`.
+        predicted: Predicted class index of each pixel, `H×W`.
+        ignore_value: Value of the pixels without a class in `truth`. They are striped, and no prediction is wrong
+            there.
+
+    Returns:
+        The marked image, `H×W×3`, RGB.
+    """
+    gray = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    pale = (gray / 2 + 110).astype(np.uint8)
+    is_void = (truth == ignore_value)[:, :, None]
+    is_wrong = (truth != predicted)[:, :, None] & ~is_void
+    marked = np.where(is_wrong, np.array(_WRONG), pale)
+    return np.where(is_wrong | is_void, _blend(pale, np.where(is_void, _stripes(truth.shape), marked)), pale)
+
+
+def shrink(image: Picture, labels: Sequence[NDArray[np.uint8]], width: int) -> tuple[Picture, list[NDArray[np.uint8]]]:
+    """Scale an image and its label maps to a width, keeping the aspect ratio. Smaller ones are enlarged.
+
+    Args:
+        image: The image, `H×W×3`, RGB.
+        labels: Label maps of the image, each `H×W`.
+        width: Width of the results in pixels.
+
+    Returns:
+        The image, and the label maps without new values.
+    """
+    size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
+    scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    nearest = Image.Resampling.NEAREST
+    return scaled, [np.asarray(Image.fromarray(each).resize(size, nearest)) for each in labels]
+
+
+def legend_entries(
+    maps: Iterable[NDArray[np.integer]], class_names: Sequence[str], ignore_value: int
+) -> list[tuple[str, int | None]]:
+    """List the classes that occur in label maps, the most frequent first, and void at the end.
+
+    Args:
+        maps: The label maps, each `H×W`.
+        class_names: Class names by class index. Missing names are replaced by the index.
+        ignore_value: Value of the pixels without a class.
+
+    Returns:
+        Name and class index of each class; None instead of the index for void.
+    """
+    counts = sum((np.bincount(each.ravel(), minlength=256) for each in maps), start=np.zeros(256, np.int64))
+    found = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value] and value != ignore_value]
+    entries: list[tuple[str, int | None]] = [
+        (class_names[value] if value < len(class_names) else str(value), value) for value in found
+    ]
+    return [*entries, *([(VOID_NAME, None)] if counts[ignore_value] else [])]
+
+
+def draw_legend(entries: Sequence[tuple[str, int | None]], width: int) -> Picture:
+    """Draw the colors of classes with their names, in as many rows as needed.
+
+    Args:
+        entries: Name and class index of each class as `legend_entries` returns them. At most 40 are drawn.
+        width: Width of the legend in pixels.
+
+    Returns:
+        The legend on white, `H×width×3`, RGB.
+    """
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT)
+    shown = list(entries[:_MOST_ENTRIES])
+    places, x, y = [], _SPACE // 2, 0
+    for name, value in shown:
+        length = _BOX + 6 + int(font.getlength(name))
+        if x > _SPACE // 2 and x + length > width:
+            x, y = _SPACE // 2, y + _ROW
+        places.append((x, y, name, value))
+        x += length + _SPACE
+    if len(entries) > len(shown):
+        places.append((_SPACE // 2, y + _ROW, f"… and {len(entries) - len(shown)} other classes", -1))
+    canvas = Image.new("RGB", (width, (places[-1][1] if places else 0) + _ROW + 4), "white")
+    draw = ImageDraw.Draw(canvas)
+    for left, top, name, value in places:
+        if value != -1:
+            box = _stripes((_BOX, _BOX)) if value is None else np.full((_BOX, _BOX, 3), class_colors()[value])
+            canvas.paste(Image.fromarray(box.astype(np.uint8)), (left, top + 4))
+        draw.text((left + (_BOX + 6 if value != -1 else 0), top + 3), name, fill="black", font=font)
+    return np.asarray(canvas)
+
+
+def _blend(image: Picture, colors: NDArray[np.integer]) -> Picture:
+    return (image * (1 - _OPACITY) + colors * _OPACITY).round().astype(np.uint8)
+
+
+def _stripes(shape: Sequence[int]) -> Picture:
+    """Return diagonal gray stripes, `H×W×3`."""
+    rows, columns = np.indices(tuple(shape), sparse=True)
+    gray = np.where((rows + columns) // _STRIPE % 2, _DARK, _BRIGHT).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
