@@ -64,7 +64,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     Raises:
         ConfigError: If there is no such recipe, or with `trained`, no weights were published for it.
     """
-    return load_config(recipe_file(name), ["MODEL.WEIGHTS", f"pvt://{_detector(name)}"] if trained else [])
+    return load_config(recipe_file(name), _trained(name) if trained else [])
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -93,6 +93,11 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         if trained:
             report.require_whole()
     return model
+
+
+def _trained(name: str) -> list[str]:
+    # MMDetection, where these detectors were trained, has a different epsilon in the norm after the patch embedding.
+    return ["MODEL.WEIGHTS", f"pvt://{_detector(name)}", "MODEL.PVT.EMBED_NORM_EPS", "1e-6"]
 
 
 def _detector(name: str) -> str:
