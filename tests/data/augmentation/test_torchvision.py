@@ -76,5 +76,5 @@ def test_augmentations_of_both_libraries_are_accepted():
     assert first is flip
     assert isinstance(second, TorchvisionAugmentation)
     assert isinstance(third, T.Augmentation)
-    with pytest.raises(ConfigError, match="is a str. Expected an Augmentation"):
+    with pytest.raises(ConfigError, match=r"is a str\. Expected an Augmentation"):
         as_augmentations(["flip"])
