@@ -1,12 +1,24 @@
 """Package metadata. Detectron2 is installed by `tools/setup_env.py`, since the package index has no such name."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "pvt_det/__init__.py").read_text(), re.MULTILINE)[1]
+
+
+class BuildWithRecipes(build_py):
+    """Puts the recipes into the package. In an editable install, they are used from the checkout."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "configs", Path(self.build_lib) / "pvt_det/model_zoo/configs", dirs_exist_ok=True)
+
 
 setup(
     name="pvt_det",
@@ -26,6 +38,7 @@ setup(
     keywords=["object detection", "instance segmentation", "vision transformer", "detectron2", "pvt"],
     python_requires=">=3.11",
     packages=find_packages(include=["pvt_det", "pvt_det.*"]),
+    cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["pvt-det = pvt_det.cli.main:main"]},
     package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
     install_requires=[

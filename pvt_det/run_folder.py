@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING
 
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.recipes import is_recipe_name, recipe_file
+from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
-from pvt_det.utils.run_parser import split_assignments
 from pvt_det.utils.text import warn_deprecated
 
 if TYPE_CHECKING:  # classification works without Detectron2
@@ -201,18 +202,18 @@ def write_config(folder: Path, cfg: CfgNode) -> None:
 
 
 def config_file(config: str | os.PathLike[str]) -> Path:
-    """Return the config file of a path.
+    """Return the config file that a user means.
 
     Args:
-        config: A config file, or a run folder, which has a `config.yaml`.
+        config: A config file, a run folder, which has a `config.yaml`, or the name of a recipe of this package.
 
     Returns:
         Path of the config file.
 
     Raises:
-        ConfigError: If the path does not exist, or is a folder without `config.yaml`.
+        ConfigError: If the path does not exist and is not the name of a recipe, or is a folder without `config.yaml`.
     """
-    path = Path(config)
+    path = recipe_file(config) if is_recipe_name(config) else Path(config)
     fault = file_fault(path)
     if fault and folder_fault(path):
         raise ConfigError(f"{path} {fault}. Expected a run's output folder or a config file.")

@@ -18,13 +18,14 @@ import yaml
 
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
+from pvt_det.recipes import RECIPES
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.digest import value_digest
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
 from pvt_det.utils.text import did_you_mean, warn_deprecated
 
-_RECIPES = Path(__file__).parents[2] / "configs/classification"
+_RECIPES = RECIPES / "classification"
 _DESCRIPTION = "Train and evaluate a classifier on ImageNet or your own folders of images; also under torchrun."
 _EXAMPLES = """
 examples:
@@ -402,10 +403,6 @@ def _config_file(args: argparse.Namespace, model: str) -> Path | None:
         warn_deprecated("--config", "--config-file")
     if given := args.config_file or args.config:
         return Path(given)
-    if not _RECIPES.is_dir():
-        raise ConfigError(
-            "The published recipes are not installed with the package. Give one from a checkout with --config-file."
-        )
     recipe = _RECIPES / f"{model}.yaml"
     return recipe if recipe.is_file() else None
 

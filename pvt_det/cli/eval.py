@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from pvt_det.engine.options import add_run_options
+from pvt_det.engine.run_parser import RunParser
 from pvt_det.utils.cli import add_public_key
-from pvt_det.utils.run_parser import RunParser
 from pvt_det.utils.signing import verify_signed
 
 _EXAMPLES = """

@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "evaluate a trained detector",
     "predict": "detect objects in images, folders and videos",
     "explain": "draw attention maps",
+    "configs": "list the recipes that come with this package",
     "compare": "compare finished runs in one table",
     "report": "write a report page about a finished run",
     "inspect": "check a data set before training",

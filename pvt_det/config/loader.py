@@ -17,9 +17,10 @@ from pvt_det.config.keys import get_config
 from pvt_det.config.validate import validate_config
 from pvt_det.config.values import coerce
 from pvt_det.errors import ConfigError
+from pvt_det.recipes import is_recipe_name, recipe_file
+from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.paths import file_fault, folder_fault
 from pvt_det.utils.plain_yaml import read_plain_yaml
-from pvt_det.utils.run_parser import split_assignments
 from pvt_det.utils.text import closest, did_you_mean, listed
 
 BASE_KEY = "_BASE_"
@@ -29,13 +30,13 @@ COMMAND_LINE = "command line"
 def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bool = True) -> CfgNode:
     """Load a config file on top of the defaults, apply overrides, and validate the result.
 
-    A file can inherit from others with `_BASE_: file.yaml` or a list of files, with paths relative to itself. Later
-    entries override earlier ones, and the file itself overrides all of them. In a file, an `OUTPUT_DIR` of "." is the
-    folder of that file, so that a run folder can be moved with its config. All other paths are relative to the current
-    folder.
+    A file can inherit from others with `_BASE_: file.yaml` or a list of files, with paths relative to itself. Names
+    without `.yaml`, such as `_BASE_: retinanet_pvt_small`, are recipes of this package. Later entries override earlier
+    ones, and the file itself overrides all of them. In a file, an `OUTPUT_DIR` of "." is the folder of that file, so
+    that a run folder can be moved with its config. All other paths are relative to the current folder.
 
     Args:
-        path: A `.yaml` or `.yml` file.
+        path: A `.yaml` or `.yml` file, or the name of a recipe such as "retinanet_pvt_small".
         overrides: Keys and values, alternating, as on the command line:
             `["SOLVER.MAX_ITER", "100", "MODEL.PVT.VARIANT", "pvt_tiny"]`. `"SOLVER.MAX_ITER=100"` works as well.
         training: Whether the config is for training. If it is not, the values of the SOLVER section are not checked.
@@ -48,7 +49,8 @@ def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bo
             value has the wrong type or is out of range.
     """
     cfg, defaults = get_config(), get_config()
-    _merge_file(cfg, defaults, Path(path), chain=())
+    path = recipe_file(path) if is_recipe_name(path) else Path(path)
+    _merge_file(cfg, defaults, path, chain=())
     _merge_overrides(cfg, defaults, overrides)
     validate_config(cfg, where=str(path), training=training)
     return cfg
@@ -61,7 +63,8 @@ def _merge_file(cfg: CfgNode, defaults: CfgNode, path: Path, chain: tuple[Path, 
         raise ConfigError(f"{BASE_KEY} is circular: {cycle}. Remove one of these references.")
     tree = _read_yaml(path, referrer=chain[-1] if chain else None)
     for base in _bases(tree.pop(BASE_KEY, []), path):
-        _merge_file(cfg, defaults, path.parent / base, (*chain, resolved))
+        inherited = path.parent / base
+        _merge_file(cfg, defaults, recipe_file(base) if is_recipe_name(inherited) else inherited, (*chain, resolved))
     _merge_tree(cfg, defaults, tree, prefix="", where=str(path))
     if tree.get("OUTPUT_DIR") == ".":
         cfg.OUTPUT_DIR = str(path.parent)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pvt_det.engine.run_parser import RunParser, image_size
 from pvt_det.utils.cli import ArgumentParser
-from pvt_det.utils.run_parser import RunParser, image_size
 
 # Options that set a key of the config.
 SHORTCUTS = {

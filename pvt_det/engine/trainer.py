@@ -424,8 +424,9 @@ class PVTTrainer(TrainerBase):
         if evaluation.best is not None:
             kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
             found[BEST] = Checkpoint(*kept, evaluation.metric)
-        about = {"config_file": self._config_file, "data": self._data, "usage": usage}
-        return write_results(self.cfg, TRAINING, self.model, found, **about)
+        return write_results(
+            self.cfg, TRAINING, self.model, found, config_file=self._config_file, data=self._data, usage=usage
+        )
 
     def _interrupted(self) -> Interrupted:
         name = self._stop.signal_name or "a signal to another process"

@@ -8,7 +8,7 @@ import torch
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
-from pvt_det.inspection.config_text import BASES, base_files
+from pvt_det.inspection.config_text import base_files
 from pvt_det.inspection.config_text import flow_list as _list
 from pvt_det.inspection.config_text import scalar as _scalar
 from pvt_det.inspection.inspect import Inspection
@@ -38,14 +38,12 @@ def check_place(path: Path) -> None:
         path: The config file to write.
 
     Raises:
-        ConfigError: The file exists, does not end in .yaml or cannot be written, or the base configs are missing.
+        ConfigError: The file exists, does not end in .yaml or cannot be written.
     """
     if path.suffix != ".yaml":
         raise ConfigError(f"{path} is not a config file name. Expected a name that ends in .yaml.")
     if path.exists():
         raise ConfigError(f"{path} already exists. Choose another name for the config, or remove the file.")
-    if not BASES.is_dir():
-        raise ConfigError(f"{BASES} does not exist. Configs can only be written from a checkout of this package.")
     make_folder(path.parent)
 
 
@@ -60,7 +58,7 @@ def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, 
         val: Inspection of the validation data. None writes a config without evaluation.
 
     Raises:
-        ConfigError: The file exists, does not end in .yaml or cannot be written, or the base configs are missing.
+        ConfigError: The file exists, does not end in .yaml or cannot be written.
     """
     check_place(path)
     write_atomically(path, _text(path, plan, settings, train, val))
@@ -69,7 +67,7 @@ def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, 
 
 def _text(path: Path, plan: Plan, settings: Settings, train: Inspection, val: Inspection | None) -> str:
     parts = [
-        _head(path, plan, train),
+        _head(plan, train),
         _datasets(plan, train, val),
         _model(plan, settings, train.statistics),
         _input(settings),
@@ -79,7 +77,7 @@ def _text(path: Path, plan: Plan, settings: Settings, train: Inspection, val: In
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
+def _head(plan: Plan, train: Inspection) -> list[str]:
     s = train.statistics
     files = [name.format(plan.backbone.family) for name in _FILES[plan.task]]
     names = [*files, *(["small.yaml"] if plan.on_cpu else [])]
@@ -89,7 +87,7 @@ def _head(path: Path, plan: Plan, train: Inspection) -> list[str]:
         f"{counted(s.images, 'image')} with {counted(s.objects, 'object')} of {classes}, "
         f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
         "# The recipe is the same for all backbones, AdamW included. To compare, write another config with --model.",
-        f"_BASE_: {base_files(path, names)}",
+        f"_BASE_: {base_files(names)}",
     ]
 
 

@@ -1,28 +1,20 @@
-"""Parts of the configs that `pvt-det inspect` writes: values on one line, and the names of base files."""
+"""Parts of the configs that `pvt-det inspect` writes: values on one line, and base configs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-BASES = Path(__file__).parents[2] / "configs/base"
 
-
-def base_files(path: Path, names: Iterable[str]) -> str:
-    """Return the value of `_BASE_`.
+def base_files(names: Iterable[str]) -> str:
+    """Return the value of `_BASE_`: recipes by name, so that the config can be copied to another machine.
 
     Args:
-        path: The config file to write.
         names: Names of files in `configs/base`.
     """
-    folder = path.resolve().parent
-    # Use relative paths inside the checkout, so that it can be moved, and absolute paths elsewhere.
-    is_inside = folder.is_relative_to(BASES.parents[1])
-    return flow_list([os.path.relpath(BASES / name, folder) if is_inside else str(BASES / name) for name in names])
+    return "[" + ", ".join(f"base/{name.removesuffix('.yaml')}" for name in names) + "]"
 
 
 def scalar(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -15,6 +16,8 @@ from pvt_det.utils.text import closest, printable
 
 # Exit code that a shell reports for a program that was stopped by Ctrl-C.
 EXIT_CTRL_C = 130
+# Beginning of an override that is given as one word, KEY=VALUE.
+ASSIGNMENT = re.compile(r"[A-Za-z][\w.]*=")
 # Errors of the operating system that are caused by the file or folder that the user chose.
 _USER_ERRNOS = frozenset(
     {
@@ -145,3 +148,19 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         self._words = sys.argv[1:] if argv is None else argv
         return self.parse_intermixed_args(self._words)
+
+
+def split_assignments(words: Sequence[Any]) -> list[Any]:
+    """Split overrides in the form `KEY=VALUE` into a key and a value.
+
+    Args:
+        words: Overrides, each as `KEY VALUE` or as `KEY=VALUE`.
+
+    Returns:
+        Keys and values, alternating. A key without a value stays at the end.
+    """
+    pairs: list[Any] = []
+    for word in words:
+        is_key = len(pairs) % 2 == 0
+        pairs += str(word).split("=", 1) if is_key and ASSIGNMENT.match(str(word)) else [word]
+    return pairs

@@ -92,3 +92,11 @@ CATALOG: dict[str, Remote] = {
     "ImageNetPretrained/torchvision/R-50.pkl": detectron2_file("ImageNetPretrained/torchvision/R-50.pkl"),
     "ImageNetPretrained/torchvision/R-101.pkl": detectron2_file("ImageNetPretrained/torchvision/R-101.pkl"),
 }
+
+# Recipe → name of the trained detector in the catalog.
+DETECTORS: dict[str, str] = {
+    "retinanet_pvt_tiny": "retinanet_pvt-t_fpn_1x_coco",
+    "retinanet_pvt_small": "retinanet_pvt-s_fpn_1x_coco",
+    "retinanet_pvt_medium": "retinanet_pvt-m_fpn_1x_coco",
+    **{f"retinanet_pvt_v2_b{size}": f"retinanet_pvtv2-b{size}_fpn_1x_coco" for size in range(6)},
+}

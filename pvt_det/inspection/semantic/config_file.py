@@ -32,11 +32,11 @@ def write_label_config(
         val: Inspection of the validation data. None writes a config without evaluation.
 
     Raises:
-        ConfigError: The file exists, does not end in .yaml or cannot be written, or the base configs are missing.
+        ConfigError: The file exists, does not end in .yaml or cannot be written.
     """
     check_place(path)
     parts = (
-        _head(path, plan, train),
+        _head(plan, train),
         _datasets(plan, train, val),
         _model(plan, train),
         _input(settings),
@@ -47,14 +47,14 @@ def write_label_config(
     load_config(path)
 
 
-def _head(path: Path, plan: Plan, train: LabelInspection) -> list[str]:
+def _head(plan: Plan, train: LabelInspection) -> list[str]:
     classes = counted(len(train.scheme.classes), "class", "classes")
     files = [name.format(plan.backbone.family) for name in _FILES]
     return [
         f"# Semantic FPN with the backbone {plan.backbone.name}, written by pvt-det inspect for "
         f"{counted(len(train.files), 'image')} with label maps of {classes}, "
         f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
-        f"_BASE_: {base_files(path, [*files, *(['small.yaml'] if plan.on_cpu else [])])}",
+        f"_BASE_: {base_files([*files, *(['small.yaml'] if plan.on_cpu else [])])}",
     ]
 
 

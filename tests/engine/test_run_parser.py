@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pvt_det.engine.run_parser import RunParser, image_size
 from pvt_det.errors import ConfigError
-from pvt_det.utils.run_parser import RunParser, image_size, split_assignments
+from pvt_det.utils.cli import split_assignments
 
 
 @pytest.fixture

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pvt_det.errors import ConfigError
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.recipes import list_recipes
+from pvt_det.utils.cli import ASSIGNMENT, ArgumentParser, split_assignments
 
 _IMAGE_SIZE = "--image-size"
-_ASSIGNMENT = re.compile(r"[A-Za-z][\w.]*=")
 
 
 class RunParser(ArgumentParser):
@@ -50,22 +48,6 @@ class RunParser(ArgumentParser):
         return args
 
 
-def split_assignments(words: Sequence[Any]) -> list[Any]:
-    """Split overrides in the form `KEY=VALUE` into a key and a value.
-
-    Args:
-        words: Overrides, each as `KEY VALUE` or as `KEY=VALUE`.
-
-    Returns:
-        Keys and values, alternating. A key without a value stays at the end.
-    """
-    pairs: list[Any] = []
-    for word in words:
-        is_key = len(pairs) % 2 == 0
-        pairs += str(word).split("=", 1) if is_key and _ASSIGNMENT.match(str(word)) else [word]
-    return pairs
-
-
 def image_size(text: str) -> tuple[int, ...]:
     """Convert the value of `--image-size`, one or two numbers of pixels.
 
@@ -85,9 +67,9 @@ def image_size(text: str) -> tuple[int, ...]:
 
 
 def _is_config(word: str) -> bool:
-    if _ASSIGNMENT.match(word):
+    if ASSIGNMENT.match(word):
         return False
-    return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir()
+    return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir() or word in list_recipes()
 
 
 def _join_sizes(argv: Sequence[str]) -> list[str]:

@@ -1,0 +1,51 @@
+"""Find the recipes: the config files that come with this package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pvt_det.errors import ConfigError
+from pvt_det.utils.text import did_you_mean
+
+_PACKAGE = Path(__file__).parent
+# An installed wheel has its own copy. In a checkout, the recipes are beside the package.
+_INSTALLED = _PACKAGE / "model_zoo/configs"
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+
+
+def list_recipes() -> list[str]:
+    """Return the names of all recipes of detectors and segmentors, such as "retinanet_pvt_small".
+
+    Recipes for small or generated data have their folder in front, as in "small/retinanet_pvt_tiny_blood_cells".
+    """
+    names = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(("base/", "classification/")))
+
+
+def is_recipe_name(name: str | os.PathLike[str]) -> bool:
+    """Return whether a config is given by the name of a recipe and not by its path.
+
+    Args:
+        name: Anything that a user gives as a config. Paths of config files end in .yaml or .yml.
+    """
+    return Path(name).suffix not in {".yaml", ".yml"} and not Path(name).exists()
+
+
+def recipe_file(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a recipe.
+
+    Args:
+        name: Name of the recipe, such as "retinanet_pvt_small" or "base/retinanet".
+
+    Raises:
+        ConfigError: If there is no such recipe.
+    """
+    path = RECIPES / f"{os.fspath(name)}.yaml"
+    if not path.is_relative_to(RECIPES) or ".." in path.parts or not path.is_file():
+        hint = did_you_mean(str(name), list_recipes(), 3)
+        raise ConfigError(
+            f"{name} is not a file, and not the name of a recipe.{hint} Expected a .yaml file, or a name that "
+            "`pvt-det configs` lists."
+        )
+    return path
