@@ -39,7 +39,7 @@ def recipe_file(name: str | os.PathLike[str]) -> Path:
         name: Name of the recipe, such as "retinanet_pvt_small" or "base/retinanet".
 
     Raises:
-        ConfigError: If there is no such recipe.
+        ConfigError: If the recipe does not exist.
     """
     path = RECIPES / f"{os.fspath(name)}.yaml"
     if not path.is_relative_to(RECIPES) or ".." in path.parts or not path.is_file():

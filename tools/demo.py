@@ -25,6 +25,10 @@ from pvt_det.api import train, write_page
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
 from pvt_det.evaluation.coco import RESULTS_FILE
+from pvt_det.evaluation.thresholds import match_scores
+from pvt_det.inference import SCORE_THRESHOLD
+from pvt_det.reports.detection import build_evaluators
+from pvt_det.results import load_run
 from pvt_det.run_folder import PAGE_NAME
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.precision import has_fast_bf16
@@ -65,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = load_config(CONFIG, [*map(str, settings), *data, *args.overrides])
     metrics = train(cfg, config_file=str(CONFIG), resume=True, resume_command="the same command")
 
-    dataset = cfg.DATASETS.TEST[0]
-    pictures = save_pictures(dataset, args.output / "inference" / dataset / RESULTS_FILE, args.output / "pictures")
+    dataset, threshold = cfg.DATASETS.TEST[0], best_threshold(args.output)
+    results = args.output / "inference" / dataset / RESULTS_FILE
+    pictures = save_pictures(dataset, results, args.output / "pictures", min_score=threshold)
     pairs = [np.asarray(Image.open(path)) for path in pictures[:6]]
     Image.fromarray(sheet(pairs, columns=2)).save(args.output / "pictures.jpg", quality=85)
     write_page(args.output, args.output / PAGE_NAME)
-    print_next_steps(args.output)
+    print_next_steps(args.output, threshold)
     return verdict(metrics["bbox"]["AP"])
 
 
@@ -85,13 +90,23 @@ def data_keys(split: str) -> list[str]:
     ]
 
 
+def best_threshold(output: Path) -> float:
+    """Return the score threshold with the best F1 on the held-out photographs.
+
+    Args:
+        output: The run folder.
+    """
+    evaluators = build_evaluators(load_run(output))
+    return match_scores(evaluators["bbox"]).best if evaluators else SCORE_THRESHOLD
+
+
 def save_pictures(
     dataset_name: str,
     results_file: str | Path,
     folder: str | Path,
     *,
     count: int = 12,
-    min_score: float = 0.5,
+    min_score: float = SCORE_THRESHOLD,
     width: int = 400,
 ) -> list[Path]:
     """Save pictures of evenly spread images of a data set, with the ground truth left and the detections right.
@@ -155,14 +170,20 @@ def beside_truth(
     return sheet([captioned(draw(image, objects, names, width), text) for text, objects in halves], columns=2)
 
 
-def print_next_steps(output: Path) -> None:
-    """Print where the results are and which commands to try next."""
+def print_next_steps(output: Path, threshold: float) -> None:
+    """Print where the results are and which commands to try next.
+
+    Args:
+        output: The run folder.
+        threshold: The score threshold with the best F1.
+    """
     print(f"""
 Results
-  {output / "pictures.jpg"}  ground truth beside detections (one file per image in {output / "pictures"})
+  {output / "pictures.jpg"}  ground truth beside detections that score at least {threshold:.2f}, where F1 is best
+  {output / "pictures"}      the same, one file per image
   {output / PAGE_NAME}   AP by class and size, curves, kinds of errors: open it in a browser
 Next
-  pvt-det predict PHOTOS --config-file {output} --output found
+  pvt-det predict PHOTOS --config-file {output} --output found --score-threshold {threshold:.2f}
   pvt-det export --config-file {output} --images {DATA / "images"} --output cells.onnx
   pvt-det inspect TRAIN.json IMAGES --html data.html --write-config mine.yaml    (your own data)
 """)

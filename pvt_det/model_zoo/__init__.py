@@ -33,7 +33,7 @@ def get_config_file(name: str) -> str:
         name: Name of the recipe, such as "retinanet_pvt_small".
 
     Raises:
-        ConfigError: If there is no such recipe.
+        ConfigError: If the recipe does not exist.
     """
     return str(recipe_file(name))
 
@@ -45,7 +45,7 @@ def get_checkpoint_url(name: str) -> str:
         name: Name of its recipe, such as "retinanet_pvt_small".
 
     Raises:
-        ConfigError: If there is no such recipe, or no weights were published for it.
+        ConfigError: If the recipe does not exist, or no weights were published for it.
     """
     return CATALOG[_detector(name)].url
 
@@ -62,7 +62,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
         A config that is not frozen.
 
     Raises:
-        ConfigError: If there is no such recipe, or with `trained`, no weights were published for it.
+        ConfigError: If the recipe does not exist, or with `trained`, no weights were published for it.
     """
     return load_config(recipe_file(name), _trained(name) if trained else [])
 
@@ -82,7 +82,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         The model. It takes and returns what Detectron2's models do.
 
     Raises:
-        ConfigError: If there is no such recipe, or with `trained`, no weights were published for it.
+        ConfigError: If the recipe does not exist, or with `trained`, no weights were published for it.
         CheckpointError: If the weights cannot be downloaded or are broken.
     """
     cfg = get_config(name, trained)
