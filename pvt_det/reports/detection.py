@@ -132,7 +132,7 @@ def _threshold(matches: ScoredMatches, threshold: float, *, is_given: bool) -> H
     return join(
         _explanation(matches, threshold, is_given=is_given),
         _class_table(["class", "objects", "precision (%)", "recall (%)", "F1 (%)"], rows),
-        figures.threshold_curves(matches, threshold),
+        figures.threshold_curves(matches, threshold) if matches.has_correct else Html(""),
     )
 
 

@@ -126,7 +126,7 @@ def errors(evaluator: hotcoco.COCOeval, shown: hotcoco.COCOeval) -> Html:
 def _bars(axes: Axes, values: Mapping[str, float], form: str) -> None:
     bars = axes.barh(list(values), list(values.values()), height=0.6)
     axes.bar_label(bars, labels=[form.format(value) for value in values.values()], padding=3, fontsize=9)
-    axes.margins(x=0.15)
+    axes.set_xlim(0, 1.15 * max(values.values()) or 1)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
 
