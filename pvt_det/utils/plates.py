@@ -18,6 +18,7 @@ _SIZES = (1.0, 0.8, 0.65)
 _MIN_FONT = 9  # pixels
 _WIDEST = 0.4  # longer names are cut to this fraction of the width of the image
 _NEAR = 0.06  # cost of each step down the list of places, as a fraction of the label that may cover other objects
+_AWAY = (1, 2, 3)  # distances from the box, in heights of a label, of the last places to try
 
 
 def add_labels(
@@ -111,6 +112,8 @@ def _candidates(
         *((x, below) for x in (at_left, at_right, middle)),
         *((x, inside_bottom) for x in (at_left, at_right)),
         *((x, y) for x in (x2, x1 - width) for y in (inside_top, inside_bottom)),  # beside the box
+        *((x, above - n * height) for n in _AWAY for x in (at_left, at_right)),
+        *((x, below + n * height) for n in _AWAY for x in (at_left, at_right)),
     ]
     center = [(middle, (y1 + y2 - height) // 2)]
     corners = np.array(center + edges if centered else edges + center).transpose(2, 0, 1)

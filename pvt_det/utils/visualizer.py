@@ -31,6 +31,7 @@ _LINE, _FONT, _MIN_FONT = 0.0032, 0.018, 12
 _THINNEST = 10  # a line is at most this fraction of the side of a box
 _FAR = 1e6  # limit of box coordinates in pixels
 _LABEL_SIDE = 512  # pixels; a label map is reduced to this size to find places for the names
+_INNER = 0.95  # least distance of a name from other classes, as a fraction of the largest possible distance
 
 
 def sheet(pictures: Sequence[Picture], columns: int) -> Picture:
@@ -193,7 +194,7 @@ def _borders(labels: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]:
 
 
 def _middles(labels: NDArray[np.uint8], classes: Sequence[int]) -> NDArray[np.float64]:
-    """Return the point of each class that is farthest from all others, as an empty box."""
+    """Return a point of each class that is far from all others, as an empty box."""
     height, width = labels.shape
     factor = min(1, _LABEL_SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -201,7 +202,8 @@ def _middles(labels: NDArray[np.uint8], classes: Sequence[int]) -> NDArray[np.fl
     middles = np.zeros((len(classes), 4))
     for number, index in enumerate(classes):
         depth = cv2.distanceTransform(np.pad((small == index).astype(np.uint8), 1), cv2.DIST_L2, 3)
-        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        inner = np.argwhere(depth >= _INNER * depth.max())
+        row, column = inner[((inner - inner.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         middles[number] = [(column - 0.5) * width / size[0], (row - 0.5) * height / size[1]] * 2
     return middles
 

@@ -69,13 +69,13 @@ def test_box_lines_are_opaque_and_lie_on_the_edges_of_the_box() -> None:
 
 @pytest.mark.parametrize("box", [(0, 0, 640, 480), (-50, -50, 900, 900), (600, 440, 700, 600), (0, 0, 3, 3)])
 def test_boxes_and_labels_at_the_border_are_completely_visible(box) -> None:
-    lines = opaque([thing(box, score=0.5)])
+    lines = opaque([thing(box)], [""])
     x1, y1, x2, y2 = (int(np.clip(value, 0, limit)) for value, limit in zip(box, (640, 480) * 2, strict=True))
     left, right, bottom = lines[(y1 + y2) // 2, :].nonzero()[0], lines[(y1 + y2) // 2, ::-1].nonzero()[0], lines[y2 - 1]
     assert abs(left.min() - x1) <= 3
     assert abs(639 - right.min() - (x2 - 1)) <= 3
     assert bottom.any()
-    assert lines.sum() > 30 * 12  # the label
+    assert opaque([thing(box, score=0.5)]).sum() - lines.sum() > 30 * 12  # the label
 
 
 def test_lines_and_text_grow_with_the_image() -> None:
@@ -101,7 +101,7 @@ def test_small_boxes_are_not_hidden_by_their_lines() -> None:
 def test_labels_do_not_cover_each_other(seed) -> None:
     rng = np.random.default_rng(seed)
     for count, has_room in ((1, True), (12, True), (300, False)):
-        corners = rng.uniform(-20, 620, (count, 2))
+        corners = rng.uniform(-20, (600, 440), (count, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(1, 300, (count, 2))], axis=1)
         sizes = [(int(width), 18) for width in rng.integers(20, 110, count)]
         places = place_labels(boxes, sizes, (640, 480))
@@ -163,8 +163,8 @@ def test_masks_are_tinted_with_holes_at_any_scale() -> None:
             assert drawn[int(25 * scale), int(30 * scale)].max() == 0
             assert drawn[int(45 * scale), int(30 * scale)].max() == 0
     reduced = draw(plain(0, (48, 64)), [thing(shown, segmentation=rle)], ["", ""], 32)
-    assert reduced[7, 8].max() > 80
-    assert reduced[22, 15].max() == 0
+    assert reduced[5:10, 5:10].max() > 80
+    assert reduced[22:, 15].max() == 0
 
 
 def test_polygons_are_filled_where_they_overlap() -> None:
