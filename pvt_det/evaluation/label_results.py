@@ -27,6 +27,8 @@ _PAIRS = 5
 # Two tables side by side are printed for more classes.
 _LONG_TABLE = 40
 _NAME_WIDTH = 32
+# Size of the confusion matrix in the terminal.
+_MATRIX, _COLUMN_WIDTH = 12, 5
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,41 @@ def confusion_line(pair: Confusion) -> str:
     """
     pixels = counted(pair.pixels, "pixel")
     return f"{pair.percent:.1f}% of {pair.truth!r} is predicted as {pair.predicted!r} ({pixels})"
+
+
+def most_involved(results: LabelResults, most: int) -> list[int]:
+    """Return the classes with ground truth or predictions, or those with the highest shares of errors if too many.
+
+    Args:
+        results: Results of the evaluation.
+        most: Maximum number of classes.
+
+    Returns:
+        Class indices in ascending order.
+    """
+    percent = row_percent(results.confusion)
+    np.fill_diagonal(percent, 0)
+    occurs = np.flatnonzero(results.confusion.sum(axis=0) + results.confusion.sum(axis=1)).tolist()
+    involved = percent.max(axis=0) + percent.max(axis=1)
+    return sorted(sorted(occurs, key=lambda index: -involved[index])[:most])
+
+
+def confusion_table(results: LabelResults) -> str:
+    """Return a plain-text table with the percentage of each true class (row) that is predicted as each class (column).
+
+    Args:
+        results: Results of the evaluation. Of more than 12 classes, those with the highest shares of errors are shown.
+    """
+    shown = most_involved(results, _MATRIX)
+    percent = row_percent(results.confusion)[np.ix_(shown, shown)]
+    names = [results.class_names[index] for index in shown]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("true class, % predicted as", max_width=_NAME_WIDTH, no_wrap=True)
+    for name in names:
+        table.add_column(name, max_width=_COLUMN_WIDTH, no_wrap=True, justify="right")
+    for name, line in zip(names, percent, strict=True):
+        table.add_row(name, *(f"{value:.0f}" if value >= 0.5 else "" for value in line))
+    return render(table)
 
 
 def class_table(classes: Sequence[ClassResult]) -> str:

@@ -26,6 +26,7 @@ from pvt_det.evaluation.label_results import (
     class_results,
     class_table,
     confusion_line,
+    confusion_table,
     most_confused,
     segments_of,
     select_images,
@@ -158,6 +159,8 @@ class SemanticEvaluator(DatasetEvaluator):
     def _log(self, values: dict[str, float], results: LabelResults, images: int) -> None:
         means = {name: value for name, value in values.items() if "-" not in name}
         parts = [metric_table(means), class_table(class_results(values, results))]
+        if results.confusion.any():
+            parts.append(confusion_table(results))
         if pairs := most_confused(results):
             parts.append("\n".join(["Most confused classes:", *(f"  {confusion_line(pair)}" for pair in pairs)]))
         logger.info(

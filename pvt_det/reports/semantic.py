@@ -21,6 +21,7 @@ from pvt_det.evaluation.label_results import (
     class_results,
     confusion_line,
     most_confused,
+    most_involved,
     row_percent,
     unknown_classes,
 )
@@ -75,7 +76,7 @@ def _classes(classes: Sequence[ClassResult]) -> Html:
         for each in classes
         if each.iou is not None
     ]
-    shown = table(["class", "IoU", "accuracy", "share of the pixels"], rows)
+    shown = table(["class", "IoU", "accuracy", "pixels"], rows)
     lead = paragraph(". ".join(["In percent, the highest IoU first", *unknown_classes(classes)]) + ".")
     return join(lead, details(f"{len(rows)} classes", shown) if len(rows) > _SHOWN_CLASSES else shown)
 
@@ -89,7 +90,7 @@ class _Percent(float):
 
 def _confusion(results: LabelResults) -> Html:
     percent = row_percent(results.confusion)
-    shown = _most_involved(results)
+    shown = most_involved(results, _SHOWN_CLASSES)
     names = [results.class_names[index] for index in shown]
     matrix = heat_table(names, percent[np.ix_(shown, shown)])
     lead = "Percentage of the pixels of each class (row) that is predicted as each class (column). Rows sum to 100."
@@ -102,15 +103,6 @@ def _confusion(results: LabelResults) -> Html:
     lines = [confusion_line(pair) for pair in pairs]
     worst = paragraph("\n".join(["Most confused:", *lines])) if lines else notice("No pixel is wrong.", "good")
     return join(worst, paragraph(lead), matrix)
-
-
-def _most_involved(results: LabelResults) -> list[int]:
-    """Return the classes with ground truth or predictions, or those with the highest shares of errors if too many."""
-    percent = row_percent(results.confusion)
-    np.fill_diagonal(percent, 0)
-    occurs = np.flatnonzero(results.confusion.sum(axis=0) + results.confusion.sum(axis=1)).tolist()
-    involved = percent.max(axis=0) + percent.max(axis=1)
-    return sorted(sorted(occurs, key=lambda index: -involved[index])[:_SHOWN_CLASSES])
 
 
 def _images(run: Run, results: LabelResults) -> Html:

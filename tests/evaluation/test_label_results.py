@@ -129,3 +129,9 @@ def test_broken_results(tmp_path):
     (tmp_path / SEGMENTATION_FILE).write_text('{"class_names": ["a"], "confusion": [[1, 2]], "worst": [], "best": []}')
     with pytest.raises(DataError, match=r"\(1, 2\) for 1 classes.*Evaluate again"):
         read_label_results(tmp_path / SEGMENTATION_FILE)
+
+
+def test_confusion_matrix_is_logged(evaluated, caplog):
+    lines = [line.split() for line in caplog.text.splitlines()]
+    assert ["car", "53", "47"] in lines
+    assert ["road", "100"] in lines
