@@ -169,7 +169,7 @@ def run_root(folder: Path) -> Path:
 
 
 def path_in_run(path: str | os.PathLike[str], folder: Path) -> str:
-    """Return a path as it is recorded in a run folder, which may be moved.
+    """Return a path in the form in which a run folder, which may be moved, records it.
 
     Args:
         path: Path of a file, or any other value of `MODEL.WEIGHTS`.

@@ -70,7 +70,7 @@ def write_folder(run: Path, output: Path, terms: Terms, weights: str = "") -> No
     Raises:
         CheckpointError: The weights are missing or damaged.
         ConfigError: `output` is the run folder, or cannot be created or written to.
-        DataError: The run was not finished and evaluated.
+        DataError: The run was not evaluated.
     """
     require_other(run, output)
     path = config_file(run)
