@@ -16,7 +16,8 @@ class Trainer(PVTParts, DefaultTrainer):
 
 
 def test_trains_and_evaluates(tiny_cfg, tmp_path):
-    cfg = tiny_cfg(tmp_path, val=True, SOLVER__MAX_ITER=2, SOLVER__STEPS=[1], MODEL__RETINANET__SCORE_THRESH_TEST=0.0)
+    changes = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": [1], "SOLVER__WARMUP_ITERS": 0}
+    cfg = tiny_cfg(tmp_path, val=True, MODEL__RETINANET__SCORE_THRESH_TEST=0.0, **changes)
     register_datasets(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
