@@ -204,7 +204,7 @@ def _predict(
             batch_size=args.batch_size,
             progress=progress,
             classes=classes,
-            resume_command=args.command_line + ("" if args.resume else " --resume"),
+            resume_command=args.resume_command,
         )
         return steps.run(sources)
 

@@ -25,7 +25,6 @@ from pvt_det.engine.options import default_argument_parser as default_argument_p
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
-from pvt_det.utils.distributed import restarts
 from pvt_det.utils.environment import available_cores
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
@@ -35,6 +34,7 @@ from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
 from pvt_det.utils.text import counted
+from pvt_det.utils.torchrun import restarts
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
         ConfigError: If more processes than GPUs are requested.
     """
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    command = "" if getattr(args, "eval_only", True) else f"{args.command_line} --resume"
+    command = "" if getattr(args, "eval_only", True) else args.resume_command
     launch(job, *processes, args=(cfg,), device=cfg.MODEL.DEVICE, resume_command=command)
 
 

@@ -47,12 +47,12 @@ from pvt_det.run_folder import (
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.digest import weights_digest
-from pvt_det.utils.distributed import restarts
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.rank_watch import count_batches
 from pvt_det.utils.rng import preserve_random_state, random_state, set_random_state
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
+from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
 logger = logging.getLogger(__name__)

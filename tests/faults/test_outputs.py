@@ -192,7 +192,7 @@ def test_F61_command_stops_refuses_to_overwrite_and_resumes(untrained_run, shape
         code, printed = predict()
     assert code == 75
     assert f"stopped: by SIGTERM; the predictions of 1 images are in {output / PART_NAME}. " in printed.err
-    assert printed.err.rstrip().endswith("--resume")
+    assert "Resume with: pvt-det predict --resume " in printed.err
     code, printed = predict()
     assert (code, "unfinished prediction of 1 image. Continue it with --resume" in printed.err) == (2, True)
     code, printed = predict("--resume", "--tile", 64)
