@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
-from rich.console import Console
 
 from pvt_det.config import load_config, validate_config
 from pvt_det.data.sets import register_datasets
@@ -25,6 +24,7 @@ from pvt_det.engine.options import default_argument_parser as default_argument_p
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.console import get_console
 from pvt_det.utils.environment import available_cores
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
@@ -110,7 +110,7 @@ def default_setup(
     lock = FolderLock(folder) if comm.is_main_process() else nullcontext()
     reported = termination_reported("" if eval_only else resume_command)
     named = missing_ranks_named("" if eval_only else resume_command)
-    with lock, run_logging(folder, comm.get_rank(), Console()), reported, named:
+    with lock, run_logging(folder, comm.get_rank(), get_console()), reported, named:
         check_agreement(config_values(cfg), comm.all_gather)
         _adapt_to_machine(cfg)
         validate_config(cfg, training=not eval_only)

@@ -70,7 +70,7 @@ class PredictionRun(Generic[Prediction]):
         part.open(self.files.settings)
         for fault in part.faults:
             self._report(fault)
-        task = self.progress.add_task("files", total=len(sources), completed=len(part.sources))
+        task = self.progress.add_task("predicting", total=len(sources), completed=len(part.sources))
         try:
             with self._stop:
                 self._predict_sources([source for source in sources if source.path not in part.sources], task)
