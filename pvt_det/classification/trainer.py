@@ -148,7 +148,7 @@ class ClassificationTrainer:
         self._loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.state.mixup else cfg.label_smoothing)
         self._wrapped = _wrap(model, process)
         self.progress, self._interval = Progress(), Interval(process.device)
-        self._stop = StopRequest()
+        self._stop = StopRequest("update" if process.is_main_process else "")
         self._saved_at = time.perf_counter()
         self._metrics: MetricsWriter | None = None
         self._is_resumed = saved is not None

@@ -99,7 +99,7 @@ class PVTTrainer(TrainerBase):
         self._saved_at = -1
         self._config_file = config_file
         self._console = console or get_console()
-        self._stop = StopRequest()
+        self._stop = StopRequest("iteration" if comm.is_main_process() else "")
         self._stop_agreed = False
         self._restored_random: dict[str, Any] | None = None
         self._evaluation = self._build_evaluation()

@@ -51,7 +51,7 @@ class PredictionRun(Generic[Prediction]):
         self.classes = classes
         self.resume_command = resume_command
         self.errors: list[str] = []
-        self._stop = StopRequest()
+        self._stop = StopRequest("batch")
 
     def run(self, sources: Sequence[Source]) -> list[str]:
         """Run the model on all sources that are not in the part yet, and write the results.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import signal
 import sys
 
 import pytest
@@ -16,6 +18,7 @@ from pvt_det.utils import progress
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.progress import Bars, Pace, ProgressDisplay, show_notice, track
+from pvt_det.utils.signals import StopRequest
 
 _DETAILS = ["0.35 s/it", "lr 0.0001", "loss_cls 0.1234", "loss_box_reg 0.5678", "mem 12.3 GiB"]
 
@@ -171,6 +174,33 @@ def test_tasks_log_lines_at_sensible_intervals(caplog, clock):
             clock[0] += 1
             advance()
     assert not caplog.records  # too short to be reported
+
+
+def test_ctrl_c_is_acknowledged_below_the_bars(terminal, shown):
+    notice = "Saving after this iteration; press Ctrl-C again to stop now."
+    with Bars(terminal(80)) as bars, StopRequest("iteration") as stop:
+        task = bars.add_task("training", total=4)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_name == "SIGINT"
+        bars.advance(task)
+        bars.refresh()
+    *_, bar, last = frames(shown)
+    assert bar.startswith("training ━━")
+    assert "1/4" in bar
+    assert last == notice
+
+
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+def test_ctrl_c_is_acknowledged_on_stderr_without_bars(capfd, number, count):
+    with StopRequest("batch"):
+        os.kill(os.getpid(), number)
+    assert capfd.readouterr().err.count("Saving after this batch; press Ctrl-C again to stop now.\n") == count
+
+
+def test_other_processes_do_not_repeat_the_acknowledgment(capfd):
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_closed_terminal_does_not_fail(monkeypatch):
