@@ -27,6 +27,7 @@ from pvt_det.classification import (
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.distributed import Process
+from pvt_det.utils.resume import resume_command
 
 
 class Trainer(ClassificationTrainer):
@@ -53,7 +54,7 @@ class Trainer(ClassificationTrainer):
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with `--eval-only`, and return the exit code."""
     cfg = setup(argument_parser().parse_words(argv))
-    with start_run(cfg) as process:
+    with start_run(cfg, resume_command(cfg.resume)) as process:
         if cfg.eval_only:
             evaluate(cfg, process)
             return 0

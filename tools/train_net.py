@@ -8,7 +8,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pvt_det.engine.evaluate import evaluate_weights
 from pvt_det.engine.launch import launch
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.utils.cli import run_cli
+from pvt_det.utils.resume import resume_command
 
 
 class Trainer(PVTTrainer):
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def run() -> None:
     """Parse the command line and launch the processes."""
     args = default_argument_parser(__doc__ or "").parse_words(None)
-    args.resume_command = f"python {shlex.join([*sys.argv, '--resume'])}"
+    args.resume_command = resume_command(args.resume)
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     options = {"device": setup(args).MODEL.DEVICE, "resume_command": args.resume_command}
     launch(main, *processes, args=(args,), **options)

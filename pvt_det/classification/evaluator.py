@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,6 +18,7 @@ from pvt_det.data.imagenet.loader import why_broken
 from pvt_det.data.imagenet.transforms import DeviceInput
 from pvt_det.errors import DataError
 from pvt_det.utils.distributed import Process
+from pvt_det.utils.progress import track
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -89,13 +91,15 @@ class Evaluator:
         model.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
         broken: list[int] = []
-        for batch in self.loader:
-            if check_stop:
-                check_stop()
-            broken += batch.broken.tolist()
-            with self.autocast():
-                logits = model(self.prepare(batch.images))
-            sums += _batch_sums(logits, batch.labels.to(self.process.device))
+        with self._tracked() as advance:
+            for batch in self.loader:
+                if check_stop:
+                    check_stop()
+                broken += batch.broken.tolist()
+                with self.autocast():
+                    logits = model(self.prepare(batch.images))
+                sums += _batch_sums(logits, batch.labels.to(self.process.device))
+                advance()
         model.train(was_training)
         broken = sorted(chain.from_iterable(self.process.gather(broken)))
         report_broken(broken, self.source, self.max_broken, self.process.is_main_process)
@@ -103,6 +107,11 @@ class Evaluator:
         if not images:
             raise DataError("None of the validation images can be read. Check the folder given with --data.")
         return Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, int(images))
+
+    def _tracked(self) -> AbstractContextManager[Callable[[], None]]:
+        """Show the progress of the main process, whose batches are its share. Yields a function to call after each."""
+        is_shown = self.process.is_main_process
+        return track("evaluating", len(self.loader)) if is_shown else nullcontext(lambda: None)
 
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:

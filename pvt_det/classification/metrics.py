@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
-from rich import get_console
 from torch.utils.tensorboard import SummaryWriter
 
 from pvt_det.run_folder import METRICS_NAME, TENSORBOARD_FOLDER
+from pvt_det.utils.console import get_console
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.logs import OptionalWriters
 from pvt_det.utils.progress import ProgressDisplay
@@ -89,7 +89,16 @@ class MetricsWriter:
         Args:
             update: Number of updates done in the whole run.
         """
-        self._display.update(update)
+        self._display.advance(update)
+
+    def show_first(self, update: int, loss: float) -> None:
+        """Show the loss of the first update, so that a run without a terminal is not silent for long.
+
+        Args:
+            update: Number of updates done in the whole run.
+            loss: The mean loss on this process.
+        """
+        self._display.show(update, f"loss {loss:.4f}")
 
     def write_training(self, row: Row) -> None:
         """Write the training metrics since the previous row.
@@ -97,11 +106,13 @@ class MetricsWriter:
         Args:
             row: The values of "epoch", "update", "loss", "lr", "images_per_s" and "waiting" (a fraction, 0 to 1).
         """
-        status = (
-            f"epoch {row['epoch']}  loss {row['loss']:.4f}  lr {row['lr']:.3g}  {row['images_per_s']:.0f} images/s  "
-            f"waiting {row['waiting']:.0%}"
-        )
-        self._display.update(int(row["update"]), status)
+        details = [
+            f"epoch {row['epoch']}",
+            f"{row['images_per_s']:.0f} images/s",
+            f"lr {row['lr']:.3g}",
+            f"waiting {row['waiting']:.0%}",
+        ]
+        self._display.show(int(row["update"]), f"loss {row['loss']:.4f}", details)
         self._writers.each(lambda writer: writer.write("train", row))
 
     def write_evaluation(self, row: Row) -> None:

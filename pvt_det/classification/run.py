@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import get_console
 from torch import nn
 
 from pvt_det.classification.build import build_evaluator
@@ -34,6 +33,7 @@ from pvt_det.run_folder import (
     require_kind,
 )
 from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.console import get_console
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.distributed import Process, start_process
 from pvt_det.utils.environment import environment

@@ -148,11 +148,13 @@ class ClassificationTrainer:
         self._loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.state.mixup else cfg.label_smoothing)
         self._wrapped = _wrap(model, process)
         self.progress, self._interval = Progress(), Interval(process.device)
-        self._stop, self._saved_at = StopRequest(), time.perf_counter()
+        self._stop = StopRequest("update" if process.is_main_process else "")
+        self._saved_at = time.perf_counter()
         self._metrics: MetricsWriter | None = None
         self._is_resumed = saved is not None
         if saved is not None:
             self.load_state_dict(saved)
+        self._resumed_after = self.update
 
     @classmethod
     def build_datasets(cls, cfg: TrainConfig, process: Process) -> tuple[ImageSource, ImageSource]:
@@ -258,6 +260,8 @@ class ClassificationTrainer:
             self._metrics.advance(self.update)
         if self.update % self.cfg.log_every == 0 or self.progress.step == self._steps:
             self._log_interval()
+        elif self._metrics is not None and self.update == self._resumed_after + 1:
+            self._metrics.show_first(self.update, self._interval.loss_sum.item() / self._interval.updates)
         if self.update % _CHECK_STOP_EVERY == 0 or self.process.world_size == 1:
             self._check_stop()
         if self.process.is_main_process and time.perf_counter() - self._saved_at > 60 * self.cfg.save_minutes:

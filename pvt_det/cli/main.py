@@ -92,8 +92,10 @@ def main() -> int:
     try:
         from pvt_det.cli.start import start
         from pvt_det.utils.cli import run_cli
+        from pvt_det.utils.resume import program_words
 
-        return run_cli(lambda: start(name, words[1:], f"pvt-det {name}"))
+        program = [*program_words(), name]
+        return run_cli(lambda: start(name, words[1:], f"pvt-det {name}", program))
     except ModuleNotFoundError as error:
         if str(error.name).startswith("pvt_det"):
             raise

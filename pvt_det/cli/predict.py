@@ -7,7 +7,6 @@ A run that was stopped continues with --resume.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,7 +205,7 @@ def _predict(
             progress=progress,
             classes=classes,
             quiet=args.quiet,
-            resume_command=args.command_line + ("" if args.resume else " --resume"),
+            resume_command=args.resume_command,
         )
         return steps.run(sources)
 
@@ -226,23 +225,8 @@ def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:
 
 
 def _progress() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from pvt_det.utils.console import Console
+    from pvt_det.utils.progress import Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # The progress bar is for terminals only; broken files are reported in any case.
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    console = Console(stderr=True)
+    return Bars(console, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.resume import resume_command
 
 
 class Command(Protocol):
@@ -31,7 +31,7 @@ class Command(Protocol):
         """Run the command.
 
         Args:
-            args: Parsed options, and `command_line`, the command as the user typed it.
+            args: Parsed options, and `resume_command`, which resumes a run.
 
         Returns:
             The exit code.
@@ -47,13 +47,14 @@ def load(name: str) -> Command:
     return cast(Command, importlib.import_module(f"pvt_det.cli.{name.replace('-', '_')}"))
 
 
-def start(name: str, argv: Sequence[str] | None, prog: str) -> int:
+def start(name: str, argv: Sequence[str] | None, prog: str, program: Sequence[str] = ()) -> int:
     """Run a command.
 
     Args:
         name: Name of the command, such as "train-cls".
         argv: Arguments of the command; None uses `sys.argv`.
         prog: The program as the user typed it, for the help and messages.
+        program: The words before `argv` that start the command again, for messages. If empty, those of `prog`.
 
     Returns:
         The exit code.
@@ -66,7 +67,8 @@ def start(name: str, argv: Sequence[str] | None, prog: str) -> int:
     parser = command.build_parser()
     parser.prog = prog
     args = parser.parse_words(words)
-    args.command_line = f"{prog} {shlex.join(words)}"
+    resumed = bool(getattr(args, "resume", False))
+    args.resume_command = resume_command(resumed, words, program or prog.split())
     with warnings.catch_warnings():
         # Hide torch's warnings about Detectron2's code, which users cannot fix.
         warnings.filterwarnings("ignore", message="torch.meshgrid")

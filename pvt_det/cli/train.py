@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.engine.defaults import config_from_args, describe_options, launch_from_args
 
     cfg = config_from_args(args)
-    train = partial(api.train, resume_command=f"{args.command_line} --resume", allow_change=tuple(args.allow_change))
+    train = partial(api.train, resume_command=args.resume_command, allow_change=tuple(args.allow_change))
     job = api.evaluate if args.eval_only else train
     given = partial(job, config_file=args.config_file, resume=args.resume, allow_partial=tuple(args.allow_partial))
     launch_from_args(partial(given, note=describe_options(args, cfg)), cfg, args)

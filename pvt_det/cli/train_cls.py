@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.classification import evaluate, start_run, train
 
     cfg = setup(args)
-    with start_run(cfg, f"{args.command_line} --resume") as process:
+    with start_run(cfg, args.resume_command) as process:
         if cfg.eval_only:
             evaluate(cfg, process)
         else:

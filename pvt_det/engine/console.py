@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import resource
 
 import torch
@@ -18,7 +17,7 @@ PERIOD = 20
 class ProgressHook(HookBase):
     """Shows losses, learning rate, speed, remaining time and memory.
 
-    On a terminal this is a live progress bar, elsewhere a line every `PERIOD` iterations.
+    On a terminal this is a live progress bar, elsewhere a line after the first iteration and every `PERIOD` iterations.
 
     Args:
         console: Where to write, a terminal or a file.
@@ -37,8 +36,10 @@ class ProgressHook(HookBase):
         """Update the progress bar, or print a line if one is due."""
         assert self._display is not None
         done = self.trainer.iter + 1
-        if self._display.is_live or done % PERIOD == 0 or done == self.trainer.max_iter:
-            self._display.update(done, self._status())
+        self._display.advance(done)
+        is_due = done % PERIOD == 0 or done in (self.trainer.start_iter + 1, self.trainer.max_iter)
+        if self._display.is_live or is_due:
+            self._display.show(done, *self._values(self._display.seconds_per_iteration))
 
     def after_train(self) -> None:
         """Remove the progress bar."""
@@ -46,19 +47,17 @@ class ProgressHook(HookBase):
         if self._display is not None:
             self._display.stop()
 
-    def _status(self) -> str:
+    def _values(self, seconds: float | None) -> tuple[str, list[str]]:
+        """Return the total loss and the other values, the ones that matter least last."""
         storage = self.trainer.storage
-        # With a single loss, show only the total.
         names = [name for name in storage.histories() if "loss" in name and "/" not in name]
-        if len(names) == 2:
-            names = ["total_loss"]
-        parts = [f"{n} {storage.history(n).median(storage.count_samples(n, PERIOD)):.4g}" for n in sorted(names)[::-1]]
-        parts.append(f"lr {storage.history('lr').latest():.3g}")
-        if "time" in storage.histories():
-            seconds = storage.history("time").median(1000)
-            left = datetime.timedelta(seconds=int(seconds * (self.trainer.max_iter - self.trainer.iter - 1)))
-            parts += [f"{seconds:.3g} s/it", f"eta {left}"]
-        return "  ".join([*parts, f"mem {peak_memory_gib(self.trainer.cfg.MODEL.DEVICE):.1f} GiB"])
+        losses = {n: f"{n} {storage.history(n).median(storage.count_samples(n, PERIOD)):.4g}" for n in sorted(names)}
+        total = losses.pop("total_loss", "")
+        # A single loss is the total.
+        parts = list(losses.values()) if len(losses) > 1 else []
+        speed = [f"{seconds:.3g} s/it"] if seconds is not None else []
+        memory = f"mem {peak_memory_gib(self.trainer.cfg.MODEL.DEVICE):.1f} GiB"
+        return total, [*speed, f"lr {storage.history('lr').latest():.3g}", *parts, memory]
 
 
 def peak_memory_gib(device: str) -> float:

@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
-from rich.console import Console
 
 from pvt_det.config import get_config, load_config, validate_config
 from pvt_det.config.image_size import image_size_keys
@@ -31,7 +30,7 @@ from pvt_det.engine.options import default_argument_parser as default_argument_p
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
-from pvt_det.utils.distributed import restarts
+from pvt_det.utils.console import get_console
 from pvt_det.utils.environment import BUSY, available_cores, busy_share
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
@@ -41,6 +40,7 @@ from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
 from pvt_det.utils.text import counted
+from pvt_det.utils.torchrun import restarts
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse
         ConfigError: If more processes than GPUs are requested.
     """
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    command = "" if getattr(args, "eval_only", True) else f"{args.command_line} --resume"
+    command = "" if getattr(args, "eval_only", True) else args.resume_command
     launch(job, *processes, args=(cfg,), device=cfg.MODEL.DEVICE, resume_command=command)
 
 
@@ -171,7 +171,7 @@ def default_setup(
     lock = FolderLock(folder) if comm.is_main_process() else nullcontext()
     reported = termination_reported("" if eval_only else resume_command)
     named = missing_ranks_named("" if eval_only else resume_command)
-    with lock, run_logging(folder, comm.get_rank(), Console()), reported, named:
+    with lock, run_logging(folder, comm.get_rank(), get_console()), reported, named:
         if note:
             logger.info("%s.", note)
         check_agreement(config_values(cfg), comm.all_gather)

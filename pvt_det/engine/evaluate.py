@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pvt_det.results import EVALUATED, Checkpoint
 from pvt_det.run_folder import EVALUATION, evaluation_folder, inference_folder, path_in_run, write_config
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.precision import inference_autocast
+from pvt_det.utils.progress import track
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.source import locate
 
@@ -67,8 +68,8 @@ def evaluate(
             evaluator = build_evaluator(cfg, name, folder)
             test_cfg, detector = build_tta(cfg, model, build_tta_resizes(cfg))
             loader = build_loader(test_cfg, name)
-            with inference_autocast(cfg):
-                callbacks = {"before_inference": before_image}
+            with inference_autocast(cfg), _tracked(f"evaluating {name}", loader) as advance:
+                callbacks = {"before_inference": before_image, "after_inference": advance}
                 results[name] = dict(inference_on_dataset(detector, loader, evaluator, callbacks=callbacks))
             if cfg.TEST.VALIDATION_LOSS:
                 results[name]["validation"] = validation_losses(cfg, model, name, before_image)
@@ -77,6 +78,11 @@ def evaluate(
     if not comm.is_main_process():
         return {}
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _tracked(description: str, batches: Any) -> AbstractContextManager[Callable[[], None]]:
+    """Show the progress of the main process, whose batches are its share. Yields a function to call after each."""
+    return track(description, len(batches)) if comm.is_main_process() else nullcontext(lambda: None)
 
 
 def evaluate_weights(
@@ -173,13 +179,16 @@ def validation_losses(
     """
     sums: dict[str, torch.Tensor] = {}
     count = 0
-    with _loss_mode(model), torch.no_grad(), EventStorage():
-        for batch in build_detection_validation_loader(cfg, dataset_name):
+    loader = build_detection_validation_loader(cfg, dataset_name)
+    tracked = _tracked(f"validation loss of {dataset_name}", loader)
+    with _loss_mode(model), torch.no_grad(), EventStorage(), tracked as advance:
+        for batch in loader:
             before_image()
             for name, value in model(batch).items():
                 # A loss is a mean over the images of its batch.
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.float() * len(batch)
             count += len(batch)
+            advance()
     parts = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
     images = sum(part_count for _, part_count in parts)
     if not images:

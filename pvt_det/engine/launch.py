@@ -18,9 +18,10 @@ from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
-from pvt_det.utils.distributed import local_rank, local_world_size, process_group, under_torchrun
+from pvt_det.utils.distributed import process_group
 from pvt_det.utils.environment import available_cores
 from pvt_det.utils.text import counted
+from pvt_det.utils.torchrun import local_rank, local_world_size, under_torchrun
 
 # Seconds that the other processes get to exit on their own after one of them failed.
 _GRACE = 20.0

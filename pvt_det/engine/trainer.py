@@ -46,13 +46,14 @@ from pvt_det.run_folder import (
 )
 from pvt_det.solver.build import build_lr_scheduler
 from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.console import get_console
 from pvt_det.utils.digest import weights_digest
-from pvt_det.utils.distributed import restarts
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.rank_watch import count_batches
 from pvt_det.utils.rng import preserve_random_state, random_state, set_random_state
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import listed
+from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ class PVTTrainer(TrainerBase):
     Args:
         cfg: A complete, frozen config, set up by `pvt_det.engine.defaults.default_setup`.
         config_file: Path of the config file, recorded in `results.json`.
-        console: Where to show the progress. A terminal shows a live bar. None takes standard output.
+        console: Where to show the progress. A terminal shows a live bar. None takes the one
+            that `default_setup` logs to, on standard output.
 
     Raises:
         ConfigError: If the processes have different configs, data or code.
@@ -96,8 +98,8 @@ class PVTTrainer(TrainerBase):
         self.last_saved: Path | None = None
         self._saved_at = -1
         self._config_file = config_file
-        self._console = console or Console()
-        self._stop = StopRequest()
+        self._console = console or get_console()
+        self._stop = StopRequest("iteration" if comm.is_main_process() else "")
         self._stop_agreed = False
         self._restored_random: dict[str, Any] | None = None
         self._evaluation = self._build_evaluation()

@@ -63,7 +63,7 @@ class PredictionRun(Generic[Prediction]):
         self.resume_command = resume_command
         self.quiet = quiet
         self.errors: list[str] = []
-        self._stop = StopRequest()
+        self._stop = StopRequest("batch")
         self._numbers: dict[Path, str] = {}
 
     def run(self, sources: Sequence[Source]) -> list[str]:
@@ -86,7 +86,7 @@ class PredictionRun(Generic[Prediction]):
             self._report(fault)
         if self.files.pictures and not writes_h264() and any(source.is_video for source in sources):
             self._print(f"note: {NO_H264}")
-        task = self.progress.add_task("files", total=len(sources), completed=len(part.sources))
+        task = self.progress.add_task("predicting", total=len(sources), completed=len(part.sources))
         try:
             with self._stop:
                 self._predict_sources([source for source in sources if source.path not in part.sources], task)

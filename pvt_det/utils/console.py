@@ -1,8 +1,10 @@
-"""A Rich console that is safe for text from outside, such as file names."""
+"""Print to the terminal with Rich, with control characters in file names and messages escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from typing import IO
 
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
@@ -14,6 +16,24 @@ from pvt_det.utils.text import printable
 class Console(rich.console.Console):
     """Console that escapes control characters in the text that it prints, but not its own colors and cursor moves."""
 
+    @property
+    def file(self) -> IO[str]:
+        """The stream to write to."""
+        stream = super().file
+        # Two streams escape what is printed: `run_cli` replaces standard output, and so does Rich while a bar is shown.
+        while (inner := getattr(stream, "rich_proxied_file", None)) is not None:
+            stream = inner
+        return stream
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        """Set the stream to write to.
+
+        Args:
+            stream: The stream.
+        """
+        self._file = stream
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render an object into segments, as Rich does, with escaped text.
 
@@ -23,3 +43,9 @@ class Console(rich.console.Console):
         """
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+@cache
+def get_console() -> Console:
+    """Return the console of standard output. The bars and the log of a run share it, so that they do not mix."""
+    return Console()

@@ -1,6 +1,6 @@
 """Join the process group that `torchrun` started, and provide the collectives that a run needs.
 
-This is the only module that reads the environment variables of `torchrun`. It does not need Detectron2.
+It does not need Detectron2.
 """
 
 from __future__ import annotations
@@ -17,31 +17,17 @@ from torch import Tensor
 
 from pvt_det.errors import ConfigError, RankError
 from pvt_det.utils.rank_watch import watch_ranks
+from pvt_det.utils.torchrun import (
+    address_of_store,
+    group_rank_and_size,
+    local_rank,
+    restarts,
+    under_torchrun,
+)
 
 _TIMEOUT_VARIABLE, _TIMEOUT_SECONDS, _LONGEST_TIMEOUT = "PVT_DET_TIMEOUT", 30 * 60, 10**7
 # NCCL ends the process without a message after its timeout. The watch of the ranks acts before.
 _NCCL_EXTRA = timedelta(seconds=60)
-_TORCHRUN_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
-
-
-def under_torchrun() -> bool:
-    """Return whether `torchrun`, or a launcher with the same variables, started this process."""
-    return os.environ.keys() >= _TORCHRUN_VARIABLES
-
-
-def local_rank() -> int:
-    """Return the index of this process on its machine, from 0; 0 for a single process."""
-    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
-
-
-def local_world_size() -> int:
-    """Return the number of processes on this machine; 1 for a single process."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else 1
-
-
-def restarts() -> int:
-    """Return how many times `torchrun --max-restarts` has restarted this group."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def collective_timeout() -> timedelta:
@@ -101,14 +87,14 @@ def process_group(backend: str, init_method: str = "", rank: int = 0, world_size
 
 
 def _join_torchrun_group(backend: str, timeout: timedelta) -> None:
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    rank, world_size = group_rank_and_size()
+    address = address_of_store()
+    if address is None:
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout)
         return
     # torchrun keeps one store for all its attempts (torch 2.14). Without a prefix, a restarted process would find the
     # addresses of dead processes and wait for them.
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.PrefixStore(f"attempt_{restarts()}", dist.TCPStore(address, port, is_master=False, timeout=timeout))
+    store = dist.PrefixStore(f"attempt_{restarts()}", dist.TCPStore(*address, is_master=False, timeout=timeout))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 

@@ -11,23 +11,32 @@ from types import FrameType
 from typing import Any
 
 from pvt_det.errors import Interrupted
+from pvt_det.utils.progress import show_notice
+from pvt_det.utils.torchrun import under_torchrun
 
-# Seconds. Launchers such as torchrun forward a Ctrl-C to processes that already got it from the terminal.
-_REPEATED_CTRL_C = 2.0
+# Seconds within which two signals are one press of Ctrl-C. Launchers such as torchrun forward it to processes that
+# already got it from the terminal.
+_SAME_PRESS, _SAME_PRESS_TORCHRUN = 0.3, 2.0
 
 
 class StopRequest:
     """Context manager in which the first SIGINT, SIGTERM or SIGHUP only sets `signal_name`.
 
-    A Ctrl-C that follows more than two seconds later raises `KeyboardInterrupt`.
+    The first Ctrl-C is acknowledged at once. A second one raises `KeyboardInterrupt`.
+
+    Args:
+        stops_after: What is finished first, such as "iteration", for the line that acknowledges a Ctrl-C. "" shows no
+            line.
 
     Attributes:
         signal_name: "SIGINT", "SIGTERM" or "SIGHUP", or None before the first signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stops_after: str = "") -> None:
+        self._stops_after = stops_after
         self.signal_name: str | None = None
         self._requested_at = 0.0
+        self._same_press = _SAME_PRESS_TORCHRUN if under_torchrun() else _SAME_PRESS
         self._previous: dict[signal.Signals, Any] = {}
         self._terminals: list[int] = []
 
@@ -49,7 +58,9 @@ class StopRequest:
         now = time.monotonic()
         if self.signal_name is None:
             self.signal_name, self._requested_at = signal.Signals(number).name, now
-        elif number == signal.SIGINT and now - self._requested_at > _REPEATED_CTRL_C:
+            if number == signal.SIGINT and self._stops_after:
+                show_notice(f"Saving after this {self._stops_after}; press Ctrl-C again to stop now.")
+        elif number == signal.SIGINT and now - self._requested_at > self._same_press:
             raise KeyboardInterrupt
 
 

@@ -30,6 +30,7 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted,
 from pvt_det.inference.base import config_file
 from pvt_det.models import create_model
 from pvt_det.run_folder import CLASSIFIER_LAST_NAME
+from pvt_det.utils import signals
 from pvt_det.utils.distributed import Process
 from pvt_det.weights import load_pretrained, save_safetensors
 from tests.data.imagenet.fakes import class_folders
@@ -49,10 +50,10 @@ class StoppedAfter(ClassificationTrainer):
 
 
 class StoppedInEvaluation(ClassificationTrainer):
-    """Receives SIGTERM at the beginning of the evaluation."""
+    """Receives Ctrl-C at the beginning of the evaluation."""
 
     def evaluate(self) -> Accuracy:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         return super().evaluate()
 
 
@@ -95,7 +96,7 @@ def _evaluate(cfg: TrainConfig) -> Accuracy:
 def _stop(cfg: TrainConfig, update: int | None) -> None:
     """Train until an update, or until the first evaluation if `update` is None."""
     with (
-        pytest.raises(Interrupted, match=r"SIGTERM in epoch .*\. Resume with: the same command with --resume$"),
+        pytest.raises(Interrupted, match=r"SIG(TERM|INT) in epoch .*\. Resume with: the same command with --resume$"),
         start_run(cfg) as process,
     ):
         (StoppedInEvaluation(cfg, process) if update is None else StoppedAfter(cfg, process, update)).train()
@@ -132,9 +133,13 @@ def whole_run(data, tmp_path_factory) -> TrainConfig:
     [(4, 0), (9, 2), (None, 1)],
     ids=["first epoch", "second epoch, different workers", "during evaluation"],
 )
-def test_resumed_run_is_bit_identical(whole_run, data, tmp_path, update, workers):
+def test_resumed_run_is_bit_identical(whole_run, data, tmp_path, update, workers, monkeypatch):
+    notices = []
+    monkeypatch.setattr(signals, "show_notice", notices.append)
     cfg = _config(data, tmp_path)
     _stopped_and_resumed(cfg, update, workers=workers)
+    # Ctrl-C during the evaluation, SIGTERM otherwise.
+    assert notices == ([] if update else ["Saving after this update; press Ctrl-C again to stop now."])
     assert _rows(tmp_path) == _rows(Path(whole_run.output))
     resumed, uninterrupted = _end_state(cfg), _end_state(whole_run)
     assert resumed.pop("options") != uninterrupted.pop("options")  # folder and workers
@@ -397,7 +402,7 @@ def test_tensorboard_contains_the_losses(whole_run):
 
 def test_run_is_logged(whole_run):
     log = (Path(whole_run.output) / "log.txt").read_text()
-    assert "iteration 12/12  epoch 1  loss " in log
+    assert "iteration 12/12  eta 0:00:00  loss " in log
     assert "pvt_v2_b0 on 27 training and 12 validation images of 3 classes" in log
     assert "model_best.safetensors" in log
 

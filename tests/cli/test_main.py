@@ -202,7 +202,7 @@ def test_eval_reports_missing_files(run_folder):
         eval.run(args)
 
 
-def test_command_line_is_passed_to_the_command(monkeypatch, capsys):
+def test_resume_command_is_passed_to_the_command(monkeypatch, capsys):
     class Fake:
         @staticmethod
         def build_parser():
@@ -210,12 +210,17 @@ def test_command_line_is_passed_to_the_command(monkeypatch, capsys):
 
         @staticmethod
         def run(args):
-            print(args.command_line)
+            print(args.resume_command)
             return 7
 
     monkeypatch.setattr("pvt_det.cli.start.load", lambda name: Fake)
     assert run_cli(lambda: start("x", ["bash"], "pvt-det x")) == 7
-    assert capsys.readouterr().out == "pvt-det x bash\n"
+    assert capsys.readouterr().out == "pvt-det x --resume bash\n"
+    # From the program itself.
+    monkeypatch.setattr(sys, "argv", ["pvt-det", "completion", "bash"])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "pvt_det.cli.main", "completion", "bash"])
+    assert command_line.main() == 7
+    assert capsys.readouterr().out == "python3 -m pvt_det.cli.main completion --resume bash\n"
 
 
 def test_commands_are_modules():

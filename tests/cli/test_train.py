@@ -129,7 +129,7 @@ def test_options_set_config_keys(monkeypatch, tmp_path):
     assert (cfg.TEST.EVALUATOR, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == ("pycocotools", 0.5, "out")
     assert (seen["job"].func, options["resume"], options["allow_partial"]) == (api.train, True, ("head.*", "*.bias"))
     assert options["resume_command"].startswith("pvt-det train --config-file configs/mask_rcnn_pvt_tiny.yaml")
-    assert options["resume_command"].endswith(" --resume")
+    assert options["resume_command"].count("--resume") == 1
     assert (seen["args"].num_gpus, cfg.MODEL.DEVICE) == (2, "cpu")
 
 

@@ -18,8 +18,9 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture
-def finished(tmp_path, tiny_cfg):
+def finished(tmp_path, tiny_cfg, monkeypatch):
     """Folder of a finished run of 2 iterations with a moving average of the weights."""
+    monkeypatch.setattr("pvt_det.utils.progress._LEAST_SECONDS", 0.0)
     cfg = tiny_cfg(
         tmp_path / "run",
         val=True,
@@ -51,6 +52,10 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     }
     assert list(finished.glob("events.out.tfevents.*"))
     assert (finished / "model_best.pth").exists()
+    # The evaluation after the first iteration and the final one show their progress.
+    log = (finished / "log.txt").read_text()
+    assert [log.count(f"{what} instances_val 3/3  eta ") for what in ("evaluating", "validation loss of")] == [2, 2]
+    assert "iteration 1/2  eta " in log
 
     cfg = load_config(finished / "config.yaml", ["MODEL.WEIGHTS", str(finished / "model_final.pth")])
     config_before = (finished / "config.yaml").read_text()

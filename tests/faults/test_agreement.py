@@ -336,7 +336,7 @@ def test_F58_killed_rank_of_a_launched_run(tiny_words, repo_root, tmp_path):
     assert run.returncode == 137
     # Python may warn about semaphores of the killed process after the message.
     message = f"error: Rank 1 (process {ranks[1]} on {os.uname().nodename}) was killed by SIGKILL."
-    assert [line.endswith("--resume") for line in error.splitlines() if line.startswith(message)] == [True]
+    assert ["train --resume --num-gpus 2" in line for line in error.splitlines() if line.startswith(message)] == [True]
     assert "Traceback" not in error
     assert len(workers) >= 2
     assert not [worker for worker in workers if is_running(worker)]

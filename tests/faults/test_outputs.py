@@ -181,6 +181,9 @@ def test_F61_unfinished_video_starts_again(folder_of_images, tmp_path):
 def test_F61_command_stops_refuses_to_overwrite_and_resumes(untrained_run, shapes, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
     words = [shapes / "val", "--config-file", untrained_run, "--device", "cpu", "--batch-size", 1, "--no-pictures"]
+    notices = []
+    monkeypatch.setattr("pvt_det.utils.signals.show_notice", notices.append)
+    monkeypatch.setattr("pvt_det.utils.progress._LEAST_SECONDS", 0.0)
 
     def predict(*more):
         code = run_cli(lambda: run_command("predict", [*words, "--output", output, *more]))
@@ -188,17 +191,20 @@ def test_F61_command_stops_refuses_to_overwrite_and_resumes(untrained_run, shape
 
     call = Predictor.__call__
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "__call__", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or call(*args))
+        patch.setattr(Predictor, "__call__", lambda *args: os.kill(os.getpid(), signal.SIGINT) or call(*args))
         code, printed = predict()
     assert code == 75
-    assert f"stopped: by SIGTERM; the predictions of 1 images are in {output / PART_NAME}. " in printed.err
-    assert printed.err.rstrip().endswith("--resume")
+    assert f"stopped: by SIGINT; the predictions of 1 images are in {output / PART_NAME}. " in printed.err
+    assert "Resume with: pvt-det predict --resume " in printed.err
+    assert notices == ["Saving after this batch; press Ctrl-C again to stop now."]
     code, printed = predict()
     assert (code, "unfinished prediction of 1 image. Continue it with --resume" in printed.err) == (2, True)
     code, printed = predict("--resume", "--tile", 64)
     assert (code, "was started with a different --tile" in printed.err) == (2, True)
     code, printed = predict("--resume")
     assert (code, "3 images: " in printed.out) == (0, True), printed
+    assert printed.err.count("predicting") == 2  # a line per image
+    assert "predicting 3/3  eta 0:00:00" in printed.err
     resumed = content(output)
     output = tmp_path / "at once"
     assert predict("--resume")[0] == 0

@@ -91,11 +91,14 @@ def test_F41_resume_refuses_a_different_run(command, tiny_set, tmp_path):
 def test_F42_signal_stops_the_run_after_its_step_and_saves_everything(command, monkeypatch, tmp_path, number):
     with monkeypatch.context() as patch:
         stop_in(patch, 2, number)
+        notices = []
+        patch.setattr(signals, "show_notice", notices.append)
         ending = command(**THREE)
     assert ending.code == 75
     assert ending.error.startswith(f"stopped: by {number.name} after iteration 2; everything is saved in ")
-    assert "Resume with: pvt-det train" in ending.error
-    assert ending.error.rstrip().endswith("--resume")
+    assert "Resume with: pvt-det train --resume --config-file" in ending.error
+    acknowledged = ["Saving after this iteration; press Ctrl-C again to stop now."]
+    assert notices == (acknowledged if number == signal.SIGINT else [])
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000001.pth"
     assert command("--resume", **THREE).code == 0
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pvt_det.errors import ConfigError
-from pvt_det.utils.distributed import local_rank, local_world_size, start_process, under_torchrun
+from pvt_det.utils.distributed import start_process
+from pvt_det.utils.torchrun import local_rank, local_world_size, under_torchrun
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
