@@ -162,8 +162,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspection]]:
     places = find_places(args.annotations, args.images, args.val_json, args.val_images)
-    classes = load_config(config_file(args.classes_of), training=False).DATASETS.CLASS_NAMES if args.classes_of else []
-    classes_of = str(args.classes_of)
+    classes, classes_of = _classes_of(args.classes_of), args.classes_of
     parts: list[tuple[str, Inspection]] = []
     for number, (name, place) in enumerate(zip(("Training data", "Validation data"), places, strict=False)):
         found = inspect_dataset(
@@ -184,6 +183,17 @@ def _inspect(args: argparse.Namespace, temporary: Path) -> list[tuple[str, Inspe
     if args.write_json and not any(found.is_converted for _, found in parts):
         raise ConfigError(f"--write-json has no effect: {places[0].annotations} is COCO JSON already. Leave it out.")
     return parts
+
+
+def _classes_of(run: str | None) -> list[str]:
+    if run is None:
+        return []
+    path = config_file(run)
+    if not (names := load_config(path, training=False).DATASETS.CLASS_NAMES):
+        raise ConfigError(
+            f"--classes-of {run}: {path} has no DATASETS.CLASS_NAMES. Give the folder of a trained model."
+        )
+    return list(names)
 
 
 def _json_file(args: argparse.Namespace, number: int) -> Path | None:
