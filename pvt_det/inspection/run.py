@@ -96,9 +96,7 @@ def _inspect_objects(request: Request, backbone: Backbone, task: str, console: C
 def _read(request: Request, task: str, temporary: Path) -> Parts:
     """Read the training data and, if there are any, the validation data."""
     places = find_places(request.annotations, request.images, request.val_json, request.val_images)
-    required = request.classes_of
-    classes = load_config(config_file(required), training=False).DATASETS.CLASS_NAMES if required else []
-    classes_of = str(required)
+    classes, classes_of = _classes_of(request.classes_of), str(request.classes_of)
     parts: Parts = []
     for number, (name, place) in enumerate(zip(("Training data", "Validation data"), places, strict=False)):
         found = inspect_dataset(
@@ -119,6 +117,17 @@ def _read(request: Request, task: str, temporary: Path) -> Parts:
     if request.write_json and not any(found.is_converted for _, found in parts):
         raise ConfigError(f"--write-json has no effect: {places[0].annotations} is COCO JSON already. Leave it out.")
     return parts
+
+
+def _classes_of(run: str | None) -> list[str]:
+    if run is None:
+        return []
+    path = config_file(run)
+    if not (names := load_config(path, training=False).DATASETS.CLASS_NAMES):
+        raise ConfigError(
+            f"--classes-of {run}: {path} has no DATASETS.CLASS_NAMES. Give the folder of a trained model."
+        )
+    return list(names)
 
 
 def _json_file(request: Request, number: int) -> Path | None:

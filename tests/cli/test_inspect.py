@@ -324,6 +324,8 @@ def test_annotations_are_converted_for_the_classes_of_a_run(words, tmp_path, cap
     assert not (tmp_path / "more.json").exists()
     assert main(*words, "--write-json", tmp_path / "more.json") == 2
     assert "COCO JSON already" in capsys.readouterr().err
+    assert main(*words, "--classes-of", ROOT / "configs/retinanet_R_50.yaml") == 2
+    assert "has no DATASETS.CLASS_NAMES" in capsys.readouterr().err
 
 
 def test_swapped_arguments(words, capsys):

@@ -244,6 +244,7 @@ def test_errors_in_voc_and_cvat_files(data, tmp_path):
     found = inspect(cvat, data.parent)
     (problem,) = found.findings.problems.values()
     assert re.fullmatch(r"annotations.xml, line \d+ \(points\)", problem.first[0])
+    xml.write_text(text)
     with pytest.raises(DataError, match=r"one image in Pascal VOC's format. Give the folder: .*Annotations"):
         inspect(xml, data.parent)
 

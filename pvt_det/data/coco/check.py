@@ -186,5 +186,5 @@ def _where(data: CocoData, root: Path, missing: int) -> str:
     text = f"{total - missing} of {total} files exist in {root}"
     found = find_image_folder([image["file_name"] for image in data.images], root)
     if found is None or found[1] <= total - missing:
-        return f"{text}, and none in the folders around it"
+        return f"{text}, and no more in the folders around it"
     return f"{text}, but {found[1]} of {total} in {found[0]}. Give that folder instead"
