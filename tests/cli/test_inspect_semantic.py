@@ -70,7 +70,7 @@ def test_config_is_complete(data, both, capsys, names, device):
     assert cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     assert (cfg.MODEL.PVT.VARIANT, cfg.MODEL.WEIGHTS) == ("pvt_v2_b0", "pvt://pvt_v2_b0")
     assert cfg.INPUT.CROP.ENABLED
-    assert list(cfg.INPUT.CROP.SIZE) == [64, 64]
+    assert list(cfg.INPUT.CROP.SIZE) == [{"cpu": 64, "gpu": 96}[device]] * 2
     assert pytest.approx(300 * 6, abs=160) == cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
     assert cfg.SOLVER.MAX_ITER % cfg.TEST.EVAL_PERIOD == 0
     register_datasets(cfg)  # training accepts the data

@@ -58,11 +58,11 @@ def evaluated(data, tmp_path, caplog):
         add(evaluator, int(number))
     with caplog.at_level(logging.INFO):
         metrics = evaluator.evaluate()["sem_seg"]
-    return metrics, read_label_results(tmp_path / "out" / SEGMENTATION_FILE)
+    return metrics, read_label_results(tmp_path / "out" / SEGMENTATION_FILE), caplog.text
 
 
 def test_confusion_matrix(evaluated):
-    _, results = evaluated
+    _, results, _ = evaluated
     rows = SIDE - 1  # the first one is void
     wrong = rows * sum(range(IMAGES))
     whole = rows * IMAGES * IMAGES
@@ -74,7 +74,7 @@ def test_confusion_matrix(evaluated):
 
 
 def test_worst_and_best_images_are_kept_with_their_predictions(evaluated):
-    _, results = evaluated
+    _, results, _ = evaluated
     assert [each.file_name for each in results.worst] == [f"images/{n}.jpg" for n in range(14, 6, -1)]
     assert [each.file_name for each in results.best] == [f"images/{n}.jpg" for n in range(4)]
     for each, number in zip(results.best, range(4), strict=True):
@@ -86,7 +86,7 @@ def test_worst_and_best_images_are_kept_with_their_predictions(evaluated):
 
 def test_processes_keep_the_same_images_in_any_order(data, tmp_path, evaluated, monkeypatch):
     """Two processes see half of the images each."""
-    _, expected = evaluated
+    _, expected, _ = evaluated
     halves = [SemanticEvaluator(data, tmp_path / "two") for _ in range(2)]
     for number in range(IMAGES):
         add(halves[number % 2], number)
@@ -100,8 +100,8 @@ def test_processes_keep_the_same_images_in_any_order(data, tmp_path, evaluated, 
     np.testing.assert_array_equal(found.confusion, expected.confusion)
 
 
-def test_classes_are_sorted_and_logged(evaluated, caplog):
-    metrics, results = evaluated
+def test_classes_are_sorted_and_logged(evaluated):
+    metrics, results, text = evaluated
     classes = class_results(metrics, results)
     assert [each.name for each in classes] == ["road", "car", "tree"]  # void is no class
     road, car, tree = classes
@@ -109,11 +109,11 @@ def test_classes_are_sorted_and_logged(evaluated, caplog):
     assert car.iou == car.accuracy == pytest.approx(metrics["IoU-car"])
     assert (tree.iou, tree.share) == (None, 0)
     assert [each.share for each in class_results(metrics, None)] == [None] * 4
-    assert "Most confused classes:" in caplog.text
-    assert "46.7% of 'car' is predicted as 'tree' (945 pixels)" in caplog.text
-    lines = [line.split() for line in caplog.text.splitlines()]
+    assert "Most confused classes:" in text
+    assert "46.7% of 'car' is predicted as 'tree' (945 pixels)" in text
+    lines = [line.split() for line in text.splitlines()]
     assert ["car", f"{car.iou:.2f}", f"{car.iou:.2f}", "50.00%"] in lines
-    assert "1 class without ground truth left out" in caplog.text
+    assert "1 class without ground truth left out" in text
     assert not any(line[:1] == ["tree"] for line in lines)
 
 
@@ -131,7 +131,8 @@ def test_broken_results(tmp_path):
         read_label_results(tmp_path / SEGMENTATION_FILE)
 
 
-def test_confusion_matrix_is_logged(evaluated, caplog):
-    lines = [line.split() for line in caplog.text.splitlines()]
+def test_confusion_matrix_is_logged(evaluated):
+    _, _, text = evaluated
+    lines = [line.split() for line in text.splitlines()]
     assert ["car", "53", "47"] in lines
     assert ["road", "100"] in lines

@@ -151,7 +151,7 @@ def test_label_folders_are_detected(tmp_path):
 
 def test_leakage_and_classes_of_the_validation_data(tmp_path):
     train = inspect_labels(*write(tmp_path / "train", {"a": stripes(0, 1, 255)}), perceptual_hashes=True)
-    folders = write(tmp_path / "val", {"b": stripes(0, 255)})
+    folders = write(tmp_path / "val", {"b": stripes(0, 0, 255)})
     val = inspect_labels(*folders, perceptual_hashes=True, train=train)
     assert val.scheme is train.scheme
     assert not problems(val)
