@@ -35,7 +35,9 @@ LAST_NAME = "last_checkpoint"
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 # What a checkpoint holds, in `checkpoints.json`. Earlier versions did not record it: all theirs hold a training state.
 _STATE, _WEIGHTS = "training state", "weights"
-_STATE_KEYS = frozenset({"model", "iteration", "optimizer", "random", "seed"})
+_STATE_KEYS = frozenset({"model", "iteration", "optimizer"})
+# That of a detector has a seed and that of a classifier its options. Other programs' checkpoints have neither.
+_OWN_KEYS = frozenset({"seed", "options"})
 # Version of the training state. Increase it if earlier versions of this package could not resume from a new state.
 FORMAT = 1
 _MARGIN_BYTES = 16 * 2**20
@@ -408,7 +410,7 @@ def check_format(path: Path, state: Any) -> None:
 
 def _is_state(content: Any) -> bool:
     """Return whether the content of a file is a training state."""
-    return isinstance(content, dict) and content.keys() >= _STATE_KEYS
+    return isinstance(content, dict) and content.keys() >= _STATE_KEYS and not _OWN_KEYS.isdisjoint(content)
 
 
 def _read_iteration(path: Path) -> int:

@@ -23,13 +23,15 @@ def list_recipes() -> list[str]:
     return sorted(name for name in names if not name.startswith(("base/", "classification/")))
 
 
-def is_recipe_name(name: str | os.PathLike[str]) -> bool:
+def is_recipe_name(name: str | os.PathLike[str], folder: Path = Path()) -> bool:
     """Return whether a config is given by the name of a recipe and not by its path.
 
     Args:
-        name: Anything that a user gives as a config. Paths of config files end in .yaml or .yml.
+        name: Anything that a user gives as a config. Config files end in .yaml or .yml.
+        folder: The folder that paths are relative to.
     """
-    return Path(name).suffix not in {".yaml", ".yml"} and not Path(name).exists()
+    path = Path(name)
+    return not path.suffix and not path.is_absolute() and not (folder / path).exists()
 
 
 def recipe_file(name: str | os.PathLike[str]) -> Path:

@@ -63,8 +63,8 @@ def _merge_file(cfg: CfgNode, defaults: CfgNode, path: Path, chain: tuple[Path, 
         raise ConfigError(f"{BASE_KEY} is circular: {cycle}. Remove one of these references.")
     tree = _read_yaml(path, referrer=chain[-1] if chain else None)
     for base in _bases(tree.pop(BASE_KEY, []), path):
-        inherited = path.parent / base
-        _merge_file(cfg, defaults, recipe_file(base) if is_recipe_name(inherited) else inherited, (*chain, resolved))
+        inherited = recipe_file(base) if is_recipe_name(base, path.parent) else path.parent / base
+        _merge_file(cfg, defaults, inherited, (*chain, resolved))
     _merge_tree(cfg, defaults, tree, prefix="", where=str(path))
     if tree.get("OUTPUT_DIR") == ".":
         cfg.OUTPUT_DIR = str(path.parent)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pvt_det.data.images import IMAGE_SUFFIXES
 from pvt_det.errors import DataError
+from pvt_det.utils.paths import folder_fault
 from pvt_det.utils.plain_yaml import read_text
 from pvt_det.utils.text import counted, listed
 
@@ -239,7 +240,7 @@ def are_swapped(annotations: Path, images: Path) -> bool:
         annotations: What was given as annotations.
         images: What was given as the image folder.
     """
-    if not annotations.is_dir() or holds_annotations(annotations) or not has_images(annotations):
+    if folder_fault(annotations) or holds_annotations(annotations) or not has_images(annotations):
         return False
     return holds_annotations(images) or images.suffix.lower() in YAML_SUFFIXES
 
@@ -253,7 +254,8 @@ def describe_folder(folder: Path) -> str:
     entries = sorted(folder.iterdir())
     folders = [f"{path.name}/" for path in entries if path.is_dir()]
     suffixes = Counter(path.suffix.lower() for path in entries if path.is_file())
-    files = [f"{counted(count, f'{suffix} file'.strip())}" for suffix, count in suffixes.most_common(4)]
+    most = sorted(suffixes.items(), key=lambda found: (-found[1], found[0]))[:4]
+    files = [counted(count, f"{suffix} file".strip()) for suffix, count in most]
     return ", ".join([*([listed(folders, 8)] if folders else []), *files]) or "nothing"
 
 

@@ -15,6 +15,7 @@ from pvt_det.data.formats import (
     is_image_list,
 )
 from pvt_det.errors import DataError
+from pvt_det.utils.paths import file_fault, folder_fault
 
 _INSPECT = ("pvt-det", "inspect")
 
@@ -51,14 +52,14 @@ def require_coco_files(cfg: CfgNode, *, training: bool, config_file: str | Path)
 
 def _other_format(source: Path) -> str:
     """Say what a source is if it is not a JSON file; "" if it is one, or does not exist."""
-    if source.is_file():
+    if not file_fault(source):
         if source.suffix.lower() in YAML_SUFFIXES:
             return "a YAML file, as YOLO data sets have it"
         if is_image_list(source):
             return "a list of images"
         is_json = source.suffix.lower() not in (".xml", ".txt")
         return "" if is_json else f"annotations in the format of {detect_format(source)}"
-    if not source.is_dir():
+    if folder_fault(source):
         return ""
     try:
         return f"a folder of annotations in the format of {detect_format(source)}"

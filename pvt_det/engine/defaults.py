@@ -62,7 +62,7 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     """
     shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
     training = not getattr(args, "eval_only", True)
-    path, words = Path(config_file or args.config_file), [*settings, *args.overrides, *shortcuts]
+    path, words = Path(config_file or args.config_file), [*settings, *shortcuts, *args.overrides]
     cfg = load_config(path, words, training=training)
     # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
     if path.name == CONFIG_NAME and folder_kind(path.parent) == TRAINING and "OUTPUT_DIR" not in words[::2]:

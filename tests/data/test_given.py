@@ -51,7 +51,7 @@ def converting_command(message):
         ("labels", "a folder of annotations in the format of YOLO"),
         ("cvat.xml", "annotations in the format of CVAT"),
         ("data.yaml", "a YAML file, as YOLO data sets have it"),
-        (".", "a folder, which contains labels/, my photos/, voc/, 2 .yaml files, 1 .xml file, 1 .json file"),
+        (".", "a folder, which contains labels/, my photos/, voc/, 2 .yaml files, 1 .json file, 1 .xml file"),
     ],
 )
 def test_train_names_the_command_that_converts(root, repo_root, source, what):

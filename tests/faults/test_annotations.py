@@ -316,7 +316,7 @@ def test_F31_json_that_is_not_a_regular_file(refused, tiny_set):
     for path, reason in (
         (tiny_set.folder / "pipe.json", "is not a regular file"),
         ("/dev/zero", "is not a regular file"),
-        (tiny_set.folder, "is a folder"),
+        (tiny_set.folder, "a folder"),
         ("x" * 300, "File name too long"),
     ):
         refused(3, str(path), reason, DATASETS__TRAIN_JSON=path, DATASETS__TRAIN_IMAGES=tiny_set.folder)

@@ -187,7 +187,7 @@ def test_messages_name_what_was_found(tmp_path):
     with pytest.raises(DataError, match=r"several data sets. Give one of them: .*VOC2007, .*VOC2012"):
         find_places(tmp_path / "devkit", None, None, None)
     write(tmp_path / "photos", {"more/a.png": "", "b.png": "", "notes.doc": ""})
-    with pytest.raises(DataError, match=r"neither .* It contains more/, 1 .png file, 1 .doc file"):
+    with pytest.raises(DataError, match=r"neither .* It contains more/, 1 .doc file, 1 .png file"):
         find_places(tmp_path / "photos", None, None, None)
     write(
         tmp_path / "yolo", {"data.yaml": "train: images\nval: x\nnames: [a]", "labels/a.txt": LABEL, "photos/a.png": ""}
@@ -212,4 +212,4 @@ def test_image_folder_is_searched_near_the_given_one(tmp_path):
     names = ["a.png", "b.png", str(tmp_path / "set/other/a.png")]
     for near in ("set", "set/images", "set/other", "set/missing"):
         assert find_image_folder(names, tmp_path / near) == (tmp_path / "set/images/train", 2)
-    assert find_image_folder(["c.png"], tmp_path / "set") is None
+    assert find_image_folder(["in no folder.png"], tmp_path / "set") is None

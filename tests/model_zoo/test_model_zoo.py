@@ -22,7 +22,7 @@ def test_recipe_is_found_by_name_from_anywhere(repo_root, tmp_path, monkeypatch)
 
 def test_config_inherits_from_a_recipe_by_name(tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text("_BASE_: [retinanet_pvt_small, base/small]\nSOLVER: {MAX_ITER: 12}\n")
+    mine.write_text("_BASE_: [retinanet_pvt_small, base/small]\nSOLVER: {MAX_ITER: 12, WARMUP_ITERS: 0}\n")
     cfg, small = load_config(mine), load_config(model_zoo.get_config_file("small/retinanet_pvt_tiny_blood_cells"))
     assert (cfg.MODEL.PVT.VARIANT, cfg.SOLVER.MAX_ITER) == ("pvt_small", 12)
     assert cfg.SOLVER.IMS_PER_BATCH == small.SOLVER.IMS_PER_BATCH
@@ -66,7 +66,7 @@ def test_get_builds_the_model_with_the_trained_weights(tmp_path, monkeypatch):
     cfg = model_zoo.get_config("retinanet_pvt_v2_b0")
     cfg.MODEL.DEVICE = "cpu"
     source = build_model(cfg)
-    save_checkpoint(source.state_dict(), tmp_path / "b0.pth")
+    save_checkpoint(tmp_path / "b0.pth", source.state_dict())
     monkeypatch.setenv("PVT_DET_CACHE", str(tmp_path))
     monkeypatch.setitem(CATALOG, model_zoo.DETECTORS["retinanet_pvt_v2_b0"], Remote("https://example.org", "b0.pth"))
     model = model_zoo.get("retinanet_pvt_v2_b0", trained=True, device="cpu")

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
+from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from pvt_det.errors import ConfigError
+
+# Transforms whose result depends on the boxes, which are moved after the image here.
+_OF_BOXES = (v2.RandomIoUCrop, v2.SanitizeBoundingBoxes, v2.ClampBoundingBoxes)
 
 
 class TorchvisionAugmentation(T.Augmentation):
@@ -23,10 +27,19 @@ class TorchvisionAugmentation(T.Augmentation):
     Args:
         transform: A transform that maps an image to an image, such as `v2.RandomRotation(10)` or `v2.ColorJitter()`. It
             may not convert the dtype or normalize: the model does that itself.
+
+    Raises:
+        ConfigError: The transform depends on the boxes.
     """
 
     def __init__(self, transform: Callable[..., Any]) -> None:
         super().__init__()
+        nested = transform.modules() if isinstance(transform, nn.Module) else ()
+        if of_boxes := next((each for each in nested if isinstance(each, _OF_BOXES)), None):
+            raise ConfigError(
+                f"{of_boxes} cannot be used as an augmentation, because it depends on the boxes. Leave it out: boxes "
+                "are clipped, and empty ones dropped, in any case."
+            )
         self.transform = transform
 
     def get_transform(self, image: NDArray[np.uint8]) -> T.Transform:
@@ -55,7 +68,7 @@ class _Drawn(T.Transform):
         height, width = image.shape[:2]
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
         try:
-            self.result, moved = self._apply(_keypoints(corners, image))
+            self.result, moved = self._apply(_points(corners, image))
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"{transform} cannot be used as an augmentation: {error}. Expected a transform that maps an "
@@ -67,7 +80,7 @@ class _Drawn(T.Transform):
                 "which the model does itself."
             )
         # Of colors only: coordinates and masks need not be moved one by one.
-        self.moves = self.result.shape != image.shape or not np.array_equal(moved.numpy(), corners)
+        self.moves = self.result.shape != image.shape or not np.array_equal(moved[:, :2].numpy(), corners)
 
     def _apply(self, other: torch.Tensor) -> tuple[NDArray, torch.Tensor]:
         pixels = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(self.image)).permute(2, 0, 1))
@@ -82,7 +95,7 @@ class _Drawn(T.Transform):
     def apply_coords(self, coords: NDArray) -> NDArray:
         if not self.moves or not len(coords):
             return coords
-        return self._apply(_keypoints(coords, self.image))[1].numpy().astype(coords.dtype)
+        return self._apply(_points(coords, self.image))[1][:, :2].numpy().astype(coords.dtype)
 
     def apply_segmentation(self, segmentation: NDArray) -> NDArray:
         if not self.moves:
@@ -91,9 +104,10 @@ class _Drawn(T.Transform):
         return self._apply(mask)[1][0].numpy()
 
 
-def _keypoints(coords: NDArray, image: NDArray[np.uint8]) -> tv_tensors.KeyPoints:
-    points = torch.as_tensor(coords, dtype=torch.float32)
-    return tv_tensors.KeyPoints(points, canvas_size=image.shape[:2])
+def _points(coords: NDArray, image: NDArray[np.uint8]) -> tv_tensors.BoundingBoxes:
+    """Return points as boxes without area: torchvision's own points are centers of pixels, as in COCO's keypoints."""
+    points = torch.as_tensor(coords, dtype=torch.float32).repeat(1, 2)
+    return tv_tensors.BoundingBoxes(points, format="XYXY", canvas_size=image.shape[:2], clamping_mode=None)  # type: ignore[call-overload]
 
 
 def as_augmentations(transforms: Sequence[Any]) -> list[T.Augmentation]:
