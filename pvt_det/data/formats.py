@@ -29,7 +29,7 @@ CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
 # Files and folders that a search looks at. It only improves a message or saves an argument, so it must not take long.
 _MOST_FILES, _MOST_FOLDERS, _SAMPLE = 200, 500, 50
 _LEVELS_UP = 3
-_CVAT_ROOT = re.compile(rb"<annotations[\s>]")
+_CVAT_ROOT = re.compile(rb"<annotations[\s/>]")
 
 
 def detect_format(source: Path) -> str:
@@ -50,7 +50,7 @@ def detect_format(source: Path) -> str:
             return VOC_FORMAT
         if _has_label_files(source):
             return YOLO_FORMAT
-        raise DataError(_unknown_folder(source))
+        raise DataError(unknown_folder(source))
     if not source.is_file():
         raise DataError(f"{source} does not exist. Expected an annotation file or a folder of annotation files.")
     suffix = source.suffix.lower()
@@ -259,7 +259,12 @@ def describe_folder(folder: Path) -> str:
     return ", ".join([*([listed(folders, 8)] if folders else []), *files]) or "nothing"
 
 
-def _unknown_folder(folder: Path) -> str:
+def unknown_folder(folder: Path) -> str:
+    """Return a message about a folder without annotations, which says what it contains.
+
+    Args:
+        folder: An existing folder.
+    """
     if any(folder.absolute().match(part) for part in (LISTS, str(Path(LISTS).parent))):
         return f"{folder} contains image lists. Give one of them, such as train.txt, or the folder of the data set."
     files = ", ".join(str(path) for path in sorted(folder.glob("*.json"))[:3])

@@ -29,6 +29,7 @@ from pvt_det.data.formats import (
     is_cvat,
     is_image_list,
     labels_of,
+    unknown_folder,
 )
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import folder_fault
@@ -106,7 +107,7 @@ def _parts(source: Path, images: Path | None) -> list[Place]:
 
 def _from_folder(root: Path) -> list[Place]:
     """Find the parts of a data set in the layouts of Pascal VOC, YOLO, CVAT, COCO and Roboflow."""
-    for find in (_yaml_part, _voc_parts, _split_folders, _json_parts, _label_folders, _cvat_parts):
+    for find in (_yaml_part, _split_folders, *_IN_ONE_FOLDER):
         if found := find(root):
             return found
     below = [path for path in sorted(root.iterdir()) if path.is_dir() and find_voc_files(path)]
@@ -116,13 +117,12 @@ def _from_folder(root: Path) -> list[Place]:
         raise DataError(
             f"{root} is a folder of images without annotations. Give the folder of the data set: {root.parent}"
         )
-    detect_format(root)  # raises an error that says what is there
-    return [_with_images(root)]
+    raise DataError(unknown_folder(root))
 
 
 def _holds_data(folder: Path) -> bool:
     try:
-        return any(find(folder) for find in (_yaml_part, _voc_parts, _json_parts, _label_folders, _cvat_parts))
+        return any(find(folder) for find in (_yaml_part, *_IN_ONE_FOLDER))
     except DataError:
         return False
 
@@ -195,23 +195,25 @@ def _has_own_annotations(folder: Path) -> bool:
     return holds_annotations(folder) or (folder / "labels").is_dir() or any(folder.glob("*.json"))
 
 
-def _json_parts(root: Path) -> list[Place]:
-    for folder in (root / "annotations", root):
-        files = sorted(folder.glob("*.json"))
-        # COCO has captions and keypoints of the same images beside its instances.
-        files = [path for path in files if path.name.startswith("instances")] or files
-        parts = [
-            [path for path in files if any(name in path.stem.lower() for name in names)] for names in (_TRAIN, _VAL)
-        ]
-        if len(files) == 1:
-            return [_with_images(files[0])]
-        if len(parts[0]) == 1 and len(parts[1]) <= 1:
-            return [_with_images(part[0]) for part in parts if part]
-        if files:
-            raise DataError(
-                f"{folder} contains {len(files)} JSON files. Give the one to train on, and --val-json: "
-                f"{listed([str(path) for path in files])}"
-            )
+def _coco_parts(root: Path) -> list[Place]:
+    return _json_parts(root / "annotations")
+
+
+def _json_parts(folder: Path) -> list[Place]:
+    """Find COCO JSON files directly in a folder."""
+    files = sorted(folder.glob("*.json"))
+    # COCO has captions and keypoints of the same images beside its instances.
+    files = [path for path in files if path.name.startswith("instances")] or files
+    parts = [[path for path in files if any(name in path.stem.lower() for name in names)] for names in (_TRAIN, _VAL)]
+    if len(files) == 1:
+        return [_with_images(files[0])]
+    if len(parts[0]) == 1 and len(parts[1]) <= 1:
+        return [_with_images(part[0]) for part in parts if part]
+    if files:
+        raise DataError(
+            f"{folder} contains {len(files)} JSON files. Give the one to train on, and --val-json: "
+            f"{listed([str(path) for path in files])}"
+        )
     return []
 
 
@@ -226,6 +228,14 @@ def _label_folders(root: Path) -> list[Place]:
 def _cvat_parts(root: Path) -> list[Place]:
     files = [path for path in sorted(root.glob("*.xml")) if is_cvat(path)]
     return [_with_images(files[0])] if len(files) == 1 else []
+
+
+def _labels(root: Path) -> list[Place]:
+    return [_with_images(root)] if holds_annotations(root) else []
+
+
+# JSON files come last: earlier inspections may have converted other annotations into them.
+_IN_ONE_FOLDER = (_voc_parts, _coco_parts, _label_folders, _cvat_parts, _labels, _json_parts)
 
 
 def _with_images(source: Path) -> Place:
