@@ -32,19 +32,19 @@ class RunParser(ArgumentParser):
         """
         args = super().parse_words(_join_sizes(sys.argv[1:] if argv is None else argv))
         words = list(args.overrides)
-        if words and _is_config(words[0]):
-            if args.config_file:
-                raise ConfigError(
-                    f"{self.prog}: two configs are given: {words[0]} and --config-file {args.config_file}. Leave one "
-                    "out."
-                )
-            args.config_file = words.pop(0)
-        if not args.config_file:
+        first = words[:1] if words and _is_config(words[0]) else []
+        words = split_assignments(words[len(first) :])
+        named = [f"--config-file {args.config_file}"] if args.config_file else []
+        configs = [*first, *filter(_is_config, words[::2]), *named]
+        if len(configs) > 1:
+            raise ConfigError(f"{self.prog}: two configs are given: {configs[0]} and {configs[1]}. Leave one out.")
+        if not first and not named:
             raise ConfigError(
                 f"{self.prog}: no config is given. Expected one as the first argument, such as configs/mine.yaml, or "
                 f"with --config-file. See {self.prog} --help."
             )
-        args.overrides = split_assignments(words)
+        args.config_file = args.config_file or first[0]
+        args.overrides = words
         return args
 
 
