@@ -88,7 +88,7 @@ def from_pillow(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
 
     Args:
         image: The image, of any mode that is supported in files. It may be opened but not decoded yet.
-        name: Name of the image in messages, if it does not come from a file.
+        name: What follows "image" in messages, if the image does not come from a file.
 
     Returns:
         The image, `H×W×3`, uint8 in 0 … 255, RGB.

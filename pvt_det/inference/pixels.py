@@ -32,7 +32,9 @@ def load_pixels(image: Any, name: str) -> NDArray[np.uint8]:
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, "RGB")
     if isinstance(image, PIL.Image.Image):
-        return check_pixels(from_pillow(image, name), name)
+        # The messages about files start with "image".
+        called = name.removeprefix("image ") if name.startswith("image ") else "from Pillow"
+        return check_pixels(from_pillow(image, called), name)
     return check_pixels(image, name)
 
 

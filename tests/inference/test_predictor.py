@@ -84,7 +84,7 @@ def test_pillow_images_are_read_like_files(predictor, files, tmp_path):
         for found in predictor([opened, decoded]):
             assert_close(found, wanted)
             assert np.array_equal(found.plot(), wanted.plot())
-    with pytest.raises(DataError, match=r"image the image has 32-bit pixels \(mode F\)"):
+    with pytest.raises(DataError, match=r"image from Pillow has 32-bit pixels \(mode F\)"):
         predictor(photo.convert("F"))
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "rotated.jpg").read_bytes()[:-300])
     with pytest.raises(DataError, match=r"cut\.jpg is broken or cut short"):
