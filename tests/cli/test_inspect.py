@@ -307,21 +307,25 @@ def test_config_name_sets_the_task(words, tmp_path, capsys, model, task):
     assert f"but --task is {other}" in capsys.readouterr().err
 
 
-def test_annotations_are_converted_for_the_classes_of_a_run(words, tmp_path, capsys, untrained_run):
+def test_annotations_are_converted_for_the_classes_of_a_run(words, tmp_path, capsys):
     """A test set may lack classes of the model, and Pascal VOC only names those that occur."""
+    run = tmp_path / "run"
+    run.mkdir()
+    base = ROOT / "configs/retinanet_pvt_tiny.yaml"
+    (run / "config.yaml").write_text(f"_BASE_: {base}\nDATASETS: {{CLASS_NAMES: [circle, square, triangle, star]}}\n")
     Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
     box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>25</xmax><ymax>25</ymax></bndbox>"
     xml = tmp_path / "1.xml"
     xml.write_text(f"<annotation><object><name>star</name>{box}</object></annotation>")
     file = tmp_path / "test.json"
-    assert main(tmp_path, "--write-json", file, "--classes-of", untrained_run) == 0
+    assert main(tmp_path, "--write-json", file, "--classes-of", run) == 0
     assert f"Wrote {file}" in capsys.readouterr().out
     content = json.loads(file.read_text())
     assert [c["name"] for c in content["categories"]] == ["circle", "square", "triangle", "star"]
     assert content["annotations"][0]["category_id"] == 4
     assert main(tmp_path, "--write-json", file) == 2  # an existing file is not overwritten
     xml.write_text(xml.read_text().replace("star", "moon"))
-    assert main(tmp_path, "--write-json", tmp_path / "more.json", "--classes-of", untrained_run) == 3
+    assert main(tmp_path, "--write-json", tmp_path / "more.json", "--classes-of", run) == 3
     assert "without circle, square, triangle, star and with moon" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "more.json").exists()
     assert main(*words, "--write-json", tmp_path / "more.json") == 2
