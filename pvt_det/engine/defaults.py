@@ -167,8 +167,8 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     """
     shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
     training = not getattr(args, "eval_only", True)
-    path, overrides = config_file or args.config_file, [*settings, *args.overrides]
-    cfg = load_config(path, [*overrides, *shortcuts], training=training)
+    path = config_file or args.config_file
+    cfg = load_config(path, [*settings, *shortcuts, *args.overrides], training=training)
     keys = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
     for option, (key, value) in _given(args).items():
         _check_agrees(option, key, value, keys)
