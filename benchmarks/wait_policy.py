@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from statistics import median
+
+from pvt_det.utils.environment import available_cores
 
 _SETTINGS = {
     "spinning (the default of GNU OpenMP)": {"GOMP_SPINCOUNT": "300000"},
@@ -27,11 +28,11 @@ _COMPUTE = "while True: pass"
 _SIDE, _BATCH = 256, 2
 
 
-def train(seconds: float) -> float:
-    """Train for some seconds and return the number of iterations per second.
+def train(seconds: float) -> tuple[float, float]:
+    """Train on a free and on a busy CPU, and return the numbers of iterations per second.
 
     Args:
-        seconds: How long to train after two iterations of warm-up.
+        seconds: How long to train in each case.
     """
     import torch
     from detectron2.modeling import build_model
@@ -49,31 +50,38 @@ def train(seconds: float) -> float:
     batch = [
         {"image": torch.randint(256, (3, _SIDE, _SIDE), dtype=torch.uint8), "instances": target} for _ in range(_BATCH)
     ]
-    with EventStorage():
-        for _ in range(2):
-            step(iter([batch]))
+
+    def speed() -> float:
+        step(iter([batch]))
         start, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             step(iter([batch]))
             count += 1
-    return count / elapsed
+        return count / elapsed
+
+    with EventStorage():
+        speed()
+        free = speed()
+        others = [subprocess.Popen([sys.executable, "-c", _COMPUTE]) for _ in range(available_cores())]
+        try:
+            return free, speed()
+        finally:
+            for other in others:
+                other.kill()
 
 
-def measure(settings: dict[str, str], seconds: float, others: int) -> float:
-    """Return the speed of a new training process, in iterations per second.
+def measure(settings: dict[str, str], seconds: float) -> tuple[float, float]:
+    """Return the speed of a new training process on a free and on a busy CPU, in iterations per second.
 
     Args:
         settings: Environment variables of the process.
-        seconds: How long to train.
-        others: Number of processes that compute at the same time.
+        seconds: How long to train in each case.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _NAMES} | settings
-    with ExitStack() as stack:
-        for _ in range(others):
-            stack.callback(stack.enter_context(subprocess.Popen([sys.executable, "-c", _COMPUTE])).kill)
-        command = [sys.executable, "-m", "benchmarks.wait_policy", "--seconds", str(seconds), "--train"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    command = [sys.executable, "-m", "benchmarks.wait_policy", "--seconds", str(seconds), "--train"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    free, busy = map(float, done.stdout.splitlines()[-1].split())
+    return free, busy
 
 
 def main() -> None:
@@ -84,18 +92,17 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
-        print(train(args.seconds))
+        print(*train(args.seconds))
         return
-    cores = len(os.sched_getaffinity(0))
-    speeds: dict[tuple[str, int], list[float]] = {}
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in _SETTINGS}
     for _ in range(args.repeats):
-        for others in (0, cores):
-            for name, settings in _SETTINGS.items():
-                speeds.setdefault((name, others), []).append(measure(settings, args.seconds, others))
-    print(f"| setting | iterations/s on {cores} free cores | beside {cores} busy processes |\n|---|---|---|")
-    for name in _SETTINGS:
-        free, busy = (statistics.median(speeds[name, others]) for others in (0, cores))
-        print(f"| {name} | {free:.2f} | {busy:.2f} |")
+        for name, settings in _SETTINGS.items():
+            speeds[name].append(measure(settings, args.seconds))
+            print(name, *speeds[name][-1], file=sys.stderr, flush=True)
+    cores = available_cores()
+    print(f"| waiting threads | iterations/s on {cores} free cores | beside {cores} busy processes |\n|---|---|---|")
+    for name, found in speeds.items():
+        print(f"| {name} | {median(free for free, _ in found):.2f} | {median(busy for _, busy in found):.2f} |")
 
 
 if __name__ == "__main__":

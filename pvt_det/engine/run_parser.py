@@ -19,7 +19,7 @@ class RunParser(ArgumentParser):
     """A parser of commands with `--config-file` and with config keys and values as positional `overrides`."""
 
     def parse_words(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse the arguments; the config can be the first positional one, and overrides can be `KEY=VALUE`.
+        """Parse the arguments; the config can be a positional one, and overrides can be `KEY=VALUE`.
 
         Args:
             argv: The arguments, without the program's name. If None, those of the current process.
@@ -31,20 +31,21 @@ class RunParser(ArgumentParser):
             ConfigError: No config is given, or two are, or an option is unknown.
         """
         args = super().parse_words(_join_sizes(sys.argv[1:] if argv is None else argv))
-        words = list(args.overrides)
-        first = words[:1] if words and _is_config(words[0]) else []
-        words = split_assignments(words[len(first) :])
-        named = [f"--config-file {args.config_file}"] if args.config_file else []
-        configs = [*first, *filter(_is_config, words[::2]), *named]
+        configs, pairs = [f"--config-file {args.config_file}"] if args.config_file else [], []
+        for word in args.overrides:
+            is_key = len(pairs) % 2 == 0
+            if is_key and _is_config(word):
+                configs.append(word)
+            else:
+                pairs += split_assignments([word]) if is_key else [word]
         if len(configs) > 1:
-            raise ConfigError(f"{self.prog}: two configs are given: {configs[0]} and {configs[1]}. Leave one out.")
-        if not first and not named:
+            raise ConfigError(f"{self.prog}: two configs are given: {' and '.join(configs)}. Leave one out.")
+        if not configs:
             raise ConfigError(
                 f"{self.prog}: no config is given. Expected one as the first argument, such as configs/mine.yaml, or "
                 f"with --config-file. See {self.prog} --help."
             )
-        args.config_file = args.config_file or first[0]
-        args.overrides = words
+        args.config_file, args.overrides = args.config_file or configs[0], pairs
         return args
 
 

@@ -264,10 +264,10 @@ def _explain(translation: Translation, model: Mapping[str, Tensor], faults: Mapp
 
 
 def identify(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the variant that tensors belong to, or None if it is unknown.
+    """Return the name of the variant that the tensors belong to, or None if it is unknown.
 
     Args:
-        tensors: The tensors of a trunk by name, in this package's layout.
+        tensors: Tensors of a trunk, classifier or detector, under this package's names.
     """
     local = {name.removeprefix(TRUNK_PREFIX): tensor for name, tensor in tensors.items()}
     if "stem.conv1.weight" in local:

@@ -80,7 +80,7 @@ def weights(folder):
         (["--image-size", "96"], 2, "--image-size sets INPUT.MIN_SIZE_TRAIN to (96,), but INPUT.MIN_SIZE_TRAIN [64]"),
         (["--epochs", "2"], 2, "SOLVER.MAX_ITER 3 would have no effect, because SOLVER.EPOCHS 2"),
         (["--lr", "fast"], 2, "SOLVER.BASE_LR = 'fast': expected a number"),
-        (["configs/x.yaml"], 2, "two configs are given: configs/x.yaml and --config-file"),
+        (["configs/x.yaml"], 2, "two configs are given: --config-file "),
         (["SOLVER.IMS_PER_BATCH", "-1"], 2, "SOLVER.IMS_PER_BATCH"),
         (["--machine-rank", "3"], 2, "--machine-rank 3"),
         (["--num-gpus", "99", "MODEL.DEVICE", "cuda"], 2, "--num-gpus 99"),

@@ -26,6 +26,7 @@ def parse():
         (["a.yml", "A", "1"], "a.yml", ["A", "1"]),
         (["output/mine", "A.B=1"], "output/mine", ["A.B", "1"]),
         (["--resume", "a.yaml", "A", "1", "--image-size", "640", "B=2"], "a.yaml", ["A", "1", "B", "2"]),
+        (["A=1", "B", "2", "a.yaml", "C=3"], "a.yaml", ["A", "1", "B", "2", "C", "3"]),
         (["--config-file", "a.yaml", "A", "b.yaml"], "a.yaml", ["A", "b.yaml"]),
         (["--config-file", "a.yaml", "DATA.JSON=b.yaml"], "a.yaml", ["DATA.JSON", "b.yaml"]),
     ],
@@ -46,7 +47,7 @@ def test_folder_in_the_working_directory_is_a_config(parse, tmp_path, monkeypatc
     [
         ([], "no config is given. Expected one as the first argument"),
         (["A", "1"], "no config is given"),
-        (["a.yaml", "--config-file", "b.yaml"], "two configs are given: a.yaml and --config-file b.yaml"),
+        (["a.yaml", "--config-file", "b.yaml"], "two configs are given: --config-file b.yaml and a.yaml"),
         (["a.yaml", "--image-size", "big"], "big: expected one or two numbers of pixels"),
         (["a.yaml", "--image-size", "640", "480"], "640 480: expected the short side before the longest side"),
     ],
