@@ -31,7 +31,8 @@ class RunParser(ArgumentParser):
             ConfigError: No config is given, or two are, or an option is unknown.
         """
         args = super().parse_words(_join_sizes(sys.argv[1:] if argv is None else argv))
-        configs, pairs = [f"--config-file {args.config_file}"] if args.config_file else [], []
+        configs = [f"--config-file {args.config_file}"] if args.config_file else []
+        pairs: list[str] = []
         for word in args.overrides:
             is_key = len(pairs) % 2 == 0
             if is_key and _is_config(word):
