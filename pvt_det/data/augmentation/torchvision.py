@@ -107,7 +107,7 @@ class _Drawn(T.Transform):
 def _points(coords: NDArray, image: NDArray[np.uint8]) -> tv_tensors.BoundingBoxes:
     """Return points as boxes without area: torchvision's own points are centers of pixels, as in COCO's keypoints."""
     points = torch.as_tensor(coords, dtype=torch.float32).repeat(1, 2)
-    return tv_tensors.BoundingBoxes(points, format="XYXY", canvas_size=image.shape[:2], clamping_mode=None)  # type: ignore[call-overload]
+    return tv_tensors.BoundingBoxes(points, format="XYXY", canvas_size=image.shape[:2], clamping_mode=None)
 
 
 def as_augmentations(transforms: Sequence[Any]) -> list[T.Augmentation]:
