@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
-from pvt_det.inspection.config_text import base_files
+from pvt_det.inspection import config_text
 from pvt_det.inspection.config_text import flow_list as _list
 from pvt_det.inspection.config_text import scalar as _scalar
 from pvt_det.inspection.inspect import Inspection
@@ -17,13 +16,12 @@ from pvt_det.inspection.recommend import Settings
 from pvt_det.inspection.statistics import Statistics
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
-from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.text import counted
 
 # Base configs of each task: the head, and the backbone of a family.
 _FILES = {
-    "retinanet": ("retinanet.yaml", "retinanet_{}.yaml"),
-    "mask-rcnn": ("mask_rcnn.yaml", "rcnn_{}.yaml"),
+    "retinanet": ("retinanet", "retinanet_{}"),
+    "mask-rcnn": ("mask_rcnn", "rcnn_{}"),
 }
 _TASK_NAMES = {"retinanet": "RetinaNet", "mask-rcnn": "Mask R-CNN"}
 # Training from random weights works on the blood cells, whose rarest class has about 300 objects. COCO has 10,000 per
@@ -60,51 +58,49 @@ def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, 
     Raises:
         ConfigError: The file exists, does not end in .yaml or cannot be written.
     """
-    check_place(path)
-    write_atomically(path, _text(path, plan, settings, train, val))
-    load_config(path)
-
-
-def _text(path: Path, plan: Plan, settings: Settings, train: Inspection, val: Inspection | None) -> str:
-    parts = [
+    save_config(
+        path,
         _head(plan, train),
         _datasets(plan, train, val),
         _model(plan, settings, train.statistics),
         _input(settings),
         _solver(plan, settings),
         _test(settings, path.stem, has_val=val is not None),
-    ]
-    return "\n".join(line for part in parts for line in part) + "\n"
+    )
+
+
+def save_config(path: Path, *parts: Sequence[str]) -> None:
+    """Write a config, and check that it loads.
+
+    Args:
+        path: The config file to write. It must not exist yet.
+        parts: The lines of each part.
+
+    Raises:
+        ConfigError: The file exists, does not end in .yaml or cannot be written.
+    """
+    check_place(path)
+    write_atomically(path, "\n".join(line for part in parts for line in part) + "\n")
+    load_config(path)
 
 
 def _head(plan: Plan, train: Inspection) -> list[str]:
     s = train.statistics
-    files = [name.format(plan.backbone.family) for name in _FILES[plan.task]]
-    names = [*files, *(["small.yaml"] if plan.on_cpu else [])]
-    classes = counted(len(s.classes), "class", "classes")
-    return [
-        f"# {_TASK_NAMES[plan.task]} with the backbone {plan.backbone.name}, written by pvt-det inspect for "
-        f"{counted(s.images, 'image')} with {counted(s.objects, 'object')} of {classes}, "
-        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
-        "# The recipe is the same for all backbones, AdamW included. To compare, write another config with --model.",
-        f"_BASE_: {base_files(names)}",
-    ]
+    data = f"{counted(s.images, 'image')} with {counted(s.objects, 'object')} of "
+    return config_text.head(
+        plan,
+        _TASK_NAMES[plan.task],
+        data + counted(len(s.classes), "class", "classes"),
+        _FILES[plan.task],
+        "The recipe is the same for all backbones, AdamW included. To compare, write another config with --model.",
+    )
 
 
 def _datasets(plan: Plan, train: Inspection, val: Inspection | None) -> list[str]:
-    lines = ["DATASETS:"]
-    for part, found in (("TRAIN", train), ("VAL", val)):
-        if found is not None:
-            lines.append(f"  {part}_JSON: {_scalar(str(found.json_file.resolve()))}")
-            lines.append(f"  {part}_IMAGES: {_scalar(str(found.image_root.resolve()))}")
-    if val is None:
-        lines.append("  # Set VAL_JSON and VAL_IMAGES to evaluate.")
-    lines.append(f"  CLASS_NAMES: {_list(train.data.class_names)}")
-    if plan.on_error != "stop":
-        lines.append(f"  ON_ERROR: {plan.on_error}")
-    if plan.allow_outside:
-        lines.append("  ALLOW_OUTSIDE: True")
-    return lines
+    parts = {"TRAIN": train} if val is None else {"TRAIN": train, "VAL": val}
+    paths = {part: {"JSON": found.json_file, "IMAGES": found.image_root} for part, found in parts.items()}
+    lines = config_text.datasets(plan, paths, "CLASS_NAMES", train.data.class_names)
+    return [*lines, *(["  ALLOW_OUTSIDE: True"] if plan.allow_outside else [])]
 
 
 def _model(plan: Plan, settings: Settings, statistics: Statistics) -> list[str]:
@@ -170,26 +166,18 @@ def _input(settings: Settings) -> list[str]:
 
 
 def _solver(plan: Plan, settings: Settings) -> list[str]:
-    lines = [
+    return [
         "SOLVER:",
-        f"  IMS_PER_BATCH: {settings.batch}",
-        f"  MAX_ITER: {settings.iterations}  # {settings.iterations_reason}",
-        f"  BASE_LR: {settings.learning_rate:g}  # {settings.learning_rate_reason}",
+        *config_text.length(settings),
         f"  WARMUP_ITERS: {min(500, max(1, settings.iterations // 14))}",
         f"  CHECKPOINT_PERIOD: {max(1, settings.iterations // 5)}",
-    ]
-    if not plan.on_cpu:
-        lines += [
-            "  OPTIMIZER: adamw",
+        *config_text.optimizer(
+            plan,
             "  WEIGHT_DECAY: 0.05",
             "  WEIGHT_DECAY_NORM: 0.0",
             "  LR_SCHEDULER_NAME: WarmupCosineLR  # does not need SOLVER.STEPS",
-            "  CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: full_model, CLIP_VALUE: 5.0}  # limits outlier gradients",
-            "  AMP: {ENABLED: True}",
-        ]
-    elif not has_fast_bf16(torch.device("cpu")):
-        lines.append("  AMP: {ENABLED: False}  # this processor has no bf16 instructions: fp32 is faster")
-    return lines
+        ),
+    ]
 
 
 def _test(settings: Settings, name: str, *, has_val: bool) -> list[str]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from pvt_det.config import load_config
-from pvt_det.inspection.config_file import check_place
-from pvt_det.inspection.config_text import base_files, flow_list, scalar
+from pvt_det.inspection import config_text
+from pvt_det.inspection.config_file import save_config
+from pvt_det.inspection.config_text import scalar
 from pvt_det.inspection.plan import Plan
 from pvt_det.inspection.semantic.inspection import LabelInspection
 from pvt_det.inspection.semantic.recommend import DIVISOR, EVALUATIONS, LabelSettings
-from pvt_det.utils.files import write_atomically
-from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.text import counted
 
-_FILES = ("semantic_fpn.yaml", "rcnn_{}.yaml")
+_FILES = ("semantic_fpn", "rcnn_{}")
 
 
 def write_label_config(
@@ -34,8 +30,8 @@ def write_label_config(
     Raises:
         ConfigError: The file exists, does not end in .yaml or cannot be written.
     """
-    check_place(path)
-    parts = (
+    save_config(
+        path,
         _head(plan, train),
         _datasets(plan, train, val),
         _model(plan, train),
@@ -43,33 +39,18 @@ def write_label_config(
         _solver(plan, settings),
         _test(settings, path.stem, has_val=val is not None),
     )
-    write_atomically(path, "\n".join(line for part in parts for line in part) + "\n")
-    load_config(path)
 
 
 def _head(plan: Plan, train: LabelInspection) -> list[str]:
     classes = counted(len(train.scheme.classes), "class", "classes")
-    files = [name.format(plan.backbone.family) for name in _FILES]
-    return [
-        f"# Semantic FPN with the backbone {plan.backbone.name}, written by pvt-det inspect for "
-        f"{counted(len(train.files), 'image')} with label maps of {classes}, "
-        f"{'on a CPU' if plan.on_cpu else 'on GPUs'}.",
-        f"_BASE_: {base_files([*files, *(['small.yaml'] if plan.on_cpu else [])])}",
-    ]
+    data = f"{counted(len(train.files), 'image')} with label maps of {classes}"
+    return config_text.head(plan, "Semantic FPN", data, _FILES)
 
 
 def _datasets(plan: Plan, train: LabelInspection, val: LabelInspection | None) -> list[str]:
-    lines = ["DATASETS:"]
-    for part, found in (("TRAIN", train), ("VAL", val)):
-        if found is not None:
-            lines.append(f"  {part}_IMAGES: {scalar(str(found.image_root.resolve()))}")
-            lines.append(f"  {part}_LABELS: {scalar(str(found.label_root.resolve()))}")
-    if val is None:
-        lines.append("  # Set VAL_IMAGES and VAL_LABELS to evaluate.")
-    lines.append(f"  LABEL_NAMES: {flow_list(train.scheme.class_names)}")
-    if plan.on_error != "stop":
-        lines.append(f"  ON_ERROR: {plan.on_error}")
-    return lines
+    parts = {"TRAIN": train} if val is None else {"TRAIN": train, "VAL": val}
+    paths = {part: {"IMAGES": found.image_root, "LABELS": found.label_root} for part, found in parts.items()}
+    return config_text.datasets(plan, paths, "LABEL_NAMES", train.scheme.class_names)
 
 
 def _model(plan: Plan, train: LabelInspection) -> list[str]:
@@ -123,24 +104,14 @@ def _input(settings: LabelSettings) -> list[str]:
 
 
 def _solver(plan: Plan, settings: LabelSettings) -> list[str]:
-    lines = [
+    return [
         "SOLVER:",
-        f"  IMS_PER_BATCH: {settings.batch}",
-        f"  MAX_ITER: {settings.iterations}  # {settings.iterations_reason}",
-        f"  BASE_LR: {settings.learning_rate:g}  # {settings.learning_rate_reason}",
+        *config_text.length(settings),
         "  LR_SCHEDULER_NAME: WarmupPolyLR",
         f"  WARMUP_ITERS: {min(500, max(1, settings.iterations // 14))}",
         f"  CHECKPOINT_PERIOD: {settings.iterations // EVALUATIONS}",
+        *config_text.optimizer(plan),
     ]
-    if not plan.on_cpu:
-        lines += [
-            "  OPTIMIZER: adamw",
-            "  CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: full_model, CLIP_VALUE: 5.0}  # limits outlier gradients",
-            "  AMP: {ENABLED: True}",
-        ]
-    elif not has_fast_bf16(torch.device("cpu")):
-        lines.append("  AMP: {ENABLED: False}  # this processor has no bf16 instructions: fp32 is faster")
-    return lines
 
 
 def _test(settings: LabelSettings, name: str, *, has_val: bool) -> list[str]:
