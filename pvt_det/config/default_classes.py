@@ -74,8 +74,8 @@ def guard_default_classes() -> None:
     def check_trainer(trainer: Any, cfg: CfgNode) -> None:
         _check_trainer(cfg, {name for name in _PARTS if getattr(type(trainer), name).__func__ is build[name]})
 
-    def check_test(cls: type, cfg: CfgNode, *_: Any, **__: Any) -> None:
-        stock = cls.build_test_loader.__func__ is build["build_test_loader"]  # type: ignore[attr-defined]
+    def check_test(cls: Any, cfg: CfgNode, *_: Any, **__: Any) -> None:
+        stock = cls.build_test_loader.__func__ is build["build_test_loader"]
         _refuse("DefaultTrainer.test", cfg, {"TEST.PRECISION": "fp32"} | (_TEST_IMAGES if stock else {}), _USE_TRAINER)
 
     DefaultTrainer.__init__ = _checked(DefaultTrainer.__init__, check_trainer)

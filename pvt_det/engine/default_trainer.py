@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +92,6 @@ class PVTParts:
         Returns:
             The evaluator.
         """
-        folder = Path(inference_folder(cfg.OUTPUT_DIR, dataset_name))
+        folder = inference_folder(cfg.OUTPUT_DIR, dataset_name)
         folder.mkdir(parents=True, exist_ok=True)
         return build_evaluator(cfg, dataset_name, folder)

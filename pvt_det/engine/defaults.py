@@ -97,8 +97,10 @@ def _given(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
 
 def _check_agrees(option: str, key: str, value: Any, keys: Mapping[str, str]) -> None:
     """Raise an error if the command line gives a key another value than an option does."""
+    if key not in keys:
+        return
     default = get_value(get_config(), key)
-    if key in keys and coerce(keys[key], default, key, COMMAND_LINE) != coerce(value, default, key, COMMAND_LINE):
+    if coerce(keys[key], default, key, COMMAND_LINE) != coerce(value, default, key, COMMAND_LINE):
         raise ConfigError(f"{option} sets {key} to {value}, but {key} {keys[key]} is given too. Leave one of them out.")
 
 

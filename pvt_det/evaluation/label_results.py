@@ -140,9 +140,7 @@ def select_images(
     Returns:
         The 8 worst images, the worst first, and the 4 best images, the best first.
     """
-    kept = sorted({each.file_name: each for each in worst}.values(), key=lambda each: (each.iou, each.file_name))[
-        :WORST
-    ]
+    kept = sorted({each.file_name: each for each in worst}.values(), key=worst_first)[:WORST]
     names = {each.file_name for each in kept}
     others = [each for each in best if each.file_name not in names]
     return tuple(kept), tuple(sorted(others, key=best_first)[:BEST])

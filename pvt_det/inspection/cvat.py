@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 
 from pvt_det.data.coco.findings import Findings
 from pvt_det.errors import DataError
+from pvt_det.inspection.coco_content import coco_content
 from pvt_det.utils.plain_xml import line_of, read_plain_xml
 
 _CORNERS = ("xtl", "ytl", "xbr", "ybr")
@@ -48,15 +49,7 @@ def read_cvat(source: Path, findings: Findings) -> dict[str, Any]:
         objects += ({"image_id": image["id"], **found} for found in _objects(element, source, findings))
     declared = [(label.text or "").strip() for label in root.iterfind("meta//labels/label/name")]
     names = list(dict.fromkeys([*filter(None, declared), *sorted({found["name"] for found in objects})]))
-    numbers = {name: number for number, name in enumerate(names, start=1)}
-    return {
-        "images": images,
-        "annotations": [
-            {"id": number, "category_id": numbers[found.pop("name")], **found}
-            for number, found in enumerate(objects, start=1)
-        ],
-        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
-    }
+    return coco_content(images, objects, names)
 
 
 def _place(source: Path, element: Element) -> str:

@@ -15,6 +15,7 @@ from pvt_det.data.coco.findings import Findings
 from pvt_det.data.formats import find_voc_files, read_lines
 from pvt_det.data.images import IMAGE_SUFFIXES
 from pvt_det.errors import DataError
+from pvt_det.inspection.coco_content import coco_content
 from pvt_det.utils.plain_xml import line_of, read_plain_xml
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -49,15 +50,7 @@ def read_voc(folder: Path, image_root: Path, findings: Findings) -> dict[str, An
         images.append(image | {side: _size(root, side) for side in ("width", "height")})
         objects += ({"image_id": image["id"], **found} for found in _objects(root, path.name, findings))
     classes = _class_names(folder, {found["name"] for found in objects})
-    numbers = {name: number for number, name in enumerate(classes, start=1)}
-    return {
-        "images": images,
-        "annotations": [
-            {"id": number, "category_id": numbers[found.pop("name")], **found}
-            for number, found in enumerate(objects, start=1)
-        ],
-        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
-    }
+    return coco_content(images, objects, classes)
 
 
 def _class_names(folder: Path, used: set[str]) -> list[str]:

@@ -14,10 +14,10 @@ from pvt_det.errors import PvtDetError
 from pvt_det.evaluation.thresholds import ScoredMatches, match_scores
 from pvt_det.reports import figures
 from pvt_det.reports.compare import build_evaluator
-from pvt_det.reports.numbers import cells
 from pvt_det.reports.pictures import Gallery, evaluated_images
 from pvt_det.results import Run
 from pvt_det.utils.html import Html, details, join, notice, paragraph, table
+from pvt_det.utils.numbers import cells
 from pvt_det.utils.text import counted
 
 Section: TypeAlias = tuple[str, Any]

@@ -15,12 +15,12 @@ from pvt_det.errors import ConfigError, DataError
 from pvt_det.reports import figures
 from pvt_det.reports.compare import build_evaluator, comparison_warnings, difference, mismatches, same_data
 from pvt_det.reports.detection import TITLES, Section, build_evaluators, detection_sections
-from pvt_det.reports.numbers import Signed, cells
 from pvt_det.reports.semantic import semantic_sections
 from pvt_det.results import Checkpoint, Run, evaluation_command, load_run
 from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
+from pvt_det.utils.numbers import Signed, cells
 from pvt_det.utils.paths import folder_fault, make_parent_folder
 
 _TITLES = {**TITLES, "sem_seg": "Segmentation", "panoptic_seg": "Panoptic segmentation", "validation": "Losses"}

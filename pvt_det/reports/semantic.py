@@ -30,6 +30,7 @@ from pvt_det.run_folder import CONFIG_NAME
 from pvt_det.utils.colors import class_colors
 from pvt_det.utils.html import Html, details, escape, heat_table, join, legend, notice, paragraph, row, swatch, table
 from pvt_det.utils.label_pictures import legend_entries, paint, paint_errors, shrink
+from pvt_det.utils.numbers import Number
 
 _TASK = "sem_seg"
 _WIDTH = 400  # pixels of each picture
@@ -71,7 +72,7 @@ def _classes(classes: Sequence[ClassResult]) -> Html:
     rows = [
         [
             Html(f"{swatch(colors[each.index % len(colors)])}{escape(each.name)}"),
-            *("" if value is None else _Percent(value) for value in (each.iou, each.accuracy, each.share)),
+            *("" if value is None else Number(value) for value in (each.iou, each.accuracy, each.share)),
         ]
         for each in classes
         if each.iou is not None
@@ -79,13 +80,6 @@ def _classes(classes: Sequence[ClassResult]) -> Html:
     shown = table(["class", "IoU", "accuracy", "pixels"], rows)
     lead = paragraph(". ".join(["In percent, the highest IoU first", *unknown_classes(classes)]) + ".")
     return join(lead, details(f"{len(rows)} classes", shown) if len(rows) > _SHOWN_CLASSES else shown)
-
-
-class _Percent(float):
-    """A number shown with two decimal places."""
-
-    def __str__(self) -> str:
-        return f"{float(self):.2f}"
 
 
 def _confusion(results: LabelResults) -> Html:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from pvt_det.utils.colors import class_colors
+from pvt_det.utils.plates import font
 
 Picture = NDArray[np.uint8]
 VOID_NAME = "void (ignored)"
@@ -109,11 +108,10 @@ def draw_legend(entries: Sequence[tuple[str, int | None]], width: int) -> Pictur
     Returns:
         The legend on white, `H×width×3`, RGB.
     """
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT)
     shown = list(entries[:_MOST_ENTRIES])
     places, x, y = [], _SPACE // 2, 0
     for name, value in shown:
-        length = _BOX + 6 + int(font.getlength(name))
+        length = _BOX + 6 + int(font(_FONT).getlength(name))
         if x > _SPACE // 2 and x + length > width:
             x, y = _SPACE // 2, y + _ROW
         places.append((x, y, name, value))
@@ -126,7 +124,7 @@ def draw_legend(entries: Sequence[tuple[str, int | None]], width: int) -> Pictur
         if value != -1:
             box = _stripes((_BOX, _BOX)) if value is None else np.full((_BOX, _BOX, 3), class_colors()[value])
             canvas.paste(Image.fromarray(box.astype(np.uint8)), (left, top + 4))
-        draw.text((left + (_BOX + 6 if value != -1 else 0), top + 3), name, fill="black", font=font)
+        draw.text((left + (_BOX + 6 if value != -1 else 0), top + 3), name, fill="black", font=font(_FONT))
     return np.asarray(canvas)
 
 

@@ -1,4 +1,4 @@
-"""Format the numbers of a report page as the terminal does, with two decimal places."""
+"""Numbers that are shown with two decimal places, on pages as in the terminal."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _AWAY = (1, 2, 3)  # distances from the box, in heights of a label, of the last 
 
 def add_labels(
     canvas: NDArray[np.uint8],
-    texts: Sequence[str],
+    labels: Sequence[str],
     boxes: NDArray[np.float64],
     colors: Sequence[Color],
     font_size: int,
@@ -37,13 +37,13 @@ def add_labels(
 
     Args:
         canvas: The image to write on, `H×W×3` RGB.
-        texts: Text of each label. "" writes no label.
+        labels: Text of each label. "" writes no label.
         boxes: The boxes, `N×4` (x1, y1, x2, y2) in pixels.
         colors: Color of the plate behind each text.
         font_size: Usual size of the text in pixels.
         centered: Whether to write the labels in the middle of the boxes instead of at their edges.
     """
-    lines = [" ".join(text.split()) for text in texts]
+    lines = [" ".join(label.split()) for label in labels]
     height, width = canvas.shape[:2]
     for factor in _SIZES:
         plates = [_Plate(line, max(_MIN_FONT, round(font_size * factor)), round(width * _WIDEST)) for line in lines]
@@ -69,7 +69,7 @@ def place_labels(
 
     Args:
         boxes: The boxes, `N×4` (x1, y1, x2, y2) in pixels. The last one is placed first.
-        sizes: Width and height of each label in pixels. A width of 0 stands for no label.
+        sizes: Width and height of each label in pixels. A label of width 0 is not placed.
         canvas: Width and height of the image in pixels.
         centered: Whether the middle of the box is the preferred place.
 
@@ -141,7 +141,7 @@ class _Plate:
     """
 
     def __init__(self, text: str, font_size: int, max_width: int) -> None:
-        self._font, self._font_size = _font(font_size), font_size
+        self._font, self._font_size = font(font_size), font_size
         self._margin = max(2, font_size // 4)
         self._text = self._shortened(text, max_width)
         ascent, descent = self._font.getmetrics()
@@ -171,10 +171,15 @@ class _Plate:
 
 @lru_cache(maxsize=4096)
 def _length(text: str, font_size: int) -> int:
-    return int(_font(font_size).getlength(text))
+    return int(font(font_size).getlength(text))
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of drawings.
+
+    Args:
+        size: Size of the text in pixels.
+    """
     # Matplotlib's font has Latin, Greek and Cyrillic letters. The one in Pillow has only Latin letters.
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)

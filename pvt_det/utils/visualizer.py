@@ -106,8 +106,8 @@ def draw(
         if region is not None:
             region.outline(canvas, color, line, _rim(line))
         edges[number] = _add_box(canvas, boxes[number], color, line)
-    texts = [_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)]
-    add_labels(canvas, texts, edges, colors, _font_size(canvas))
+    labels = [_label(class_names[c], o) for c, o in zip(classes, objects, strict=True)]
+    add_labels(canvas, labels, edges, colors, _font_size(canvas))
     return canvas
 
 

@@ -17,6 +17,7 @@ from pvt_det.inspection.terminal import advice_line
 from pvt_det.utils import html
 from pvt_det.utils.colors import class_colors
 from pvt_det.utils.label_pictures import VOID_NAME, legend_entries, paint, shrink
+from pvt_det.utils.numbers import Number
 
 _WIDTH = 480
 _SAMPLES = 12
@@ -93,22 +94,15 @@ def _classes(found: LabelInspection) -> html.Html:
     for each in sorted((each for each in found.classes if each.images), key=lambda each: -each.share):
         name = html.Html(f"{html.swatch(colors[each.value])}{html.escape(each.name)}")
         stored = [_stored_color(palette, each.value)] if has_palette else []
-        rows.append([each.value, name, _Percent(100 * each.share), each.images, *stored])
+        rows.append([each.value, name, Number(100 * each.share), each.images, *stored])
     void = found.scheme.ignore_value
     name = html.Html(f"{html.swatch(None)}{html.escape(VOID_NAME)}")
     stored = [_stored_color(palette, void)] if has_palette else []
-    rows.append([void, name, _Percent(100 * found.void_share), int(found.scan.images[void]), *stored])
+    rows.append([void, name, Number(100 * found.void_share), int(found.scan.images[void]), *stored])
     header = ["value", "class", "percent of the pixels", "images", *(["color in the palette"] if has_palette else [])]
     shown = html.table(header, rows)
     lead = html.paragraph("Shares of the labeled pixels; for void, of all pixels.")
     return html.join(lead, html.details(f"{len(rows) - 1} classes", shown) if len(rows) > _SHOWN_CLASSES else shown)
-
-
-class _Percent(float):
-    """A number shown with two decimal places."""
-
-    def __str__(self) -> str:
-        return f"{float(self):.2f}"
 
 
 def _stored_color(palette: np.ndarray | None, value: int) -> html.Html:
