@@ -11,8 +11,8 @@ import pytest
 
 from pvt_det import Predictor
 from pvt_det.config import load_config
+from pvt_det.deployment.api import load_detector
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
-from pvt_det.export.api import load_detector
 from pvt_det.profiling import find_weights
 from pvt_det.results import load_run
 from pvt_det.run_folder import path_in_run

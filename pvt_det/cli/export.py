@@ -14,8 +14,8 @@ from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.signing import verify_signed
 
 if TYPE_CHECKING:
-    from pvt_det.export.api import Report
-    from pvt_det.export.files import Kind
+    from pvt_det.deployment.api import Report
+    from pvt_det.deployment.files import Kind
 
 _SIDE = 224
 _EXAMPLES = """
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from pvt_det.export.api import export, load_classifier, load_detector
+    from pvt_det.deployment.api import export, load_classifier, load_detector
     from pvt_det.inference.sources import find_sources
     from pvt_det.run_folder import config_file, named_weights
 
@@ -116,7 +116,7 @@ def _refuse_unused_options(args: argparse.Namespace) -> None:
 
 def _kind(args: argparse.Namespace) -> Kind:
     """Return the file format. Checks its requirements first, because loading and tracing a model is slow."""
-    from pvt_det.export.files import require_compiler, require_onnx
+    from pvt_det.deployment.files import require_compiler, require_onnx
 
     suffix = args.output.suffix
     if suffix not in (".onnx", ".pt2"):

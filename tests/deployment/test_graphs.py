@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from pvt_det.deployment.check import Parity, compare, run_eager
+from pvt_det.deployment.graphs import build_graph
+from pvt_det.deployment.suppression import ABSENT, suppress
 from pvt_det.errors import ConfigError
-from pvt_det.export.check import Parity, compare, run_eager
-from pvt_det.export.graphs import build_graph
-from pvt_det.export.suppression import ABSENT, suppress
 from pvt_det.models import create_model
 
 CONFIGS = ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_small", "semantic_fpn_pvt_tiny"]

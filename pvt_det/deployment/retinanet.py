@@ -6,9 +6,9 @@ import torch
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import Tensor, nn
 
-from pvt_det.export.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
-from pvt_det.export.image import Features
-from pvt_det.export.suppression import ABSENT, Suppress
+from pvt_det.deployment.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
+from pvt_det.deployment.image import Features
+from pvt_det.deployment.suppression import ABSENT, Suppress
 
 
 class RetinaNetGraph(nn.Module):
@@ -17,7 +17,7 @@ class RetinaNetGraph(nn.Module):
     Args:
         model: A trained RetinaNet. Its modules are shared, not copied.
         bgr: Whether the model takes BGR images.
-        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
+        suppress: Function for non-maximum suppression, from `pvt_det.deployment.suppression`.
     """
 
     outputs = ("boxes", "scores", "labels", "images")

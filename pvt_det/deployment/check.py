@@ -15,8 +15,8 @@ from detectron2.structures import Instances
 from numpy.typing import NDArray
 from torch import nn
 
+from pvt_det.deployment.graphs import ClassifierGraph
 from pvt_det.errors import NumericError
-from pvt_det.export.graphs import ClassifierGraph
 from pvt_det.utils.text import counted
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]

@@ -11,10 +11,10 @@ import torch
 from detectron2.structures import BoxMode
 from torch import nn
 
+from pvt_det.deployment import files
+from pvt_det.deployment.check import Parity, compare, run_eager
+from pvt_det.deployment.graphs import build_graph
 from pvt_det.errors import ConfigError
-from pvt_det.export import files
-from pvt_det.export.check import Parity, compare, run_eager
-from pvt_det.export.graphs import build_graph
 from pvt_det.models import create_model
 from pvt_det.utils.visualizer import draw
 from tools import run_onnx as runner

@@ -21,10 +21,10 @@ from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import read_image
 from pvt_det.data.mapper import build_augmentations
+from pvt_det.deployment.check import Parity, compare, medians_ms, run_eager
+from pvt_det.deployment.files import Function, Kind, open_file, trace, write
+from pvt_det.deployment.graphs import Graph, build_graph
 from pvt_det.errors import ConfigError, NumericError
-from pvt_det.export.check import Parity, compare, medians_ms, run_eager
-from pvt_det.export.files import Function, Kind, open_file, trace, write
-from pvt_det.export.graphs import Graph, build_graph
 from pvt_det.inference.base import class_names
 from pvt_det.inference.trunks import trained_classifier
 from pvt_det.run_folder import config_file, run_weights

@@ -12,10 +12,10 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from pvt_det.deployment.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
+from pvt_det.deployment.image import Features
+from pvt_det.deployment.suppression import ABSENT, Suppress
 from pvt_det.errors import ConfigError
-from pvt_det.export.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
-from pvt_det.export.image import Features
-from pvt_det.export.suppression import ABSENT, Suppress
 
 Size = tuple[int, int]
 
@@ -26,7 +26,7 @@ class RCNNGraph(nn.Module):
     Args:
         model: A trained R-CNN. Its modules are shared, not copied.
         bgr: Whether the model takes BGR images.
-        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
+        suppress: Function for non-maximum suppression, from `pvt_det.deployment.suppression`.
 
     Raises:
         ConfigError: The model has heads other than box and mask heads.
@@ -71,7 +71,7 @@ class Proposals(nn.Module):
 
     Args:
         rpn: A trained RPN. Its modules are shared, not copied.
-        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
+        suppress: Function for non-maximum suppression, from `pvt_det.deployment.suppression`.
     """
 
     def __init__(self, rpn: RPN, suppress: Suppress) -> None:
@@ -160,7 +160,7 @@ class BoxHead(nn.Module):
 
     Args:
         heads: Trained ROI heads. Their modules are shared, not copied.
-        suppress: Function for non-maximum suppression, from `pvt_det.export.suppression`.
+        suppress: Function for non-maximum suppression, from `pvt_det.deployment.suppression`.
 
     Raises:
         ConfigError: A predictor uses sigmoid cross-entropy.

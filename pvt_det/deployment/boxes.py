@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
-from pvt_det.export.suppression import ABSENT
+from pvt_det.deployment.suppression import ABSENT
 
 
 def grid_anchors(like: Tensor, cell_anchors: Tensor, stride: int, offset: float) -> Tensor:

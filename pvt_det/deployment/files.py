@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 
+from pvt_det.deployment.suppression import translations
 from pvt_det.errors import ConfigError
-from pvt_det.export.suppression import translations
 
 Kind: TypeAlias = Literal["onnx", "program", "compiled"]
 # Maps images N×3×H×W, uint8, RGB, to outputs by name.

@@ -11,12 +11,12 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from pvt_det.deployment.files import Kind
+from pvt_det.deployment.image import Features, Normalize
+from pvt_det.deployment.rcnn import RCNNGraph
+from pvt_det.deployment.retinanet import RetinaNetGraph
+from pvt_det.deployment.suppression import Suppress, suppress, suppress_by_torchvision
 from pvt_det.errors import ConfigError
-from pvt_det.export.files import Kind
-from pvt_det.export.image import Features, Normalize
-from pvt_det.export.rcnn import RCNNGraph
-from pvt_det.export.retinanet import RetinaNetGraph
-from pvt_det.export.suppression import Suppress, suppress, suppress_by_torchvision
 from pvt_det.models.trunk import Trunk
 
 
