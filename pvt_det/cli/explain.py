@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.signing import verify_signed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--query", type=_query, metavar="X,Y|class", help="query: a pixel of the image, or the class token"
     )
+    add_public_key(parser)
     parser.add_argument("--output", type=Path, default=Path("attention.png"), metavar="FILE", help="%(default)s")
     return parser
 
@@ -68,9 +70,15 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.data.images import read_image
     from pvt_det.inference.attention import compute_attention, draw_attention
     from pvt_det.inference.trunks import classifier, detector_trunk
+    from pvt_det.run_folder import config_file
 
     if args.output.suffix != ".png":
         raise ConfigError(f"--output {args.output}: expected a name that ends in .png")
+    files = [Path(config_file(args.config_file))] if args.config_file else []
+    if files := files + ([Path(args.weights)] if args.weights else []):
+        verify_signed(args.public_key, *files)
+    elif args.public_key:
+        raise ConfigError("--public-key has no effect without --weights. Published weights are verified by their hash.")
     make_parent_folder(args.output)
     pixels = read_image(args.image, "RGB")
     at = _share(args.query, pixels) if isinstance(args.query, tuple) else None

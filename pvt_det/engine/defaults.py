@@ -39,6 +39,7 @@ from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
+from pvt_det.utils.signing import verify_signed
 from pvt_det.utils.text import counted
 from pvt_det.utils.torchrun import restarts
 
@@ -83,10 +84,20 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     require_coco_files(cfg, training=training, config_file=path)
     if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
         raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
+    if "train_json" in args:
+        _verify_weights(args.public_key, cfg.MODEL.WEIGHTS)
     check_allowed_changes(allowed := getattr(args, "allow_change", []))
     if allowed and (args.eval_only or not args.resume):
         raise ConfigError("--allow-change is for resumed training only. Add --resume, or leave out --allow-change.")
     return cfg
+
+
+def _verify_weights(public_key: str, weights: str) -> None:
+    """Verify the signature of the folder of `MODEL.WEIGHTS`, or warn that it has one."""
+    if weights and (public_key or Path(weights).is_file()):
+        verify_signed(public_key, Path(weights))
+    elif public_key:
+        raise ConfigError("--public-key has no effect without MODEL.WEIGHTS. Set it, or leave out --public-key.")
 
 
 def _given(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:

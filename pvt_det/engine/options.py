@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pvt_det.engine.run_parser import RunParser, image_size
-from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.cli import ArgumentParser, add_public_key
 
 # Options that set a key of the config.
 SHORTCUTS = {
@@ -57,6 +57,7 @@ def default_argument_parser(description: str = "", epilog: str = "") -> Argument
         "'INPUT.*'; may be repeated",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    add_public_key(parser, "the folder of MODEL.WEIGHTS")
     add_run_options(parser, training=True)
     return parser
 

@@ -93,14 +93,15 @@ def _printable_stream(stream: TextIO) -> TextIO:
     return cast(TextIO, _PrintableStream(stream))
 
 
-def add_public_key(parser: argparse.ArgumentParser) -> None:
+def add_public_key(parser: argparse.ArgumentParser, signed: str = "the folder") -> None:
     """Add `--public-key`, with which a command verifies the folder that it reads config and weights from.
 
     Args:
         parser: Parser to add the option to.
+        signed: What is verified, for the help.
     """
     parser.add_argument(
-        "--public-key", default="", metavar="FILE", help="verify the folder's signature with this public key (PEM)"
+        "--public-key", default="", metavar="FILE", help=f"verify the signature of {signed} with this public key (PEM)"
     )
 
 

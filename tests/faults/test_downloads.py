@@ -358,9 +358,15 @@ def test_F82_commands_verify_the_folder(share, keys, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(photo)
-    for name, more in (("predict", [photo]), ("eval", []), ("export", ["--output", tmp_path / "x.onnx"])):
+    onnx = ["--output", tmp_path / "x.onnx"]
+    for name, more in (("predict", [photo]), ("eval", []), ("export", onnx), ("explain", [photo])):
         with pytest.raises(CheckpointError, match=r"does not match: .*config\.yaml"):
             run_command(name, [*more, *words])
+    training = ["retinanet_pvt_v2_b0", "--public-key", public]
+    with pytest.raises(CheckpointError, match=r"does not match: .*config\.yaml"):
+        run_command("train", [*training, "MODEL.WEIGHTS", folder / "model.safetensors"])
+    with pytest.raises(ConfigError, match="--public-key has no effect without MODEL.WEIGHTS"):
+        run_command("train", [*training, "MODEL.WEIGHTS", ""])
     words[3] = tmp_path / "elsewhere.safetensors"
     with pytest.raises(ConfigError, match="must be files in one signed folder"):
         run_command("eval", words)
