@@ -100,6 +100,7 @@ class DataRecord:
         sha256: Digest of the annotations, or "" if it was not recorded.
         images: Number of images, or None if it was not recorded.
         objects: Number of annotated objects, or None if it was not recorded.
+        left_out: What DATASETS.ON_ERROR skip left out: the number of annotations or images by kind of problem.
     """
 
     role: str
@@ -109,6 +110,7 @@ class DataRecord:
     sha256: str
     images: int | None = None
     objects: int | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _describe(role: str, name: str) -> Iterator[DataRecord]:
     if source is not None:
         content = source.load()
         counts = (len(content.images), len(content.annotations))
-        yield DataRecord(role, "objects", name, source.json_file, content.sha256, *counts)
+        yield DataRecord(role, "objects", name, source.json_file, content.sha256, *counts, source.left_out())
     elif json_file := metadata.get("json_file"):
         yield DataRecord(role, "objects", name, json_file, _digest(Path(json_file)))
     if folder := labels.label_root if labels is not None else metadata.get("sem_seg_root"):

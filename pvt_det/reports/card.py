@@ -136,7 +136,9 @@ def _data(run: Run, cfg: CfgNode, part: str) -> str:
     role = "train" if part == "TRAIN" else "test"
     recorded = [each for each in run.data if each.role == role and each.objects is not None]
     if recorded:
-        return "; ".join(f"{Path(r.path).name}, {r.images:,} images, {r.objects:,} objects" for r in recorded)
+        return "; ".join(
+            f"{Path(r.path).name}, {r.images:,} images, {r.objects:,} objects{_left_out(r.left_out)}" for r in recorded
+        )
     file = Path(cfg.DATASETS[f"{part}_JSON"])
     if not cfg.DATASETS[f"{part}_JSON"]:
         names = cfg.DATASETS.TRAIN if part == "TRAIN" else cfg.DATASETS.TEST
@@ -145,6 +147,10 @@ def _data(run: Run, cfg: CfgNode, part: str) -> str:
         return file.name
     content = read_json(file)
     return f"{file.name}, {counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')}"
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    return f" (left out as broken: {', '.join(f'{n:,} x {kind}' for kind, n in counts.items())})" if counts else ""
 
 
 def _portable(cfg: CfgNode) -> CfgNode:

@@ -253,4 +253,7 @@ def test_F55_report_uses_the_ground_truth_of_the_evaluation(command, pvt_det, re
     objects = (tmp_path / "run/report.html").read_text().split("classes and sizes")[1].split("</table>")[0]
     assert objects.count('<td>bowl</td><td class="number">1</td>') == 1
     assert pvt_det("card", tmp_path / "run", "--output", tmp_path / "share")[0] == 0
-    assert "set.json, 3 images, 2 objects" in (tmp_path / "share/README.md").read_text()
+    left_out = {"bbox with negative width or height": 1, "unreadable image": 1}
+    assert run.data[-1].left_out == left_out
+    card = (tmp_path / "share/README.md").read_text()
+    assert f"set.json, 3 images, 2 objects (left out as broken: {', '.join(f'1 x {kind}' for kind in left_out)})" in card

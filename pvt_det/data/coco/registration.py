@@ -46,6 +46,20 @@ class CocoSource:
         findings.raise_if_refused(self.json_file, self.on_error)
         return data.without(self.unreadable)
 
+    def left_out(self) -> dict[str, int]:
+        """Count what `on_error` "skip" leaves out.
+
+        Returns:
+            The number of annotations or images by kind of problem.
+
+        Raises:
+            DataError: The annotations cannot be used.
+        """
+        _, findings = load_annotations(self.json_file, allow_outside=self.allow_outside)
+        problems = findings.problems.items()
+        dropped = {kind: problem.count for kind, problem in problems if problem.outcome(self.on_error) == "dropped"}
+        return dropped | ({"unreadable image": len(self.unreadable)} if self.unreadable else {})
+
     def records(self) -> list[dict[str, Any]]:
         """Return one Detectron2 record per image, sorted by image id, without annotations with an empty box.
 
