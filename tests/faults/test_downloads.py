@@ -365,7 +365,7 @@ def test_F82_commands_verify_the_folder(share, keys, tmp_path):
     training = ["retinanet_pvt_v2_b0", "--public-key", public]
     with pytest.raises(CheckpointError, match=r"does not match: .*config\.yaml"):
         run_command("train", [*training, "MODEL.WEIGHTS", folder / "model.safetensors"])
-    with pytest.raises(ConfigError, match="--public-key has no effect without MODEL.WEIGHTS"):
+    with pytest.raises(ConfigError, match=r"--public-key has no effect without MODEL\.WEIGHTS"):
         run_command("train", [*training, "MODEL.WEIGHTS", ""])
     words[3] = tmp_path / "elsewhere.safetensors"
     with pytest.raises(ConfigError, match="must be files in one signed folder"):

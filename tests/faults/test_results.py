@@ -256,4 +256,5 @@ def test_F55_report_uses_the_ground_truth_of_the_evaluation(command, pvt_det, re
     left_out = {"bbox with negative width or height": 1, "unreadable image": 1}
     assert run.data[-1].left_out == left_out
     card = (tmp_path / "share/README.md").read_text()
-    assert f"set.json, 3 images, 2 objects (left out as broken: {', '.join(f'1 x {kind}' for kind in left_out)})" in card
+    counts = ", ".join(f"1 x {kind}" for kind in left_out)
+    assert f"set.json, 3 images, 2 objects (left out as broken: {counts})" in card
