@@ -8,6 +8,8 @@ from pathlib import Path
 
 # One thread per test process and its children, because pytest runs several workers. Set before importing torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compile in the test process. New processes would first import torch for seconds.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 import torch
@@ -15,6 +17,20 @@ import torch
 from tests.tiny_runs import saved_weights, shapes, tiny_cfg, tiny_words, untrained_run  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_fsync() -> Iterator[None]:
+    """Let files reach the disk when the system likes, because tests do not survive a power failure anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # still fails for a closed file
+        yield
 
 
 @pytest.fixture(scope="session")
