@@ -44,7 +44,7 @@ def check(model: nn.Module, kinds: tuple[files.Kind, ...], folder: Path) -> None
 
 
 def test_semantic_fpn(build, tmp_path):
-    check(build("semantic_fpn_pvt_tiny"), ("onnx", "program"), tmp_path)
+    check(build("semantic_fpn_pvt_tiny", small=True), ("onnx", "program"), tmp_path)
 
 
 def test_classifier_with_a_class_token(tmp_path):
