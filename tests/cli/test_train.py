@@ -202,7 +202,6 @@ def test_train_and_evaluate_from_json_files(words, tmp_path):
     assert metrics["bbox"]["AR100"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", ["ema", "batch"])
 def test_two_processes_train_like_one_with_the_whole_batch(words, tmp_path, normalizer):
     # SGD, because Adam amplifies rounding errors of gradients near zero.

@@ -143,7 +143,6 @@ def test_resume_after_a_kill_in_mid_epoch_is_bit_exact(repo_root, data, tmp_path
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
 
 
-@pytest.mark.slow
 def test_two_processes_train_like_one(data, tmp_path):
     """Without per-process randomness, two gloo processes take the same steps as one process with all images."""
     unmixed = ("--mixup", "0", "--cutmix", "0", "--erase-prob", "0", "--drop-path-rate", "0")

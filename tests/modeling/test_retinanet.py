@@ -14,13 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 SIZES = [(97, 130), (64, 200)]
-# For speed, use smaller heads than published. The code paths are the same.
-SMALL = ("MODEL.FPN.OUT_CHANNELS", "64", "MODEL.RETINANET.NUM_CONVS", "2")
-
-
-@pytest.fixture(name="build")
-def _small_build(build):
-    return lambda name, *overrides: build(name, *SMALL, *overrides)
 
 
 def losses(model, batch, autocast=False):
