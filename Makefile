@@ -46,7 +46,7 @@ $(MODELS_TRIED): try-%: setup
 	    INPUT.MIN_SIZE_TRAIN "(224, 256)" INPUT.MAX_SIZE_TRAIN 448 INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 448
 
 test: setup
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(RUN) -m ruff check

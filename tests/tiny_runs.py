@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pvt_det.engine.step import TrainStep
 from tests.drills import tiny
 
 CONFIG = "configs/retinanet_pvt_tiny.yaml"
@@ -88,6 +87,8 @@ def saved_weights():
 
 def stop_in(monkeypatch, call, number=signal.SIGTERM):
     """Send this process a signal during optimizer step `call`, counted from 1."""
+    from pvt_det.engine.step import TrainStep
+
     run, count = TrainStep.__call__, iter(range(1, 1000))
 
     def step(self, batches, *, stop_requested):

@@ -33,9 +33,10 @@ class RunParser(ArgumentParser):
         args = super().parse_words(_join_sizes(sys.argv[1:] if argv is None else argv))
         configs = [f"--config-file {args.config_file}"] if args.config_file else []
         pairs: list[str] = []
+        recipes = list_recipes()
         for word in args.overrides:
             is_key = len(pairs) % 2 == 0
-            if is_key and _is_config(word):
+            if is_key and _is_config(word, recipes):
                 configs.append(word)
             else:
                 pairs += split_assignments([word]) if is_key else [word]
@@ -68,10 +69,10 @@ def image_size(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _is_config(word: str) -> bool:
+def _is_config(word: str, recipes: Sequence[str]) -> bool:
     if ASSIGNMENT.match(word):
         return False
-    return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir() or word in list_recipes()
+    return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir() or word in recipes
 
 
 def _join_sizes(argv: Sequence[str]) -> list[str]:

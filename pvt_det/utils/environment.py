@@ -41,7 +41,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": {library: found for library in _LIBRARIES if (found := _version(library))},
-        "commit": commit_or_version(_PACKAGE),
+        "commit": _running_commit(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
@@ -50,7 +50,13 @@ def code_version() -> dict[str, str]:
     """Return the version of this package, and the commit of its checkout (again the version if it is installed)."""
     # The name is not imported above, because the package imports this module.
     version_of_package: str = import_module(_PACKAGE.name).__version__
-    return {"version": version_of_package, "commit": commit_or_version(_PACKAGE)}
+    return {"version": version_of_package, "commit": _running_commit()}
+
+
+@cache
+def _running_commit() -> str:
+    """Return the commit or version of the code that this process runs. It is looked up once."""
+    return commit_or_version(_PACKAGE)
 
 
 def commit_or_version(package: Path) -> str:
@@ -75,7 +81,7 @@ def code_fingerprint() -> str:
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{commit_or_version(_PACKAGE)}, SHA-256 {digest.hexdigest()[:16]}…"
+    return f"{_running_commit()}, SHA-256 {digest.hexdigest()[:16]}…"
 
 
 def available_cores() -> int:
@@ -103,6 +109,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return "" if done.returncode else done.stdout.strip()
 
 
+@cache
 def _version(distribution: str) -> str:
     """Return the version of a distribution, or "" if it is not installed."""
     try:

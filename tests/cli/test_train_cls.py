@@ -21,6 +21,7 @@ from pvt_det.cli import compare
 from pvt_det.cli.start import start
 from pvt_det.utils.cli import run_cli
 from tests.data.imagenet.fakes import class_folders
+from tests.ranks import Ranks
 from tools import train_cls as script
 
 _TINY = (
@@ -142,14 +143,12 @@ def test_resume_after_a_kill_in_mid_epoch_is_bit_exact(repo_root, data, tmp_path
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
 
 
-@pytest.mark.slow
-def test_two_processes_under_torchrun_train_like_one(repo_root, data, tmp_path):
+def test_two_processes_train_like_one(data, tmp_path):
     """Without per-process randomness, two gloo processes take the same steps as one process with all images."""
     unmixed = ("--mixup", "0", "--cutmix", "0", "--erase-prob", "0", "--drop-path-rate", "0")
     words = [*_TINY, *unmixed, "--data", str(data), "--workers", "0", "--epochs", "1"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = [*launcher, *_command(repo_root, *words, "--output", str(tmp_path / "two"))[1:]]
-    subprocess.run(two, env=_environment(repo_root), check=True, capture_output=True)
+    two = [*words, "--output", str(tmp_path / "two")]
+    assert [each.code for each in Ranks(tmp_path / "ranks", "train-cls", [two, two]).wait()] == [0, 0]
     script.main([*words, "--output", str(tmp_path / "one")])
     assert len(_losses(tmp_path / "one")) == 6
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=1e-3)

@@ -73,7 +73,12 @@ SMALL_RETINANET = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]", "MODEL.RETINANET.IN_FEATURES", "['p3', 'p4']"),
     *("MODEL.RETINANET.NUM_CONVS", "1"),
 )
-SMALL = {"retinanet_pvt_tiny": SMALL_RETINANET, "mask_rcnn_pvt_tiny": SMALL_RCNN}
+SMALL_SEMANTIC = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3']", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32")
+SMALL = {
+    "retinanet_pvt_tiny": SMALL_RETINANET,
+    "mask_rcnn_pvt_tiny": SMALL_RCNN,
+    "semantic_fpn_pvt_tiny": SMALL_SEMANTIC,
+}
 
 
 def build(config: str, *, small: bool = False) -> nn.Module:

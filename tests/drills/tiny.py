@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detectron2.config import CfgNode
-
-from pvt_det.config import load_config
 from tests.scripts import dataset_script
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 write_shapes = dataset_script("make_shapes").write_shapes
 
@@ -73,5 +73,7 @@ def tiny_config(config_file: str, folder: Path, output: Path, settings: dict[str
         output: Run folder (`OUTPUT_DIR`).
         settings: Additional keys and values, which replace the defaults.
     """
+    from pvt_det.config import load_config
+
     output.mkdir(parents=True, exist_ok=True)
     return load_config(config_file, tiny_words(folder, output, settings))

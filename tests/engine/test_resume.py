@@ -28,7 +28,16 @@ def assert_same(weights, others):
     [
         (2, {"SOLVER__AMP__ENABLED": True, "SOLVER__OPTIMIZER": "sgd"}),
         # Slow because CPUs have no fast kernels for fp16 convolutions.
-        pytest.param(2, {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__PRECISION": "fp16"}, marks=pytest.mark.slow),
+        pytest.param(
+            1,
+            {
+                "SOLVER__AMP__ENABLED": True,
+                "SOLVER__AMP__PRECISION": "fp16",
+                "SOLVER__MAX_ITER": 2,
+                "SOLVER__STEPS": [1],
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["bf16-sgd", "fp16"],
 )

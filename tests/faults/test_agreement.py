@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,59 +21,15 @@ from pvt_det.engine.step import TrainStep
 from pvt_det.errors import RankError
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.rank_watch import RankWatch
-from tests.classification.test_distributed import _free_ports
 from tests.command_line import run_command
 from tests.data.imagenet.fakes import class_folders
 from tests.drills.outcome import children
-from tests.faults.conftest import Ending
+from tests.ranks import TIMEOUT, Ranks
 from tests.tiny_runs import CONFIG, stop_in
 
 ONE = {"SOLVER__MAX_ITER": 1, "SOLVER__STEPS": [], "SOLVER__WARMUP_ITERS": 0}
 TWO = ONE | {"SOLVER__MAX_ITER": 2}
-_TIMEOUT = 240.0
 _DONE = "Resume with: pvt-det"
-
-
-class Ranks:
-    """Processes as `torchrun` would start them, one for each command line."""
-
-    def __init__(self, folder: Path, command: str, words: Sequence[Sequence[object]], prepare: Callable) -> None:
-        folder.mkdir(exist_ok=True)
-        self._files = [(folder / f"rank{rank}.out", folder / f"rank{rank}.err") for rank in range(len(words))]
-        port = _free_ports(1)[0]
-        # Forked for speed, like the processes of tests/classification/test_distributed.py.
-        context = multiprocessing.get_context("fork")
-        self.processes = [
-            context.Process(target=self._run, args=(rank, len(words), port, command, given, prepare))
-            for rank, given in enumerate(words)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def _run(self, rank, size, port, command, words, prepare) -> None:
-        for stream, path in zip((1, 2), self._files[rank], strict=True):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        torch.set_num_threads(1)
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in variables.items()})
-        prepare(rank)
-        code = run_cli(lambda: run_command(command, words))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-    def wait(self) -> list[Ending]:
-        deadline = time.monotonic() + _TIMEOUT
-        for process in self.processes:
-            process.join(max(0, deadline - time.monotonic()))
-        alive = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
-        for rank in alive:
-            self.processes[rank].kill()
-        texts = [(error.read_text(), output.read_text()) for output, error in self._files]
-        assert not alive, texts
-        return [Ending(p.exitcode, *text) for p, text in zip(self.processes, texts, strict=True)]
 
 
 @pytest.fixture
@@ -156,7 +111,7 @@ def test_F56_processes_of_a_classifier(tmp_path):
         ("data", [["--data", tmp_path / "set"], ["--data", tmp_path / "other/set"]], "training images is "),
     ):
         words = [[*tiny, "--data", tmp_path / "set", *each] for each in changes]
-        for ending in Ranks(tmp_path / name, "train-cls", words, lambda rank: None).wait():
+        for ending in Ranks(tmp_path / name, "train-cls", words).wait():
             assert (ending.code, part in ending.error) == (2, True), ending
 
 
@@ -303,7 +258,7 @@ def test_F58_killed_rank_is_named_and_its_workers_end(ranks, tmp_path):
     words = TWO | {"DATALOADER__NUM_WORKERS": 1, "SOLVER__MAX_ITER": 3}
     started = ranks(words, words, prepare=kill_in_step_2(tmp_path, signal.SIGKILL))
     killed = started.processes[1]
-    killed.join(_TIMEOUT)
+    killed.join(TIMEOUT)
     workers = json.loads((tmp_path / "workers").read_text())
     assert len(workers) == 1
     deadline = time.monotonic() + 3
@@ -326,7 +281,7 @@ def test_F58_killed_rank_of_a_launched_run(tiny_words, repo_root, tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=repo_root
     )
     for line in run.stdout:
-        if "iteration 20/600" in line:
+        if "iteration 1/600" in line:
             break
     # A resource tracker is also a child of the launcher.
     ranks = [pid for pid in children(run.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -348,7 +303,7 @@ def test_F72_hung_rank_is_named(ranks, monkeypatch, tmp_path):
     words = TWO | {"SOLVER__MAX_ITER": 3}
     started = ranks(words, words, prepare=kill_in_step_2(tmp_path, signal.SIGSTOP))
     hung = started.processes[1]
-    started.processes[0].join(_TIMEOUT)
+    started.processes[0].join(TIMEOUT)
     assert hung.is_alive()
     hung.kill()
     ending = started.wait()[0]

@@ -19,6 +19,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.modeling.backbone import STAGES, PVTBackbone, build_pvt_backbone, create_backbone
 from pvt_det.modeling.registration import register
 from pvt_det.models import create_model, list_models
+from tests.shallow import shallow
 
 ONE_OF_EACH = ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"]
 
@@ -223,7 +224,7 @@ def compiled_graphs(monkeypatch):
 
 @pytest.mark.parametrize(("variant", "trains", "copied"), [("pvt_tiny", True, True), ("pvt_v2_b0", False, False)])
 def test_compiled_trunk_has_one_graph_per_stage_for_all_sizes(compiled_graphs, variant, trains, copied):
-    plain = create_backbone(variant)
+    plain = shallow(create_backbone(variant))
     backbone = copy.deepcopy(plain)
     backbone.compile_trunk(cuda_graphs=True)
     backbone = copy.deepcopy(backbone) if copied else backbone
@@ -244,7 +245,7 @@ def test_compiled_trunk_has_one_graph_per_stage_for_all_sizes(compiled_graphs, v
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.parametrize(("variant", "training"), [("pvt_tiny", True), ("pvt_v2_b0", False)])
 def test_compiled_maps_and_gradients_match_for_all_sizes(variant, training):
-    plain = create_backbone(variant).train(training)
+    plain = shallow(create_backbone(variant)).train(training)
     compiled = copy.deepcopy(plain)
     compiled.compile_trunk(cuda_graphs=False)
     torch._dynamo.utils.counters.clear()

@@ -74,11 +74,13 @@ def test_low_scores_are_hidden_and_files_are_named_after_images(records: list[di
 
 
 SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu"]
+# Most of the time is the evaluation of 30 photographs.
+SMALL = ["INPUT.MIN_SIZE_TRAIN", "[96]", "INPUT.MIN_SIZE_TEST", "96", "MODEL.RETINANET.NUM_CONVS", "1"]
 
 
 def test_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
-    assert demo.main(["--output", str(output), *SHORT, "DATALOADER.NUM_WORKERS", "0"]) == 1
+    assert demo.main(["--output", str(output), *SHORT, *SMALL, "DATALOADER.NUM_WORKERS", "0"]) == 1
     printed = capsys.readouterr().out
     assert "AP50" in printed
     assert "far below the 0.38" in printed
