@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pvt_det.engine.options import default_argument_parser
 from pvt_det.engine.run_parser import RunParser, image_size
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import split_assignments

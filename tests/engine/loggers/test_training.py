@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from detectron2.evaluation import print_csv_format  # noqa: F401  (imports Detectron2 before the fixtures)
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError, Interrupted
