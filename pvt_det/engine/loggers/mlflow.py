@@ -44,11 +44,11 @@ def build_writer(cfg: CfgNode, folder: Path) -> EventWriter:
     """
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    return MLflowWriter("MLflow", cfg, folder)
+    return _MLflowWriter("MLflow", cfg, folder)
 
 
-class MLflowWriter(TrackingWriter):
-    """Sends a run to MLflow. See `TrackingWriter` for the arguments."""
+class _MLflowWriter(TrackingWriter):
+    """Sends a run to MLflow."""
 
     _client: MlflowClient
     _id: str
@@ -67,19 +67,19 @@ class MLflowWriter(TrackingWriter):
 
     def log_config(self, values: Mapping[str, Any]) -> None:
         """Send the config as parameters. Values that MLflow cannot change become tags, `changed.KEY`."""
-        texts = {_valid_name(key): str(value) for key, value in values.items()}
-        if long := [name for name, text in texts.items() if len(text) > MAX_PARAMETER]:
+        strings = {_valid_name(key): str(value) for key, value in values.items()}
+        if long := [name for name, text in strings.items() if len(text) > MAX_PARAMETER]:
             logger.warning(
                 "MLflow: cut to %d characters: %s. The artifact config.yaml has the whole values.",
                 MAX_PARAMETER,
                 listed(long),
             )
-        texts = {name: text[:MAX_PARAMETER] for name, text in texts.items()}
+        strings = {name: text[:MAX_PARAMETER] for name, text in strings.items()}
         known = self._client.get_run(self._id).data.params
-        new = [Param(name, text) for name, text in texts.items() if name not in known]
+        new = [Param(name, text) for name, text in strings.items() if name not in known]
         for part in _parts(new, _PARAMETERS_PER_CALL):
             self._client.log_batch(self._id, params=part, synchronous=True)
-        changed = {name: text for name, text in texts.items() if known.get(name, text) != text}
+        changed = {name: text for name, text in strings.items() if known.get(name, text) != text}
         if changed:
             logger.info("MLflow keeps the first value of %s; tags have the new ones.", listed(list(changed)))
             self.set_tags({f"changed.{name}": text for name, text in changed.items()})

@@ -153,16 +153,21 @@ class TrackingWriter(EventWriter):
             status: How the run ended.
         """
         self._retry_at = 0.0
-        if status == "FINISHED":
-            for path in (self.folder / name for name in FILES):
-                if path.is_file():
-                    self._attempt(partial(self.log_file, path), "file", 1)
-            if tags := _checkpoint_tags(self.folder):
-                self._attempt(partial(self.set_tags, tags), "tag", len(tags))
-        self._attempt(partial(self.end, status), "status", 1)
+        try:
+            if status == "FINISHED":
+                self._send_results()
+        finally:  # Ctrl-C may stop the transfer of large files
+            self._attempt(partial(self.end, status), "status", 1)
         if self._lost:
             lost = ", ".join(counted(count, what) for what, count in self._lost.items())
             logger.warning("%s has not received everything: lost %s. All of it is in %s.", self.name, lost, self.folder)
+
+    def _send_results(self) -> None:
+        if tags := _checkpoint_tags(self.folder):
+            self._attempt(partial(self.set_tags, tags), "tag", len(tags))
+        for path in (self.folder / name for name in FILES):
+            if path.is_file():
+                self._attempt(partial(self.log_file, path), "file", 1)
 
     def _attempt(self, action: Callable[[], None], what: str = "", count: int = 0) -> None:
         """Call the service, and count what is lost if it fails or failed a short time ago."""

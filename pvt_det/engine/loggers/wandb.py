@@ -30,11 +30,11 @@ def build_writer(cfg: CfgNode, folder: Path) -> EventWriter:
         cfg: The run's config.
         folder: The run folder.
     """
-    return WandbWriter("W&B", cfg, folder)
+    return _WandbWriter("W&B", cfg, folder)
 
 
-class WandbWriter(TrackingWriter):
-    """Sends a run to Weights & Biases. See `TrackingWriter` for the arguments."""
+class _WandbWriter(TrackingWriter):
+    """Sends a run to Weights & Biases."""
 
     _run: Any
 
