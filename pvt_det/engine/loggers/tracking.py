@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import time
+import traceback
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -160,7 +161,9 @@ class TrackingWriter(EventWriter):
             self._attempt(partial(self.end, status), "status", 1)
         if self._lost:
             lost = ", ".join(counted(count, what) for what, count in self._lost.items())
-            logger.warning("%s has not received everything: lost %s. All of it is in %s.", self.name, lost, self.folder)
+            logger.warning(
+                "%s has not received everything: lost %s. Metrics and files are in %s.", self.name, lost, self.folder
+            )
 
     def _send_results(self) -> None:
         if tags := _checkpoint_tags(self.folder):
@@ -191,7 +194,7 @@ class TrackingWriter(EventWriter):
                     without_credentials(str(error) or type(error).__name__),
                     self.folder,
                 )
-            logger.debug("%s failed.", self.name, exc_info=True)
+                logger.debug("%s", _CREDENTIALS.sub("//…@", traceback.format_exc()))
         else:
             self._pause = _FIRST_PAUSE
 

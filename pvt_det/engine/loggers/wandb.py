@@ -51,7 +51,7 @@ class _WandbWriter(TrackingWriter):
         )
         # W&B's own step must never fall, as it does when a resumed run repeats what was lost.
         self._run.define_metric("*", step_metric=_STEP)
-        logger.info("W&B run %s at %s", self._run.id, self._run.url or self._run.dir)
+        logger.info("W&B run %s at %s", self._run.id, self._run.dir if self._run.offline else self._run.url)
         return str(self._run.id)
 
     def log_config(self, values: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ def test_run_and_its_continuation(client, cfg, folder, caplog):
     cfg.DATASETS.CLASS_NAMES = [f"class {number}" for number in range(1000)]
     with caplog.at_level(logging.INFO, "pvt_det"):
         writer = build_writer(cfg, folder)
-        write(writer, 0, total_loss=2.5, **{"bbox/AP-a(b) & c": 7.0, "bbox/AP-../x": 8.0})
+        write(writer, 0, total_loss=2.5, **{"bbox/AP-a(b) & c": 7.0, "bbox/AP-x//y": 8.0})
         writer.finish("KILLED")
         (first,) = runs(client)
         assert (first.info.run_name, first.info.status) == ("mine", "KILLED")
@@ -75,7 +75,7 @@ def test_run_and_its_continuation(client, cfg, folder, caplog):
     assert "SHA-256" in tags["code version"]
     losses = client.get_metric_history(run.info.run_id, "total_loss")
     assert [(each.step, each.value) for each in losses] == [(0, 2.5), (20, 1.5)]
-    assert (run.data.metrics["bbox/AP-a_28_b_29_ _26_ c"], run.data.metrics["bbox_2f_AP-.._2f_x"]) == (7.0, 8.0)
+    assert (run.data.metrics["bbox/AP-a_28_b_29_ _26_ c"], run.data.metrics["bbox_2f_AP-x_2f__2f_y"]) == (7.0, 8.0)
     files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
     assert files == ["config.yaml", "model_best.pth"]
     assert "MLflow: cut to 6000 characters: DATASETS.CLASS_NAMES." in caplog.text
@@ -93,11 +93,12 @@ def test_run_that_mlflow_has_lost_is_replaced(client, cfg, folder, caplog):
 
 def test_server_that_is_down_ends_nothing(client, cfg, folder, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    with caplog.at_level(logging.WARNING, "pvt_det"):
+    with caplog.at_level(logging.DEBUG, "pvt_det"):
         writer = build_writer(cfg, folder)
         write(writer, 0, total_loss=2.5)
         writer.finish("FAILED")
-    first, last = [record.getMessage() for record in caplog.records if record.name.startswith("pvt_det")]
+    first, trace, last = [record.getMessage() for record in caplog.records if record.name.startswith("pvt_det")]
     assert first.startswith("MLflow failed: ")
+    assert "Traceback" in trace
     assert last.startswith("MLflow has not received everything: lost 1 metric value, 1 status.")
     assert "secret" not in caplog.text
