@@ -28,7 +28,7 @@ def test_example_of_a_logger(tiny_words, tmp_path, monkeypatch):
     (tmp_path / "acme_loggers.py").write_text(block("python"))
     monkeypatch.syspath_prepend(tmp_path)
     run = tmp_path / "run"
-    words = tiny_words(run, SOLVER__MAX_ITER=2)
+    words = tiny_words(run, SOLVER__MAX_ITER=2, SOLVER__STEPS=[])
     assert run_command("train", ["retinanet_pvt_tiny", "--logger", "csv", *words]) == 0
     rows = list(csv.reader((run / "loss.csv").open()))
     assert rows[0][0] == "1"

@@ -15,21 +15,23 @@ from mlflow import MlflowClient  # noqa: E402
 from pvt_det.engine.loggers.mlflow import EXPERIMENT, build_writer  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    """A client of an empty store, which the environment names."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-            patch.setenv(name, "1")
-        for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-            patch.delenv(name, raising=False)
-        client = MlflowClient()
-        # Files would otherwise go to a folder in the current one.
-        client.create_experiment(EXPERIMENT, artifact_location=str(folder / "files"))
-        yield client
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """A client of an empty store, which the environment names. MLflow takes seconds to create one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient()
+    # Files would otherwise go to a folder in the current one.
+    client.create_experiment(EXPERIMENT, artifact_location=str(tmp_path / "files"))
+    return client
 
 
 @pytest.fixture
@@ -49,7 +51,8 @@ def runs(client):
     return client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
 
 
-def test_run_and_its_continuation(client, cfg, folder, caplog):
+@pytest.mark.slow
+def test_run_its_continuation_and_its_successor(client, cfg, folder, caplog):
     cfg.DATASETS.CLASS_NAMES = [f"class {number}" for number in range(1000)]
     with caplog.at_level(logging.INFO, "pvt_det"):
         writer = build_writer(cfg, folder)
@@ -81,17 +84,15 @@ def test_run_and_its_continuation(client, cfg, folder, caplog):
     assert "MLflow: cut to 6000 characters: DATASETS.CLASS_NAMES." in caplog.text
     assert "failed" not in caplog.text
 
-
-def test_run_that_mlflow_has_lost_is_replaced(client, cfg, folder, caplog):
+    client.delete_run(run.info.run_id)
     (folder / "logger_runs.json").write_text('{"MLflow": "0123456789abcdef0123456789abcdef"}')
     with caplog.at_level(logging.WARNING, "pvt_det"):
-        writer = build_writer(cfg, folder)
-        writer.finish("FAILED")
+        build_writer(cfg, folder).finish("FAILED")
     assert "no longer has the run 0123456789abcdef0123456789abcdef" in caplog.text
-    assert runs(client)[0].info.status == "FAILED"
+    assert [run.info.status for run in runs(client)] == ["FAILED"]
 
 
-def test_server_that_is_down_ends_nothing(client, cfg, folder, caplog, monkeypatch):
+def test_server_that_is_down_ends_nothing(cfg, folder, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     with caplog.at_level(logging.DEBUG, "pvt_det"):
         writer = build_writer(cfg, folder)

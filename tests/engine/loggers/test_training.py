@@ -21,7 +21,7 @@ def build(cfg, folder): return Broken("Broken", cfg, folder)
 
 def test_training_survives_a_service_that_never_answers(offer, tiny_words, tmp_path, capsys):
     offer("acme_broken", FAILING, broken="acme_broken:build")
-    words = tiny_words(tmp_path / "run", SOLVER__MAX_ITER=2)
+    words = tiny_words(tmp_path / "run", SOLVER__MAX_ITER=2, SOLVER__STEPS=[])
     assert run_command("train", [CONFIG, "--logger", "broken", *words]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("Broken failed: no answer.") == 1
