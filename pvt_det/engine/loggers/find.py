@@ -7,7 +7,7 @@ A package offers a logger by an entry point in the group `pvt_det.writers`. Its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,13 @@ def find_loggers(names: Sequence[str]) -> dict[str, Callable[[CfgNode, Path], An
         ConfigError: If a logger is unknown, is offered by several packages, or needs a package that is not installed.
     """
     found = entry_points(group=GROUP)
-    return {name: _load(name, [point for point in found if point.name == name], found.names) for name in names}
+    return {name: _load(name, found) for name in names}
 
 
-def _load(name: str, points: Sequence[EntryPoint], known: set[str]) -> Callable[[CfgNode, Path], Any]:
+def _load(name: str, found: EntryPoints) -> Callable[[CfgNode, Path], Any]:
+    points = [point for point in found if point.name == name]
     if not points:
-        raise ConfigError(_unknown(name, known))
+        raise ConfigError(_unknown(name, found))
     if len(points) > 1:
         packages = listed(sorted(map(_package, points)))
         raise ConfigError(
@@ -87,15 +88,16 @@ def _load(name: str, points: Sequence[EntryPoint], known: set[str]) -> Callable[
     return loaded
 
 
-def _unknown(name: str, known: set[str]) -> str:
-    if not known:
+def _unknown(name: str, found: EntryPoints) -> str:
+    if not any(_package(point) == _PACKAGE for point in found):
         return (
-            f"LOGGERS: the logger {name} was not found. No installed package offers any, so the installed metadata of "
-            f"{_PACKAGE} is from an earlier version. Install {_PACKAGE} again (in a checkout: pip install -e .)."
+            f"LOGGERS: the logger {name} was not found. {_PACKAGE} itself offers none, so it was installed by an "
+            "earlier version. Install it again (in a checkout: pip install -e .)."
         )
     return (
-        f"LOGGERS: unknown logger {name!r}.{did_you_mean(name, known)} Found: {listed(sorted(known), 20)}. Use one of "
-        "these, none, or install the package that offers it."
+        f"LOGGERS: unknown logger {name!r}.{did_you_mean(name, found.names)} Found: {listed(sorted(found.names), 20)}. "
+        f"Use one of these (mlflow and wandb need pip install '{_PACKAGE}[mlflow]' or '{_PACKAGE}[wandb]'), none, or "
+        "install the package that offers it."
     )
 
 

@@ -38,6 +38,13 @@ def test_unknown_logger_lists_those_found(offer):
         find.find_loggers(["csvfil"])
 
 
+def test_installation_of_an_earlier_version_is_named(offer):
+    offer("pvt_det")
+    (Path(sys.path[0]) / "pvt_det.py").unlink()
+    with pytest.raises(ConfigError, match=r"the logger tensorboard was not found\. .* Install it again"):
+        find.find_loggers(["tensorboard"])
+
+
 def test_name_offered_twice_is_refused(offer):
     for package in ("acme_one", "acme_two"):
         offer(package, WRITER, twice=f"{package}:Writer", other=f"{package}:Writer")
