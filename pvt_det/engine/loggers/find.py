@@ -13,6 +13,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter
+from packaging.utils import canonicalize_name
 
 from pvt_det.errors import ConfigError
 from pvt_det.utils.text import did_you_mean, listed
@@ -74,8 +75,8 @@ def _load(name: str, found: EntryPoints) -> Callable[[CfgNode, Path], Any]:
     try:
         loaded: Callable[[CfgNode, Path], Any] = points[0].load()
     except ModuleNotFoundError as error:
-        is_ours = _package(points[0]) == _PACKAGE
-        fix = f"pip install '{_PACKAGE}[{name}]'" if is_ours else f"the packages that {_package(points[0])} requires"
+        extra, package = f"it with pip install '{_PACKAGE}[{name}]'", _package(points[0])
+        fix = extra if _is_ours(points[0]) else f"what the package {package} requires"
         raise ConfigError(
             f"LOGGERS: the logger {name} needs the package {error.name}, which is not installed. Install {fix}, or "
             f"remove {name} from LOGGERS (--logger)."
@@ -89,7 +90,7 @@ def _load(name: str, found: EntryPoints) -> Callable[[CfgNode, Path], Any]:
 
 
 def _unknown(name: str, found: EntryPoints) -> str:
-    if not any(_package(point) == _PACKAGE for point in found):
+    if not any(map(_is_ours, found)):
         return (
             f"LOGGERS: the logger {name} was not found. {_PACKAGE} itself offers none, so it was installed by an "
             "earlier version. Install it again (in a checkout: pip install -e .)."
@@ -99,6 +100,11 @@ def _unknown(name: str, found: EntryPoints) -> str:
         f"Use one of these (mlflow and wandb need pip install '{_PACKAGE}[mlflow]' or '{_PACKAGE}[wandb]'), none, or "
         "install the package that offers it."
     )
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    # Older versions of setuptools write the name with a hyphen.
+    return canonicalize_name(_package(point)) == canonicalize_name(_PACKAGE)
 
 
 def _package(point: EntryPoint) -> str:

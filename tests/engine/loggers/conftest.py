@@ -18,7 +18,9 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         folder = tmp_path / f"installed_{package}"
         info = folder / f"{package}-1.0.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        # As older versions of setuptools write the name.
+        name = package.replace("_", "-")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         lines = [f"{name} = {value}" for name, value in loggers.items()]
         (info / "entry_points.txt").write_text("\n".join(["[pvt_det.writers]", *lines, ""]))
         (folder / f"{package}.py").write_text(code)

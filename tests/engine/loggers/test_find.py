@@ -48,7 +48,7 @@ def test_installation_of_an_earlier_version_is_named(offer):
 def test_name_offered_twice_is_refused(offer):
     for package in ("acme_one", "acme_two"):
         offer(package, WRITER, twice=f"{package}:Writer", other=f"{package}:Writer")
-    with pytest.raises(ConfigError, match="packages offer the logger twice: acme_one, acme_two"):
+    with pytest.raises(ConfigError, match="packages offer the logger twice: acme-one, acme-two"):
         find.find_loggers(["twice"])
 
 
@@ -74,7 +74,7 @@ def test_wrong_entry_points_are_reported(offer, cfg, tmp_path):
     cfg.LOGGERS = ["number"]
     with pytest.raises(ConfigError, match="the logger number returned int"):
         find.build_writers(cfg, tmp_path)
-    with pytest.raises(ConfigError, match=r"absent of acme_wrong cannot be imported: .*entry point acme_wrong:absent"):
+    with pytest.raises(ConfigError, match=r"absent of acme-wrong cannot be imported: .*entry point acme_wrong:absent"):
         find.find_loggers(["absent"])
 
 
