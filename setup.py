@@ -67,14 +67,18 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
+        "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store
         "video": ["av>=14"],  # writes H.264, which browsers play
+        "wandb": ["wandb>=0.19"],
         "dev": [
+            "alembic>=1.13",
             "av>=14",
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "ipykernel>=6",
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.26",
+            "mlflow-skinny>=3",
             "model-signing>=1.1",
             "mypy>=1.15",
             "nbclient>=0.10",
@@ -88,8 +92,10 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scipy>=1.13",
+            "sqlalchemy>=2",
             "transformers>=5",
             "types-PyYAML",
+            "wandb>=0.19",
             "wheel>=0.45",
         ],
     },

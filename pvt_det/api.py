@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from pvt_det.engine.defaults import default_setup
 from pvt_det.engine.evaluate import evaluate_weights
+from pvt_det.engine.loggers.tracking import has_tracked_runs
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import PvtDetError
 from pvt_det.reports.card import write_card
@@ -31,7 +32,7 @@ def train(
     resume_command: str = "",
     note: str = "",
 ) -> dict[str, Any]:
-    """Train a model, evaluate it, and write its model card.
+    """Train a model, evaluate it, and write its model card, and its report page for loggers that take files.
 
     With several processes, call it in every process of the group.
 
@@ -56,6 +57,9 @@ def train(
         metrics = trainer.train()
         if comm.is_main_process():
             write_card(Path(cfg.OUTPUT_DIR), cfg)
+            if has_tracked_runs():
+                # `default_setup` sends it when it exits.
+                _try_page(Path(cfg.OUTPUT_DIR) / PAGE_NAME)
     return metrics
 
 
@@ -93,14 +97,17 @@ def evaluate(
     with default_setup(cfg, resume=resume, eval_only=True, note=note):
         metrics = evaluate_weights(cfg, config_file=config_file, resume=resume, allow_partial=allow_partial)
         if page and comm.is_main_process():
-            output = evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST) / PAGE_NAME
-            try:
-                write_page(output.parent, output, against)
-                logger.info("Open %s in a browser.", output)
-            except PvtDetError as error:
-                # The evaluation itself succeeded, so a failed page is only a warning.
-                logger.warning("The report page could not be written: %s", error)
+            _try_page(evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST) / PAGE_NAME, against)
     return metrics
+
+
+def _try_page(output: Path, against: Path | None = None) -> None:
+    """Write the report page of the folder that it is in. The run itself succeeded, so a failure is only a warning."""
+    try:
+        write_page(output.parent, output, against)
+        logger.info("Open %s in a browser.", output)
+    except PvtDetError as error:
+        logger.warning("The report page could not be written: %s", error)
 
 
 def write_page(

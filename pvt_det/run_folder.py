@@ -7,6 +7,7 @@
 - `results.json`: model, recipe, data, training time, and the metrics of the best and the last checkpoint.
 - `metrics.json`: losses, learning rate and metrics during training, one JSON object per line.
 - `log.txt`: the log of the run.
+- `logger_runs.json`: the ids of the run in the services of its loggers, by service.
 - `inference/DATASET/`: detections in COCO's results format, and the checked annotations that they were evaluated with.
   For label maps, `segmentation.json` with the confusion matrix and the predictions for the worst and best images.
 - `train_batch.jpg`: the first training images with their labels.
@@ -45,6 +46,7 @@ RESULTS_NAME = "results.json"
 EVALUATION_NAME = "evaluation.json"
 METRICS_NAME = "metrics.json"
 LOG_NAME = "log.txt"
+LOGGER_RUNS_NAME = "logger_runs.json"
 BATCH_PICTURE_NAME = "train_batch.jpg"
 CARD_NAME = "README.md"
 PAGE_NAME = "report.html"

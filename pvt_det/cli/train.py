@@ -16,6 +16,8 @@ examples:
   for 50 epochs of smaller images, with other settings as config keys:
     %(prog)s configs/retinanet_pvt_tiny.yaml --epochs 50 --batch-size 4 --lr 5e-5 \\
         --image-size 640 SOLVER.EMA.ENABLED=True
+  log to MLflow as well as TensorBoard:
+    %(prog)s configs/retinanet_pvt_tiny.yaml --logger tensorboard mlflow
   resume after an interruption:
     the same command with --resume
   resume with other image sizes:

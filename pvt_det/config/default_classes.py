@@ -21,6 +21,7 @@ from pvt_det.utils.text import listed
 
 # The value of each key with which Detectron2 does the same, by the method of DefaultTrainer that does not read it.
 _LOOP = {
+    "LOGGERS": ["tensorboard"],
     "SOLVER.ACCUMULATE_STEPS": 1,
     "SOLVER.EMA.ENABLED": False,
     "SOLVER.EPOCHS": 0,

@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = frozenset(
         "DATASETS.TRAIN",
         *(f"DATASETS.{part}_{kind}" for part in ("TRAIN", "VAL") for kind in ("IMAGES", "JSON", "LABELS")),
         "DATASETS.VAL_PANOPTIC_JSON",
+        "LOGGERS",
         "MODEL.DEVICE",
         "MODEL.PVT.CHECKPOINT_STAGES",
         "MODEL.PVT.COMPILE",

@@ -9,8 +9,9 @@ import copy
 import itertools
 from typing import TYPE_CHECKING
 
+from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
-from pvt_det.config.rules import choice, in_order, integer, list_of, matching, number
+from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number
 from pvt_det.models.variants import list_models
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ def _precisions() -> tuple[str, ...]:
 def _is_metric(name: str) -> bool:
     task, _, metric = name.partition("/")
     return not name or (task in _TASKS and bool(metric))
+
+
+def _loggers() -> Rule:
+    names = list_of(matching(is_logger_name, LOGGER_NAMES))
+    expected = f"a list of different {LOGGER_NAMES}"
+    return Rule(
+        lambda value: names.accepts(value) and len(set(value)) == len(value),
+        lambda: (expected, expected),
+        example=[""],
+    )
 
 
 # Each section is a heading of the configuration reference.
@@ -394,6 +405,15 @@ ADDED_KEYS: dict[str, list[Row]] = {
             'What to do when an evaluation during training fails: "stop" (end the run) or "continue" (log the error '
             "and train on). With more than one process the run always ends.",
             "stop",
+        ),
+    ],
+    "Loggers": [
+        Row(
+            "LOGGERS",
+            _loggers(),
+            "Loggers of the training: tensorboard, mlflow, wandb, or those of other installed packages. [] is none. "
+            "The file metrics.json is always written.",
+            ["tensorboard"],
         ),
     ],
 }

@@ -25,6 +25,8 @@ from pvt_det.data.sets import register_datasets
 from pvt_det.engine.epochs import resolve_epochs
 from pvt_det.engine.fingerprint import check_allowed_changes, config_values
 from pvt_det.engine.launch import launch
+from pvt_det.engine.loggers.find import find_loggers
+from pvt_det.engine.loggers.tracking import tracked_runs
 from pvt_det.engine.options import LOGGED, SHORTCUTS, option_name
 from pvt_det.engine.options import default_argument_parser as default_argument_parser
 from pvt_det.errors import ConfigError, Interrupted
@@ -163,6 +165,8 @@ def default_setup(
     Creates and locks `OUTPUT_DIR`, opens `log.txt`, compares the config with that of the other processes, adapts it to
     the machine, checks and registers the data sets, seeds the random number generators, and freezes the config.
 
+    On exit, the files of the run are sent to the loggers that take files, and their runs are ended.
+
     Args:
         cfg: A complete config. It is changed in place and frozen.
         resume: Whether the output folder may contain an earlier run.
@@ -184,7 +188,7 @@ def default_setup(
     lock = FolderLock(folder) if comm.is_main_process() else nullcontext()
     reported = termination_reported("" if eval_only else resume_command)
     named = missing_ranks_named("" if eval_only else resume_command)
-    with lock, run_logging(folder, comm.get_rank(), get_console()), reported, named:
+    with lock, run_logging(folder, comm.get_rank(), get_console()), reported, named, tracked_runs():
         if note:
             logger.info("%s.", note)
         check_agreement(config_values(cfg), comm.all_gather)
@@ -193,6 +197,8 @@ def default_setup(
         resume = resume or restarts() > 0
         if not eval_only and not resume:
             _check_unused(folder)
+        if not eval_only and comm.is_main_process():
+            find_loggers(cfg.LOGGERS)
         register_datasets(cfg, training=not eval_only)
         if not eval_only:
             resolve_epochs(cfg)

@@ -40,7 +40,7 @@ _FREE = (
     "DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.TRAIN_*", "DATASETS.VAL_*", "DATASETS.PROPOSAL_FILES_*",
 )  # fmt: skip
 # May change in a resumed run without a word. They must agree between processes, which save and evaluate together.
-_WHEN = ("SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+_WHEN = ("LOGGERS", "SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 # Decide the order of the data or the meaning of the optimizer's state.
 _FIXED = (
     "SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.OPTIMIZER",

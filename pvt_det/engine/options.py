@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pvt_det.engine.run_parser import RunParser, image_size
+from pvt_det.engine.run_parser import RunParser, image_size, logger_names
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 
 # Options that set a key of the config.
@@ -24,9 +24,16 @@ SHORTCUTS = {
     "lr": ("SOLVER.BASE_LR", "RATE", "learning rate after the warm-up"),
     "seed": ("SEED", "N", "seed of all random numbers; -1 draws one"),
     "device": ("MODEL.DEVICE", "DEVICE", "cuda, cuda:1 or cpu"),
+    "logger": (
+        "LOGGERS",
+        "NAME [NAME ...]",
+        "loggers: tensorboard, mlflow, wandb, those of other packages, or none",
+    ),
 }
+# Options whose value is not the text of the key's value.
+_CONVERTED = {"logger": logger_names}
 # Options for training only, and those whose effect is logged.
-_TRAINING_ONLY = ("train_json", "train_images", "train_labels", "epochs", "batch_size", "lr", "seed")
+_TRAINING_ONLY = ("train_json", "train_images", "train_labels", "epochs", "batch_size", "lr", "seed", "logger")
 LOGGED = ("epochs", "batch_size", "lr", "seed", "device")
 
 
@@ -71,7 +78,8 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
     """
     shown = {name: row for name, row in SHORTCUTS.items() if training or name not in _TRAINING_ONLY}
     for name, (key, value, description) in shown.items():
-        parser.add_argument(option_name(name), metavar=value, help=f"{description} ({key})")
+        convert = _CONVERTED.get(name, str)
+        parser.add_argument(option_name(name), type=convert, metavar=value, help=f"{description} ({key})")
     sizes = "INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, " if training else "INPUT."
     sizes += "MIN_SIZE_TEST, MAX_SIZE_TEST"
     parser.add_argument(

@@ -1,4 +1,8 @@
-"""The parser of commands that take a config: positional config file, `KEY=VALUE`, `--image-size 480 640`."""
+"""The parser of commands that take a config.
+
+It takes the config file as a positional argument, `KEY=VALUE`, and options with several values: `--image-size 480 640`
+and `--logger mlflow wandb`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.errors import ConfigError
 from pvt_det.recipes import list_recipes
 from pvt_det.utils.cli import ASSIGNMENT, ArgumentParser, split_assignments
 
-_IMAGE_SIZE = "--image-size"
+_IMAGE_SIZE, _LOGGER = "--image-size", "--logger"
+_NO_LOGGER = "none"
 
 
 class RunParser(ArgumentParser):
@@ -30,7 +36,7 @@ class RunParser(ArgumentParser):
         Raises:
             ConfigError: No config is given, or two are, or an option is unknown.
         """
-        args = super().parse_words(_join_sizes(sys.argv[1:] if argv is None else argv))
+        args = super().parse_words(_join_values(sys.argv[1:] if argv is None else argv))
         configs = [f"--config-file {args.config_file}"] if args.config_file else []
         pairs: list[str] = []
         recipes = list_recipes()
@@ -69,26 +75,45 @@ def image_size(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def logger_names(text: str) -> str:
+    """Convert the value of `--logger` to that of the config key.
+
+    Args:
+        text: Names of loggers, separated by commas, or "none".
+
+    Returns:
+        The list of names as a literal, such as "['tensorboard', 'mlflow']".
+    """
+    names = text.split(",")
+    if _NO_LOGGER in names and len(names) > 1:
+        raise argparse.ArgumentTypeError(f"{' '.join(names)}: expected none alone, or names of loggers")
+    if bad := [name for name in names if not is_logger_name(name)]:
+        raise argparse.ArgumentTypeError(f"{bad[0]!r}: expected {LOGGER_NAMES}")
+    return str([name for name in names if name != _NO_LOGGER])
+
+
 def _is_config(word: str, recipes: Sequence[str]) -> bool:
     if ASSIGNMENT.match(word):
         return False
     return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir() or word in recipes
 
 
-def _join_sizes(argv: Sequence[str]) -> list[str]:
-    """Join the words of `--image-size 480 640`.
+def _join_values(argv: Sequence[str]) -> list[str]:
+    """Join the words of `--image-size 480 640` and `--logger mlflow wandb` by commas.
 
     With `nargs="+"`, argparse would also take the positional arguments that follow.
     """
     words: list[str] = []
     for word in argv:
-        if word.isdecimal() and len(words) > 1 and words[-1].isdecimal() and _is_image_size(words[-2]):
+        option, value = words[-2:] if len(words) > 1 else ("", "")
+        is_size = word.isdecimal() and value.isdecimal() and _abbreviates(option, _IMAGE_SIZE)
+        if is_size or (_abbreviates(option, _LOGGER) and is_logger_name(word) and not _is_config(word)):
             words[-1] += f",{word}"
         else:
             words.append(word)
     return words
 
 
-def _is_image_size(option: str) -> bool:
+def _abbreviates(word: str, option: str) -> bool:
     """Return whether a word is the option, or an abbreviation that argparse accepts."""
-    return option.startswith("--i") and _IMAGE_SIZE.startswith(option)
+    return len(word) > 2 and option.startswith(word)

@@ -17,7 +17,7 @@ from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from rich.console import Console
 from torch import nn
 
@@ -29,6 +29,7 @@ from pvt_det.engine.console import PERIOD, ProgressHook
 from pvt_det.engine.evaluate import evaluate
 from pvt_det.engine.fingerprint import describe_changes, find_changes, training_fingerprint
 from pvt_det.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, UsageHook
+from pvt_det.engine.loggers.find import build_writers
 from pvt_det.engine.results import describe_data, recipe, trim_metrics, write_results
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
@@ -40,6 +41,7 @@ from pvt_det.run_folder import (
     BEST_NAME,
     CHANGES_NAME,
     FINAL_NAME,
+    LOGGER_RUNS_NAME,
     METRICS_NAME,
     TRAINING,
     write_config,
@@ -175,9 +177,9 @@ class PVTTrainer(TrainerBase):
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
-        """Build the writers of `metrics.json` and of the TensorBoard files."""
+        """Build the writers of `metrics.json` and of the loggers in `LOGGERS`."""
         folder = self.store.folder
-        return [JSONWriter(str(folder / METRICS_NAME)), TensorboardXWriter(str(folder))]
+        return [JSONWriter(str(folder / METRICS_NAME)), *build_writers(self.cfg, folder)]
 
     # --- starting ------------------------------------------------------------------------------------------------
 
@@ -337,6 +339,9 @@ class PVTTrainer(TrainerBase):
             write_atomically(folder / CHANGES_NAME, json.dumps(self.changes, indent=1))
         self.store.check_space(self.checkpoint_bytes())
         trim_metrics(folder / METRICS_NAME, self.start_iter)
+        if self.start_iter == 0:
+            # A run that stopped before its first checkpoint is not continued.
+            (folder / LOGGER_RUNS_NAME).unlink(missing_ok=True)
         self.register_hooks([MetricsHook(self.build_writers(), PERIOD)])
         logger.info(
             "%s, %.1f M parameters, on %s; %s; data: %s; output: %s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pvt_det.engine.options import default_argument_parser
 from pvt_det.engine.run_parser import RunParser, image_size
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import split_assignments
@@ -76,3 +77,26 @@ def test_image_size_takes_one_or_two_numbers(parse, words, sides):
 def test_only_keys_are_split():
     assert split_assignments(["A=1", "B", "x=y", "C.D=", "E"]) == ["A", "1", "B", "x=y", "C.D", "", "E"]
     assert split_assignments(["A.B", "1"]) == ["A.B", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "loggers"),
+    [
+        ("--logger tensorboard mlflow retinanet_pvt_tiny SEED=3", "['tensorboard', 'mlflow']"),
+        ("retinanet_pvt_tiny --logger mlflow SEED 3", "['mlflow']"),
+        ("retinanet_pvt_tiny SEED 3 --log a,b", "['a', 'b']"),
+        ("retinanet_pvt_tiny SEED=3 --logger none", "[]"),
+    ],
+)
+def test_loggers_are_one_option(words, loggers):
+    args = default_argument_parser().parse_words(words.split())
+    assert (args.config_file, args.logger, args.overrides) == ("retinanet_pvt_tiny", loggers, ["SEED", "3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("--logger none mlflow", "none mlflow: expected none alone"), ("--logger MLflow", "'MLflow': expected names of")],
+)
+def test_wrong_loggers_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        default_argument_parser().parse_words(["retinanet_pvt_tiny", *words.split()])
