@@ -1,7 +1,7 @@
 """Find the loggers that installed packages offer, and build their writers.
 
 A package offers a logger by an entry point in the group `pvt_det.writers`. Its value is a callable
-`(cfg, folder) -> EventWriter`, and its name is what `LOGGERS` and `--logger` take. Those of this package are listed here.
+`(cfg, folder) -> EventWriter`, and its name is what `LOGGERS` and `--logger` take. This package's own are listed here.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _unknown(name: str, found: Sequence[EntryPoint]) -> str:
     names = sorted(point.name for point in found)
     return (
         f"LOGGERS: unknown logger {name!r}.{did_you_mean(name, names)} Found: {listed(names, 20)}. Use one of these "
-        f"(mlflow and wandb need pip install '{_PACKAGE}[mlflow]' or '{_PACKAGE}[wandb]'), none, or install the package "
-        "that offers it."
+        f"(mlflow and wandb need pip install '{_PACKAGE}[mlflow]' or '{_PACKAGE}[wandb]'), none, or install the "
+        "package that offers it."
     )
 
 
