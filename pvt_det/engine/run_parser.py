@@ -36,10 +36,10 @@ class RunParser(ArgumentParser):
         Raises:
             ConfigError: No config is given, or two are, or an option is unknown.
         """
-        args = super().parse_words(_join_values(sys.argv[1:] if argv is None else argv))
+        recipes = list_recipes()
+        args = super().parse_words(_join_values(sys.argv[1:] if argv is None else argv, recipes))
         configs = [f"--config-file {args.config_file}"] if args.config_file else []
         pairs: list[str] = []
-        recipes = list_recipes()
         for word in args.overrides:
             is_key = len(pairs) % 2 == 0
             if is_key and _is_config(word, recipes):
@@ -98,7 +98,7 @@ def _is_config(word: str, recipes: Sequence[str]) -> bool:
     return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir() or word in recipes
 
 
-def _join_values(argv: Sequence[str]) -> list[str]:
+def _join_values(argv: Sequence[str], recipes: Sequence[str]) -> list[str]:
     """Join the words of `--image-size 480 640` and `--logger mlflow wandb` by commas.
 
     With `nargs="+"`, argparse would also take the positional arguments that follow.
@@ -107,7 +107,7 @@ def _join_values(argv: Sequence[str]) -> list[str]:
     for word in argv:
         option, value = words[-2:] if len(words) > 1 else ("", "")
         is_size = word.isdecimal() and value.isdecimal() and _abbreviates(option, _IMAGE_SIZE)
-        if is_size or (_abbreviates(option, _LOGGER) and is_logger_name(word) and not _is_config(word)):
+        if is_size or (_abbreviates(option, _LOGGER) and is_logger_name(word) and not _is_config(word, recipes)):
             words[-1] += f",{word}"
         else:
             words.append(word)
