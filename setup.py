@@ -67,6 +67,7 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
+        "supervision": ["supervision>=0.30"],  # earlier versions install a second OpenCV
         "video": ["av>=14"],  # writes H.264, which browsers play
         "dev": [
             "av>=14",
@@ -88,6 +89,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scipy>=1.13",
+            "supervision>=0.30",
             "transformers>=5",
             "types-PyYAML",
             "wheel>=0.45",
