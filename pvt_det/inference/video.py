@@ -23,9 +23,9 @@ _QUALITY = "23"  # x264's constant rate factor; lower is better and larger
 _SPEED = "veryfast"  # x264's preset; the slower ones take longer than the model
 _MAX_RATE_DENOMINATOR = 1001  # as in 30000/1001 frames per second
 # The index comes first in the file, so that a browser can start before it has all of it.
-_INDEX_FIRST = "faststart"
-# Each fragment has an index of its own.
-_FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
+_INDEX_FIRST = {"movflags": "faststart"}
+# Each fragment has an index of its own, and is written to the file at once.
+_FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 
 
 def writes_h264() -> bool:
@@ -156,16 +156,16 @@ class _H264(_Encoder):
         path: The file to write.
         rate: Frames per second.
         size: Width and height of the frames in pixels, both even.
-        layout: Flags of FFmpeg's MP4 writer.
+        layout: Options of FFmpeg's MP4 writer.
     """
 
-    def __init__(self, path: Path, rate: float, size: tuple[int, int], layout: str) -> None:
+    def __init__(self, path: Path, rate: float, size: tuple[int, int], layout: dict[str, str]) -> None:
         import av
 
         self._path = path
         self._av: Any = av
         with self._named_errors():
-            self._container = av.open(str(path), "w", format="mp4", options={"movflags": layout})
+            self._container = av.open(str(path), "w", format="mp4", options=layout)
             rate_fraction = Fraction(rate).limit_denominator(_MAX_RATE_DENOMINATOR)
             options = {"crf": _QUALITY, "preset": _SPEED}
             self._stream: Any = self._container.add_stream("libx264", rate=rate_fraction, options=options)

@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, content=b"", kind="image/png", code=200, **headers):
         self.send_response(code)
         for key, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
-            self.send_header(key.replace("_", "-"), value)
+            self.send_header(key, value)
         self.end_headers()
         self.wfile.write(content)
 
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(b"no image")
 
     def send_short(self):
-        self.reply(png(PIXELS)[:50], Content_Length="5000")
+        self.reply(png(PIXELS)[:50], **{"Content-Length": "5000"})
 
     def send_large(self):
         self.reply(bytes(4096))

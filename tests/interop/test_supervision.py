@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.inference.predictions import Detections
@@ -114,6 +117,20 @@ def test_detections_that_cannot_be_converted(change, message):
         setattr(there, name, value)
     with pytest.raises(DataError, match=message):
         from_supervision(there, SIZE, ("cat", "dog", "cow"))
+
+
+def test_example_of_the_documentation(repo_root, untrained_run, shapes, tmp_path, monkeypatch):
+    page = (repo_root / "docs/inference.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "to_supervision" in block)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/mine").symlink_to(untrained_run)
+    Image.open(min((shapes / "val").iterdir())).convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example.replace("area > 1000", "area > 100"), names)
+    assert len(names["again"]) == len(names["large"]) > 0
+    assert sum(names["again"].counts().values()) == len(names["large"])
+    assert (tmp_path / "large.jpg").exists()
 
 
 def test_missing_package_is_named(monkeypatch):
