@@ -12,7 +12,7 @@ from pvt_det.utils.visualizer import Picture
 
 
 class DetectionFormat(ABC):
-    """Writes the detections of a run in the format of another tool, besides COCO json."""
+    """Writes the detections of a run in the format of another tool, in addition to COCO json."""
 
     def add(self, folder: Path, source: Source, pixels: Picture, frame: int | None) -> None:
         """Receive an image while it is in memory. By default, nothing is done.

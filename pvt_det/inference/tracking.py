@@ -19,8 +19,9 @@ _INSTALL = "pip install 'supervision>=0.30' scipy && pip install --no-deps 'trac
 class Tracker:
     """Gives the objects of a video numbers that stay the same from frame to frame.
 
-    An object with at least `score_threshold` starts a track when it is seen in a second frame. A track goes on with
-    detections of any score that overlap the place where the object is expected. It ends after a second without one. The
+    An object with at least `score_threshold` starts a track when it is seen in a second frame. A track
+    continues with detections of any score that overlap the place where the object is expected. It ends after a second
+    without one. The
     classes of the detections are not compared.
 
     Args:

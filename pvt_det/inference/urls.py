@@ -43,10 +43,10 @@ class Kind(Enum):
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text starts like a URL, such as "http://".
+    """Return whether a string starts like a URL, such as "http://".
 
     Args:
-        text: Any text.
+        text: Any string.
     """
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
