@@ -24,8 +24,9 @@ from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import counted
 
 Pixels = NDArray[np.uint8]
-# Changes the predictions for the frames of one video, in their order.
-Track = Callable[[Prediction], Prediction]
+# Changes the predictions for the frames of one video, in their order. The number is that of the frame in a video of
+# constant rate, from 0.
+Track = Callable[[Prediction, int], Prediction]
 
 _SECONDS = 5.0  # between the lines about a video
 
@@ -138,7 +139,7 @@ class PredictionRun(Generic[Prediction]):
             return
         predictions, milliseconds = self._predict([pixels for _, pixels in batch])
         if self.start_tracks:
-            predictions = [self.start_tracks(1.0)(prediction) for prediction in predictions]
+            predictions = [self.start_tracks(1.0)(prediction, 0) for prediction in predictions]
         for (source, pixels), prediction in zip(batch, predictions, strict=True):
             self.files.add(source, pixels, prediction)
             if self.files.pictures:
@@ -155,7 +156,8 @@ class PredictionRun(Generic[Prediction]):
             self._report(str(error))
             return
         name = f"{source.kind.value} {self._numbers[source]} {source.shown}"
-        drawing = VideoFile(self.files.folder / VIDEOS_NAME / f"{source.name}.mp4", video.rate, is_live=source.is_live)
+        is_endless = video.frames == 0 and isinstance(source.path, str)
+        drawing = VideoFile(self.files.folder / VIDEOS_NAME / f"{source.name}.mp4", video.rate, is_live=is_endless)
         task = self.progress.add_task(source.name.name, total=video.frames or None)
         with closing(video), drawing:
             count, milliseconds = self._predict_frames(source, video, drawing, name, task)
@@ -180,11 +182,13 @@ class PredictionRun(Generic[Prediction]):
         track = self.start_tracks(video.rate) if self.start_tracks else None
         said, count, total = -math.inf, 0, 0.0
         for frames in video.batches(self.batch_size):
-            if not source.is_live:
+            if video.frames or isinstance(source.path, Path):
                 self._check_stop()
+            elif self._stop.signal_name is not None:
+                break  # to stop a live stream is to end it
             predictions, milliseconds = self._predict([frame.pixels for frame in frames])
             if track:
-                predictions = [track(prediction) for prediction in predictions]
+                predictions = [track(each, frame.position) for each, frame in zip(predictions, frames, strict=True)]
             for frame, prediction in zip(frames, predictions, strict=True):
                 self._add_frame(source, frame, prediction, drawing)
             self.progress.update(task, completed=video.number)

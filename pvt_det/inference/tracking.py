@@ -12,6 +12,7 @@ from pvt_det.errors import ConfigError
 
 # Objects that are seen again count down to this score, as in the paper. The detector must return them.
 LOWEST_SCORE = 0.1
+_LOST_SECONDS = 1.0  # for which an object may be hidden
 # `trackers` requires opencv-python, which would overwrite the files of opencv-python-headless.
 _INSTALL = "pip install 'supervision>=0.30' scipy && pip install --no-deps 'trackers>=2.6'"
 
@@ -35,15 +36,21 @@ class Tracker:
     def __init__(self, rate: float, score_threshold: float) -> None:
         self._supervision, trackers = _packages()
         self._score_threshold = score_threshold
+        self._rate = rate
         self._tracker = trackers.ByteTrackTracker(
-            frame_rate=rate, track_activation_threshold=score_threshold, high_conf_det_threshold=score_threshold
+            frame_rate=rate,
+            # In frames at a rate of 30. At low rates, a track may miss one frame.
+            lost_track_buffer=round(30 * max(_LOST_SECONDS, 2 / rate)),
+            track_activation_threshold=score_threshold,
+            high_conf_det_threshold=score_threshold,
         )
 
-    def __call__(self, detections: Instances) -> Instances:
+    def __call__(self, detections: Instances, position: int) -> Instances:
         """Find the objects of the next frame.
 
         Args:
             detections: The detections in the frame, with scores from `LOWEST_SCORE`.
+            position: Number of the frame at a constant rate, from 0. Numbers are left out where frames are.
 
         Returns:
             The detections that belong to a track or have at least `score_threshold`. Their field `track_ids` has the
@@ -53,7 +60,7 @@ class Tracker:
         found = self._supervision.Detections(
             xyxy=detections.pred_boxes.tensor.cpu().numpy(), confidence=scores, data={"index": np.arange(len(scores))}
         )
-        tracked = self._tracker.update(found)
+        tracked = self._tracker.update(found, timestamp=position / self._rate)
         track_ids = np.full(len(scores), -1)
         if len(tracked):
             track_ids[tracked.data["index"]] = np.where(tracked.tracker_id >= 0, tracked.tracker_id + 1, -1)

@@ -46,6 +46,7 @@ def test_every_module_is_listed_as_a_command(repo_root):
         "start",
         "main",
         "machine",
+        "prediction",
     }
     assert modules == {name.replace("-", "_") for name in command_line.COMMANDS}
 

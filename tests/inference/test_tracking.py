@@ -48,7 +48,7 @@ def test_numbers_stay_with_the_objects(packages):
     for number in range(6):
         first, second = (2.0 * number, 0.9), (60 + 2.0 * number, 0.8)
         # The order of the detections changes.
-        found = track(detections(*((first, second) if number % 2 else (second, first))))
+        found = track(detections(*((first, second) if number % 2 else (second, first))), number)
         lefts = found.pred_boxes.tensor[:, 0].tolist()
         ids.append(tuple(dict(zip((x < 40 for x in lefts), found.track_ids.tolist(), strict=True)).values()))
     assert {frozenset(pair) for pair in ids[1:]} == {frozenset({1, 2})}
@@ -59,20 +59,31 @@ def test_numbers_stay_with_the_objects(packages):
 
 def test_low_scores_continue_a_track_but_do_not_start_one(packages):
     track = Tracker(25.0, 0.5)
-    for scores in ((0.9, 0.3), (0.9, 0.3)):
-        found = track(detections((10, scores[0]), (60, scores[1])))
+    for number in range(2):
+        found = track(detections((10, 0.9), (60, 0.3)), number)
         assert found.pred_boxes.tensor[:, 0].tolist() == [10]
-    found = track(detections((11, 0.2), (60, 0.3)))
+    found = track(detections((11, 0.2), (60, 0.3)), 2)
     assert (found.scores.tolist(), found.track_ids.tolist()) == ([pytest.approx(0.2)], [1])
-    assert len(track(detections())) == 0
-    assert track(detections((12, 0.9))).track_ids.tolist() == [1]
+    assert len(track(detections(), 3)) == 0
+    assert track(detections((12, 0.9)), 4).track_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "gap", "kept"), [(25.0, 20, True), (25.0, 30, False), (0.5, 2, True), (0.5, 3, False)]
+)
+def test_object_may_be_hidden_for_a_second_or_one_frame(packages, rate, gap, kept):
+    track = Tracker(rate, 0.5)
+    for number in range(2):
+        found = track(detections((10, 0.9)), number)
+    assert found.track_ids.tolist() == [1]
+    assert (track(detections((10, 0.9)), 1 + gap).track_ids.tolist() == [1]) is kept
 
 
 def test_new_video_starts_at_one(packages):
     for _ in range(2):
         track = Tracker(10.0, 0.5)
-        track(detections((10, 0.9)))
-        assert track(detections((10, 0.9))).track_ids.tolist() == [1]
+        track(detections((10, 0.9)), 0)
+        assert track(detections((10, 0.9)), 1).track_ids.tolist() == [1]
 
 
 def test_picture_shows_the_number(monkeypatch):
