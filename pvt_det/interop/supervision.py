@@ -60,7 +60,7 @@ def from_supervision(
         detections: The objects in an image. They need a confidence and a class id.
         image_size: Height and width of the image in pixels.
         class_names: Class names, by class index. If empty, they are taken from `data["class_name"]`, which names only
-            the classes of the objects. The other classes are then called "class 0", "class 1", …
+            the classes of the objects. The other classes are then called "class 0", "class 1" and so on.
 
     Returns:
         The detections in the same order, on the CPU. `mask` becomes `pred_masks`, and `tracker_id` becomes
