@@ -186,7 +186,8 @@ def test_slow_model_leaves_frames_out_and_keeps_the_speed(run, server, tmp_path,
     assert [image["frame"] for image in images] == sorted({image["frame"] for image in images})
     assert "left out because they came faster than the model" in printed
     count, rate = duration(tmp_path / "out/videos/live.mp4")
-    assert count / rate == pytest.approx(images[-1]["time"], abs=0.1)
+    # Frames that came in a burst are shown one after the other.
+    assert count / rate == pytest.approx(max(images[-1]["time"], images[-1]["frame"] / rate), abs=0.1)
 
 
 @needs_pyav
