@@ -16,11 +16,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import Progress
 
+from pvt_det.data.coco.findings import Findings
 from pvt_det.inference.files import PredictionFiles
 from pvt_det.inference.part import Part
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.sources import find_sources
-from pvt_det.inspection.inspect import inspect
+from pvt_det.inspection.formats import to_coco
 from pvt_det.interop.formats import FORMATS
 from pvt_det.interop.outlines import joined, outlines
 from pvt_det.structures.masks import RunLengthMasks
@@ -126,14 +127,16 @@ def test_yolo_lines(write):
 @pytest.mark.parametrize("masks", [False, True])
 def test_inspect_reads_the_yolo_files(write, masks):
     out = write(masks=masks)
-    data = inspect(out / "yolo/labels", out.parent / "images")
-    assert data.data.class_names == list(NAMES)
-    problems = {kind: problem.count for kind, problem in data.findings.problems.items()}
-    assert problems == {"label line with a score": 4}
-    assert not data.is_refused("stop")
-    names = {image["id"]: image["file_name"] for image in data.data.images}
+    findings = Findings()
+    to_coco(out / "yolo/labels", out.parent / "images", out / "labels.json", findings)
+    data = json.loads((out / "labels.json").read_text())
+    assert [category["name"] for category in data["categories"]] == list(NAMES)
+    assert {kind: problem.count for kind, problem in findings.problems.items()} == {"label line with a score": 4}
+    assert not findings.refused("stop")
+    names = {image["id"]: image["file_name"] for image in data["images"]}
+    assert sorted(names.values()) == sorted(CONTENT)
     read: dict[str, list] = {}
-    for each in data.data.annotations:
+    for each in data["annotations"]:
         read.setdefault(names[each["image_id"]], []).append(each)
     assert {name: len(objects) for name, objects in read.items()} == {"c.png": 1, "sub/a.png": 3}
     for name, objects in read.items():
