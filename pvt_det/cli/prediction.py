@@ -66,9 +66,9 @@ def detect(
     if args.tile is not None:
         predict = TiledPredictor(predictor, args.tile, OVERLAP if args.overlap is None else args.overlap)
     settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "tile", "overlap", "stride")}
-    if args.track:
-        settings |= {"--track": True, "score threshold": threshold}
-    settings["--format"] = formats = sorted({*(args.format or ())} & FORMATS.keys())
+    formats = sorted({*(args.format or ())} & FORMATS.keys())
+    # The model does not depend on the threshold if it also returns lower scores.
+    settings |= {"--track": threshold if args.track else None, "--format": formats or None}
     files = PredictionFiles(
         part,
         predictor.class_names,
