@@ -68,6 +68,7 @@ setup(
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store
+        "supervision": ["supervision>=0.30"],  # earlier versions install a second OpenCV
         "video": ["av>=14"],  # writes H.264, which browsers play
         "wandb": ["wandb>=0.19"],
         "dev": [
@@ -93,6 +94,7 @@ setup(
             "ruff>=0.12",
             "scipy>=1.13",
             "sqlalchemy>=2",
+            "supervision>=0.30",
             "transformers>=5",
             "types-PyYAML",
             "wandb>=0.19",

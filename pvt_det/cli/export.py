@@ -86,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
     make_parent_folder(args.output)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     sources = find_sources(args.images)
-    if videos := [str(source.path) for source in sources if source.is_video]:
-        raise ConfigError(f"--images {', '.join(videos)}: the check needs images. Leave videos out.")
-    images = [source.path for source in sources]
+    if others := [source.shown for source in sources if source.is_video or isinstance(source.path, str)]:
+        raise ConfigError(f"--images {', '.join(others)}: the check needs image files. Leave everything else out.")
+    images = [Path(source.path) for source in sources]
     if args.classifier:
         if not args.weights:
             raise ConfigError("--classifier needs trained weights. Add --weights FILE.")

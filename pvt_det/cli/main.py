@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "train a detector or a segmentor",
     "train-cls": "train or evaluate an ImageNet classifier",
     "eval": "evaluate a trained detector",
-    "predict": "detect objects in images, folders and videos",
+    "predict": "detect objects in images, videos and live streams",
     "explain": "draw attention maps",
     "configs": "list the recipes that come with this package",
     "compare": "compare finished runs in one table",

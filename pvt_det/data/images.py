@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Callable
@@ -75,12 +76,26 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
     """
     path = Path(path)
     with _open(path) as file:
-        image = _identify_verified(path, file)
-        pixels = _decode(path, image, lambda: _to_uint8(image, "L" if image_format == "L" else "RGB", path))
-        pixels = _upright(pixels, image)
+        pixels = _read(path, file, "L" if image_format == "L" else "RGB")
     if image_format == "L":
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def decode_image(content: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """Decode the content of an image file as `read_image` does.
+
+    Args:
+        content: The bytes of the file.
+        name: Where they come from, such as a URL, for messages.
+
+    Returns:
+        The image, `H×W×3`, uint8 in 0 … 255, RGB.
+
+    Raises:
+        DataError: The content is empty, not an image, truncated or too large, or its mode is not supported.
+    """
+    return _read(name, io.BytesIO(content), "RGB")
 
 
 def from_pillow(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
@@ -225,6 +240,12 @@ def check_size(path: str | os.PathLike[str], found: tuple[int, int], expected: t
         )
 
 
+def _read(path: Path | str, file: IO[bytes], mode: str) -> npt.NDArray[np.uint8]:
+    """Decode an image to mode "L" or "RGB", upright."""
+    image = _identify_verified(path, file)
+    return _upright(_decode(path, image, lambda: _to_uint8(image, mode, path)), image)
+
+
 def _open(path: Path) -> IO[bytes]:
     """Open a file for reading, and raise an error that names it if it cannot be read."""
     if fault := file_fault(path):
@@ -235,7 +256,7 @@ def _open(path: Path) -> IO[bytes]:
         raise DataError(f"image {path} cannot be read ({error.strerror})") from error
 
 
-def _identify(path: Path, file: IO[bytes]) -> Image.Image:
+def _identify(path: Path | str, file: IO[bytes]) -> Image.Image:
     """Read the header, and refuse decompression bombs."""
     try:
         image = Image.open(file, formats=FORMATS)
@@ -257,7 +278,7 @@ def _identify(path: Path, file: IO[bytes]) -> Image.Image:
     return image
 
 
-def _identify_verified(path: Path, file: IO[bytes]) -> Image.Image:
+def _identify_verified(path: Path | str, file: IO[bytes]) -> Image.Image:
     """Read the header and verify a PNG's checksums, which Pillow does not do while decoding."""
     image = _identify(path, file)
     if image.format != "PNG":
@@ -270,7 +291,9 @@ def _identify_verified(path: Path, file: IO[bytes]) -> Image.Image:
     return _identify(path, file)
 
 
-def _decode(path: Path, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+def _decode(
+    path: Path | str, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]
+) -> npt.NDArray[np.uint8]:
     """Decode and convert an image, and turn the various errors for a broken file into `DataError`."""
     try:
         image.load()
@@ -315,7 +338,7 @@ def _upright(pixels: npt.NDArray[np.uint8], image: Image.Image) -> npt.NDArray[n
     return pixels if method is None else np.array(Image.fromarray(pixels).transpose(method))
 
 
-def _to_uint8(image: Image.Image, mode: str, path: Path) -> npt.NDArray[np.uint8]:
+def _to_uint8(image: Image.Image, mode: str, path: Path | str) -> npt.NDArray[np.uint8]:
     """Convert a decoded image to uint8 in mode "L" or "RGB"."""
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> 8).astype(np.uint8)

@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from pvt_det.evaluation.detections import as_json, pack_detections
+from pvt_det.inference.formats import DetectionFormat
 from pvt_det.inference.part import Part
 from pvt_det.inference.predictions import class_shares, count_classes, draw_detections, draw_label_map, write_picture
 from pvt_det.inference.segmentor import NO_CLASS, Labels
@@ -70,7 +71,9 @@ class OutputFiles(ABC, Generic[Prediction]):
         """
 
     @abstractmethod
-    def add(self, source: Source, pixels: Picture, prediction: Prediction, frame: int | None = None) -> None:
+    def add(
+        self, source: Source, pixels: Picture, prediction: Prediction, frame: int | None = None, time: float = 0.0
+    ) -> None:
         """Add the prediction for an image.
 
         Args:
@@ -78,6 +81,7 @@ class OutputFiles(ABC, Generic[Prediction]):
             pixels: `H×W×3` uint8 RGB image.
             prediction: The prediction for the image.
             frame: Number of the frame in its video, from 1. None for an image.
+            time: Seconds from the first frame of the video to this one.
         """
 
     @abstractmethod
@@ -136,14 +140,15 @@ class OutputFiles(ABC, Generic[Prediction]):
 class PredictionFiles(OutputFiles[Instances]):
     """The output folder of a detector's prediction.
 
-    `detections.json` contains the detections in COCO's results format. Its ids refer to `images.json`. Crops are saved
-    as `crops/CLASS/NAME_NUMBER.jpg`.
+    `detections.json` contains the detections in COCO's results format. Its ids refer to `images.json`. Detections of a
+    tracked object have a `track_id`. Crops are saved as `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
         part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
         class_names: Class names, by class index. The category id is the class index plus 1.
         pictures: Whether to draw the detections.
         crops: Whether to save a crop of every object.
+        formats: Formats of other tools, in which the detections are written too.
         settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
 
     Raises:
@@ -157,10 +162,12 @@ class PredictionFiles(OutputFiles[Instances]):
         *,
         pictures: bool,
         crops: bool,
+        formats: Sequence[DetectionFormat] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(part, class_names, pictures=pictures, settings={"--crops": crops, **(settings or {})})
         self.crops = crops
+        self.formats = formats
         self._category_ids = np.arange(1, len(class_names) + 1)
         self._class_folders = _class_folders(class_names)
 
@@ -173,7 +180,9 @@ class PredictionFiles(OutputFiles[Instances]):
         """
         return prediction[torch.isin(prediction.pred_classes, torch.tensor(classes))]
 
-    def add(self, source: Source, pixels: Picture, prediction: Instances, frame: int | None = None) -> None:
+    def add(
+        self, source: Source, pixels: Picture, prediction: Instances, frame: int | None = None, time: float = 0.0
+    ) -> None:
         """Add the detections in an image, and save crops of them if enabled.
 
         Args:
@@ -181,9 +190,15 @@ class PredictionFiles(OutputFiles[Instances]):
             pixels: `H×W×3` uint8 RGB image.
             prediction: The detections in the image.
             frame: Number of the frame in its video, from 1. None for an image.
+            time: Seconds from the first frame of the video to this one.
         """
         detections = as_json(pack_detections(prediction, self.part.added + 1), self._category_ids)
-        self.part.add(source, prediction.image_size, detections, frame)
+        if prediction.has("track_ids"):
+            for detection, track_id in zip(detections, prediction.track_ids.tolist(), strict=True):
+                detection.update({"track_id": track_id} if track_id > 0 else {})
+        self.part.add(source, prediction.image_size, detections, frame, time)
+        for each in self.formats:
+            each.add(self.folder, source, pixels, frame)
         if self.crops:
             self._save_crops(str(source.output_name(frame)), pixels, prediction)
 
@@ -207,8 +222,10 @@ class PredictionFiles(OutputFiles[Instances]):
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no objects"
 
     def finish(self) -> None:
-        """Write `detections.json` and `images.json`, and remove the part."""
+        """Write `detections.json`, `images.json` and the other formats, and remove the part."""
         write_json_list(self.folder / DETECTIONS_NAME, self._results())
+        for each in self.formats:
+            each.write(self.folder, self.part.images_so_far(), self.class_names)
         super().finish()
 
     def _results(self) -> Iterator[dict[str, Any]]:
@@ -246,7 +263,9 @@ class LabelFiles(OutputFiles[Labels]):
         """
         return np.where(np.isin(prediction, classes), prediction, np.uint8(NO_CLASS))
 
-    def add(self, source: Source, pixels: Picture, prediction: Labels, frame: int | None = None) -> None:
+    def add(
+        self, source: Source, pixels: Picture, prediction: Labels, frame: int | None = None, time: float = 0.0
+    ) -> None:
         """Save a label map as `labels/NAME.png`.
 
         Args:
@@ -254,12 +273,13 @@ class LabelFiles(OutputFiles[Labels]):
             pixels: `H×W×3` uint8 RGB image.
             prediction: `H×W` label map of the image.
             frame: Number of the frame in its video, from 1. None for an image.
+            time: Seconds from the first frame of the video to this one.
         """
         file = self.folder / LABELS_NAME / f"{source.output_name(frame)}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(prediction).save(file)
         height, width = prediction.shape
-        self.part.add(source, (height, width), frame=frame)
+        self.part.add(source, (height, width), frame=frame, time=time)
 
     def draw(self, pixels: Picture, prediction: Labels, *, in_video: bool = False) -> Picture:
         """Draw a label map on its image. Small images are enlarged to keep the labels readable.

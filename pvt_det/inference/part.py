@@ -29,7 +29,7 @@ class Part:
 
     Attributes:
         path: Path of the file. It may not exist.
-        sources: Finished sources of an earlier run by their path, with the names of their output files.
+        sources: Names of the output files of an earlier run's finished sources, by `Source.shown`.
         faults: Error messages about these sources.
         images: Number of written images and frames, including those of an earlier run.
         objects: Number of detections in them.
@@ -40,7 +40,7 @@ class Part:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / PART_NAME
-        self.sources: dict[Path, PurePath] = {}
+        self.sources: dict[str, PurePath] = {}
         self.faults: list[str] = []
         self.images = self.objects = 0
         self._settings: dict[str, Any] | None = None
@@ -89,6 +89,7 @@ class Part:
         size: tuple[int, int],
         detections: Sequence[dict[str, Any]] = (),
         frame: int | None = None,
+        time: float = 0.0,
     ) -> None:
         """Add an image or frame. It is written by the next `flush`.
 
@@ -97,11 +98,12 @@ class Part:
             size: Height and width of the image in pixels.
             detections: The detections in COCO's results format, without `image_id`.
             frame: Number of the frame in its video, from 1. None for an image.
+            time: Seconds from the first frame of the video to this one.
         """
         self._pending.append(len(detections))
         height, width = size
-        record = {"file_name": str(source.path), "name": source.output_name(frame).as_posix()}
-        number = {} if frame is None else {"frame": frame}
+        record = {"file_name": source.shown, "name": source.output_name(frame).as_posix()}
+        number = {} if frame is None else {"frame": frame, "time": round(time, 3)}
         self._add({**record, "height": height, "width": width, **number, "detections": list(detections)})
 
     def end_video(self, source: Source, fault: str = "") -> None:
@@ -111,7 +113,7 @@ class Part:
             source: The video.
             fault: Error message if the video could not be read completely.
         """
-        self._add({"file_name": str(source.path), "name": source.name.as_posix(), "fault": fault})
+        self._add({"file_name": source.shown, "name": source.name.as_posix(), "fault": fault})
 
     def flush(self) -> None:
         """Write what was added.
@@ -159,7 +161,7 @@ class Part:
             if "height" in record:
                 images, objects = images + 1, objects + len(record.get("detections", ()))
             if "frame" not in record:
-                self.sources[Path(record["file_name"])] = PurePath(record["name"])
+                self.sources[record["file_name"]] = PurePath(record["name"])
                 self.faults += filter(None, [record.get("fault")])
                 self._end, self.images, self.objects = end, images, objects
 

@@ -295,6 +295,9 @@ def _as_objects(detections: Instances) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
+    if detections.has("track_ids"):
+        for obj, track_id in zip(objects, detections.track_ids.tolist(), strict=True):
+            obj.update({"track_id": track_id} if track_id > 0 else {})
     if detections.has("pred_masks"):
         masks = detections.pred_masks
         encoded = masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks)

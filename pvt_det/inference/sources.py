@@ -1,42 +1,57 @@
-"""Find the images and videos given on a command line, and read video frames."""
+"""Find the images, videos and streams given on a command line."""
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from pvt_det.data.images import IMAGE_SUFFIXES
 from pvt_det.errors import DataError
+from pvt_det.inference.urls import VIDEO_SUFFIXES, Kind, find_kind, is_url, output_name, without_login
 from pvt_det.utils.paths import file_fault, folder_fault
-
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-_DEFAULT_FRAME_RATE = 25.0  # if the video does not specify one
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image or video file.
+    """An image, a video, or a live stream.
 
     Attributes:
-        path: Path of the file.
+        path: Path of a file, or as a string the URL, or the number of a camera.
         name: Name of the output files for this source: a relative path without suffix, unique among all sources. The
             frames of a video are in a folder of this name, which contains nothing else.
+        of_kind: What a URL or camera is. For a file, None: its suffix says it.
     """
 
-    path: Path
+    path: Path | str
     name: PurePath
+    of_kind: Kind | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What the source is."""
+        if self.of_kind is not None:
+            return self.of_kind
+        return Kind.VIDEO if Path(self.path).suffix.lower() in VIDEO_SUFFIXES else Kind.IMAGE
 
     @property
     def is_video(self) -> bool:
-        """Whether the file has the suffix of a video."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        """Whether the source has frames: a video or a live stream."""
+        return self.kind is not Kind.IMAGE
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the source is a camera or a live stream, which has no end of its own."""
+        return self.kind is Kind.LIVE
+
+    @property
+    def shown(self) -> str:
+        """How messages and results name the source: its path, its URL without password, or "camera 0"."""
+        if isinstance(self.path, Path):
+            return str(self.path)
+        return f"camera {self.path}" if self.path.isdecimal() else without_login(self.path)
 
     def output_name(self, frame: int | None = None) -> PurePath:
         """Return the name of the output files for this image, or for a frame of this video.
@@ -47,35 +62,48 @@ class Source:
         return self.name if frame is None else self.name / f"{frame:06d}"
 
 
-def find_sources(inputs: Iterable[str], named: Mapping[Path, PurePath] | None = None) -> list[Source]:
-    """Find the images and videos given by files, folders and glob patterns. Each file is returned once.
+def find_sources(inputs: Iterable[str], named: Mapping[str, PurePath] | None = None) -> list[Source]:
+    """Find the images, videos and streams that inputs refer to. Each is returned once.
 
     Folders are searched recursively. The result may contain files that cannot be read, such as pipes and broken links.
-    Reading them raises an error.
+    Reading them raises an error. A server is asked what a URL refers to, unless the URL says it.
 
     Args:
-        inputs: Paths of files and folders, and glob patterns.
-        named: Names of sources of an earlier run, which keep them.
+        inputs: Paths of files and folders, glob patterns, URLs, and numbers of cameras.
+        named: Output names of sources of an earlier run, which keep them, by their `shown`.
 
     Raises:
-        DataError: A path does not exist, or a folder or pattern contains no image or video.
+        DataError: A path does not exist, a folder or pattern contains no image or video, or a URL cannot be used.
     """
-    found: dict[Path, Source] = {}
+    found: dict[str, Source] = {}
     named = named or {}
     names = _Names()
-    for path, name in named.items():
-        names.take(Source(path, name))
+    for shown, name in named.items():
+        # Any source from the network could be a video.
+        names.take(Source(shown, name, Kind.VIDEO) if is_url(shown) else Source(Path(shown), name))
     for given in inputs:
-        for path, name in _resolve(given):
-            if path not in found:
-                found[path] = Source(path, named[path]) if path in named else names.take(Source(path, name))
+        for source in _resolve(given):
+            if source.shown not in found:
+                is_named = source.shown in named
+                found[source.shown] = replace(source, name=named[source.shown]) if is_named else names.take(source)
     return list(found.values())
 
 
-def _resolve(given: str) -> list[tuple[Path, PurePath]]:
+def _resolve(given: str) -> list[Source]:
+    """Return what an input refers to, each with the output name that it should get."""
+    if is_url(given):
+        return [Source(given, PurePath(output_name(given)), find_kind(given))]
+    if given.isascii() and given.isdecimal() and not Path(given).exists():
+        return [Source(str(int(given)), PurePath(f"camera_{int(given)}"), Kind.LIVE)]
+    return [Source(path, name) for path, name in _resolve_path(given)]
+
+
+def _resolve_path(given: str) -> list[tuple[Path, PurePath]]:
     """Return the path and the output name of every file that a path or pattern refers to."""
     if not given:
-        raise DataError("'' is not a file name. Expected an image, a video, a folder (. for this one) or a pattern.")
+        raise DataError(
+            "'' is not a file name. Expected an image, a video, a folder (. for this one), a pattern or a URL."
+        )
     path = Path(given)
     if not folder_fault(path):
         known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -93,7 +121,10 @@ def _resolve(given: str) -> list[tuple[Path, PurePath]]:
         if not files:
             raise DataError(f"No file matches the pattern {given}.")
         return [(file, PurePath(file.stem)) for file in files]
-    raise DataError(f"{path} {fault}. Expected an image, a video, a folder or a pattern such as 'photos/*.jpg'.")
+    raise DataError(
+        f"{path} {fault}. Expected an image, a video, a folder, a pattern such as 'photos/*.jpg', a URL or the number "
+        "of a camera."
+    )
 
 
 class _Names:
@@ -110,7 +141,7 @@ class _Names:
         unique, number = source, 1
         while not self._is_free(unique):
             number += 1
-            unique = Source(source.path, PurePath(f"{first}_{number}", *rest))
+            unique = replace(source, name=PurePath(f"{first}_{number}", *rest))
         name = _lower(unique.name)
         self._files.add(name)
         self._folders.update(name.parents)
@@ -127,36 +158,3 @@ class _Names:
 
 def _lower(name: PurePath) -> PurePath:
     return PurePath(str(name).casefold())
-
-
-class Video:
-    """Iterates over the frames of a video, in RGB.
-
-    Args:
-        path: The video file.
-
-    Attributes:
-        frames: Number of frames according to the file header, or 0 if it is unknown.
-        rate: Frames per second.
-
-    Raises:
-        DataError: The file cannot be opened, or is not a regular file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if fault := file_fault(path):
-            raise DataError(f"Video {path} {fault}.")
-        self._capture = cv2.VideoCapture(str(path))
-        if not self._capture.isOpened():
-            raise DataError(f"Video {path} cannot be opened. It is damaged or in a format that OpenCV does not read.")
-        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self.rate = float(self._capture.get(cv2.CAP_PROP_FPS)) or _DEFAULT_FRAME_RATE
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the `H×W×3` uint8 frames, until the end of the video or the first frame that cannot be read."""
-        while True:
-            read, frame = self._capture.read()
-            if not read:
-                self._capture.release()
-                return
-            yield np.ascontiguousarray(frame[:, :, ::-1])

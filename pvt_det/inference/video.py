@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,10 @@ NO_H264 = (
 _QUALITY = "23"  # x264's constant rate factor; lower is better and larger
 _SPEED = "veryfast"  # x264's preset; the slower ones take longer than the model
 _MAX_RATE_DENOMINATOR = 1001  # as in 30000/1001 frames per second
+# The index comes first in the file, so that a browser can start before it has all of it.
+_INDEX_FIRST = {"movflags": "faststart"}
+# Each fragment has an index of its own, and is written to the file at once.
+_FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 
 
 def writes_h264() -> bool:
@@ -32,22 +36,44 @@ def writes_h264() -> bool:
 class VideoFile:
     """Writes a video in MP4 format.
 
+    As a context manager, it closes the file at the end, also if an error ends it.
+
     Args:
         path: The file to write. Its folder is created if it does not exist.
         rate: Frames per second.
+        is_live: Whether the end of the video is not known. H.264 is then written in fragments, so that memory does not
+            grow and that the file can be played even if the process is killed.
+
+    Attributes:
+        frames: Number of written frames, with repeated ones.
     """
 
-    def __init__(self, path: Path, rate: float) -> None:
+    def __init__(self, path: Path, rate: float, *, is_live: bool = False) -> None:
         self.path = path
         self.rate = rate
+        self.is_live = is_live
         self.frames = 0
         self._encoder: _Encoder | None = None
+        self._last: NDArray[np.uint8] | None = None
 
-    def add(self, frame: NDArray[np.uint8]) -> None:
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        # The error that ended the block is the one to report.
+        with suppress(OSError):
+            self.close()
+
+    def add(self, frame: NDArray[np.uint8], position: int | None = None) -> None:
         """Write a frame.
 
         Args:
             frame: `H×W×3` uint8 RGB image. All frames must have the same size.
+            position: Number of the frame in the written video, from 0. The frame before is repeated up to there, so
+                that frames left out do not change the speed. None writes the frame after the one before.
 
         Raises:
             OSError: The file cannot be created or written, for example because the disk is full.
@@ -56,11 +82,19 @@ class VideoFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             height, width = frame.shape[:2]
             # H.264 with 4:2:0 color, the only one that all browsers play, needs even sides.
-            encoder = _H264 if writes_h264() else _Mpeg4
-            self._encoder = encoder(self.path, self.rate, (width + width % 2, height + height % 2))
+            size = (width + width % 2, height + height % 2)
+            if writes_h264():
+                self._encoder = _H264(self.path, self.rate, size, _FRAGMENTS if self.is_live else _INDEX_FIRST)
+            else:
+                self._encoder = _Mpeg4(self.path, self.rate, size)
         height, width = frame.shape[:2]
-        self._encoder.add(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+        padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        while self._last is not None and position is not None and self.frames < position:
+            self._encoder.add(self._last)
+            self.frames += 1
+        self._encoder.add(padded)
         self.frames += 1
+        self._last = padded
 
     def close(self) -> None:
         """Close the file and check that it is complete. Nothing is written if no frame was added.
@@ -70,7 +104,8 @@ class VideoFile:
         """
         if self._encoder is None:
             return
-        self._encoder.close()
+        encoder, self._encoder = self._encoder, None
+        encoder.close()
         # OpenCV reports no errors.
         written = cv2.VideoCapture(str(self.path))
         found = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
@@ -82,16 +117,7 @@ class VideoFile:
 
 
 class _Encoder(ABC):
-    """An open video file.
-
-    Args:
-        path: The file to write.
-        rate: Frames per second.
-        size: Width and height of the frames in pixels, both even.
-    """
-
-    @abstractmethod
-    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None: ...
+    """An open video file."""
 
     @abstractmethod
     def add(self, frame: NDArray[np.uint8]) -> None:
@@ -103,7 +129,13 @@ class _Encoder(ABC):
 
 
 class _Mpeg4(_Encoder):
-    """MPEG-4 Part 2, the best codec that OpenCV's packages contain."""
+    """MPEG-4 Part 2, the best codec that OpenCV's packages contain.
+
+    Args:
+        path: The file to write.
+        rate: Frames per second.
+        size: Width and height of the frames in pixels, both even.
+    """
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
@@ -118,16 +150,22 @@ class _Mpeg4(_Encoder):
 
 
 class _H264(_Encoder):
-    """H.264, which all browsers play."""
+    """H.264, which all browsers play.
 
-    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
+    Args:
+        path: The file to write.
+        rate: Frames per second.
+        size: Width and height of the frames in pixels, both even.
+        layout: Options of FFmpeg's MP4 writer.
+    """
+
+    def __init__(self, path: Path, rate: float, size: tuple[int, int], layout: dict[str, str]) -> None:
         import av
 
         self._path = path
         self._av: Any = av
         with self._named_errors():
-            # The index comes first in the file, so that a browser can start before it has all of it.
-            self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+            self._container = av.open(str(path), "w", format="mp4", options=layout)
             rate_fraction = Fraction(rate).limit_denominator(_MAX_RATE_DENOMINATOR)
             options = {"crf": _QUALITY, "preset": _SPEED}
             self._stream: Any = self._container.add_stream("libx264", rate=rate_fraction, options=options)

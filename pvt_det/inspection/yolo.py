@@ -24,8 +24,8 @@ _LEVELS_UP = 3
 def read_yolo(labels: Path, image_root: Path, findings: Findings, class_file: Path | None = None) -> dict[str, Any]:
     """Read a folder of YOLO label files as COCO annotations.
 
-    A line is `class x y width height` or `class x1 y1 x2 y2 x3 y3 …`, with coordinates normalized by the image size. An
-    image without a label file has no objects.
+    A line is `class x y width height` or `class x1 y1 x2 y2 x3 y3 …`, with coordinates normalized by the image size. A
+    score at the end, as predictions have it, is left out. An image without a label file has no objects.
 
     Args:
         labels: Folder of the label files, with the same subfolders as `image_root`.
@@ -131,12 +131,15 @@ def _objects(
         if problem:
             findings.add(f"label line {problem}", origin)
             continue
-        coordinates = [float(word) for word in words[1:]]
+        if len(words) % 2 == 0:
+            findings.add("label line with a score", origin, repair="read as a label without it")
+        coordinates = [float(word) for word in words[1 : 1 + (len(words) - 1) // 2 * 2]]
         yield {"category_id": int(words[0]), "origin": origin, **_shape(coordinates, size)}
 
 
 def _problem(words: list[str], classes: int) -> str:
-    if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
+    # An even number of words: with a score.
+    if len(words) < 5:
         return "that is neither a box (5 numbers) nor a polygon (7 or more, an odd number)"
     if not words[0].isascii() or not words[0].isdigit() or int(words[0]) >= classes:
         return f"whose class is not one of 0 to {classes - 1}"
@@ -144,6 +147,8 @@ def _problem(words: list[str], classes: int) -> str:
         coordinates = [float(word) for word in words[1:]]
     except ValueError:
         return "with a value that is not a number"
+    if len(words) % 2 == 0 and not 0 <= coordinates.pop() <= 1:
+        return "whose last value is not a score (0 to 1)"
     if not all(math.isfinite(value) and -1 <= value <= 2 for value in coordinates):
         return "with coordinates that are not normalized by the image size (0 to 1)"
     return ""

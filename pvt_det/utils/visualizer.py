@@ -76,8 +76,8 @@ def draw(
 
     Args:
         image: The image, `H×W×3`, RGB.
-        objects: Objects in the format of "annotations" in Detectron2's records, optionally with a `score`. The last
-            ones are drawn on top. The mask is drawn of those that have one.
+        objects: Objects in the format of "annotations" in Detectron2's records, optionally with a `score` and a
+            `track_id`. The last ones are drawn on top. The mask is drawn of those that have one.
         class_names: Names of the classes, by class index.
         width: Width of the result in pixels. It is adjusted if the longer side would exceed `longest` or the shorter
             side would be less than a pixel.
@@ -222,7 +222,8 @@ def _resized(image: Picture, width: int, longest: int = _LONGEST) -> Picture:
 
 
 def _label(name: str, shown: dict[str, Any]) -> str:
-    return f"{name} {shown['score']:.0%}" if "score" in shown else name
+    number = f" #{shown['track_id']}" if "track_id" in shown else ""
+    return f"{name}{number} {shown['score']:.0%}" if "score" in shown else f"{name}{number}"
 
 
 def caption_of(text: str, count: int) -> str:

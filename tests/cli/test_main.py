@@ -46,6 +46,7 @@ def test_every_module_is_listed_as_a_command(repo_root):
         "start",
         "main",
         "machine",
+        "prediction",
     }
     assert modules == {name.replace("-", "_") for name in command_line.COMMANDS}
 
@@ -115,7 +116,7 @@ def test_typing_errors_are_reported_in_one_line(pvt_det, capsys, words, message)
         ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
         ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
         ("export --classifier x --side 0 --output a.pt2", "--side 0: expected 32 pixels or more"),
-        ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check needs images. Leave videos out"),
+        ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check needs image files. Leave every"),
         (
             "inspect a.json a --model pvt_small --batch 2",
             "--model, --batch has no effect without --write-config FILE",

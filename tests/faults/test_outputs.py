@@ -139,7 +139,7 @@ def test_F61_predictions_survive_any_end_and_resume(folder_of_images, tmp_path, 
     part = Part(output)
     # A signal lets the batch finish.
     assert part.images == (6 if end in ("SIGINT", "SIGTERM") else 4)
-    assert [path.name for path in part.sources] == [f"{number}.png" for number in range(part.images)]
+    assert [Path(shown).name for shown in part.sources] == [f"{number}.png" for number in range(part.images)]
     seen = []
     run_stub(output, folder_of_images, predict=lambda images: seen.extend(images) or [boxes(3, (48, 64))] * len(images))
     assert len(seen) == 10 - part.images

@@ -23,10 +23,11 @@ from pvt_det.config import get_config, load_config
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError, NumericError
 from pvt_det.inference.files import PredictionFiles
+from pvt_det.inference.frames import Video
 from pvt_det.inference.part import Part
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.segmentor import Segmentor
-from pvt_det.inference.sources import Source, Video, find_sources
+from pvt_det.inference.sources import Source, find_sources
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import class_colors, draw_labels

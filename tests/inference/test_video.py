@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvt_det.inference.sources import Video
+from pvt_det.inference.frames import Video
 from pvt_det.inference.video import VideoFile
 from tests.faults.conftest import in_child
 

@@ -1,0 +1,167 @@
+"""Run a detector or a segmentor with the options of `pvt-det predict`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from detectron2.structures import Instances
+from rich.progress import Progress
+
+from pvt_det.cli.predict import OVERLAP
+from pvt_det.errors import ConfigError
+from pvt_det.inference import SCORE_THRESHOLD
+from pvt_det.inference.files import LABELS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
+from pvt_det.inference.part import Part
+from pvt_det.inference.predictor import Predictor
+from pvt_det.inference.run import Pixels, PredictionRun, Track
+from pvt_det.inference.segmentor import Segmentor
+from pvt_det.inference.sources import Source
+from pvt_det.inference.tiling import TiledPredictor
+from pvt_det.inference.tracking import LOWEST_SCORE, Tracker, require_tracking
+from pvt_det.interop.formats import FORMATS
+from pvt_det.run_folder import DETECTIONS_NAME
+from pvt_det.utils.console import Console
+from pvt_det.utils.progress import Bars
+from pvt_det.utils.text import counted, did_you_mean
+
+
+def detect(
+    args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
+) -> tuple[list[str], str]:
+    """Detect objects.
+
+    Args:
+        args: Parsed options of `pvt-det predict`.
+        overrides: Config keys and values, alternating.
+        sources: The images, videos and streams.
+        part: What an unfinished run has written to the output folder.
+
+    Returns:
+        An error message for each source that could not be read, and a summary to print.
+
+    Raises:
+        ConfigError: An option or the config is invalid.
+        CheckpointError: The weights are missing, damaged, or do not match the config.
+    """
+    if args.overlap is not None and args.tile is None:
+        raise ConfigError("--overlap has no effect without --tile PIXELS. Add --tile, or leave --overlap out.")
+    if args.track:
+        require_tracking()
+    threshold = SCORE_THRESHOLD if args.score_threshold is None else args.score_threshold
+    lowest = min(threshold, LOWEST_SCORE) if args.track else threshold
+    predictor = Predictor(
+        args.config_file,
+        args.weights,
+        overrides=overrides,
+        score_threshold=lowest,
+        batch_size=args.batch_size,
+        device=args.device,
+        public_key=args.public_key,
+    )
+    if predictor.score_threshold != lowest:  # by an override
+        threshold = predictor.score_threshold
+    predict: Callable[[Sequence[Pixels]], Sequence[Instances]] = predictor
+    if args.tile is not None:
+        predict = TiledPredictor(predictor, args.tile, OVERLAP if args.overlap is None else args.overlap)
+    settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "tile", "overlap", "stride")}
+    formats = sorted({*(args.format or ())} & FORMATS.keys())
+    # The model does not depend on the threshold if it also returns lower scores.
+    settings |= {"--track": threshold if args.track else None, "--format": formats or None}
+    files = PredictionFiles(
+        part,
+        predictor.class_names,
+        pictures=not args.no_pictures,
+        crops=args.crops,
+        formats=[FORMATS[name]() for name in formats],
+        settings=settings,
+    )
+    start_tracks = partial(Tracker, score_threshold=threshold) if args.track else None
+    faults = _predict(args, predict, files, sources, start_tracks)
+    hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
+    counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
+    written = "".join(f", {files.folder / name}" for name in formats)
+    summary = f"{counts}: {files.folder / DETECTIONS_NAME}{written}{files.drawn(sources)}"
+    return faults, summary + ("" if part.objects or not part.images else hint)
+
+
+def segment(
+    args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
+) -> tuple[list[str], str]:
+    """Segment images.
+
+    Args:
+        args: Parsed options of `pvt-det predict`.
+        overrides: Config keys and values, alternating.
+        sources: The images, videos and streams.
+        part: What an unfinished run has written to the output folder.
+
+    Returns:
+        An error message for each source that could not be read, and a summary to print.
+
+    Raises:
+        ConfigError: An option or the config is invalid.
+        CheckpointError: The weights are missing, damaged, or do not match the config.
+    """
+    for name in ("score_threshold", "crops", "tile", "overlap", "format", "track"):
+        given = getattr(args, name)
+        if given is not None and given is not False:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for detectors, but {args.config_file} is a semantic "
+                "segmentation model. Leave it out."
+            )
+    segmentor = Segmentor(
+        args.config_file,
+        args.weights,
+        overrides=overrides,
+        batch_size=args.batch_size,
+        device=args.device,
+        public_key=args.public_key,
+    )
+    settings = {"model": segmentor.fingerprint(), **_settings(args, "classes", "stride")}
+    files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
+    faults = _predict(args, segmentor, files, sources)
+    return faults, f"{counted(part.images, 'label map')}: {files.folder / LABELS_NAME}{files.drawn(sources)}"
+
+
+def _predict(
+    args: argparse.Namespace,
+    predict: Callable[[Sequence[Pixels]], Sequence[Prediction]],
+    files: OutputFiles[Prediction],
+    sources: Sequence[Source],
+    start_tracks: Callable[[float], Track[Prediction]] | None = None,
+) -> list[str]:
+    classes = _class_indices(args.classes, files.class_names) if args.classes else None
+    with _progress() as progress:
+        steps = PredictionRun(
+            predict,
+            files,
+            batch_size=args.batch_size,
+            progress=progress,
+            classes=classes,
+            stride=args.stride or 1,
+            start_tracks=start_tracks,
+            quiet=args.quiet,
+            resume_command=args.resume_command,
+        )
+        return steps.run(sources)
+
+
+def _settings(args: argparse.Namespace, *names: str) -> dict[str, object]:
+    return {f"--{name}": getattr(args, name) for name in names}
+
+
+def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(
+                f"--classes {name}: unknown class.{hint} The classes of the model are {', '.join(known)}."
+            )
+    return [known.index(name) for name in names]
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Bars(console, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
