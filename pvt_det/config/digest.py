@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from pvt_det.config.keys import get_config
 from pvt_det.utils.digest import value_digest
 
-# Keys that change no result: paths and names, whose content has a digest of its own, and how the work is done.
-_WITHOUT_EFFECT = frozenset(
+# Where files are, whose content has a digest of its own, and how the work is done. They change no result.
+EXECUTION_KEYS = frozenset(
     {
         "CUDNN_BENCHMARK",
         "DATALOADER.NUM_WORKERS",
@@ -29,15 +29,18 @@ _WITHOUT_EFFECT = frozenset(
         "MODEL.PVT.COMPILE",
         "MODEL.WEIGHTS",
         "OUTPUT_DIR",
-        "SOLVER.CHECKPOINT_KEEP",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "SOLVER.MAX_NONFINITE_STEPS",
-        "TEST.EVALUATOR",
-        "TEST.ON_ERROR",
         "VERSION",
         "VIS_PERIOD",
     }
 )
+# Further keys that change no result. A resumed run treats them differently: all its processes must agree on them.
+_WITHOUT_EFFECT = EXECUTION_KEYS | {
+    "SOLVER.CHECKPOINT_KEEP",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.MAX_NONFINITE_STEPS",
+    "TEST.EVALUATOR",
+    "TEST.ON_ERROR",
+}
 # Further keys in which a run may differ from a published recipe: what its data, its seed or its machine decides.
 _NOT_OF_RECIPE = frozenset(
     {
