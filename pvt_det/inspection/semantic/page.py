@@ -127,7 +127,5 @@ def _pictures(found: LabelInspection, chosen: Sequence[LabelFile]) -> html.Html:
         image, (labels,) = shrink(image, (labels,), _WIDTH)
         drawn.append(html.pair(image, paint(image, labels, scheme.ignore_value), each.image.name))
         maps.append(labels)
-    colors = class_colors()
-    entries = legend_entries(maps, scheme.class_names, scheme.ignore_value)
-    key = html.legend([(name, None if index is None else colors[index]) for name, index in entries])
+    key = html.legend(legend_entries(maps, scheme.class_names, scheme.ignore_value))
     return html.join(key, html.drawings(drawn))
