@@ -43,7 +43,7 @@ def folder_digest(folder: str | Path, suffix: str) -> str:
         suffix: Suffix of the files that count, in lower case, such as ".png".
 
     Returns:
-        The digest as 64 hex digits, which does not depend on where the folder is. "" if there are no such files.
+        The digest as 64 hex digits, which does not depend on where the folder is. "" without such files.
 
     Raises:
         OSError: A file cannot be read.
