@@ -72,13 +72,14 @@ def test_each_of_several_test_sets_has_results(tmp_path, tiny_cfg, shapes):
     for name in ("train", "val"):
         register_coco(f"several_{name}", shapes / f"annotations/instances_{name}.json", shapes / name)
     changes = {"SOLVER__MAX_ITER": 1, "SOLVER__STEPS": [], "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
-    cfg = tiny_cfg(tmp_path / "run", TEST__BEST_METRIC="several_train/bbox/AP", **changes)
+    cfg = tiny_cfg(tmp_path / "run", **changes)
     cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("several_train",), ("several_train", "several_val")
     cfg.MODEL.RETINANET.NUM_CLASSES = 4
     metrics = train(cfg)
     trained = [tmp_path / "run", tmp_path / "run/evaluation/several_val"]
     assert [load_run(folder).shown for folder in trained] == ["final", "final"]
+    assert load_run(trained[0]).checkpoints["best"].selected_by == "bbox/AP"
 
     cfg = load_config(tmp_path / "run/config.yaml", ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
     cfg.OUTPUT_DIR = str(tmp_path / "evaluated")
