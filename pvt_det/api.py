@@ -75,7 +75,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate weights on `DATASETS.TEST`.
 
-    The results are written to the output folder. If that is a run folder, they go to `evaluation/DATASET` in it.
+    The results are written to the output folder. If that is a run folder, or if there are several data sets, they go to
+    `evaluation/DATASET` in it.
 
     With several processes, call it in every process of the group.
 
@@ -96,8 +97,8 @@ def evaluate(
     """
     with default_setup(cfg, resume=resume, eval_only=True, note=note):
         metrics = evaluate_weights(cfg, config_file=config_file, resume=resume, allow_partial=allow_partial)
-        if page and comm.is_main_process():
-            _try_page(evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST) / PAGE_NAME, against)
+        for name in cfg.DATASETS.TEST if page and comm.is_main_process() else ():
+            _try_page(evaluation_folder(cfg, name) / PAGE_NAME, against)
     return metrics
 
 

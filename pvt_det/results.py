@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -312,7 +313,7 @@ def save_results(
         Path of the file.
     """
     recorded = {
-        name: asdict(RecordedFile(str(path.relative_to(folder)), file_digest(path)))
+        name: asdict(RecordedFile(os.path.relpath(path, folder), file_digest(path)))
         for name, path in (files or {}).items()
         if path.is_file()
     }

@@ -12,7 +12,8 @@
   For label maps, `segmentation.json` with the confusion matrix and the predictions for the worst and best images.
 - `train_batch.jpg`: the first training images with their labels.
 - `README.md`, `report.html`: the model card and the report page.
-- `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`.
+- `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`. If
+  a run has several test data sets, `results.json` is about the first one, and each other one has such a folder.
 
 A prediction has a folder of its own, with `detections.json` and `images.json`.
 
@@ -28,11 +29,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
-from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.recipes import is_recipe_name, recipe_file
 from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.plain_yaml import read_plain_yaml
 from pvt_det.utils.text import warn_deprecated
 
 if TYPE_CHECKING:  # classification works without Detectron2
@@ -75,6 +77,8 @@ _OWNERS = {
 }
 # Kinds that an evaluation can be given instead of an output folder. It writes to a folder of its own in it.
 WITH_MODEL = (TRAINING, SHARED)
+# Config keys that name the data to evaluate on.
+_TEST_PATHS = ("VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")
 # Files that only a training run writes.
 _CHECKPOINTS = (MANIFEST_NAME, FINAL_NAME, BEST_NAME, CLASSIFIER_LAST_NAME, CLASSIFIER_BEST_NAME)
 # File names of earlier versions.
@@ -124,18 +128,36 @@ def require_kind(folder: str | os.PathLike[str], kind: str) -> None:
         )
 
 
-def evaluation_folder(output: str | os.PathLike[str], datasets: Sequence[str]) -> Path:
-    """Return the folder for the results of an evaluation.
+def evaluation_folder(cfg: CfgNode, dataset: str) -> Path:
+    """Return the folder for the results of an evaluation, which may not exist yet.
 
     Args:
-        output: The output folder of the evaluation, or the folder of a run or of a shared model.
-        datasets: Names of the evaluated data sets.
+        cfg: Config with the output folder of the evaluation, or with the folder of a run or of a shared model.
+        dataset: Name of the evaluated data set.
 
     Returns:
-        `evaluation/DATASET` in the folder of a run or of a shared model, whose own files are kept. Otherwise `output`.
+        `evaluation/DATASET` in the folder of a run or of a shared model, whose own files are kept, or if there are
+        several data sets. A number is added to the name if that folder has the evaluation of other data with the same
+        name. Otherwise the output folder itself.
     """
-    path = Path(output)
-    return path / EVALUATION_FOLDER / "+".join(datasets) if folder_kind(path) in WITH_MODEL else path
+    output = Path(cfg.OUTPUT_DIR)
+    if folder_kind(output) not in WITH_MODEL and len(cfg.DATASETS.TEST) < 2:
+        return output
+    folder, number = output / EVALUATION_FOLDER / dataset, 1
+    while _is_of_other_data(folder, cfg):
+        number += 1
+        folder = folder.with_name(f"{dataset}_{number}")
+    return folder
+
+
+def _is_of_other_data(folder: Path, cfg: CfgNode) -> bool:
+    """Return whether a folder has an evaluation on data that was given by different paths."""
+    try:
+        recorded = read_plain_yaml(folder / CONFIG_NAME, DataError)["DATASETS"]
+        pairs = [(recorded[key], cfg.DATASETS[key]) for key in _TEST_PATHS]
+    except (DataError, KeyError, TypeError):
+        return False
+    return any(Path(old).absolute() != Path(new).absolute() for old, new in pairs)
 
 
 def _has_old_detections(file: Path) -> bool:

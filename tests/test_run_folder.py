@@ -15,7 +15,7 @@ from pvt_det.deployment.api import load_detector
 from pvt_det.errors import CheckpointError, ConfigError, DataError, Interrupted
 from pvt_det.profiling import find_weights
 from pvt_det.results import load_run
-from pvt_det.run_folder import path_in_run
+from pvt_det.run_folder import evaluation_folder, path_in_run, write_config
 from tests.command_line import run_command
 from tests.drills.tiny import shapes_keys, tiny_words
 from tests.tiny_runs import CONFIG, TINY, stop_in
@@ -245,3 +245,28 @@ def test_only_paths_in_the_run_are_shortened(tmp_path, monkeypatch):
     for name in ("pvt://pvt_small", "", "model_best.pth"):
         assert path_in_run(name, run) == name
     assert path_in_run("model_best.pth", Path("evaluation/val")) == "model_best.pth"
+
+
+# --- evaluations -----------------------------------------------------------------------------------------------------
+def test_evaluations_on_different_data_of_the_same_name_are_kept_apart(tmp_path):
+    (tmp_path / "model_final.pth").touch()
+    cfg = load_config("retinanet_pvt_tiny", ["OUTPUT_DIR", str(tmp_path)])
+    found = []
+    for images in ("first", "second", "first", "third"):
+        cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES = "val.json", images
+        folder = evaluation_folder(cfg, "val")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, cfg)
+        found.append(folder.relative_to(tmp_path).as_posix())
+    assert found == ["evaluation/val", "evaluation/val_2", "evaluation/val", "evaluation/val_3"]
+    # The same data, named differently.
+    cfg.DATASETS.VAL_IMAGES = str(Path("second").absolute())
+    assert evaluation_folder(cfg, "val").name == "val_2"
+
+
+def test_evaluation_without_a_run_is_in_its_output_folder_unless_there_are_several(tmp_path):
+    cfg = load_config("retinanet_pvt_tiny", ["OUTPUT_DIR", str(tmp_path)])
+    cfg.DATASETS.TEST = ("a",)
+    assert evaluation_folder(cfg, "a") == tmp_path
+    cfg.DATASETS.TEST = ("a", "b")
+    assert evaluation_folder(cfg, "b") == tmp_path / "evaluation/b"

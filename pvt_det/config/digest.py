@@ -13,50 +13,25 @@ from detectron2.config import CfgNode
 from pvt_det.config.keys import get_config
 from pvt_det.utils.digest import value_digest
 
-# Keys that change no result: paths and names, whose content has a digest of its own, and how the work is done.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "CUDNN_BENCHMARK",
-        "DATALOADER.NUM_WORKERS",
-        "DATASETS.ALLOW_OUTSIDE",
-        "DATASETS.CHECK",
-        "DATASETS.TEST",
-        "DATASETS.TRAIN",
-        *(f"DATASETS.{part}_{kind}" for part in ("TRAIN", "VAL") for kind in ("IMAGES", "JSON", "LABELS")),
-        "DATASETS.VAL_PANOPTIC_JSON",
-        "LOGGERS",
-        "MODEL.DEVICE",
-        "MODEL.PVT.CHECKPOINT_STAGES",
-        "MODEL.PVT.COMPILE",
-        "MODEL.WEIGHTS",
-        "OUTPUT_DIR",
-        "SOLVER.CHECKPOINT_KEEP",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "SOLVER.MAX_NONFINITE_STEPS",
-        "TEST.EVALUATOR",
-        "TEST.ON_ERROR",
-        "VERSION",
-        "VIS_PERIOD",
-    }
-)
+# Where files are, whose content has a digest of its own, and how the work is done. They change no result.
+EXECUTION_KEYS = frozenset((
+    "OUTPUT_DIR", "LOGGERS", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "MODEL.WEIGHTS",
+    "MODEL.PVT.COMPILE", "MODEL.PVT.CHECKPOINT_STAGES", "DATASETS.CHECK", "DATASETS.ALLOW_OUTSIDE",
+    "DATASETS.TRAIN", "DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES", "DATASETS.TRAIN_LABELS",
+    "DATASETS.TEST", "DATASETS.VAL_JSON", "DATASETS.VAL_IMAGES", "DATASETS.VAL_LABELS", "DATASETS.VAL_PANOPTIC_JSON",
+))  # fmt: skip
+# Further keys that change no result. A resumed run treats them differently: all its processes must agree on them.
+_WITHOUT_EFFECT = EXECUTION_KEYS | {
+    "SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_NONFINITE_STEPS",
+    "TEST.EVALUATOR", "TEST.ON_ERROR",
+}  # fmt: skip
 # Further keys in which a run may differ from a published recipe: what its data, its seed or its machine decides.
-_NOT_OF_RECIPE = frozenset(
-    {
-        "DATASETS.CLASS_NAMES",
-        "DATASETS.LABEL_NAMES",
-        "DATASETS.ON_ERROR",
-        "MODEL.RETINANET.NUM_CLASSES",
-        "MODEL.ROI_HEADS.NUM_CLASSES",
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-        "SEED",
-        "SOLVER.AMP.ENABLED",
-        "SOLVER.AMP.PRECISION",
-        "TEST.BEST_METRIC",
-        "TEST.EVAL_PERIOD",
-        "TEST.PRECISION",
-        "TEST.VALIDATION_LOSS",
-    }
-)
+_NOT_OF_RECIPE = frozenset((
+    "SEED", "DATASETS.CLASS_NAMES", "DATASETS.LABEL_NAMES", "DATASETS.ON_ERROR",
+    "MODEL.RETINANET.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    "SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION",
+    "TEST.BEST_METRIC", "TEST.EVAL_PERIOD", "TEST.PRECISION", "TEST.VALIDATION_LOSS",
+))  # fmt: skip
 # Only their product, the batch size of an optimizer step, is part of a recipe.
 _BATCH = ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS")
 

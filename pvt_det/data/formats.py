@@ -32,32 +32,33 @@ _LEVELS_UP = 3
 _CVAT_ROOT = re.compile(rb"<annotations[\s/>]")
 
 
-def detect_format(source: Path) -> str:
-    """Detect the annotation format of a data set.
+def find_annotations(source: Path) -> tuple[str, Path]:
+    """Detect the annotation format of a data set, and find the annotations of an image list.
 
     Args:
         source: A COCO JSON or CVAT XML file, a folder of Pascal VOC XML or YOLO text files, or an image list of one of
             the two.
 
     Returns:
-        "COCO", "CVAT", "Pascal VOC" or "YOLO".
+        "COCO", "CVAT", "Pascal VOC" or "YOLO", and the annotations: `source` itself, or for an image list the folder of
+        the data set (Pascal VOC) or of the label files (YOLO).
 
     Raises:
-        DataError: The source does not exist, or has none of these formats.
+        DataError: The source does not exist, has none of these formats, or is a list without annotations near it.
     """
     if source.is_dir():
         if find_voc_files(source):
-            return VOC_FORMAT
+            return VOC_FORMAT, source
         if _has_label_files(source):
-            return YOLO_FORMAT
+            return YOLO_FORMAT, source
         raise DataError(unknown_folder(source))
     if not source.is_file():
         raise DataError(f"{source} does not exist. Expected an annotation file or a folder of annotation files.")
     suffix = source.suffix.lower()
     if suffix in (".json", ".xml"):
-        return COCO_FORMAT if suffix == ".json" else CVAT_FORMAT
+        return COCO_FORMAT if suffix == ".json" else CVAT_FORMAT, source
     if is_image_list(source):
-        return annotations_of_list(source)[0]
+        return _annotations_of_list(source)
     hint = "Expected a .json or .xml file, or a list of images."
     if source.name in CLASS_FILES:
         hint = "Give the folder of the YOLO label files. This file is found from there."
@@ -65,13 +66,13 @@ def detect_format(source: Path) -> str:
 
 
 def holds_annotations(source: Path) -> bool:
-    """Return whether a path has an annotation format that `detect_format` knows.
+    """Return whether `find_annotations` finds annotations.
 
     Args:
         source: Any path.
     """
     try:
-        detect_format(source)
+        find_annotations(source)
     except DataError:
         return False
     return True
@@ -136,18 +137,7 @@ def is_image_list(path: Path) -> bool:
     return not _is_label(_first_words(path))
 
 
-def annotations_of_list(path: Path) -> tuple[str, Path]:
-    """Find the annotations of the images in a list.
-
-    Args:
-        path: A list of images.
-
-    Returns:
-        "Pascal VOC" and the folder of the data set, or "YOLO" and the folder of the label files.
-
-    Raises:
-        DataError: No annotations were found near the list.
-    """
+def _annotations_of_list(path: Path) -> tuple[str, Path]:
     if (images := images_of_list(path)) and _has_label_files(labels_of(images)):
         return YOLO_FORMAT, labels_of(images)
     above = path.absolute().parents[:_LEVELS_UP]

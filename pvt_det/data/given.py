@@ -11,7 +11,7 @@ from pvt_det.data.formats import (
     YAML_SUFFIXES,
     are_swapped,
     describe_folder,
-    detect_format,
+    find_annotations,
     is_image_list,
 )
 from pvt_det.errors import DataError
@@ -58,11 +58,11 @@ def _other_format(source: Path) -> str:
         if is_image_list(source):
             return "a list of images"
         is_json = source.suffix.lower() not in (".xml", ".txt")
-        return "" if is_json else f"annotations in the format of {detect_format(source)}"
+        return "" if is_json else f"annotations in the format of {find_annotations(source)[0]}"
     if folder_fault(source):
         return ""
     try:
-        return f"a folder of annotations in the format of {detect_format(source)}"
+        return f"a folder of annotations in the format of {find_annotations(source)[0]}"
     except DataError:
         return f"a folder, which contains {describe_folder(source)}"
 

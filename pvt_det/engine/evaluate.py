@@ -19,13 +19,12 @@ from torch import nn
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.loader import build_detection_test_loader, build_detection_validation_loader
-from pvt_det.engine.results import describe_data, write_results
+from pvt_det.engine.results import describe_data, with_test_set, write_results
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.results import EVALUATED, Checkpoint
-from pvt_det.run_folder import EVALUATION, evaluation_folder, inference_folder, path_in_run, write_config
-from pvt_det.utils.paths import make_folder
+from pvt_det.run_folder import EVALUATION, inference_folder, path_in_run, write_config
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.utils.progress import track
 from pvt_det.weights import load_pretrained
@@ -75,6 +74,11 @@ def evaluate(
                 results[name]["validation"] = validation_losses(cfg, model, name, before_image)
     finally:
         model.train(was_training)
+    return _by_data_set(results)
+
+
+def _by_data_set(results: Results) -> Results:
+    """Return the metrics by name of the data set, those of a single data set without it, as Detectron2 does."""
     if not comm.is_main_process():
         return {}
     return next(iter(results.values())) if len(results) == 1 else results
@@ -95,7 +99,8 @@ def evaluate_weights(
 ) -> Results:
     """Load weights, evaluate them on `DATASETS.TEST`, and write `evaluation.json`.
 
-    If the output folder belongs to a training run, everything is written to `evaluation/DATASET` in it.
+    If the output folder belongs to a training run, everything is written to `evaluation/DATASET` in it. Several data
+    sets have a folder each.
 
     Args:
         cfg: A config set up by `pvt_det.engine.defaults.default_setup`.
@@ -105,7 +110,8 @@ def evaluate_weights(
         test: Function that evaluates a model, such as `PVTTrainer.test`.
 
     Returns:
-        On the main process, the metrics in percent by task. On other processes, an empty dictionary.
+        On the main process, the metrics in percent by task. With several data sets, the outer keys are their names. On
+        other processes, an empty dictionary.
 
     Raises:
         CheckpointError: If the weights are missing, damaged or do not fit.
@@ -114,28 +120,20 @@ def evaluate_weights(
     if not cfg.DATASETS.TEST:
         raise ConfigError("No data set to evaluate on. Give --val-json and --val-images, or DATASETS.TEST.")
     weights, sha256, iterations = _find_weights(cfg, resume)
-    folder = evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST)
-    cfg = _with_output(cfg, folder)
-    data = describe_data(cfg) if comm.is_main_process() else []
+    parts = {name: with_test_set(cfg, name) for name in cfg.DATASETS.TEST}
+    data = {name: describe_data(part) if comm.is_main_process() else [] for name, part in parts.items()}
     model = build_model(cfg)
     load_pretrained(model, weights, allow_partial=allow_partial).require_whole()
-    metrics = test(cfg, model)
-    if comm.is_main_process():
-        write_config(folder, cfg)
-        checkpoints = {EVALUATED: Checkpoint(path_in_run(weights, folder), sha256, iterations, metrics)}
-        path = write_results(cfg, EVALUATION, model, checkpoints, config_file=config_file, data=data)
-        logger.info("Metrics of %s are in %s.", weights, path)
-    return metrics
-
-
-def _with_output(cfg: CfgNode, folder: Path) -> CfgNode:
-    """Return a frozen copy of a config with an output folder, which is created."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.freeze()
-    make_folder(folder)
-    return cfg
+    results = {}
+    for name, part in parts.items():
+        metrics = results[name] = test(part, model)
+        if comm.is_main_process():
+            folder = Path(part.OUTPUT_DIR)
+            write_config(folder, part)
+            checkpoints = {EVALUATED: Checkpoint(path_in_run(weights, folder), sha256, iterations, metrics)}
+            path = write_results(part, EVALUATION, model, checkpoints, config_file=config_file, data=data[name])
+            logger.info("Metrics of %s are in %s.", weights, path)
+    return _by_data_set(results)
 
 
 def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, str, int | None]:

@@ -24,7 +24,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from pvt_det.config import get_config
-from pvt_det.config.digest import leaves
+from pvt_det.config.digest import EXECUTION_KEYS, leaves
 from pvt_det.data.digest import describe_dataset
 from pvt_det.errors import ConfigError
 from pvt_det.utils.agreement import shortened
@@ -32,13 +32,8 @@ from pvt_det.utils.environment import CODE, code_fingerprint
 from pvt_det.utils.text import did_you_mean, listed
 
 _TRAINING_DATA, _TEST_DATA = "training data", "test data"
-# May differ between processes and change in a resumed run. What the paths lead to has digests of its own.
-_FREE = (
-    "OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE",
-    "SOLVER.REFERENCE_WORLD_SIZE", "MODEL.WEIGHTS", "MODEL.PVT.COMPILE", "MODEL.PVT.CHECKPOINT_STAGES",
-    "DATASETS.CHECK", "DATASETS.ALLOW_OUTSIDE",
-    "DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.TRAIN_*", "DATASETS.VAL_*", "DATASETS.PROPOSAL_FILES_*",
-)  # fmt: skip
+# May differ between processes and change in a resumed run.
+_FREE = (*EXECUTION_KEYS, "SOLVER.REFERENCE_WORLD_SIZE", "DATASETS.PROPOSAL_FILES_*")
 # May change in a resumed run without a word. They must agree between processes, which save and evaluate together.
 _WHEN = ("LOGGERS", "SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 # Decide the order of the data or the meaning of the optimizer's state.

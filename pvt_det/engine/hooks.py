@@ -122,7 +122,8 @@ class EvaluationHook(HookBase):
 
     Args:
         period: Number of iterations between evaluations. 0 evaluates at the end only.
-        metric: The metric to optimize, `task/name`. A metric with "loss" in its name is better when lower.
+        metric: The metric to optimize, `task/name`, on the first test data set. A metric with "loss" in its name is
+            better when lower.
         patience: Number of evaluations without improvement after which the run stops. 0 never stops.
         stop_on_error: Whether a failed evaluation during training ends the run. Otherwise it is logged and skipped.
     """
@@ -194,10 +195,12 @@ class EvaluationHook(HookBase):
             self.trainer.write_interim_results()
 
     def _compare(self, metrics: dict[str, float], done: int) -> None:
-        if self._metric not in metrics:
+        # The names of several test data sets precede those of their metrics. The first data set counts.
+        key = next((name for name in metrics if f"/{name}".endswith(f"/{self._metric}")), None)
+        if key is None:
             known = listed(sorted(metrics), 20)
             raise ConfigError(f"Unknown metric TEST.BEST_METRIC = {self._metric!r}. Expected one of {known}.")
-        value = metrics[self._metric]
+        value = metrics[key]
         sign = -1 if "loss" in self._metric else 1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_iteration, self._without_improvement = value, done, 0

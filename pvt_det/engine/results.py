@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -17,10 +19,14 @@ from pvt_det.evaluation.coco import GROUND_TRUTH_FILE, RESULTS_FILE
 from pvt_det.evaluation.label_results import SEGMENTATION_FILE
 from pvt_det.models.complexity import count_parameters
 from pvt_det.results import Checkpoint, DataRecord, save_results
-from pvt_det.run_folder import inference_folder, path_in_run
-from pvt_det.utils.digest import file_digest, value_digest
+from pvt_det.run_folder import EVALUATION, evaluation_folder, inference_folder, path_in_run, write_config
+from pvt_det.utils.digest import file_digest, folder_digest
 from pvt_det.utils.environment import environment
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.paths import make_folder
+
+# Files of the evaluation of a data set, by their field in the results.
+_FILES = {"detections": RESULTS_FILE, "ground_truth": GROUND_TRUTH_FILE, "segmentation": SEGMENTATION_FILE}
 
 
 def describe_data(cfg: CfgNode) -> list[DataRecord]:
@@ -50,13 +56,16 @@ def write_results(
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
+    A training run with several test data sets has the results of the first one in `results.json`, and those of each
+    other one as an evaluation in `evaluation/DATASET`.
+
     Args:
         cfg: The config, whose `OUTPUT_DIR` is the folder to write to.
         kind: "training" or "evaluation".
         model: The model, for its number of parameters.
         checkpoints: The checkpoints with their metrics in percent, by name. The first one is shown by reports and
             comparisons: the detections in the folder are its own. Metrics without a value (no ground truth of a class
-            or size) become null.
+            or size) become null. With several test data sets, the outer keys of the metrics are their names.
         config_file: Path of the config file that the run was started with.
         data: The data sets, as `describe_data` returned them before the run.
         usage: Training time and peak memory, as `UsageHook` measures them. None for an evaluation.
@@ -64,25 +73,66 @@ def write_results(
     Returns:
         Path of the file.
     """
-    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
-    folder = Path(cfg.OUTPUT_DIR)
     fields = {
-        "config_file": path_in_run(config_file, folder),
+        "config_file": path_in_run(config_file, Path(cfg.OUTPUT_DIR)),
         "config_sha256": config_digest(cfg),
         "recipe_sha256": recipe_digest(cfg),
         "model": model_name(cfg),
         "recipe": recipe(cfg),
-        "dataset": dataset,
         "parameters": count_parameters(model),
         "shown": next(iter(checkpoints)),
         "seed": cfg.SEED,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
         **(usage or {}),
     }
-    results = inference_folder(folder, dataset)
-    names = {"detections": RESULTS_FILE, "ground_truth": GROUND_TRUTH_FILE, "segmentation": SEGMENTATION_FILE}
-    files = {field: results / name for field, name in names.items()} if dataset else {}
-    return save_results(folder, kind, checkpoints, data, fields, files)
+    first, *others = cfg.DATASETS.TEST or ("",)
+    for name in others:
+        part = with_test_set(cfg, name)
+        write_config(Path(part.OUTPUT_DIR), part)
+        _save(cfg, name, part.OUTPUT_DIR, EVALUATION, checkpoints, data, fields)
+    return _save(cfg, first, cfg.OUTPUT_DIR, kind, checkpoints, data, fields)
+
+
+def _save(
+    cfg: CfgNode,
+    dataset: str,
+    folder: str,
+    kind: str,
+    checkpoints: Mapping[str, Checkpoint],
+    data: list[DataRecord],
+    fields: Mapping[str, Any],
+) -> Path:
+    """Write the part of the results that is about one test data set."""
+    if len(cfg.DATASETS.TEST) > 1:
+        checkpoints = {
+            name: replace(c, metrics=cast(Any, c.metrics).get(dataset, {})) for name, c in checkpoints.items()
+        }
+        data = [record for record in data if record.role == "train" or record.dataset == dataset]
+    results = inference_folder(cfg.OUTPUT_DIR, dataset)
+    files = {field: results / name for field, name in _FILES.items()} if dataset else {}
+    return save_results(Path(folder), kind, checkpoints, data, {**fields, "dataset": dataset}, files)
+
+
+def with_test_set(cfg: CfgNode, name: str) -> CfgNode:
+    """Return the frozen config of an evaluation on one of the test data sets, and create its output folder.
+
+    Args:
+        cfg: The config of a run or an evaluation.
+        name: Name of the data set, one of `DATASETS.TEST`.
+
+    Returns:
+        A copy with `DATASETS.TEST` and `OUTPUT_DIR` of the evaluation.
+
+    Raises:
+        ConfigError: The folder cannot be created or written to.
+    """
+    folder = evaluation_folder(cfg, name)
+    make_folder(folder)
+    part = cfg.clone()
+    part.defrost()
+    part.DATASETS.TEST, part.OUTPUT_DIR = (name,), str(folder)
+    part.freeze()
+    return part
 
 
 def recipe(cfg: CfgNode) -> str:
@@ -145,7 +195,4 @@ def _describe(role: str, name: str) -> Iterator[DataRecord]:
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of a folder's label maps. "" if it does not exist."""
-    if path.is_file():
-        return file_digest(path)
-    maps = sorted(path.rglob("*.png")) if path.is_dir() else []
-    return value_digest([(str(each.relative_to(path)), file_digest(each)) for each in maps]) if maps else ""
+    return file_digest(path) if path.is_file() else folder_digest(path, ".png")

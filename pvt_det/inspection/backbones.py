@@ -56,11 +56,6 @@ def _backbones() -> dict[str, Backbone]:
     return {backbone.name: backbone for backbone in (*pvts, *resnets)}
 
 
-def backbone_names() -> list[str]:
-    """Return the names of all backbones."""
-    return list(_backbones())
-
-
 def find_backbone(name: str) -> tuple[Backbone, str]:
     """Look up a backbone.
 

@@ -20,9 +20,7 @@ from pvt_det.data.formats import (
     VOC_FORMAT,
     VOC_IMAGES,
     YOLO_FORMAT,
-    annotations_of_list,
-    detect_format,
-    is_image_list,
+    find_annotations,
     read_lines,
 )
 from pvt_det.data.images import IMAGE_SUFFIXES, read_header
@@ -56,9 +54,7 @@ def to_coco(
     Raises:
         DataError: The annotations cannot be read, or the Pascal VOC images are in a subfolder of `image_root`.
     """
-    kind, folder = detect_format(source), source
-    if is_image_list(source):
-        kind, folder = annotations_of_list(source)
+    kind, folder = find_annotations(source)
     if kind == COCO_FORMAT:
         raise DataError(f"{source} is COCO JSON already. Expected annotations in another format.")
     if kind == VOC_FORMAT and (below := image_root / VOC_IMAGES).is_dir():
@@ -69,9 +65,9 @@ def to_coco(
         is_cvat = kind == CVAT_FORMAT
         content = read_cvat(source, findings) if is_cvat else read_voc(folder, image_root, findings)
         _fill_in_sizes(content["images"], image_root, findings)
-    if is_image_list(source):
-        # All files were read, so that all splits have the same classes.
-        _keep_listed(content, source, kind, findings)
+    if folder != source:
+        # All files of the list's folder were read, so that all splits have the same classes.
+        _keep_listed(content, source, kind, folder, findings)
     _use_classes(content, classes)
     make_folder(json_file.parent)
     write_atomically(json_file, json.dumps(content))
@@ -96,13 +92,13 @@ def find_image_lists(folder: Path) -> list[Path]:
     return [path for path in sorted((folder / LISTS).glob("*.txt")) if not _is_class_list(read_lines(path)[:1])]
 
 
-def _keep_listed(content: dict[str, Any], source: Path, kind: str, findings: Findings) -> None:
-    """Remove all images and annotations that are not in an image list from COCO content, in place."""
+def _keep_listed(content: dict[str, Any], source: Path, kind: str, folder: Path, findings: Findings) -> None:
+    """Remove all images and annotations that are not in the image list of a folder from COCO content, in place."""
     names = read_lines(source)
     if not names:
         raise DataError(f"{source} does not name any images. Expected image names without extension, one per line.")
     if _is_class_list(names):
-        lists = find_image_lists(annotations_of_list(source)[1])
+        lists = find_image_lists(folder)
         raise DataError(
             f"{source} is the list of a single class. Expected a list of image names only, such as "
             f"{', '.join(path.name for path in lists) or 'train.txt'}"

@@ -14,7 +14,7 @@ from hotcoco import COCO
 from pvt_det.data.coco.annotations import CocoData, entry_name, read_json
 from pvt_det.data.coco.check import examine
 from pvt_det.data.coco.findings import Findings
-from pvt_det.data.formats import COCO_FORMAT, LISTS, VOC_FORMAT, detect_format
+from pvt_det.data.formats import COCO_FORMAT, LISTS, VOC_FORMAT, find_annotations
 from pvt_det.inspection.files import FileFacts, read_facts, same_files, shared_images
 from pvt_det.inspection.formats import find_image_lists, to_coco
 from pvt_det.inspection.statistics import Statistics, describe
@@ -153,7 +153,7 @@ def inspect_dataset(
         DataError: The annotations cannot be read at all.
     """
     findings = Findings()
-    kind = detect_format(source)
+    kind, _ = find_annotations(source)
     if kind == COCO_FORMAT:
         json_file = source
     else:

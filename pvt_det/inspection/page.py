@@ -34,13 +34,34 @@ def inspection_page(
         leakage: Advice from `find_leakage` about the last data set of `parts`.
         on_error: Value of DATASETS.ON_ERROR, which decides whether problems are fixed, dropped or refused.
     """
-    sections = [(heading, content) for name, found in parts for heading, content in _sections(name, found, on_error)]
+    sections = [section for name, found in parts for section in _sections(name, found, on_error)]
     if len(parts) > 1:
-        shared = [_advice(item, parts[-1][1]) for item in leakage] or [
-            html.notice("No image is in both data sets.", "good")
-        ]
-        sections.append(("Overlap of the data sets", html.join(*shared)))
+        sections.append(overlap([_advice(item, parts[-1][1]) for item in leakage]))
     return html.page(title, sections)
+
+
+def overlap(advice: Sequence[html.Html]) -> tuple[str, html.Html]:
+    """Return the section about images and classes that only one or both of the data sets have.
+
+    Args:
+        advice: The advice about them.
+    """
+    none = html.notice("No image is in both data sets.", "good")
+    return "Overlap of the data sets", html.join(*(advice or [none]))
+
+
+def size_bars(sizes: Sequence[tuple[tuple[int, int], int]]) -> html.Html:
+    """Return bars with the number of images of each of the most frequent sizes.
+
+    Args:
+        sizes: Pairs of image size (width, height) and number of images, the most frequent size first.
+    """
+    more = len(sizes) - _MOST_SIZES
+    return html.join(
+        html.paragraph("Images by width and height, in pixels:"),
+        html.bars({f"{w} x {h}": count for (w, h), count in sizes[:_MOST_SIZES]}),
+        html.paragraph(f"… and {more} other sizes") if more > 0 else html.Html(""),
+    )
 
 
 def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str, html.Html]]:
@@ -59,15 +80,12 @@ def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str
             ),
         ),
     )
-    more = len(s.image_sizes) - _MOST_SIZES
     yield (
         f"{name}: sizes",
         html.join(
             html.paragraph("Objects by the square root of their box area, in pixels:"),
             html.bars(s.box_histogram()),
-            html.paragraph("Images by width and height, in pixels:"),
-            html.bars({f"{w} x {h}": count for (w, h), count in s.image_sizes[:_MOST_SIZES]}),
-            html.paragraph(f"… and {more} other sizes") if more > 0 else html.Html(""),
+            size_bars(s.image_sizes),
         ),
     )
     yield f"{name}: samples", html.gallery(_samples(found))

@@ -16,10 +16,9 @@ from pvt_det.data.formats import (
     VOC_FORMAT,
     VOC_IMAGES,
     YAML_SUFFIXES,
-    annotations_of_list,
     are_swapped,
     describe_folder,
-    detect_format,
+    find_annotations,
     find_image_folder,
     find_voc_files,
     has_images,
@@ -27,7 +26,6 @@ from pvt_det.data.formats import (
     images_of,
     images_of_list,
     is_cvat,
-    is_image_list,
     labels_of,
     unknown_folder,
 )
@@ -240,9 +238,7 @@ _IN_ONE_FOLDER = (_voc_parts, _coco_parts, _label_folders, _cvat_parts, _labels,
 
 def _with_images(source: Path) -> Place:
     """Find the images of annotations."""
-    kind, folder = detect_format(source), source
-    if is_image_list(source):
-        kind, folder = annotations_of_list(source)
+    kind, folder = find_annotations(source)
     if kind == VOC_FORMAT:
         below = [folder / VOC_IMAGES, folder / "images", folder.parent / VOC_IMAGES, folder.parent / "images", folder]
         found = next((path for path in below if has_images(path)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 
@@ -86,10 +85,7 @@ def _inspect_objects(request: Request, backbone: Backbone, task: str, console: C
         if request.write_config:
             _write_config(request, request.write_config, console, parts, backbone, task)
             written.add(request.write_config, "config for this data")
-        written.show(console)
-        if request.write_config:
-            command = shlex.join(["pvt-det", "train", "--config-file", str(request.write_config)])
-            console.print(f"Train with: {escape(command)}", soft_wrap=True)
+        written.show(console, request.write_config)
     return 0
 
 

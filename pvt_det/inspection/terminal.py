@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pvt_det.data.coco.findings import Findings
 from pvt_det.data.formats import VOC_FORMAT
 from pvt_det.inspection.inspect import Advice, Inspection
 from pvt_det.inspection.statistics import ClassCount, Statistics
@@ -17,6 +19,7 @@ from pvt_det.inspection.statistics import ClassCount, Statistics
 _BAR = 30
 _MOST_CLASSES = 30
 _SHOWN = 3
+_OUTCOMES = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}
 _DIFFICULT = " (objects marked difficult in Pascal VOC, ignored in training and evaluation)"
 
 
@@ -33,7 +36,7 @@ def summary(inspection: Inspection) -> list[tuple[str, str]]:
         ("Format", inspection.format),
         ("Image folder", str(inspection.image_root)),
         ("Images", f"{s.images:,}, {s.empty_images:,} of them without objects"),
-        ("Image sizes", image_sizes(s)),
+        ("Image sizes", image_sizes(s.image_sizes)),
         ("Objects", f"{s.objects:,}; {np.median(per_image):g} per image (median), at most {per_image.max():,}"),
         ("Crowd regions", f"{s.crowds:,}{_DIFFICULT if s.crowds and inspection.format == VOC_FORMAT else ''}"),
         ("Masks", masks),
@@ -50,20 +53,20 @@ def by_frequency(statistics: Statistics) -> list[ClassCount]:
     return sorted(statistics.classes, key=lambda count: -count.objects)
 
 
-def image_sizes(statistics: Statistics) -> str:
+def image_sizes(sizes: Sequence[tuple[tuple[int, int], int]]) -> str:
     """Describe the range of image sizes and the most frequent one.
 
     Args:
-        statistics: Statistics of the data set.
+        sizes: Pairs of image size (width, height) and number of images, the most frequent size first.
     """
-    if not statistics.image_sizes:
+    if not sizes:
         return "none"
-    sizes = np.array([size for size, _ in statistics.image_sizes])
-    (width, height), count = statistics.image_sizes[0]
+    (width, height), count = sizes[0]
     if len(sizes) == 1:
         return f"all {width} x {height}"
-    (w1, h1), (w2, h2) = sizes.min(axis=0), sizes.max(axis=0)
-    return f"{len(sizes):,} sizes from {w1} to {w2} wide and {h1} to {h2} high; {count:,} are {width} x {height}"
+    (w1, h1), (w2, h2) = np.min([size for size, _ in sizes], axis=0), np.max([size for size, _ in sizes], axis=0)
+    most = f"; {count:,} are {width} x {height}" if count > 1 else ""
+    return f"{len(sizes):,} sizes from {w1} to {w2} wide and {h1} to {h2} high{most}"
 
 
 def show(console: Console, title: str, inspection: Inspection, on_error: str) -> None:
@@ -75,23 +78,44 @@ def show(console: Console, title: str, inspection: Inspection, on_error: str) ->
         inspection: Inspection of the data set.
         on_error: Value of DATASETS.ON_ERROR, which decides whether problems are fixed, dropped or refused.
     """
-    console.rule(f"[bold]{escape(title)}: {escape(str(inspection.source))}", align="left")
-    facts = Table.grid(padding=(0, 2))
-    for name, value in summary(inspection):
-        facts.add_row(name, escape(value))
-    console.print(facts)
+    show_summary(console, f"{title}: {inspection.source}", summary(inspection))
     s = inspection.statistics
     counted = [c for c in by_frequency(s) if c.objects]
     console.print(_bars("Objects by class", {c.name: c.objects for c in counted[:_MOST_CLASSES]}))
     if len(counted) > _MOST_CLASSES:
         console.print(f"… and {len(counted) - _MOST_CLASSES} classes with fewer objects")
     console.print(_bars("Objects by size (sqrt of the box area)", s.box_histogram()))
-    for line in inspection.findings.lines(on_error):
-        color = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}[line.split(":")[0]]
-        console.print(f"[{color}]{escape(line)}")
+    show_problems(console, inspection.findings, on_error)
     show_advice(console, inspection.advice)
     if not inspection.findings.problems and not inspection.advice:
         console.print("[bold green]no problems found")
+
+
+def show_summary(console: Console, title: str, facts: Sequence[tuple[str, str]]) -> None:
+    """Print the main numbers of a data set below a title.
+
+    Args:
+        console: Console to print to.
+        title: The title, with the files of the data set.
+        facts: Pairs of name and value.
+    """
+    console.rule(f"[bold]{escape(title)}", align="left")
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+def show_problems(console: Console, findings: Findings, on_error: str) -> None:
+    """Print one line per kind of problem.
+
+    Args:
+        console: Console to print to.
+        findings: The problems.
+        on_error: Value of DATASETS.ON_ERROR, which decides whether problems are fixed, dropped or refused.
+    """
+    for line in findings.lines(on_error):
+        console.print(f"[{_OUTCOMES[line.split(':')[0]]}]{escape(line)}")
 
 
 def show_advice(console: Console, advice: Sequence[Advice]) -> None:
@@ -132,15 +156,19 @@ class Written:
         """
         self._files.append((str(path), what))
 
-    def show(self, console: Console) -> None:
-        """Print the files, one per line.
+    def show(self, console: Console, config: Path | None = None) -> None:
+        """Print the files, one per line, and how to train.
 
         Args:
             console: Console to print to.
+            config: The written config, or None if there is none.
         """
         width = max((len(name) for name, _ in self._files), default=0)
         for name, what in self._files:
             console.print(f"Wrote {escape(name.ljust(width))}  {what}", soft_wrap=True)
+        if config:
+            command = shlex.join(["pvt-det", "train", "--config-file", str(config)])
+            console.print(f"Train with: {escape(command)}", soft_wrap=True)
 
 
 def _bars(title: str, values: dict[str, int]) -> Table:

@@ -74,8 +74,8 @@ def _require_one_data_set(run: Run) -> None:
     ]
     if several:
         raise DataError(
-            f"{run.folder} was evaluated on several data sets ({', '.join(several)}). A report covers one data set. "
-            "Set DATASETS.TEST to one of them and evaluate again."
+            f"{run.folder} was evaluated on several data sets ({', '.join(several)}) by an earlier version. A report "
+            "covers one data set. Evaluate again with pvt-det eval, which writes results for each."
         )
 
 

@@ -118,9 +118,7 @@ def _images(run: Run, results: LabelResults) -> Html:
             continue
         drawn.append(picture)
         maps += labels
-    entries = legend_entries(maps, results.class_names, results.ignore_label)
-    colors = class_colors()
-    key = legend([(name, None if index is None else colors[index]) for name, index in entries])
+    key = legend(legend_entries(maps, results.class_names, results.ignore_label))
     worst = join(*drawn[: len(results.worst)])
     best = drawn[len(results.worst) :]
     lead = (

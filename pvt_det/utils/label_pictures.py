@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from pvt_det.utils.colors import class_colors
 from pvt_det.utils.plates import font
 
 Picture = NDArray[np.uint8]
+# Name and RGB color of a class in a legend. None instead of the color for pixels without a class.
+Entry: TypeAlias = tuple[str, Sequence[int] | None]
 VOID_NAME = "void (ignored)"
 _OPACITY = 0.65
 _STRIPE = 5  # pixels, width of a stripe
@@ -77,9 +80,7 @@ def shrink(image: Picture, labels: Sequence[NDArray[np.uint8]], width: int) -> t
     return scaled, [np.asarray(Image.fromarray(each).resize(size, nearest)) for each in labels]
 
 
-def legend_entries(
-    maps: Iterable[NDArray[np.integer]], class_names: Sequence[str], ignore_value: int
-) -> list[tuple[str, int | None]]:
+def legend_entries(maps: Iterable[NDArray[np.integer]], class_names: Sequence[str], ignore_value: int) -> list[Entry]:
     """List the classes that occur in label maps, the most frequent first, and void at the end.
 
     Args:
@@ -88,43 +89,42 @@ def legend_entries(
         ignore_value: Value of the pixels without a class.
 
     Returns:
-        Name and class index of each class; None instead of the index for void.
+        Name and RGB color of each class; None instead of the color for void.
     """
     counts = sum((np.bincount(each.ravel(), minlength=256) for each in maps), start=np.zeros(256, np.int64))
     found = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value] and value != ignore_value]
-    entries: list[tuple[str, int | None]] = [
-        (class_names[value] if value < len(class_names) else str(value), value) for value in found
-    ]
-    return [*entries, *([(VOID_NAME, None)] if counts[ignore_value] else [])]
+    names = [class_names[value] if value < len(class_names) else str(value) for value in found]
+    void: list[Entry] = [(VOID_NAME, None)] if counts[ignore_value] else []
+    return [*zip(names, class_colors()[found].tolist(), strict=True), *void]
 
 
-def draw_legend(entries: Sequence[tuple[str, int | None]], width: int) -> Picture:
+def draw_legend(entries: Sequence[Entry], width: int) -> Picture:
     """Draw the colors of classes with their names, in as many rows as needed.
 
     Args:
-        entries: Name and class index of each class as `legend_entries` returns them. At most 40 are drawn.
+        entries: Name and color of each class as `legend_entries` returns them. At most 40 are drawn.
         width: Width of the legend in pixels.
 
     Returns:
         The legend on white, `H×width×3`, RGB.
     """
-    shown = list(entries[:_MOST_ENTRIES])
     places, x, y = [], _SPACE // 2, 0
-    for name, value in shown:
+    for name, color in entries[:_MOST_ENTRIES]:
         length = _BOX + 6 + int(font(_FONT).getlength(name))
         if x > _SPACE // 2 and x + length > width:
             x, y = _SPACE // 2, y + _ROW
-        places.append((x, y, name, value))
+        places.append((x, y, name, color))
         x += length + _SPACE
-    if len(entries) > len(shown):
-        places.append((_SPACE // 2, y + _ROW, f"… and {len(entries) - len(shown)} other classes", -1))
-    canvas = Image.new("RGB", (width, (places[-1][1] if places else 0) + _ROW + 4), "white")
+    if others := len(entries) - len(places):
+        y += _ROW
+    canvas = Image.new("RGB", (width, y + _ROW + 4), "white")
     draw = ImageDraw.Draw(canvas)
-    for left, top, name, value in places:
-        if value != -1:
-            box = _stripes((_BOX, _BOX)) if value is None else np.full((_BOX, _BOX, 3), class_colors()[value])
-            canvas.paste(Image.fromarray(box.astype(np.uint8)), (left, top + 4))
-        draw.text((left + (_BOX + 6 if value != -1 else 0), top + 3), name, fill="black", font=font(_FONT))
+    for left, top, name, color in places:
+        box = _stripes((_BOX, _BOX)) if color is None else np.full((_BOX, _BOX, 3), color, np.uint8)
+        canvas.paste(Image.fromarray(box), (left, top + 4))
+        draw.text((left + _BOX + 6, top + 3), name, fill="black", font=font(_FONT))
+    if others:
+        draw.text((_SPACE // 2, y + 3), f"… and {others} other classes", fill="black", font=font(_FONT))
     return np.asarray(canvas)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pvt_det.utils.palette import Color, contrasting
+from pvt_det.utils.colors import Color, contrasting
 
 # Sizes to try, as fractions of the usual font size, until every label finds a free place.
 _SIZES = (1.0, 0.8, 0.65)

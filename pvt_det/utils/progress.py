@@ -159,30 +159,21 @@ class Bars(Progress):
         if self in _shown:
             _shown.remove(self)
 
-    def add_task(
-        self,
-        description: str,
-        start: bool = True,
-        total: float | None = 100.0,
-        completed: int = 0,
-        visible: bool = True,
-        **fields: Any,
-    ) -> TaskID:
+    def add_task(self, description: str, *args: Any, **options: Any) -> TaskID:
         """Add a task.
 
         Args:
             description: Its name.
-            start: Whether it starts now.
-            total: Number of its steps, or None if it is unknown.
-            completed: Number of steps already done.
-            visible: Whether it is shown. Without a terminal, a task that is not visible logs no lines.
-            fields: `headline` and `details`.
+            args: Further arguments of `rich.progress.Progress.add_task`.
+            options: Its keyword arguments, such as `total` and `completed`, the numbers of steps, and `headline` and
+                `details`. Without a terminal, a task that is not `visible` logs no lines.
 
         Returns:
             The task, for `advance` and `update`.
         """
-        added = {"headline": "", "details": (), "pace": Pace(completed), "said": (time.monotonic(), completed)}
-        return super().add_task(description, start, total, completed, visible, **added | fields)
+        done = options.get("completed", 0)
+        added: dict[str, Any] = {"headline": "", "details": (), "pace": Pace(done), "said": (time.monotonic(), done)}
+        return super().add_task(description, *args, **added | options)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         """Record that steps of a task have ended.

@@ -70,8 +70,8 @@ class RankWatch:
         self._missing: set[int] = set()
         self._watched_thread = threading.get_ident()
         self._progress = (0, time.monotonic())
+        # The last sign of life of each other process, with the time at which it was first seen.
         self._records: dict[int, dict[str, Any]] = {}
-        self._seen: dict[int, tuple[int, float]] = {}
         self._stopping, self._wake = threading.Event(), threading.Event()
         # Separate threads: reading the store blocks if the process that holds it hangs.
         self._exchange = threading.Thread(target=self._exchange_signs, name="signs_of_life", daemon=True)
@@ -159,9 +159,9 @@ class RankWatch:
             key = f"rank_watch/{rank}"
             if not self._store.check([key]):
                 continue
-            record = self._records[rank] = json.loads(self._store.get(key))
-            if self._seen.get(rank, (0, 0.0))[0] != record["beat"]:
-                self._seen[rank] = (record["beat"], now)
+            record, known = json.loads(self._store.get(key)), self._records.get(rank)
+            seen = known["seen"] if known and known["beat"] == record["beat"] else now
+            self._records[rank] = record | {"seen": seen}
 
     def _place(self) -> tuple[str, bool]:
         """Return where the main thread is, and whether it waits for other processes."""
@@ -179,10 +179,8 @@ class RankWatch:
         return all(rank in self._missing or self._records.get(rank, {}).get("final") for rank in self._others)
 
     def _all_seen_since(self, moment: float) -> bool:
-        return all(
-            rank in self._seen and (self._seen[rank][1] > moment or self._records[rank]["state"] != _RUNNING)
-            for rank in self._others
-        )
+        records = [self._records.get(rank) for rank in self._others]
+        return all(r is not None and (r["seen"] > moment or r["state"] != _RUNNING) for r in records)
 
     def _describe(self, rank: int, moment: float) -> str:
         """Describe what is wrong with another process, or return "" if it does its part."""
@@ -196,10 +194,10 @@ class RankWatch:
             return f"{name} has ended."
         if record["state"] == _LOST:
             return ""
-        if self._seen[rank][1] <= moment:
+        if record["seen"] <= moment:
             if record["host"] == socket.gethostname() and not _exists(record["pid"]):
                 return f"{name} has died: it was killed, or it ended with an error of its own."
-            silent = time.monotonic() - self._seen[rank][1]
+            silent = time.monotonic() - record["seen"]
             return f"{name} has not responded for {silent:.0f} seconds: it hangs or has died."
         if record["batches"] < self.batches or not record["waits"]:
             return f"{name} did not arrive: it is in {record['place']}."
@@ -213,9 +211,9 @@ class RankWatch:
         if now - self._progress[1] <= self._timeout + _EXTRA:
             return False
         return any(
-            now - moment > self._timeout or self._records[rank]["batches"] < self.batches
-            for rank, (_, moment) in list(self._seen.items())
-            if self._records[rank]["state"] == _RUNNING
+            now - record["seen"] > self._timeout or record["batches"] < self.batches
+            for record in list(self._records.values())
+            if record["state"] == _RUNNING
         )
 
     def _give_up(self) -> None:

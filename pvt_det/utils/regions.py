@@ -12,7 +12,7 @@ from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 from PIL import Image
 
-from pvt_det.utils.palette import Color, contrasting
+from pvt_det.utils.colors import Color, contrasting
 
 # Polygons, each a list x, y, x, y, …; or a run-length mask in COCO's format. In pixels of the original image.
 Segmentation = Sequence[Any] | dict[str, Any]

@@ -11,8 +11,7 @@ from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pvt_det.utils.colors import class_colors
-from pvt_det.utils.palette import Color, contrasting, object_colors
+from pvt_det.utils.colors import Color, class_colors, contrasting, object_colors
 from pvt_det.utils.plates import add_labels
 from pvt_det.utils.regions import rasterize
 

@@ -10,11 +10,13 @@ import torch
 
 from pvt_det.api import evaluate, train
 from pvt_det.config import load_config
+from pvt_det.data.coco.registration import register_coco
 from pvt_det.engine import defaults
 from pvt_det.engine.defaults import select_gpu
 from pvt_det.engine.evaluate import validation_losses
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.results import load_run
 
 
 @pytest.fixture
@@ -64,6 +66,35 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     evaluation = json.loads((finished / "evaluation/instances_val/evaluation.json").read_text())
     assert evaluation["checkpoints"]["evaluated"]["iteration"] == 2
     assert (finished / "config.yaml").read_text() == config_before
+
+
+def test_each_of_several_test_sets_has_results(tmp_path, tiny_cfg, shapes):
+    for name in ("train", "val"):
+        register_coco(f"several_{name}", shapes / f"annotations/instances_{name}.json", shapes / name)
+    changes = {"SOLVER__MAX_ITER": 1, "SOLVER__STEPS": [], "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
+    cfg = tiny_cfg(tmp_path / "run", **changes)
+    cfg.DATASETS.TRAIN_JSON = cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("several_train",), ("several_train", "several_val")
+    cfg.MODEL.RETINANET.NUM_CLASSES = 4
+    metrics = train(cfg)
+    trained = [tmp_path / "run", tmp_path / "run/evaluation/several_val"]
+    assert [load_run(folder).shown for folder in trained] == ["final", "final"]
+    assert load_run(trained[0]).checkpoints["best"].selected_by == "bbox/AP"
+
+    cfg = load_config(tmp_path / "run/config.yaml", ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
+    cfg.OUTPUT_DIR = str(tmp_path / "evaluated")
+    again = evaluate(cfg, page=True)
+    assert set(again) == set(metrics) == set(cfg.DATASETS.TEST)
+    evaluated = [tmp_path / "evaluated/evaluation" / name for name in cfg.DATASETS.TEST]
+    for folders in (trained, evaluated):
+        for folder, name, images in zip(folders, ("several_train", "several_val"), (8, 3), strict=True):
+            found = load_run(folder)
+            assert (found.dataset, found.value("bbox")) == (name, metrics[name]["bbox"]["AP"])
+            assert [record.dataset for record in found.data if record.role == "test"] == [name]
+            assert found.has_detections
+            assert not found.mismatches
+            assert len(found.read_ground_truth().images) == images
+    assert all((folder / "report.html").is_file() for folder in evaluated)
 
 
 def test_moving_average_is_saved_as_model(finished):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings
-from pvt_det.data.formats import detect_format
+from pvt_det.data.formats import find_annotations
 from pvt_det.errors import DataError
 from pvt_det.inspection.formats import to_coco
 from pvt_det.inspection.inspect import CORNER_BOXES, NORMALIZED_BOXES, find_leakage, inspect_dataset, suspect_boxes
@@ -92,7 +92,7 @@ def test_all_formats_give_the_same_data(name, data, tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
     source = as_format(name, data, folder)
-    assert detect_format(source) == name
+    assert find_annotations(source)[0] == name
     found = inspect(source, data.parent)
     assert found.format == name
     assert not found.findings.problems
@@ -136,7 +136,7 @@ def test_yolo_polygons_subfolders_and_invalid_lines(tmp_path):
 
 def test_error_for_folder_of_json_files_names_the_files(data):
     with pytest.raises(DataError, match=r"neither .* To read COCO JSON, give the file: .*set\.json$"):
-        detect_format(data.parent)
+        find_annotations(data.parent)
 
 
 def test_yolo_without_class_names_or_images(tmp_path):
@@ -318,7 +318,7 @@ def test_unknown_source(tmp_path, name, message):
     elif name == "x":
         (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=message):
-        detect_format(tmp_path / name)
+        find_annotations(tmp_path / name)
 
 
 def test_statistics(data):

@@ -56,9 +56,15 @@ def test_shrink_keeps_the_labels():
 
 def test_legend_lists_what_occurs():
     labels = np.array([[0, 1, 1, 1], [0, 1, 5, 9]])
-    assert legend_entries([labels], ["road", "car"], 9) == [("car", 1), ("road", 0), ("5", 5), (VOID_NAME, None)]
-    drawn = draw_legend([("car", 1), (VOID_NAME, None)], 300)
+    colors = class_colors().tolist()
+    entries = [("car", colors[1]), ("road", colors[0]), ("5", colors[5]), (VOID_NAME, None)]
+    assert legend_entries([labels], ["road", "car"], 9) == entries
+    drawn = draw_legend([("car", colors[1]), (VOID_NAME, None)], 300)
     assert drawn.shape[1] == 300
     assert (drawn == class_colors()[1]).all(axis=2).sum() == 14 * 14
-    assert draw_legend([(f"a class {number}", number) for number in range(9)], 300).shape[0] > 2 * drawn.shape[0]
+    assert (
+        draw_legend([(f"a class {number}", colors[number]) for number in range(9)], 300).shape[0] > 2 * drawn.shape[0]
+    )
     assert draw_legend([], 300).shape[1] == 300
+    many = [("a", colors[0])] * 40
+    assert len(draw_legend([*many, many[0]], 300)) - len(draw_legend(many, 300)) == 22  # "… and 1 other classes"

@@ -9,7 +9,7 @@ import pytest
 from detectron2.structures import BoxMode
 from hotcoco import mask as mask_util
 
-from pvt_det.utils.palette import luminance, object_colors
+from pvt_det.utils.colors import luminance, object_colors
 from pvt_det.utils.plates import place_labels
 from pvt_det.utils.visualizer import class_colors, draw, draw_labels, sheet
 

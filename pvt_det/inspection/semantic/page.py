@@ -10,6 +10,7 @@ import numpy as np
 from pvt_det.data.images import read_image, read_labels
 from pvt_det.errors import DataError
 from pvt_det.inspection.inspect import Advice
+from pvt_det.inspection.page import overlap, size_bars
 from pvt_det.inspection.semantic.inspection import LabelInspection
 from pvt_det.inspection.semantic.scan import LabelFile, conversion
 from pvt_det.inspection.semantic.terminal import summary
@@ -22,7 +23,6 @@ from pvt_det.utils.numbers import Number
 _WIDTH = 480
 _SAMPLES = 12
 _OFFENDERS = 6
-_MOST_SIZES = 10
 # Longer tables are collapsed.
 _SHOWN_CLASSES = 40
 
@@ -38,12 +38,9 @@ def label_page(
         leakage: Advice from `find_label_leakage` about the last data set of `parts`.
         on_error: Value of DATASETS.ON_ERROR, which decides whether problems are dropped or refused.
     """
-    sections = [(heading, content) for name, found in parts for heading, content in _sections(name, found, on_error)]
+    sections = [section for name, found in parts for section in _sections(name, found, on_error)]
     if len(parts) > 1:
-        shared = [html.notice(advice_line(item), "warning") for item in leakage] or [
-            html.notice("No image is in both data sets.", "good")
-        ]
-        sections.append(("Overlap of the data sets", html.join(*shared)))
+        sections.append(overlap([html.notice(advice_line(item), "warning") for item in leakage]))
     return html.page(title, sections)
 
 
@@ -53,15 +50,7 @@ def _sections(name: str, found: LabelInspection, on_error: str) -> Iterator[tupl
     if not found.files:
         return
     yield f"{name}: classes", _classes(found)
-    more = len(found.sizes) - _MOST_SIZES
-    yield (
-        f"{name}: sizes",
-        html.join(
-            html.paragraph("Images by width and height, in pixels:"),
-            html.bars({f"{w} x {h}": count for (w, h), count in found.sizes[:_MOST_SIZES]}),
-            html.paragraph(f"… and {more} other sizes") if more > 0 else html.Html(""),
-        ),
-    )
+    yield f"{name}: sizes", size_bars(found.sizes)
     yield f"{name}: samples", _pictures(found, _samples(found))
 
 
@@ -138,7 +127,5 @@ def _pictures(found: LabelInspection, chosen: Sequence[LabelFile]) -> html.Html:
         image, (labels,) = shrink(image, (labels,), _WIDTH)
         drawn.append(html.pair(image, paint(image, labels, scheme.ignore_value), each.image.name))
         maps.append(labels)
-    colors = class_colors()
-    entries = legend_entries(maps, scheme.class_names, scheme.ignore_value)
-    key = html.legend([(name, None if index is None else colors[index]) for name, index in entries])
+    key = html.legend(legend_entries(maps, scheme.class_names, scheme.ignore_value))
     return html.join(key, html.drawings(drawn))

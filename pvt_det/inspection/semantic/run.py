@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.inspection.backbones import Backbone
@@ -65,10 +63,7 @@ def inspect_label_maps(request: Request, backbone: Backbone, console: Console) -
         settings = recommend_labels(train, on_cpu=plan.on_cpu, batch=plan.batch, pretrained=bool(plan.weights))
         write_label_config(request.write_config, plan, settings, train, val)
         written.add(request.write_config, "config for this data")
-    written.show(console)
-    if request.write_config:
-        command = shlex.join(["pvt-det", "train", "--config-file", str(request.write_config)])
-        console.print(f"Train with: {escape(command)}", soft_wrap=True)
+    written.show(console, request.write_config)
     return 0
 
 

@@ -12,14 +12,13 @@ from rich.text import Text
 from pvt_det.inspection.semantic.inspection import LabelInspection
 from pvt_det.inspection.semantic.scan import conversion
 from pvt_det.inspection.semantic.values import value_list
-from pvt_det.inspection.terminal import show_advice
+from pvt_det.inspection.terminal import image_sizes, show_advice, show_problems, show_summary
 from pvt_det.utils.colors import class_colors
 from pvt_det.utils.text import counted
 
 _BAR = 30
 _MOST_CLASSES = 40
 _NAME_WIDTH = 32
-_OUTCOMES = {"refused": "bold red", "dropped": "yellow", "fixed": "green"}
 
 
 def summary(found: LabelInspection) -> list[tuple[str, str]]:
@@ -40,29 +39,12 @@ def summary(found: LabelInspection) -> list[tuple[str, str]]:
     )
     return [
         ("Label maps", f"{len(files):,} with an image"),
-        ("Image sizes", image_sizes(found)),
+        ("Image sizes", image_sizes(found.sizes)),
         ("Values", values or "none"),
         ("Classes", f"{len(scheme.classes):,}, {with_pixels:,} of them with pixels"),
         ("Void", f"value {scheme.ignore_value}{share} ({scheme.reason})"),
         ("Palette", palette if palettes == 0 else f"{palette}; only its indices count, not its colors"),
     ]
-
-
-def image_sizes(found: LabelInspection) -> str:
-    """Describe the range of image sizes and the most frequent one.
-
-    Args:
-        found: Inspection of the data set.
-    """
-    if not found.sizes:
-        return "none"
-    (width, height), count = found.sizes[0]
-    if len(found.sizes) == 1:
-        return f"all {width} x {height}"
-    sizes = np.array([size for size, _ in found.sizes])
-    (w1, h1), (w2, h2) = sizes.min(axis=0), sizes.max(axis=0)
-    most = f"; {count:,} are {width} x {height}" if count > 1 else ""
-    return f"{len(sizes):,} sizes from {w1} to {w2} wide and {h1} to {h2} high{most}"
 
 
 def show(console: Console, title: str, found: LabelInspection, on_error: str) -> None:
@@ -74,15 +56,10 @@ def show(console: Console, title: str, found: LabelInspection, on_error: str) ->
         found: Inspection of the data set.
         on_error: Value of DATASETS.ON_ERROR, which decides whether problems are dropped or refused.
     """
-    console.rule(f"[bold]{escape(title)}: {escape(str(found.label_root))}", align="left")
-    facts = Table.grid(padding=(0, 2))
-    for name, value in summary(found):
-        facts.add_row(name, escape(value))
-    console.print(facts)
+    show_summary(console, f"{title}: {found.label_root}", summary(found))
     if found.files:
         console.print(_classes(found))
-    for line in found.scan.findings.lines(on_error):
-        console.print(f"[{_OUTCOMES[line.split(':')[0]]}]{escape(line)}")
+    show_problems(console, found.scan.findings, on_error)
     if found.scan.colors:
         console.print("[bold]Training needs one channel with class numbers. This script converts the colors:")
         console.print(Syntax(conversion(found.scan.colors), "python", background_color="default", word_wrap=True))
