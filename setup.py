@@ -68,8 +68,10 @@ setup(
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "video": ["av>=14"],  # writes H.264, which browsers play
+        "app": ["gradio>=6"],  # needs pillow<13
         "dev": [
             "av>=14",
+            "gradio>=6",
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "ipykernel>=6",
