@@ -1,6 +1,6 @@
 """A local web page to try a model on: drop an image, move the score threshold, and download the results.
 
-The page is made with Gradio, which is an optional package.
+The page uses Gradio, an optional package.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def build_page(model: Model, folder: Path) -> gr.Blocks:
                     visible=isinstance(model, Predictor),
                     elem_id="threshold",
                 )
-                # A text box shows class and file names as they are, unlike Markdown or HTML.
+                # Unlike Markdown or HTML, a text box cannot run what class and file names contain.
                 text = gr.Textbox(label="Result", interactive=False, lines=2, elem_id="result")
                 files = gr.File(label="Download", file_count="multiple", interactive=False, height=120, elem_id="files")
             with gr.Column(scale=3):

@@ -63,8 +63,8 @@ def split_dataset(found: Inspection, fraction: float, seed: int) -> Split:
 
     Args:
         found: Inspection of the data set, with perceptual hashes. Images that cannot be used are not chosen.
-        fraction: Wished share of validation images, between 0 and 1. The number of images differs from the wish by at
-            most half of the largest group.
+        fraction: Target share of validation images, between 0 and 1. Their number differs from the target by at most
+            half of the largest group.
         seed: Seed of the choice.
 
     Returns:
@@ -123,14 +123,14 @@ def choose_validation(
     """Choose groups of images for validation, stratified by the rarest class in each group.
 
     The groups with the rarest class come first, in an order that depends on the seed. One after another, a group is
-    chosen if that brings the number of chosen images closer to the wish for the groups so far. So the share is right
+    chosen if that brings the number of chosen images closer to the target for the groups so far. So the share is right
     for all images and, up to the size of a group, for those of each rarest class.
 
     Args:
         groups: Image ids of each group.
         names: File names by image id.
         classes: Class names of the objects in an image, by image id. Images without objects can be missing.
-        fraction: Wished share of the images to choose, between 0 and 1.
+        fraction: Target share of the images to choose, between 0 and 1.
         seed: Seed of the order.
 
     Returns:

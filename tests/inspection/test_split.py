@@ -37,7 +37,7 @@ def data_sets(draw):
 
 @given(data=data_sets(), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9), shuffle=st.randoms())
 @settings(deadline=None, max_examples=50)
-def test_choice_keeps_groups_meets_the_wish_and_ignores_order(data, fraction, seed, shuffle: random.Random):
+def test_choice_keeps_groups_meets_the_target_and_ignores_order(data, fraction, seed, shuffle: random.Random):
     groups, names, classes = data
     chosen = choose_validation(groups, names, classes, fraction, seed)
     assert all(set(group) <= chosen or not set(group) & chosen for group in groups)
