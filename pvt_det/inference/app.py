@@ -90,7 +90,9 @@ def launched(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> Iter
         results.mkdir()
         # No other file of the machine may be readable through the page.
         settings = {"GRADIO_TEMP_DIR": str(served), "GRADIO_ALLOWED_PATHS": "", "GRADIO_ANALYTICS_ENABLED": "False"}
-        with _environment(settings):
+        # Gradio opens the page once itself, and must not do that through a proxy.
+        direct = ",".join(filter(None, (os.environ.get("no_proxy", os.environ.get("NO_PROXY")), "localhost", host)))
+        with _environment({**settings, "no_proxy": direct, "NO_PROXY": direct}):
             page = build_page(model, results)
             try:
                 _, url, _ = page.launch(
@@ -108,7 +110,8 @@ def launched(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> Iter
                 )
             except OSError as error:
                 raise ConfigError(
-                    f"The page cannot be served on {host}, port {port}: {error}. Choose another --port or --host."
+                    f"The page cannot be served on {host}, port {port}. The port is in use, or the address is not one of "
+                    "this machine. Choose another --port or --host."
                 ) from error
             try:
                 yield url
@@ -149,7 +152,8 @@ def build_page(model: Model, folder: Path) -> gr.Blocks:
             with gr.Column(scale=3):
                 picture = gr.Image(label="Picture", type="filepath", interactive=False, elem_id="picture")
         shown = [picture, text, files]
-        image.change(results.predict, [image, threshold], [state, *shown], api_name="predict", concurrency_limit=1)
+        one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}
+        image.change(results.predict, [state, image, threshold], [state, *shown], api_name="predict", **one_at_a_time)
         threshold.input(
             results.show,
             [state, threshold],
@@ -157,6 +161,7 @@ def build_page(model: Model, folder: Path) -> gr.Blocks:
             api_name="show",
             trigger_mode="always_last",
             show_progress="hidden",
+            **one_at_a_time,
         )
     page.queue(max_size=_MAX_WAITING)
     return page

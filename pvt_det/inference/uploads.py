@@ -60,10 +60,13 @@ class Results:
         self._folder = folder
         self.lowest_score = model.score_threshold if isinstance(model, Predictor) else 0.0
 
-    def predict(self, upload: str | None, threshold: float) -> tuple[Found | None, Path | None, str, list[str] | None]:
+    def predict(
+        self, previous: Found | None, upload: str | None, threshold: float
+    ) -> tuple[Found | None, Path | None, str, list[str] | None]:
         """Run the model on an uploaded image.
 
         Args:
+            previous: What was found in the visitor's previous image. Its files are removed.
             upload: The uploaded file, or None if it was removed.
             threshold: Minimum score of the detections to show, 0 to 1.
 
@@ -71,6 +74,7 @@ class Results:
             What was found, the drawing, its description and the files to download. For an image that cannot be used,
             the description says why.
         """
+        self.remove(previous)
         if upload is None:
             return None, None, "", None
         path = Path(upload)
@@ -110,10 +114,10 @@ class Results:
         return picture, text, [str(file) for file in files]
 
     def remove(self, found: Found | None) -> None:
-        """Remove the files of a visitor who left.
+        """Remove the files of results that are not shown any more.
 
         Args:
-            found: What `predict` found for this visitor.
+            found: What `predict` found. None removes nothing.
         """
         if found is not None:
             shutil.rmtree(found.folder, ignore_errors=True)
