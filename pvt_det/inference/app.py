@@ -110,8 +110,8 @@ def launched(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> Iter
                 )
             except OSError as error:
                 raise ConfigError(
-                    f"The page cannot be served on {host}, port {port}. The port is in use, or the address is not one of "
-                    "this machine. Choose another --port or --host."
+                    f"The page cannot be served on {host}, port {port}. The port is in use, or the address is not that "
+                    "of this machine. Choose another --port or --host."
                 ) from error
             try:
                 yield url
