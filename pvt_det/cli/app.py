@@ -23,7 +23,7 @@ examples:
   for everyone who can reach this machine, without a password:
     %(prog)s output/mine --host 0.0.0.0
 
-Ctrl-C ends it. Uploaded images and results are removed then, or an hour after their last use.
+Ctrl-C ends it. Uploaded images and results are removed then, or about an hour after the upload.
 Needs Gradio: pip install gradio
 exit codes: 0 done, 2 configuration, 4 checkpoint
 """

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 MAX_UPLOAD = "100mb"
-# A tab keeps its results for this long after they were last used, and at most this many tabs keep theirs.
+# A visitor's results are kept for this long after the upload, and those of at most this many visitors.
 _KEPT_SECONDS, _MAX_SESSIONS = 3600, 100
 _MAX_WAITING = 32  # requests
 
