@@ -308,6 +308,7 @@ def test_page_in_a_browser(url, detector, image, tmp_path):
         assert len(json.loads(file.read_text())["annotations"]) == counts[1]
         broken = tmp_path / "broken.jpg"
         broken.write_bytes(b"no image")
+        page.evaluate("document.querySelector('#image button[aria-label]').click()")  # removes the first image
         page.upload("#image input[type=file]", broken)
         message = page.wait("(v => v.startsWith('image') && v)(document.querySelector('#result textarea').value)")
         assert message.startswith("image broken.jpg is not an image")
