@@ -150,7 +150,10 @@ def build_page(model: Model, folder: Path) -> gr.Blocks:
                 text = gr.Textbox(label="Result", interactive=False, lines=2, elem_id="result")
                 files = gr.File(label="Download", file_count="multiple", interactive=False, height=120, elem_id="files")
             with gr.Column(scale=3):
-                picture = gr.Image(label="Picture", type="filepath", interactive=False, elem_id="picture")
+                # Gradio's third button would upload the picture to a public site.
+                picture = gr.Image(
+                    label="Picture", interactive=False, buttons=["download", "fullscreen"], elem_id="picture"
+                )
         shown = [picture, text, files]
         one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}
         image.change(results.predict, [state, image, threshold], [state, *shown], api_name="predict", **one_at_a_time)

@@ -289,6 +289,8 @@ def test_page_in_a_browser(url, detector, image, tmp_path):
         assert page.evaluate("document.querySelectorAll('img[onerror]').length") == 0
         source = page.wait("document.querySelector('#picture img')?.src")
         assert page.wait("document.querySelector('#picture img').naturalWidth") == 640
+        labels = page.evaluate("[...document.querySelectorAll('#picture button')].map(each => each.ariaLabel).join()")
+        assert "share" not in labels.lower()
         link = page.wait("document.querySelector('#files a[href]')?.href")
         counting = Counting(detector)
         page.evaluate("document.querySelector('#threshold input[type=range]').focus()")
