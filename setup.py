@@ -71,9 +71,11 @@ setup(
         "supervision": ["supervision>=0.30"],  # earlier versions install a second OpenCV
         "video": ["av>=14"],  # writes H.264, which browsers play
         "wandb": ["wandb>=0.19"],
+        "app": ["gradio>=6"],  # needs pillow<13
         "dev": [
             "alembic>=1.13",
             "av>=14",
+            "gradio>=6",
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "ipykernel>=6",

@@ -3,6 +3,7 @@
 Examples:
     %(prog)s train.json images/ --val-json val.json --val-images images/ --html report.html --write-config mine.yaml
     %(prog)s VOC2007/ --write-config mine.yaml
+    %(prog)s all.json images/ --val-fraction 0.2 --seed 0 --write-config mine.yaml
     %(prog)s data.yaml --write-config baseline.yaml --model R_18
     %(prog)s labels/ images/ --val-labels val_labels/ --val-images val/ --class-names names.txt --write-config mine.yaml
 
@@ -49,6 +50,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--val-images", type=Path, metavar="DIR", help="images of --val-json or --val-labels (default: IMAGES)"
     )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="set this share of the images aside to evaluate on, such as 0.2; near duplicates stay on one side",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the choice of --val-fraction (default: 0)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with images to this single file")
     parser.add_argument(
         "--check-data", choices=choices("DATASETS.CHECK"), default="fast", help="how to check the images"
@@ -64,7 +72,7 @@ def build_parser() -> ArgumentParser:
         "--write-json",
         type=Path,
         metavar="FILE",
-        help="write the annotations as COCO json to this file, and those of --val-json beside it",
+        help="write the annotations as COCO json to this file, and those to evaluate on beside it",
     )
     parser.add_argument(
         "--classes-of", metavar="RUN", help="run folder or config whose classes the data must have, for `pvt-det eval`"

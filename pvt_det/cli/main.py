@@ -19,6 +19,7 @@ COMMANDS = {
     "train-cls": "train or evaluate an ImageNet classifier",
     "eval": "evaluate a trained detector",
     "predict": "detect objects in images, videos and live streams",
+    "app": "try a model on a local web page",
     "explain": "draw attention maps",
     "configs": "list the recipes that come with this package",
     "compare": "compare finished runs in one table",

@@ -15,14 +15,14 @@ from pvt_det.utils.digest import value_digest
 
 # Where files are, whose content has a digest of its own, and how the work is done. They change no result.
 EXECUTION_KEYS = frozenset((
-    "OUTPUT_DIR", "LOGGERS", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "MODEL.WEIGHTS",
+    "OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "MODEL.WEIGHTS",
     "MODEL.PVT.COMPILE", "MODEL.PVT.CHECKPOINT_STAGES", "DATASETS.CHECK", "DATASETS.ALLOW_OUTSIDE",
     "DATASETS.TRAIN", "DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES", "DATASETS.TRAIN_LABELS",
     "DATASETS.TEST", "DATASETS.VAL_JSON", "DATASETS.VAL_IMAGES", "DATASETS.VAL_LABELS", "DATASETS.VAL_PANOPTIC_JSON",
 ))  # fmt: skip
 # Further keys that change no result. A resumed run treats them differently: all its processes must agree on them.
 _WITHOUT_EFFECT = EXECUTION_KEYS | {
-    "SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_NONFINITE_STEPS",
+    "LOGGERS", "SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_NONFINITE_STEPS",
     "TEST.EVALUATOR", "TEST.ON_ERROR",
 }  # fmt: skip
 # Further keys in which a run may differ from a published recipe: what its data, its seed or its machine decides.

@@ -16,18 +16,24 @@ from PIL import Image
 from pvt_det.evaluation.detections import as_json, pack_detections
 from pvt_det.inference.formats import DetectionFormat
 from pvt_det.inference.part import Part
-from pvt_det.inference.predictions import class_shares, count_classes, draw_detections, draw_label_map, write_picture
+from pvt_det.inference.predictions import (
+    class_shares,
+    count_classes,
+    describe_counts,
+    describe_shares,
+    draw_detections,
+    draw_label_map,
+    write_picture,
+)
 from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.inference.sources import Source
 from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
 from pvt_det.utils.files import write_json_list
 from pvt_det.utils.paths import make_folder
-from pvt_det.utils.text import listed
 from pvt_det.utils.visualizer import Picture
 
 LABELS_NAME, PICTURES_NAME, VIDEOS_NAME = "labels", "pictures", "videos"
 Prediction = TypeVar("Prediction")
-_MOST_SHARES = 5  # classes of a label map that are named in its description
 
 
 class OutputFiles(ABC, Generic[Prediction]):
@@ -218,8 +224,7 @@ class PredictionFiles(OutputFiles[Instances]):
         Args:
             prediction: The detections in an image.
         """
-        counts = count_classes(prediction, self.class_names)
-        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no objects"
+        return describe_counts(count_classes(prediction, self.class_names))
 
     def finish(self) -> None:
         """Write `detections.json`, `images.json` and the other formats, and remove the part."""
@@ -297,8 +302,7 @@ class LabelFiles(OutputFiles[Labels]):
         Args:
             prediction: `H×W` label map of an image.
         """
-        shares = class_shares(prediction, self.class_names)
-        return listed([f"{name} {share:.0%}" for name, share in shares.items()], _MOST_SHARES) or "no classes"
+        return describe_shares(class_shares(prediction, self.class_names))
 
 
 def _class_folders(class_names: Sequence[str]) -> list[str]:

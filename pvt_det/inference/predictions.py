@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.inference.pixels import Image, load_pixels
 from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.text import listed
 from pvt_det.utils.visualizer import MAX_SHOWN, Picture, draw, draw_labels
 
 _MIN_WIDTH = 640  # of drawings, in pixels
+_MOST_SHARES = 5  # classes of a label map that are named in its description
 
 
 class Detections(Instances):
@@ -201,6 +203,24 @@ def class_shares(labels: NDArray[np.uint8], class_names: Sequence[str]) -> dict[
     counts = np.bincount(np.ravel(labels), minlength=256)[: len(class_names)]
     order = np.argsort(-counts, kind="stable")
     return {class_names[index]: float(counts[index] / labels.size) for index in order if counts[index]}
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return the number of objects of each class, such as "4 cat, 1 dog", or "no objects".
+
+    Args:
+        counts: Number of objects by class name.
+    """
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no objects"
+
+
+def describe_shares(shares: Mapping[str, float]) -> str:
+    """Return the shares of the largest classes, such as "sky 45%, road 30%", or "no classes".
+
+    Args:
+        shares: Fraction of the pixels by class name, the largest first.
+    """
+    return listed([f"{name} {share:.0%}" for name, share in shares.items()], _MOST_SHARES) or "no classes"
 
 
 def draw_detections(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,22 @@ def shared_images(train: Mapping[int, FileFacts], val: Mapping[int, FileFacts]) 
             if distances.min() <= _MAX_DISTANCE:
                 pairs.append((ids[int(distances.argmin())], val_id, False))
     return pairs
+
+
+def similar_images(facts: Mapping[int, FileFacts]) -> Iterator[tuple[int, int]]:
+    """Find pairs of images that look similar in one data set.
+
+    Args:
+        facts: Facts with perceptual hashes by image id.
+
+    Yields:
+        The image ids of each pair. Each pair occurs once.
+    """
+    ids, hashes = list(facts), _bits(facts)
+    for index, image_id in enumerate(ids):
+        distances = np.bitwise_count(hashes[index + 1 :] ^ hashes[index]).sum(axis=1)
+        for later in np.flatnonzero(distances <= _MAX_DISTANCE).tolist():
+            yield image_id, ids[index + 1 + later]
 
 
 def _bits(facts: Mapping[int, FileFacts]) -> npt.NDArray[np.uint64]:

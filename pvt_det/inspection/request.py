@@ -21,6 +21,8 @@ class Request:
         val_json: Annotations to evaluate on. None takes those of a whole data set, if any.
         val_labels: Label maps to evaluate on.
         val_images: Images of the validation data. None takes `images`.
+        val_fraction: Share of the images to set aside as validation data, between 0 and 1. None splits nothing.
+        seed: Seed of that choice. None takes 0.
         html: HTML page to write.
         check_data: How to check the images, a value of DATASETS.CHECK.
         on_error: What to do with broken data, a value of DATASETS.ON_ERROR.
@@ -42,6 +44,8 @@ class Request:
     val_json: Path | None = None
     val_labels: Path | None = None
     val_images: Path | None = None
+    val_fraction: float | None = None
+    seed: int | None = None
     html: Path | None = None
     check_data: str = "fast"
     on_error: str = "stop"
@@ -67,6 +71,7 @@ class Request:
             ConfigError: An option has no effect, or a value is out of range.
         """
         self._check_kind(is_semantic)
+        self._check_split()
         if self.val_images and not (self.val_json or self.val_labels):
             raise ConfigError("--val-images needs --val-json or --val-labels. Add the annotations of these images.")
         if self.batch is not None and self.batch < 1:
@@ -83,10 +88,30 @@ class Request:
                 f"--write-json {self.write_json}: the file already exists. Choose another name, or remove it."
             )
 
+    def _check_split(self) -> None:
+        """Check the options about validation data from a part of the images."""
+        if self.val_fraction is None:
+            if self.seed is not None:
+                raise ConfigError("--seed has no effect without --val-fraction. Add it, or leave --seed out.")
+            return
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"--val-fraction {self.val_fraction}: expected a number between 0 and 1, such as 0.2.")
+        if self.val_json:
+            raise ConfigError("--val-fraction and --val-json both define the validation data. Leave one out.")
+        if not (self.write_json or self.write_config):
+            raise ConfigError(
+                "--val-fraction needs the name of a file to write. Add --write-config FILE for a config that uses both "
+                "parts, or --write-json FILE for their annotations only."
+            )
+
     def _check_kind(self, is_semantic: bool) -> None:
         """Refuse options of the other kind of data."""
-        of_objects = ("val_json", "allow_outside", "write_json", "classes_of")
-        known = {"val_json": "Use --val-labels.", "val_labels": "Use --val-json."}
+        of_objects = ("val_json", "val_fraction", "allow_outside", "write_json", "classes_of")
+        known = {
+            "val_json": "Use --val-labels.",
+            "val_fraction": "Move some images and label maps to other folders, and use --val-labels and --val-images.",
+            "val_labels": "Use --val-json.",
+        }
         for name in of_objects if is_semantic else ("val_labels", "class_names", "ignore_value"):
             if getattr(self, name) not in (None, False):
                 raise ConfigError(

@@ -19,8 +19,9 @@ from pvt_det.inspection.recommend import recommend
 from pvt_det.inspection.request import Request
 from pvt_det.inspection.semantic.run import inspect_label_maps
 from pvt_det.inspection.semantic.scan import is_label_folder
+from pvt_det.inspection.split import split_dataset, write_split
 from pvt_det.inspection.tasks import SEMANTIC
-from pvt_det.inspection.terminal import Written, show, show_advice
+from pvt_det.inspection.terminal import Written, show, show_advice, show_split
 from pvt_det.run_folder import config_file
 from pvt_det.utils.console import Console
 from pvt_det.utils.files import write_atomically
@@ -50,6 +51,8 @@ def inspect(request: Request) -> int:
         raise ConfigError(f"--model {request.model} is a config for --task {task}, but --task is {given}.")
     if request.write_config:
         check_place(request.write_config)
+    if request.val_fraction is not None:
+        _check_free(request)
     for file in filter(None, (request.html, request.write_json)):
         make_parent_folder(file)
     if is_semantic:
@@ -78,7 +81,14 @@ def _inspect_objects(request: Request, backbone: Backbone, task: str, console: C
             written.show(console)
             console.print(f"[bold red]{escape(_refusal(parts, request.on_error))}", soft_wrap=True)
             return DataError.exit_code
-        parts = [(name, found.saved_as(_json_file(request, number))) for number, (name, found) in enumerate(parts)]
+        if request.val_fraction is not None:
+            parts = _split(request, request.val_fraction, parts[0][1], console)
+            if not parts:
+                written.show(console)
+                console.print("[bold red]Refused.")
+                return DataError.exit_code
+        else:
+            parts = [(name, found.saved_as(_json_file(request, number))) for number, (name, found) in enumerate(parts)]
         for name, found in parts:
             if found.is_converted and _json_file(request, 0):
                 written.add(found.json_file, f"{name.lower()} as COCO JSON")
@@ -92,9 +102,17 @@ def _inspect_objects(request: Request, backbone: Backbone, task: str, console: C
 def _read(request: Request, task: str, temporary: Path) -> Parts:
     """Read the training data and, if there are any, the validation data."""
     places = find_places(request.annotations, request.images, request.val_json, request.val_images)
+    titles = ("Training data", "Validation data")
+    if request.val_fraction is not None:
+        titles = ("All data", "")
+        if len(places) > 1:
+            raise ConfigError(
+                f"--val-fraction: {request.annotations} has validation data already, {places[1].annotations}. Leave "
+                f"the option out, or give {places[0].annotations} alone."
+            )
     classes, classes_of = _classes_of(request.classes_of), str(request.classes_of)
     parts: Parts = []
-    for number, (name, place) in enumerate(zip(("Training data", "Validation data"), places, strict=False)):
+    for number, (name, place) in enumerate(zip(titles, places, strict=False)):
         found = inspect_dataset(
             place.annotations,
             place.images,
@@ -102,7 +120,7 @@ def _read(request: Request, task: str, temporary: Path) -> Parts:
             level=request.check_data,
             masks=task == "mask-rcnn",
             allow_outside=request.allow_outside,
-            perceptual_hashes=len(places) > 1,
+            perceptual_hashes=len(places) > 1 or request.val_fraction is not None,
             classes=classes,
             classes_of=classes_of,
             class_file=place.class_file,
@@ -110,9 +128,30 @@ def _read(request: Request, task: str, temporary: Path) -> Parts:
         if not classes:
             classes, classes_of = found.data.class_names, "the training data"
         parts.append((name, found))
-    if request.write_json and not any(found.is_converted for _, found in parts):
+    if request.write_json and request.val_fraction is None and not any(found.is_converted for _, found in parts):
         raise ConfigError(f"--write-json has no effect: {places[0].annotations} is COCO JSON already. Leave it out.")
     return parts
+
+
+def _check_free(request: Request) -> None:
+    """Check that the files of a split do not exist yet."""
+    for number in (0, 1):
+        if (file := _json_file(request, number)) and file.exists():
+            raise ConfigError(
+                f"{file} already exists. Choose another name for --write-json or --write-config, or remove the file."
+            )
+
+
+def _split(request: Request, fraction: float, found: Inspection, console: Console) -> Parts:
+    """Split a data set, show the parts and write their annotations. Return no parts if --strict refuses them."""
+    split = split_dataset(found, fraction, request.seed or 0)
+    show_split(console, split)
+    advice = split.advice()
+    show_advice(console, advice)
+    if advice and request.on_error == "strict":
+        return []
+    split = write_split(split, *filter(None, (_json_file(request, number) for number in (0, 1))))
+    return [("Training data", split.train), ("Validation data", split.val)]
 
 
 def _classes_of(run: str | None) -> list[str]:

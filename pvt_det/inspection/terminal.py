@@ -14,6 +14,7 @@ from rich.table import Table
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.formats import VOC_FORMAT
 from pvt_det.inspection.inspect import Advice, Inspection
+from pvt_det.inspection.split import Split
 from pvt_det.inspection.statistics import ClassCount, Statistics
 
 _BAR = 30
@@ -127,6 +128,35 @@ def show_advice(console: Console, advice: Sequence[Advice]) -> None:
     """
     for item in advice:
         console.print(f"[yellow]look at: {escape(advice_line(item))}")
+
+
+def show_split(console: Console, split: Split) -> None:
+    """Print the number of images and objects of each class in both parts of a data set.
+
+    Args:
+        console: Console to print to.
+        split: The split data set.
+    """
+    train, val = split.train.statistics, split.val.statistics
+    total = train.images + val.images
+    console.rule("[bold]Split", align="left")
+    together = [len(group) for group in split.groups if len(group) > 1]
+    console.print(f"{val.images:,} of {total:,} images ({val.images / total:.1%}) are for validation.")
+    if together:
+        console.print(
+            f"{sum(together):,} images are near duplicates or copies of others. Each of their {len(together):,} "
+            f"groups, the largest with {max(together):,} images, stays on one side."
+        )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for name in ("train images", "train objects", "val images", "val objects"):
+        table.add_column(name, justify="right")
+    rows = [("all", train.images, train.objects, val.images, val.objects)]
+    pairs = zip(train.classes, val.classes, strict=True)
+    rows += [(here.name, here.images, here.objects, there.images, there.objects) for here, there in pairs]
+    for name, *counts in rows:
+        table.add_row(escape(name), *(f"{count:,}" for count in counts))
+    console.print(table)
 
 
 def advice_line(item: Advice) -> str:

@@ -265,33 +265,6 @@ def test_predict_command_reports_unreadable_files(untrained_run, shapes, tmp_pat
     assert "no object scores above 1. Lower --score-threshold to see more" in printed
 
 
-@pytest.fixture(scope="module")
-def segmentor_run(repo_root, tmp_path_factory):
-    """A run folder of a Semantic FPN with random weights that predict all five classes."""
-    folder = tmp_path_factory.mktemp("segmentor")
-    keys = {
-        "MODEL.DEVICE": "cpu",
-        "MODEL.PVT.VARIANT": "pvt_v2_b0",
-        "MODEL.FPN.OUT_CHANNELS": 32,
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
-        "INPUT.MIN_SIZE_TEST": 64,
-    }
-    words = [str(word) for pair in keys.items() for word in pair]
-    cfg = load_config(repo_root / "configs/shapes/semantic_fpn_pvt_tiny.yaml", words)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    predictor = model.sem_seg_head.predictor
-    torch.nn.init.normal_(predictor.weight)
-    with torch.no_grad():
-        scores = model.eval()([{"image": torch.from_numpy(picture(BOX).transpose(2, 0, 1))}])[0]["sem_seg"]
-        # Center the scores, so that no class wins everywhere.
-        predictor.bias -= scores.mean((1, 2))
-    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
-
-
 def test_label_maps_match_the_model_at_the_original_size(segmentor_run):
     image = picture(BOX, (60, 5, 90, 20), size=(60, 90))
     segmentor = pvt_det.Segmentor(segmentor_run, device="cpu")
