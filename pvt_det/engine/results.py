@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from pvt_det.run_folder import inference_folder, path_in_run
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.environment import environment
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.text import counted
 
 
 def describe_data(cfg: CfgNode) -> list[DataRecord]:
@@ -47,6 +48,7 @@ def write_results(
     config_file: str,
     data: list[DataRecord],
     usage: Mapping[str, float | None] | None = None,
+    augmentations: Sequence[str] = (),
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
@@ -60,6 +62,8 @@ def write_results(
         config_file: Path of the config file that the run was started with.
         data: The data sets, as `describe_data` returned them before the run.
         usage: Training time and peak memory, as `UsageHook` measures them. None for an evaluation.
+        augmentations: Descriptions of the augmentations that a script added to those of the config. A run with them
+            does not follow the recipe of its config.
 
     Returns:
         Path of the file.
@@ -69,9 +73,10 @@ def write_results(
     fields = {
         "config_file": path_in_run(config_file, folder),
         "config_sha256": config_digest(cfg),
-        "recipe_sha256": recipe_digest(cfg),
+        "recipe_sha256": value_digest([recipe_digest(cfg), *augmentations]) if augmentations else recipe_digest(cfg),
         "model": model_name(cfg),
-        "recipe": recipe(cfg),
+        "recipe": recipe(cfg) + (f", {counted(len(augmentations), 'more augmentation')}" if augmentations else ""),
+        "augmentations": list(augmentations),
         "dataset": dataset,
         "parameters": count_parameters(model),
         "shown": next(iter(checkpoints)),

@@ -16,6 +16,8 @@ from torchvision.transforms import v2
 
 from pvt_det.errors import ConfigError
 
+__all__ = ["TorchvisionAugmentation", "as_augmentations"]
+
 # Transforms of the boxes themselves. Here, boxes are moved after the image.
 _OF_BOXES = (v2.RandomIoUCrop, v2.SanitizeBoundingBoxes, v2.ClampBoundingBoxes, v2.ConvertBoundingBoxFormat)
 # Side of the grid of points that shows whether a transform moves anything.
@@ -41,8 +43,7 @@ class TorchvisionAugmentation(T.Augmentation):
         super().__init__()
         self.transform = transform
         self.image_format = image_format
-        self._parts = list({id(part): part for part in _parts(transform)}.values())
-        if of_boxes := next((part for part in self._parts if isinstance(part, _OF_BOXES)), None):
+        if of_boxes := next((part for part in _parts(transform) if isinstance(part, _OF_BOXES)), None):
             raise ConfigError(
                 f"{of_boxes} cannot be used as an augmentation, because it depends on the boxes. Leave it out: boxes "
                 "are clipped, and empty ones dropped, in any case."
@@ -63,7 +64,7 @@ class TorchvisionAugmentation(T.Augmentation):
         grid = _grid(height, width)
         inputs = (pixels, _points(grid, (height, width)), tv_tensors.Mask(torch.zeros(1, height, width).byte()))
         try:
-            with _recorded(self._parts) as steps:
+            with _recorded(_parts(self.transform)) as steps:
                 result, moved, _ = self.transform(*inputs)
         except (TypeError, ValueError) as error:
             raise ConfigError(
@@ -86,7 +87,7 @@ class TorchvisionAugmentation(T.Augmentation):
         return drawn
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.transform})"
+        return f"{type(self).__name__}({self.transform}, {self.image_format!r})"
 
 
 _Step = tuple[type, Callable[[Any, dict[str, Any]], Any], dict[str, Any]]
@@ -100,7 +101,7 @@ class _Drawn(T.Transform):
         self.result = np.ascontiguousarray(result)
         self.size = size
         self.steps = steps
-        # False if only colors change, so that coordinates and masks stay as they are.
+        # False if only colors change, so that coordinates and masks are not affected.
         self.moves = True
 
     def move(self, coords: NDArray) -> NDArray:
@@ -126,7 +127,7 @@ class _Drawn(T.Transform):
 
 
 @contextmanager
-def _recorded(parts: Sequence[v2.Transform]) -> Iterator[list[_Step]]:
+def _recorded(parts: list[v2.Transform]) -> Iterator[list[_Step]]:
     """Record how transforms transform boxes and masks while they run."""
     steps: list[_Step] = []
 
@@ -145,16 +146,15 @@ def _recorded(parts: Sequence[v2.Transform]) -> Iterator[list[_Step]]:
             del part.transform
 
 
-def _parts(transform: Any) -> Iterator[v2.Transform]:
-    """Yield a transform and all transforms in it."""
+def _parts(transform: Any) -> list[v2.Transform]:
+    """Return a transform and all transforms in it, each once."""
     if not isinstance(transform, v2.Transform):
         raise ConfigError(
             f"augmentations: {transform} is not a transform of torchvision.transforms.v2. Wrap a function of an image "
             "as v2.Lambda(function, tv_tensors.Image)."
         )
-    yield transform
-    for part in getattr(transform, "transforms", ()):
-        yield from _parts(part)
+    below = [part for each in getattr(transform, "transforms", ()) for part in _parts(each)]
+    return list({id(part): part for part in (transform, *below)}.values())
 
 
 def _grid(height: int, width: int) -> NDArray[np.float32]:
@@ -174,8 +174,8 @@ def as_augmentations(transforms: Sequence[Any], image_format: str = "RGB") -> li
 
     Args:
         transforms: Augmentations or transforms of Detectron2, and transforms of `torchvision.transforms.v2`.
-        image_format: Channel order of the images, "RGB" or "BGR". Transforms of torchvision get RGB, those of
-            Detectron2 get the images as they are.
+        image_format: Channel order of the images, "RGB" or "BGR". Detectron2's augmentations get this order,
+            torchvision's transforms always get RGB.
 
     Raises:
         ConfigError: One is of neither kind.
