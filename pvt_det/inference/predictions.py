@@ -17,6 +17,8 @@ from pvt_det.inference.pixels import Image, load_pixels
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.visualizer import MAX_SHOWN, Picture, draw, draw_labels
 
+__all__ = ["Detections", "LabelMap"]
+
 _MIN_WIDTH = 640  # of drawings, in pixels
 
 
