@@ -18,10 +18,20 @@ if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from pvt_det import errors as errors
+    from pvt_det import model_zoo as model_zoo
+    from pvt_det import models as models
     from pvt_det.config import add_pvt_config as add_pvt_config
     from pvt_det.config import get_config as get_config
+    from pvt_det.functions.evaluate import EvaluationResults as EvaluationResults
+    from pvt_det.functions.evaluate import evaluate as evaluate
+    from pvt_det.functions.export import export as export
+    from pvt_det.functions.inspect import inspect as inspect
+    from pvt_det.functions.train import TrainingResults as TrainingResults
+    from pvt_det.functions.train import train as train
     from pvt_det.inference.predictor import Predictor as Predictor
     from pvt_det.inference.segmentor import Segmentor as Segmentor
+    from pvt_det.inspection.result import InspectionResult as InspectionResult
 
 __version__ = "0.1.0"
 
@@ -29,14 +39,40 @@ __version__ = "0.1.0"
 warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
 
-__all__ = ["Predictor", "Segmentor", "__version__", "add_pvt_config", "get_config"]
+__all__ = [
+    "EvaluationResults",
+    "InspectionResult",
+    "Predictor",
+    "Segmentor",
+    "TrainingResults",
+    "__version__",
+    "add_pvt_config",
+    "errors",
+    "evaluate",
+    "export",
+    "get_config",
+    "inspect",
+    "model_zoo",
+    "models",
+    "train",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "add_pvt_config": "pvt_det.config",
-        "get_config": "pvt_det.config",
+        "EvaluationResults": "pvt_det.functions.evaluate",
+        "InspectionResult": "pvt_det.inspection.result",
         "Predictor": "pvt_det.inference.predictor",
         "Segmentor": "pvt_det.inference.segmentor",
+        "TrainingResults": "pvt_det.functions.train",
+        "add_pvt_config": "pvt_det.config",
+        "errors": "pvt_det.errors",
+        "evaluate": "pvt_det.functions.evaluate",
+        "export": "pvt_det.functions.export",
+        "get_config": "pvt_det.config",
+        "inspect": "pvt_det.functions.inspect",
+        "model_zoo": "pvt_det.model_zoo",
+        "models": "pvt_det.models",
+        "train": "pvt_det.functions.train",
     },
 )

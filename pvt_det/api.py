@@ -1,4 +1,4 @@
-"""Entry points for the commands and for user scripts: train, evaluate, and write a report page."""
+"""Train and evaluate a complete config, and write a report page: what the commands and `pvt_det.train` share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from pvt_det.engine.defaults import default_setup
 from pvt_det.engine.evaluate import evaluate_weights
@@ -18,6 +20,9 @@ from pvt_det.errors import PvtDetError
 from pvt_det.reports.card import write_card
 from pvt_det.reports.page import write_report
 from pvt_det.run_folder import PAGE_NAME, evaluation_folder
+from pvt_det.utils.logs import errors_only
+
+__all__ = ["evaluate", "train", "write_page"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,9 @@ def train(
     allow_change: Sequence[str] = (),
     resume_command: str = "",
     note: str = "",
+    hooks: Sequence[HookBase] = (),
+    writers: Sequence[EventWriter] = (),
+    augmentations: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train a model, evaluate it, and write its model card, and its report page for loggers that take files.
 
@@ -44,6 +52,10 @@ def train(
         allow_change: Config keys that may differ from the checkpoint's in a resumed run, or patterns such as `INPUT.*`.
         resume_command: The command that resumes the run, shown if the run is interrupted.
         note: A line to log first, such as what the options of a command have set.
+        hooks: Hooks to call after those of `PVTTrainer`.
+        writers: Writers of metrics to add to those of `PVTTrainer`.
+        augmentations: Augmentations of Detectron2 or transforms of `torchvision.transforms.v2` to apply to training
+            images before those of the config.
 
     Returns:
         On the main process, the final metrics by task and name, in percent. Empty without test data.
@@ -52,7 +64,7 @@ def train(
         PvtDetError: If the user made a mistake or the run was interrupted. Its `exit_code` says which.
     """
     with default_setup(cfg, resume=resume, resume_command=resume_command, note=note):
-        trainer = PVTTrainer(cfg, config_file=config_file)
+        trainer = PVTTrainer(cfg, config_file=config_file, hooks=hooks, writers=writers, augmentations=augmentations)
         trainer.resume_or_load(resume, allow_partial, allow_change)
         metrics = trainer.train()
         if comm.is_main_process():
@@ -134,6 +146,5 @@ def write_page(
             from 0 to 1.
         DataError: If a file of a run is missing or broken, or the run was not evaluated.
     """
-    for name in ("detectron2", "matplotlib.font_manager"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    write_report(folder, output, against, images=images, score_threshold=score_threshold)
+    with errors_only("detectron2", "matplotlib.font_manager"):
+        write_report(folder, output, against, images=images, score_threshold=score_threshold)

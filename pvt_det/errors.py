@@ -4,6 +4,16 @@ Raise one of these when a file, key or value from the user is wrong. The message
 and what to do. Use `assert` for bugs in this package.
 """
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "NumericError",
+    "PvtDetError",
+    "RankError",
+]
+
 
 class PvtDetError(ValueError):
     """Base class of all errors that a user can cause."""

@@ -68,10 +68,10 @@ class MetricsWriter:
     def __init__(self, folder: Path, total: int, update: int) -> None:
         _drop_rows_after(folder / METRICS_NAME, update)
         self._writers: OptionalWriters[_RowWriter] = OptionalWriters(
-            {
-                str(folder / METRICS_NAME): _JsonLines(folder / METRICS_NAME),
-                str(folder / TENSORBOARD_FOLDER): _TensorBoard(folder / TENSORBOARD_FOLDER, update),
-            }
+            [
+                (str(folder / METRICS_NAME), _JsonLines(folder / METRICS_NAME)),
+                (str(folder / TENSORBOARD_FOLDER), _TensorBoard(folder / TENSORBOARD_FOLDER, update)),
+            ]
         )
         self._display = ProgressDisplay(get_console(), total, update)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from pvt_det.engine.options import add_run_options
 from pvt_det.engine.run_parser import RunParser
 from pvt_det.utils.cli import add_public_key
-from pvt_det.utils.signing import verify_signed
 
 _EXAMPLES = """
 examples:
@@ -51,18 +50,13 @@ def run(args: argparse.Namespace) -> int:
     """
     from pvt_det import api
     from pvt_det.engine.defaults import config_from_args, describe_options, launch_from_args
+    from pvt_det.engine.run_config import find_run
     from pvt_det.results import load_run
-    from pvt_det.run_folder import config_file, named_weights, run_weights
 
     if args.against:
         # Fails early: the evaluation may take hours.
         load_run(args.against)
-    path, weights = config_file(args.config_file), named_weights(args.weights, args.overrides)
-    verify_signed(args.public_key, path, *([Path(weights)] if weights else []))
-    settings = ["MODEL.WEIGHTS", run_weights(path, weights)]
-    if Path(args.config_file).is_dir():
-        # The run folder may have moved since training.
-        settings += ["OUTPUT_DIR", str(path.parent)]
+    path, settings = find_run(args.config_file, args.weights, args.overrides, args.public_key)
     cfg = config_from_args(args, path, settings)
     evaluate = partial(
         api.evaluate,

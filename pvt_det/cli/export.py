@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser, add_public_key
-from pvt_det.utils.paths import make_parent_folder
-from pvt_det.utils.signing import verify_signed
 
 if TYPE_CHECKING:
     from pvt_det.deployment.api import Report
-    from pvt_det.deployment.files import Kind
 
-_SIDE = 224
 _EXAMPLES = """
 examples:
   the best checkpoint of a run, as ONNX:
@@ -60,7 +54,7 @@ def build_parser() -> ArgumentParser:
         metavar="IMAGE",
         help="images for the check (default: the run's validation images)",
     )
-    parser.add_argument("--side", type=int, metavar="PIXELS", help=f"side of a classifier's images ({_SIDE})")
+    parser.add_argument("--side", type=int, metavar="PIXELS", help="side of a classifier's images (224)")
     add_public_key(parser)
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
@@ -77,30 +71,21 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from pvt_det.deployment.api import export, load_classifier, load_detector
-    from pvt_det.inference.sources import find_sources
-    from pvt_det.run_folder import config_file, named_weights
+    from pvt_det.deployment.run import SIDE, export_classifier, export_run
 
     _refuse_unused_options(args)
-    kind = _kind(args)
-    make_parent_folder(args.output)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    sources = find_sources(args.images)
-    if others := [source.shown for source in sources if source.is_video or isinstance(source.path, str)]:
-        raise ConfigError(f"--images {', '.join(others)}: the check needs image files. Leave everything else out.")
-    images = [Path(source.path) for source in sources]
+    given = {
+        "weights": args.weights,
+        "images": args.images,
+        "compiled": args.compile,
+        "public_key": args.public_key,
+    }
     if args.classifier:
-        if not args.weights:
-            raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
-        verify_signed(args.public_key, Path(args.weights))
-        subject = load_classifier(args.classifier, args.weights, args.side or _SIDE)
+        report = export_classifier(args.classifier, args.output, side=args.side or SIDE, **given)
     else:
         words = [word for pair in args.set for word in pair]
-        weights = str(named_weights(args.weights, words))
-        verify_signed(args.public_key, config_file(args.config_file), *([Path(weights)] if weights else []))
-        subject = load_detector(args.config_file, weights, words, kind)
-    report = export(subject, args.output, kind, images)
-    _print_report(args.output, subject.name, subject.graph.outputs, report)
+        report = export_run(args.config_file, args.output, overrides=words, **given)
+    _print_report(report)
     return 0
 
 
@@ -114,28 +99,12 @@ def _refuse_unused_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"--side {args.side}: expected 32 pixels or more.")
 
 
-def _kind(args: argparse.Namespace) -> Kind:
-    """Return the file format. Checks its requirements first, because loading and tracing a model is slow."""
-    from pvt_det.deployment.files import require_compiler, require_onnx
-
-    suffix = args.output.suffix
-    if suffix not in (".onnx", ".pt2"):
-        raise ConfigError(f"--output {args.output}: expected a name that ends in .onnx or .pt2.")
-    if args.compile and suffix == ".onnx":
-        raise ConfigError("--compile is for .pt2 files. An ONNX runtime compiles the model on its own.")
-    if suffix == ".onnx":
-        require_onnx()
-        return "onnx"
-    if args.compile:
-        require_compiler()
-    return "compiled" if args.compile else "program"
-
-
-def _print_report(path: Path, name: str, outputs: Sequence[str], report: Report) -> None:
+def _print_report(report: Report) -> None:
     import torch
 
     height, width = report.size
-    print(f"{path}: {name}, {path.stat().st_size / 2**20:.1f} MiB; outputs {', '.join(outputs)}")
+    size = report.path.stat().st_size / 2**20
+    print(f"{report.path}: {report.name}, {size:.1f} MiB; outputs {', '.join(report.outputs)}")
     print(f"matches the model on {report.parity}")
     print(
         f"{width}x{height} pixels on the CPU, {torch.get_num_threads()} threads: model {report.eager_ms:.0f} ms, "

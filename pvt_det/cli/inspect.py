@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from pvt_det.config.table import choices
+from pvt_det.errors import DataError
 from pvt_det.inspection.request import BATCHES, Request
 from pvt_det.inspection.tasks import SEMANTIC, TASKS
 from pvt_det.utils.cli import ArgumentParser
@@ -118,5 +120,12 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     from pvt_det.inspection.run import inspect
+    from pvt_det.inspection.show import show_end, show_found
+    from pvt_det.utils.console import Console
 
-    return inspect(Request(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Request)}))
+    request = Request(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Request)})
+    console = Console()
+    with console.status("Reading the data …"):
+        result = inspect(request, partial(show_found, console))
+    show_end(console, result, request.write_config)
+    return 0 if result.is_accepted else DataError.exit_code

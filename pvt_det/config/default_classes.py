@@ -44,8 +44,8 @@ _PREDICTOR = _TEST_IMAGES | {"TEST.AUG.ENABLED": False, "TEST.PRECISION": "fp32"
 
 _USE_TRAINER = """Train with this package's trainer:
 
-    from pvt_det import api
-    api.train(cfg)
+    import pvt_det
+    pvt_det.train(cfg)
 """
 _USE_PARTS = """
 or let DefaultTrainer use the parts that read these keys:

@@ -56,6 +56,33 @@ def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bo
     return cfg
 
 
+def copy_config(config: CfgNode, overrides: Sequence[Any] = (), *, training: bool = True) -> CfgNode:
+    """Copy a config, apply overrides to the copy, and validate it.
+
+    Args:
+        config: A config with the keys of this package, frozen or not. It is not changed.
+        overrides: Keys and values, alternating, as in `load_config`.
+        training: Whether the config is for training. If it is not, the values of the SOLVER section are not checked.
+
+    Returns:
+        A config that is not frozen.
+
+    Raises:
+        ConfigError: The config lacks keys of this package, a key is unknown, or a value has the wrong type or is out of
+            range.
+    """
+    if missing := set(_keys(get_config())) - set(_keys(config)):
+        raise ConfigError(
+            f"config: no key {listed(sorted(missing), 3)}. Expected a config from `pvt_det.get_config()` or "
+            "`pvt_det.model_zoo.get_config(name)`, or one that `pvt_det.add_pvt_config(cfg)` was called for."
+        )
+    cfg = config.clone()
+    cfg.defrost()
+    _merge_overrides(cfg, config, overrides)
+    validate_config(cfg, where="config", training=training)
+    return cfg
+
+
 def _merge_file(cfg: CfgNode, defaults: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
     resolved = Path(os.path.realpath(path))  # unlike Path.resolve, does not raise on circular links
     if resolved in chain:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import transforms as T
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
@@ -22,7 +23,7 @@ from pvt_det.data.sampler import ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import ConfigError, DataError, PvtDetError
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _Read = TypeVar("_Read")
 _BLANK_SIDE = 64
 
 
-class MappedDataset(Dataset[dict[str, Any] | DataError]):
+class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
     """Data set of records that are mapped on access.
 
     The records are serialized into one buffer, so that worker processes share them without copying.
@@ -62,22 +63,22 @@ class MappedDataset(Dataset[dict[str, Any] | DataError]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, sample: Sample | int) -> dict[str, Any] | DataError:
+    def __getitem__(self, sample: Sample | int) -> dict[str, Any] | PvtDetError:
         """Map one sample.
 
         Args:
             sample: `(position, index)` of a sample in the training stream, or the index of a test image.
 
         Returns:
-            The mapped record. If the image cannot be read, or with "skip" none of the images, the error is returned for
-            the loader to raise. If it were raised here, in a worker process, its message would contain that worker's
-            traceback.
+            The mapped record. If the image cannot be read, or with "skip" none of the images, or if an augmentation
+            does not accept it, the error is returned for the loader to raise. If it were raised here, in a worker
+            process, its message would contain that worker's traceback.
         """
         position, index = (None, sample) if isinstance(sample, int) else sample
         draw = None if position is None else self._draw
         try:
             return self._first_readable(index, lambda record: self.mapper(record, position, draw), _blank)
-        except DataError as error:
+        except PvtDetError as error:
             return error
 
     def _draw(self, generator: np.random.Generator) -> Labelled:
@@ -112,7 +113,9 @@ def _blank(record: dict[str, Any]) -> dict[str, Any]:
     return kept | {"image": torch.zeros(3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8), "unreadable": True}
 
 
-def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataLoader:
+def build_detection_train_loader(
+    cfg: CfgNode, *, start_batch: int = 0, augmentations: Sequence[T.Augmentation] = ()
+) -> DataLoader:
     """Build the training data loader, an endless stream of batches.
 
     Each process gets its share of every batch of `SOLVER.IMS_PER_BATCH` images. The batches depend only on SEED, not on
@@ -123,6 +126,7 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
         cfg: Config, of which DATASETS, DATALOADER, INPUT, MODEL, SEED and SOLVER.IMS_PER_BATCH are read. The data sets
             must be registered.
         start_batch: Number of batches to skip, so that a resumed run continues where it stopped.
+        augmentations: Augmentations to apply before those of the config.
 
     Returns:
         The data loader, which yields lists of mapped records.
@@ -156,7 +160,7 @@ def build_detection_train_loader(cfg: CfgNode, *, start_batch: int = 0) -> DataL
         world_size=world_size,
         start_batch=start_batch,
     )
-    mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed)
+    mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed, before=augmentations)
     return _loader(cfg, MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR), stream)
 
 
@@ -262,7 +266,7 @@ class _Loader(WorkerLoader):
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
         for batch in super().__iter__():
             for sample in batch:
-                if isinstance(sample, DataError):
+                if isinstance(sample, PvtDetError):
                     raise sample
             yield batch
 

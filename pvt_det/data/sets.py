@@ -18,6 +18,8 @@ from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 from pvt_det.utils.text import did_you_mean, listed
 
+__all__ = ["register_datasets"]
+
 logger = logging.getLogger(__name__)
 
 # How to give a path on the command line if it has no option of its own.

@@ -68,12 +68,18 @@ class Report:
     """Result of an export.
 
     Attributes:
+        path: The file.
+        name: Name of the model, such as "RetinaNet pvt_tiny".
+        outputs: Names of the outputs.
         parity: Differences between the outputs of the file and of the model.
         size: Height and width in pixels of the image used for timing.
         eager_ms: Median time of the model in milliseconds.
         exported_ms: Median time of the exported file in milliseconds.
     """
 
+    path: Path
+    name: str
+    outputs: tuple[str, ...]
     parity: Parity
     size: tuple[int, int]
     eager_ms: float
@@ -188,7 +194,15 @@ def export(subject: Subject, output: Path, kind: Kind, images: Sequence[Path]) -
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
     )
-    return Report(parity=parity, size=first.shape[2:], eager_ms=eager_ms, exported_ms=exported_ms)
+    return Report(
+        path=output,
+        name=subject.name,
+        outputs=tuple(subject.graph.outputs),
+        parity=parity,
+        size=first.shape[2:],
+        eager_ms=eager_ms,
+        exported_ms=exported_ms,
+    )
 
 
 def check(subject: Subject, function: Function, images: Sequence[NDArray[np.uint8]]) -> Parity:

@@ -15,6 +15,8 @@ from pvt_det.evaluation.build import build_evaluator
 from pvt_det.run_folder import inference_folder
 from pvt_det.solver.build import build_gradient_clipper, build_lr_scheduler, build_optimizer, total_gradient_norm
 
+__all__ = ["PVTParts"]
+
 
 class PVTParts:
     """Mixin that gives Detectron2's DefaultTrainer this package's optimizer, schedule, data loading and evaluation.

@@ -1,11 +1,11 @@
-"""Setup of a run from its command-line arguments, shared by all training scripts."""
+"""Setup of a run, shared by all training scripts."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,15 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
-from pvt_det.config import get_config, load_config, validate_config
-from pvt_det.config.image_size import image_size_keys
-from pvt_det.config.loader import COMMAND_LINE
-from pvt_det.config.table import get_value, set_value
-from pvt_det.config.values import coerce
-from pvt_det.data.given import require_coco_files
+from pvt_det.config import load_config, validate_config
 from pvt_det.data.sets import register_datasets
 from pvt_det.engine.epochs import resolve_epochs
-from pvt_det.engine.fingerprint import check_allowed_changes, config_values
+from pvt_det.engine.fingerprint import config_values
 from pvt_det.engine.launch import launch
 from pvt_det.engine.loggers.find import find_loggers
 from pvt_det.engine.loggers.tracking import tracked_runs
-from pvt_det.engine.options import LOGGED, SHORTCUTS, option_name
-from pvt_det.engine.options import default_argument_parser as default_argument_parser
+from pvt_det.engine.options import default_argument_parser
+from pvt_det.engine.run_config import config_from_args, describe_options
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
@@ -41,103 +36,12 @@ from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
-from pvt_det.utils.signing import verify_signed
 from pvt_det.utils.text import counted
 from pvt_det.utils.torchrun import restarts
 
+__all__ = ["config_from_args", "default_argument_parser", "default_setup", "describe_options"]
+
 logger = logging.getLogger(__name__)
-
-
-def config_from_args(args: argparse.Namespace, config_file: str | Path = "", settings: Sequence[str] = ()) -> CfgNode:
-    """Load the config that the arguments of a training script describe.
-
-    Args:
-        args: Parsed options of `add_run_options`.
-        config_file: Path of the config file. "" takes `args.config_file`.
-        settings: Config keys and values, alternating. Those in `args` take precedence.
-
-    Returns:
-        A complete, unfrozen config.
-
-    Raises:
-        ConfigError: If a key is unknown, a value is wrong, or an option and a key in the arguments disagree.
-        DataError: If annotations are not in COCO's format.
-    """
-    shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
-    training = not getattr(args, "eval_only", True)
-    path, words = Path(config_file or args.config_file), [*settings, *shortcuts, *args.overrides]
-    cfg = load_config(path, words, training=training)
-    # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
-    if path.name == CONFIG_NAME and folder_kind(path.parent) == TRAINING and "OUTPUT_DIR" not in words[::2]:
-        cfg.OUTPUT_DIR = str(path.parent)
-    keys = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
-    for option, (key, value) in _given(args).items():
-        _check_agrees(option, key, value, keys)
-    if cfg.SOLVER.EPOCHS and training and "SOLVER.MAX_ITER" in keys:
-        raise ConfigError(
-            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS "
-            f"{cfg.SOLVER.EPOCHS} (--epochs) replaces it. Give only one of them."
-        )
-    if args.image_size:
-        for key, value in image_size_keys(cfg, args.image_size, training="train_json" in args).items():
-            _check_agrees("--image-size", key, value, keys)
-            set_value(cfg, key, coerce(value, get_value(cfg, key), key, COMMAND_LINE))
-        validate_config(cfg, where=COMMAND_LINE, training=training)
-    require_coco_files(cfg, training=training, config_file=path)
-    if args.allow_partial and not cfg.MODEL.WEIGHTS and training:
-        raise ConfigError("--allow-partial needs MODEL.WEIGHTS, which is empty. Set it, or leave out --allow-partial.")
-    if "train_json" in args:
-        _verify_weights(args.public_key, cfg.MODEL.WEIGHTS)
-    check_allowed_changes(allowed := getattr(args, "allow_change", []))
-    if allowed and (args.eval_only or not args.resume):
-        raise ConfigError("--allow-change is for resumed training only. Add --resume, or leave out --allow-change.")
-    return cfg
-
-
-def _verify_weights(public_key: str, weights: str) -> None:
-    """Verify the signature of the folder of `MODEL.WEIGHTS`, or warn that it has one."""
-    if weights and (public_key or Path(weights).is_file()):
-        verify_signed(public_key, Path(weights))
-    elif public_key:
-        raise ConfigError("--public-key has no effect without MODEL.WEIGHTS. Set it, or leave out --public-key.")
-
-
-def _given(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
-    """Return the key and the value of each given option for a single key, by the name of the option."""
-    values = {name: getattr(args, name, None) for name in SHORTCUTS}
-    return {option_name(name): (SHORTCUTS[name][0], value) for name, value in values.items() if value is not None}
-
-
-def _check_agrees(option: str, key: str, value: Any, keys: Mapping[str, str]) -> None:
-    """Raise an error if the command line gives a key another value than an option does."""
-    if key not in keys:
-        return
-    default = get_value(get_config(), key)
-    if coerce(keys[key], default, key, COMMAND_LINE) != coerce(value, default, key, COMMAND_LINE):
-        raise ConfigError(f"{option} sets {key} to {value}, but {key} {keys[key]} is given too. Leave one of them out.")
-
-
-def describe_options(args: argparse.Namespace, cfg: CfgNode) -> str:
-    """Describe in one line which config keys the options for the length, batch and images of a run have set.
-
-    Args:
-        args: Parsed options of `add_run_options`.
-        cfg: The config that `config_from_args` returned.
-
-    Returns:
-        The description, for the log; "" if none of these options is given.
-    """
-    given = _given(args)
-    used = [option for option in map(option_name, LOGGED) if option in given]
-    parts = [f"{option} {given[option][1]} sets {given[option][0]}" for option in used]
-    if args.image_size:
-        training = "train_json" in args
-        keys = image_size_keys(cfg, args.image_size, training=training)
-        sides = " ".join(map(str, args.image_size))
-        parts.append(f"--image-size {sides} sets " + ", ".join(f"{key} {get_value(cfg, key)}" for key in keys))
-    if "--batch-size" in given and "--lr" not in given:
-        parts.append(f"SOLVER.BASE_LR stays {cfg.SOLVER.BASE_LR:g}")
-    return "; ".join(parts)
 
 
 def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse.Namespace) -> None:

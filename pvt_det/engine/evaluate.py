@@ -30,6 +30,8 @@ from pvt_det.utils.progress import track
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.source import locate
 
+__all__ = ["evaluate_weights"]
+
 logger = logging.getLogger(__name__)
 Results = dict[str, Any]
 

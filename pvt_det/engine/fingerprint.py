@@ -9,7 +9,8 @@ of a run must agree on it. Every checkpoint contains it, and a resumed run compa
 - The solver (learning rate, schedule, clipping, precision …), test settings, test data, code version: a change is
   applied, with a warning, and recorded.
 - Any other key, such as the model, its losses, image sizes, augmentation: a change is refused, unless it is allowed
-  with `--allow-change KEY`. It is then applied and recorded as well.
+  with `--allow-change KEY`. It is then applied and recorded as well. The augmentations that a script adds to those of
+  the config have the key `augmentations`.
 
 What was applied is kept in the checkpoints and in `config_changes.json`.
 """
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data.transforms import Augmentation
 
 from pvt_det.config import get_config
 from pvt_det.config.digest import EXECUTION_KEYS, leaves
+from pvt_det.data.augmentation.describe import describe_augmentation
 from pvt_det.data.digest import describe_dataset
 from pvt_det.errors import ConfigError
 from pvt_det.utils.agreement import shortened
@@ -32,6 +35,8 @@ from pvt_det.utils.environment import CODE, code_fingerprint
 from pvt_det.utils.text import did_you_mean, listed
 
 _TRAINING_DATA, _TEST_DATA = "training data", "test data"
+# Augmentations that a script adds to those of the config.
+_AUGMENTATIONS = "augmentations"
 # May differ between processes and change in a resumed run.
 _FREE = (*EXECUTION_KEYS, "SOLVER.REFERENCE_WORLD_SIZE", "DATASETS.PROPOSAL_FILES_*")
 # May change in a resumed run without a word. They must agree between processes, which save and evaluate together.
@@ -57,11 +62,12 @@ def config_values(cfg: CfgNode) -> dict[str, Any]:
     return {key: _plain(value) for key, value in leaves(cfg) if not _matches(key, _FREE)}
 
 
-def training_fingerprint(cfg: CfgNode) -> dict[str, Any]:
+def training_fingerprint(cfg: CfgNode, augmentations: Sequence[Augmentation] = ()) -> dict[str, Any]:
     """Return everything that the result of a run depends on.
 
     Args:
         cfg: A config whose data sets are registered.
+        augmentations: Augmentations that are applied before those of the config.
 
     Returns:
         Plain values by name: config keys, data and code version.
@@ -69,7 +75,7 @@ def training_fingerprint(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         DataError: The annotations cannot be used.
     """
-    facts = config_values(cfg)
+    facts = config_values(cfg) | {_AUGMENTATIONS: [describe_augmentation(each) for each in augmentations]}
     for part, names in ((_TRAINING_DATA, cfg.DATASETS.TRAIN), (_TEST_DATA, cfg.DATASETS.TEST)):
         for number, name in enumerate(names, 1):
             label = part if len(names) == 1 else f"{part} {number}"
@@ -86,7 +92,7 @@ def check_allowed_changes(patterns: Sequence[str]) -> None:
     Raises:
         ConfigError: No key matches, or only keys that a resumed run cannot change.
     """
-    known = [key for key, _ in leaves(get_config())]
+    known = [*(key for key, _ in leaves(get_config())), _AUGMENTATIONS]
     for pattern in patterns:
         found = fnmatch.filter(known, pattern)
         if not found:
@@ -119,7 +125,7 @@ def find_changes(
         ConfigError: Something has changed that must not, or that is not allowed. The message names all such keys with
             their values.
     """
-    defaults = config_values(get_config())
+    defaults = config_values(get_config()) | {_AUGMENTATIONS: []}
     changes = [
         {"key": key, "old": old, "new": new}
         for key, new in now.items()

@@ -32,7 +32,7 @@ class MetricsHook(HookBase):
     """
 
     def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
-        self._writers = OptionalWriters({f"Metrics ({type(writer).__name__})": writer for writer in writers})
+        self._writers = OptionalWriters([(f"Metrics ({type(writer).__name__})", writer) for writer in writers])
         self._period = period
 
     def after_step(self) -> None:
@@ -44,6 +44,10 @@ class MetricsHook(HookBase):
     def after_train(self) -> None:
         """Write what is left, and close the writers."""
         self._writers.each(lambda writer: writer.write())
+        self.close()
+
+    def close(self) -> None:
+        """Close the writers, also after an error in training. Closing them again has no effect."""
         self._writers.close()
 
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
@@ -22,6 +23,8 @@ from pvt_det.utils.distributed import process_group
 from pvt_det.utils.environment import available_cores
 from pvt_det.utils.text import counted
 from pvt_det.utils.torchrun import local_rank, local_world_size, under_torchrun
+
+__all__ = ["launch"]
 
 # Seconds that the other processes get to exit on their own after one of them failed.
 _GRACE = 20.0
@@ -83,14 +86,40 @@ def launch(
             raise ConfigError(
                 "torchrun already starts the processes. Leave out --num-gpus, --num-machines and --dist-url."
             )
-        with process_group(_prepare_device(processes.device, local_rank(), local_world_size())):
-            comm.create_local_process_group(local_world_size())
+        with torchrun_group(device):
             return _run(main_func, args)
     _check_arguments(processes)
     if processes.count == 1:
         return main_func(*args)
     _start_processes(main_func, args, processes, resume_command)
     return None
+
+
+@contextmanager
+def torchrun_group(device: str) -> Iterator[None]:
+    """Join the other processes if `torchrun` started this one, and leave them on exit.
+
+    In a program that has already initialized a process group, that group is used and kept.
+
+    Args:
+        device: Value of `MODEL.DEVICE`. The backend is NCCL for "cuda" and gloo otherwise.
+
+    Raises:
+        ConfigError: If there are fewer GPUs than processes.
+        RankError: If the processes did not find each other in time.
+    """
+    if not under_torchrun() or dist.is_initialized():
+        yield
+        return
+    with process_group(_prepare_device(device.split(":")[0], local_rank(), local_world_size())):
+        comm.create_local_process_group(local_world_size())
+        try:
+            yield
+        finally:
+            # Detectron2 keeps the groups, which a later run in this process could not use.
+            comm._LOCAL_PROCESS_GROUP = None
+            comm.create_local_process_group.cache_clear()
+            comm._get_global_gloo_group.cache_clear()
 
 
 def _start_processes(

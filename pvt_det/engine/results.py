@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,11 @@ from pvt_det.evaluation.label_results import SEGMENTATION_FILE
 from pvt_det.models.complexity import count_parameters
 from pvt_det.results import Checkpoint, DataRecord, save_results
 from pvt_det.run_folder import EVALUATION, evaluation_folder, inference_folder, path_in_run, write_config
-from pvt_det.utils.digest import file_digest, folder_digest
+from pvt_det.utils.digest import file_digest, folder_digest, value_digest
 from pvt_det.utils.environment import environment
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_folder
+from pvt_det.utils.text import counted
 
 # Files of the evaluation of a data set, by their field in the results.
 _FILES = {"detections": RESULTS_FILE, "ground_truth": GROUND_TRUTH_FILE, "segmentation": SEGMENTATION_FILE}
@@ -53,6 +54,7 @@ def write_results(
     config_file: str,
     data: list[DataRecord],
     usage: Mapping[str, float | None] | None = None,
+    augmentations: Sequence[str] = (),
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
@@ -69,6 +71,8 @@ def write_results(
         config_file: Path of the config file that the run was started with.
         data: The data sets, as `describe_data` returned them before the run.
         usage: Training time and peak memory, as `UsageHook` measures them. None for an evaluation.
+        augmentations: Descriptions of the augmentations that a script added to those of the config. A run with them
+            does not follow the recipe of its config.
 
     Returns:
         Path of the file.
@@ -76,9 +80,10 @@ def write_results(
     fields = {
         "config_file": path_in_run(config_file, Path(cfg.OUTPUT_DIR)),
         "config_sha256": config_digest(cfg),
-        "recipe_sha256": recipe_digest(cfg),
+        "recipe_sha256": value_digest([recipe_digest(cfg), *augmentations]) if augmentations else recipe_digest(cfg),
         "model": model_name(cfg),
-        "recipe": recipe(cfg),
+        "recipe": recipe(cfg) + (f", {counted(len(augmentations), 'more augmentation')}" if augmentations else ""),
+        "augmentations": list(augmentations),
         "parameters": count_parameters(model),
         "shown": next(iter(checkpoints)),
         "seed": cfg.SEED,

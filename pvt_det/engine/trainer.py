@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import Augmentation
 from detectron2.engine import hooks as detectron2_hooks
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -23,6 +24,7 @@ from torch import nn
 
 from pvt_det.checkpoint import CheckpointStore
 from pvt_det.config.architecture import model_name
+from pvt_det.data.augmentation.torchvision import as_augmentations
 from pvt_det.data.loader import build_detection_test_loader, build_detection_train_loader
 from pvt_det.engine.batch_picture import save_batch_picture
 from pvt_det.engine.console import PERIOD, ProgressHook
@@ -58,6 +60,8 @@ from pvt_det.utils.text import listed
 from pvt_det.utils.torchrun import restarts
 from pvt_det.weights import load_pretrained
 
+__all__ = ["PVTTrainer"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,18 +79,35 @@ class PVTTrainer(TrainerBase):
         config_file: Path of the config file, recorded in `results.json`.
         console: Where to show the progress. A terminal shows a live bar. None takes the one
             that `default_setup` logs to, on standard output.
+        hooks: Hooks that are called after those of `build_hooks`, in every process.
+        writers: Writers that are added to those of `build_writers`. The main process writes; `train` closes them.
+        augmentations: Augmentations of Detectron2 or transforms of `torchvision.transforms.v2`, applied to training
+            images before the augmentations of the config.
 
     Raises:
-        ConfigError: If the processes have different configs, data or code.
+        ConfigError: If the processes have different configs, data or code, or a hook, writer or augmentation is not an
+            object of the expected class.
     """
 
-    def __init__(self, cfg: CfgNode, *, config_file: str = "", console: Console | None = None) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        config_file: str = "",
+        console: Console | None = None,
+        hooks: Sequence[HookBase] = (),
+        writers: Sequence[EventWriter] = (),
+        augmentations: Sequence[Any] = (),
+    ) -> None:
         super().__init__()
+        _require_objects("hooks", hooks, HookBase)
+        _require_objects("writers", writers, EventWriter)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.iter: int = 0
         self.start_iter: int = 0
-        self.fingerprint = training_fingerprint(cfg)
+        self.augmentations = as_augmentations(augmentations, cfg.INPUT.FORMAT)
+        self.fingerprint = training_fingerprint(cfg, self.augmentations)
         # Before the model is built: processes with different models would wait for each other.
         check_agreement(self.fingerprint, comm.all_gather)
         # What was changed in earlier resumed runs and in this one.
@@ -107,7 +128,9 @@ class PVTTrainer(TrainerBase):
         self._evaluation = self._build_evaluation()
         self._usage = UsageHook(cfg.MODEL.DEVICE)
         self._data: list[DataRecord] = []
-        self.register_hooks(self.build_hooks())
+        self._writers = list(writers)
+        self._metrics = MetricsHook(self._writers, PERIOD)
+        self.register_hooks([*self.build_hooks(), *hooks])
 
     # --- parts to override ---------------------------------------------------------------------------------------
 
@@ -124,17 +147,20 @@ class PVTTrainer(TrainerBase):
         return build_model(cfg)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_batch: int = 0) -> Iterable[list[dict[str, Any]]]:
+    def build_train_loader(
+        cls, cfg: CfgNode, start_batch: int = 0, augmentations: Sequence[Augmentation] = ()
+    ) -> Iterable[list[dict[str, Any]]]:
         """Build the training loader, which yields batches forever.
 
         Args:
             cfg: The run's config.
             start_batch: Number of batches that a resumed run has already trained on.
+            augmentations: Augmentations to apply before those of the config. Only given if there are any.
 
         Returns:
             An iterable of batches. Each is a list with a dictionary per image.
         """
-        return build_detection_train_loader(cfg, start_batch=start_batch)
+        return build_detection_train_loader(cfg, start_batch=start_batch, augmentations=augmentations)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
@@ -303,6 +329,13 @@ class PVTTrainer(TrainerBase):
             NumericError: If the run diverged. The last checkpoint is from before.
             CheckpointError: If a checkpoint cannot be written.
         """
+        try:
+            return self._train()
+        finally:
+            # Hooks may have failed before this one was called.
+            self._metrics.close()
+
+    def _train(self) -> dict[str, Any]:
         self._open_folder()
         self.iter = self.start_iter - 1
         with EventStorage(self.start_iter) as self.storage, self._stop:
@@ -342,7 +375,8 @@ class PVTTrainer(TrainerBase):
         if self.start_iter == 0:
             # A run that stopped before its first checkpoint is not continued.
             (folder / LOGGER_RUNS_NAME).unlink(missing_ok=True)
-        self.register_hooks([MetricsHook(self.build_writers(), PERIOD)])
+        self._metrics = MetricsHook([*self.build_writers(), *self._writers], PERIOD)
+        self.register_hooks([self._metrics])
         logger.info(
             "%s, %.1f M parameters, on %s; %s; data: %s; output: %s",
             model_name(self.cfg),
@@ -362,7 +396,9 @@ class PVTTrainer(TrainerBase):
 
     def _open_data(self) -> Iterator[Any]:
         start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
-        batches: Iterator[Any] = count_batches(self.build_train_loader(self.cfg, start_batch))
+        # A subclass whose `build_train_loader` has no such argument works as long as there are none.
+        added: dict[str, Any] = {"augmentations": self.augmentations} if self.augmentations else {}
+        batches: Iterator[Any] = count_batches(self.build_train_loader(self.cfg, start_batch, **added))
         if self.start_iter == 0 and comm.is_main_process():
             batches = self._draw_first_batch(batches)
         # Last, because opening the data may draw random numbers.
@@ -432,7 +468,14 @@ class PVTTrainer(TrainerBase):
             kept = (BEST_NAME, digest(BEST_NAME), evaluation.best_iteration, evaluation.best_results)
             found[BEST] = Checkpoint(*kept, evaluation.metric)
         return write_results(
-            self.cfg, TRAINING, self.model, found, config_file=self._config_file, data=self._data, usage=usage
+            self.cfg,
+            TRAINING,
+            self.model,
+            found,
+            config_file=self._config_file,
+            data=self._data,
+            usage=usage,
+            augmentations=self.fingerprint["augmentations"],
         )
 
     def _interrupted(self) -> Interrupted:
@@ -546,3 +589,13 @@ def _first_lines(error: Exception, count: int = 3) -> str:
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
     rest = f"; … and {len(lines) - count} more" if len(lines) > count else ""
     return "; ".join(lines[:count]) + rest
+
+
+def _require_objects(name: str, values: Sequence[Any], kind: type) -> None:
+    for value in values:
+        if not isinstance(value, kind):
+            is_class = isinstance(value, type) and issubclass(value, kind)
+            raise ConfigError(
+                f"{name}: {value!r} is not an instance of Detectron2's {kind.__name__}. Expected a list of objects"
+                f"{f', such as {value.__name__}(): add the brackets' if is_class else ''}."
+            )

@@ -18,6 +18,8 @@ from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.text import listed
 from pvt_det.utils.visualizer import MAX_SHOWN, Picture, draw, draw_labels
 
+__all__ = ["Detections", "LabelMap"]
+
 _MIN_WIDTH = 640  # of drawings, in pixels
 _MOST_SHARES = 5  # classes of a label map that are named in its description
 

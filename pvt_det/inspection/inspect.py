@@ -67,7 +67,8 @@ class Inspection:
     Attributes:
         source: The annotation file or folder that was inspected.
         format: "COCO", "YOLO", "Pascal VOC" or "CVAT".
-        json_file: COCO JSON file of the annotations: `source` itself or converted from it.
+        json_file: COCO JSON file of the annotations: `source` itself, or the file for converted annotations. Those that
+            were not written to a file are gone after the inspection.
         image_root: Image folder.
         data: The valid annotations and images.
         findings: Problems and how training handles them.
@@ -92,6 +93,11 @@ class Inspection:
     def all_annotations(self) -> dict[int, dict[str, Any]]:
         """The unchanged annotations of the file by id, including invalid ones."""
         return _by_id(read_json(self.json_file)["annotations"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names, by class index."""
+        return self.data.class_names
 
     @property
     def is_converted(self) -> bool:

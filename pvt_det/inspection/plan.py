@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 
 from pvt_det.errors import CheckpointError
 from pvt_det.inspection.backbones import Backbone
@@ -39,17 +38,17 @@ class Plan:
     allow_outside: bool
 
 
-def make_plan(request: Request, task: str, backbone: Backbone, console: Console) -> Plan:
+def make_plan(request: Request, task: str, backbone: Backbone, note: Callable[[str], object]) -> Plan:
     """Decide what to train.
 
     Args:
         request: What the user asked for.
         task: The task.
         backbone: The backbone.
-        console: Where to say that weights could not be downloaded.
+        note: Called with a sentence if weights could not be downloaded.
     """
     on_cpu = (request.device or ("gpu" if torch.cuda.is_available() else "cpu")) == "cpu"
-    weights, reason = _weights(request.weights, backbone, console)
+    weights, reason = _weights(request.weights, backbone, note)
     return Plan(
         task=task,
         backbone=backbone,
@@ -62,7 +61,7 @@ def make_plan(request: Request, task: str, backbone: Backbone, console: Console)
     )
 
 
-def _weights(given: str | None, backbone: Backbone, console: Console) -> tuple[str, str]:
+def _weights(given: str | None, backbone: Backbone, note: Callable[[str], object]) -> tuple[str, str]:
     """Return `MODEL.WEIGHTS`, and the reason if it is "".
 
     Default weights that cannot be downloaded must not keep the user from training.
@@ -72,6 +71,6 @@ def _weights(given: str | None, backbone: Backbone, console: Console) -> tuple[s
     try:
         locate(backbone.weights)
     except CheckpointError as error:
-        console.print(f"[yellow]The config starts from random weights: {escape(str(error))}", soft_wrap=True)
+        note(f"The config starts from random weights: {error}")
         return "", f"{backbone.weights} could not be downloaded"
     return backbone.weights, ""

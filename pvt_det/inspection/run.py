@@ -1,14 +1,14 @@
-"""Inspect data sets: print what was found, and write the page, the annotations and the config."""
+"""Inspect data sets, and write the page, the annotations and the config."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from rich.markup import escape
-
 from pvt_det.config import load_config
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import ConfigError
 from pvt_det.inspection.backbones import Backbone, find_backbone
 from pvt_det.inspection.config_file import check_place, write_config
 from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
@@ -17,36 +17,37 @@ from pvt_det.inspection.places import find_places
 from pvt_det.inspection.plan import make_plan
 from pvt_det.inspection.recommend import recommend
 from pvt_det.inspection.request import Request
+from pvt_det.inspection.result import InspectionResult
 from pvt_det.inspection.semantic.run import inspect_label_maps
 from pvt_det.inspection.semantic.scan import is_label_folder
 from pvt_det.inspection.split import split_dataset, write_split
 from pvt_det.inspection.tasks import SEMANTIC
-from pvt_det.inspection.terminal import Written, show, show_advice, show_split
 from pvt_det.run_folder import config_file
-from pvt_det.utils.console import Console
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import make_parent_folder
 
 Parts = list[tuple[str, Inspection]]
+_REFUSED = "Refused."
 
 
-def inspect(request: Request) -> int:
-    """Inspect data, print what was found, and write the requested files.
+def inspect(request: Request, on_found: Callable[[InspectionResult], object] = lambda result: None) -> InspectionResult:
+    """Inspect data, and write the requested files.
 
     Args:
         request: What to inspect, and what to write.
+        on_found: Called with what was found before anything is written.
 
     Returns:
-        The exit code: 0, or that of `DataError` if training would refuse the data.
+        What was found and written. If training would refuse the data, nothing but the page is written.
 
     Raises:
         ConfigError: Options do not fit each other, or a file cannot be written.
         DataError: The data cannot be read.
     """
-    is_semantic = request.task == SEMANTIC or (request.task is None and _are_label_maps(request))
-    request.check(is_semantic=is_semantic)
+    semantic = is_semantic(request)
+    request.check(is_semantic=semantic)
     backbone, task = find_backbone(request.model or "")
-    given = SEMANTIC if is_semantic else request.task
+    given = SEMANTIC if semantic else request.task
     if task and given not in (None, task):
         raise ConfigError(f"--model {request.model} is a config for --task {task}, but --task is {given}.")
     if request.write_config:
@@ -55,48 +56,60 @@ def inspect(request: Request) -> int:
         _check_free(request)
     for file in filter(None, (request.html, request.write_json)):
         make_parent_folder(file)
-    if is_semantic:
-        return inspect_label_maps(request, backbone, Console())
-    return _inspect_objects(request, backbone, request.task or task, Console())
+    if semantic:
+        return inspect_label_maps(request, backbone, on_found)
+    return _inspect_objects(request, backbone, request.task or task, on_found)
 
 
-def _are_label_maps(request: Request) -> bool:
-    return request.images is not None and is_label_folder(request.annotations, request.images)
+def is_semantic(request: Request) -> bool:
+    """Return whether a request is for label maps, by its task or else by the files in the folders.
+
+    Args:
+        request: What to inspect.
+    """
+    if request.task is None and request.images is not None:
+        return is_label_folder(request.annotations, request.images)
+    return request.task == SEMANTIC
 
 
-def _inspect_objects(request: Request, backbone: Backbone, task: str, console: Console) -> int:
-    """Inspect annotated objects; return the exit code."""
-    with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
+def _inspect_objects(
+    request: Request, backbone: Backbone, task: str, on_found: Callable[[InspectionResult], object]
+) -> InspectionResult:
+    """Inspect annotated objects."""
+    with tempfile.TemporaryDirectory() as temporary:
         parts = _read(request, task, Path(temporary))
         leakage = find_leakage(parts[0][1], parts[1][1]) if len(parts) > 1 else []
-        for name, found in parts:
-            show(console, name, found, request.on_error)
-        show_advice(console, leakage)
-        written = Written()
+        result = _result(request, parts, leakage)
+        on_found(result)
+        written: list[tuple[Path, str]] = []
+        notes: list[str] = []
         if request.html:
             page = inspection_page(f"Data set {request.annotations}", parts, leakage, request.on_error)
             write_atomically(request.html, page)
-            written.add(request.html, "page with pictures: open it in a browser")
+            written.append((request.html, "page with pictures: open it in a browser"))
         if _is_refused(parts, leakage, request.on_error):
-            written.show(console)
-            console.print(f"[bold red]{escape(_refusal(parts, request.on_error))}", soft_wrap=True)
-            return DataError.exit_code
+            return replace(result, refusal=_refusal(parts, request.on_error), written=tuple(written))
+        split = None
         if request.val_fraction is not None:
-            parts = _split(request, request.val_fraction, parts[0][1], console)
-            if not parts:
-                written.show(console)
-                console.print("[bold red]Refused.")
-                return DataError.exit_code
+            split = split_dataset(parts[0][1], request.val_fraction, request.seed or 0)
+            if request.on_error == "strict" and split.advice():
+                return replace(result, split=split, refusal=_REFUSED, written=tuple(written))
+            split = write_split(split, *filter(None, (_json_file(request, number) for number in (0, 1))))
+            parts = [("Training data", split.train), ("Validation data", split.val)]
         else:
             parts = [(name, found.saved_as(_json_file(request, number))) for number, (name, found) in enumerate(parts)]
         for name, found in parts:
             if found.is_converted and _json_file(request, 0):
-                written.add(found.json_file, f"{name.lower()} as COCO JSON")
+                written.append((found.json_file, f"{name.lower()} as COCO JSON"))
         if request.write_config:
-            _write_config(request, request.write_config, console, parts, backbone, task)
-            written.add(request.write_config, "config for this data")
-        written.show(console, request.write_config)
-    return 0
+            _write_config(request, request.write_config, notes, parts, backbone, task)
+            written.append((request.write_config, "config for this data"))
+    return replace(_result(request, parts, leakage), split=split, notes=tuple(notes), written=tuple(written))
+
+
+def _result(request: Request, parts: Parts, leakage: list[Advice]) -> InspectionResult:
+    val = parts[1][1] if len(parts) > 1 else None
+    return InspectionResult(parts[0][1], val, leakage, request.on_error, title=parts[0][0])
 
 
 def _read(request: Request, task: str, temporary: Path) -> Parts:
@@ -142,18 +155,6 @@ def _check_free(request: Request) -> None:
             )
 
 
-def _split(request: Request, fraction: float, found: Inspection, console: Console) -> Parts:
-    """Split a data set, show the parts and write their annotations. Return no parts if --strict refuses them."""
-    split = split_dataset(found, fraction, request.seed or 0)
-    show_split(console, split)
-    advice = split.advice()
-    show_advice(console, advice)
-    if advice and request.on_error == "strict":
-        return []
-    split = write_split(split, *filter(None, (_json_file(request, number) for number in (0, 1))))
-    return [("Training data", split.train), ("Validation data", split.val)]
-
-
 def _classes_of(run: str | None) -> list[str]:
     if run is None:
         return []
@@ -176,7 +177,7 @@ def _json_file(request: Request, number: int) -> Path | None:
 
 def _refusal(parts: Parts, on_error: str) -> str:
     if on_error == "strict":
-        return "Refused."
+        return _REFUSED
     if any(found.is_refused("skip") for _, found in parts):
         return "Training would refuse this data. Correct it."
     return (
@@ -189,10 +190,10 @@ def _is_refused(parts: Parts, leakage: list[Advice], on_error: str) -> bool:
     return any(found.is_refused(on_error) for _, found in parts) or (on_error == "strict" and bool(leakage))
 
 
-def _write_config(request: Request, path: Path, console: Console, parts: Parts, backbone: Backbone, task: str) -> None:
+def _write_config(request: Request, path: Path, notes: list[str], parts: Parts, backbone: Backbone, task: str) -> None:
     train, val = parts[0][1], parts[1][1] if len(parts) > 1 else None
     has_masks = all(found.statistics.has_masks for _, found in parts)
-    plan = make_plan(request, task or ("mask-rcnn" if has_masks else "retinanet"), backbone, console)
+    plan = make_plan(request, task or ("mask-rcnn" if has_masks else "retinanet"), backbone, notes.append)
     settings = recommend(
         train.statistics,
         plan.task,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -169,36 +167,6 @@ def advice_line(item: Advice) -> str:
     separator = "; " if any("," in name for name in item.names) else ", "
     more = ", …" if len(item.names) > _SHOWN else ""
     return f"{item.count:,} x {item.text}" + (f": {separator.join(item.names[:_SHOWN])}{more}" if item.names else "")
-
-
-class Written:
-    """The files that a command wrote, to be shown at its end."""
-
-    def __init__(self) -> None:
-        self._files: list[tuple[str, str]] = []
-
-    def add(self, path: Path, what: str) -> None:
-        """Add a file.
-
-        Args:
-            path: The file.
-            what: What it contains.
-        """
-        self._files.append((str(path), what))
-
-    def show(self, console: Console, config: Path | None = None) -> None:
-        """Print the files, one per line, and how to train.
-
-        Args:
-            console: Console to print to.
-            config: The written config, or None if there is none.
-        """
-        width = max((len(name) for name, _ in self._files), default=0)
-        for name, what in self._files:
-            console.print(f"Wrote {escape(name.ljust(width))}  {what}", soft_wrap=True)
-        if config:
-            command = shlex.join(["pvt-det", "train", "--config-file", str(config)])
-            console.print(f"Train with: {escape(command)}", soft_wrap=True)
 
 
 def _bars(title: str, values: dict[str, int]) -> Table:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
 
+__all__ = ["build_lr_scheduler", "build_optimizer"]
+
 # Takes the parameters and the norm of all their gradients, and clips the gradients in place.
 GradientClipper = Callable[[Sequence[nn.Parameter], Tensor], None]
 

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TextIO, cast
 from pvt_det.errors import ConfigError, Interrupted, PvtDetError
 from pvt_det.utils.text import closest, printable
 
+__all__ = ["run_cli"]
+
 # Exit code that a shell reports for a program that was stopped by Ctrl-C.
 EXIT_CTRL_C = 130
 # Beginning of an override that is given as one word, KEY=VALUE.

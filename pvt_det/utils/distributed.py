@@ -5,6 +5,7 @@ It does not need Detectron2.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from pvt_det.utils.torchrun import (
 _TIMEOUT_VARIABLE, _TIMEOUT_SECONDS, _LONGEST_TIMEOUT = "PVT_DET_TIMEOUT", 30 * 60, 10**7
 # NCCL ends the process without a message after its timeout. The watch of the ranks acts before.
 _NCCL_EXTRA = timedelta(seconds=60)
+# Numbers of the groups that this process joins, the same in all processes.
+_groups = itertools.count()
 
 
 def collective_timeout() -> timedelta:
@@ -92,9 +95,10 @@ def _join_torchrun_group(backend: str, timeout: timedelta) -> None:
     if address is None:
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout)
         return
-    # torchrun keeps one store for all its attempts (torch 2.14). Without a prefix, a restarted process would find the
-    # addresses of dead processes and wait for them.
-    store = dist.PrefixStore(f"attempt_{restarts()}", dist.TCPStore(*address, is_master=False, timeout=timeout))
+    # torchrun keeps one store for all its attempts (torch 2.14). Without a prefix, a restarted process, or a second run
+    # in the same processes, would find the addresses of dead processes and wait for them.
+    of_torchrun = dist.TCPStore(*address, is_master=False, timeout=timeout)
+    store = dist.PrefixStore(f"attempt_{restarts()}/group_{next(_groups)}", of_torchrun)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 

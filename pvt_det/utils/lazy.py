@@ -15,7 +15,8 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
 
     Args:
         package: Name of the package.
-        modules: Names of the modules that define the package's public names, by public name.
+        modules: Names of the modules that define the package's public names, by public name. A public name can also be
+            that of a module of the package.
 
     Returns:
         The two functions, which the package assigns to `__getattr__` and `__dir__`.
@@ -24,7 +25,8 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
     def getattribute(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(modules[name]), name)
+        module = importlib.import_module(modules[name])
+        return module if modules[name] == f"{package}.{name}" else getattr(module, name)
 
     def list_names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *modules})

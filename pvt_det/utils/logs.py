@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -38,11 +39,11 @@ class OptionalWriters(Generic[Writer]):
     """Writers that a run can do without. One that fails is dropped with a warning.
 
     Args:
-        writers: The writers by what they write, as named in the warning.
+        writers: The writers, each after what it writes, as named in the warning.
     """
 
-    def __init__(self, writers: Mapping[str, Writer]) -> None:
-        self._writers = dict(writers)
+    def __init__(self, writers: Iterable[tuple[str, Writer]]) -> None:
+        self._writers = list(writers)
 
     def each(self, action: Callable[[Writer], object]) -> None:
         """Use each writer.
@@ -50,18 +51,19 @@ class OptionalWriters(Generic[Writer]):
         Args:
             action: Called with each writer. If it raises `OSError`, the writer is closed and not used again.
         """
-        for name, writer in list(self._writers.items()):
+        for name, writer in list(self._writers):
             try:
                 action(writer)
             except OSError as error:
-                del self._writers[name]
+                self._writers.remove((name, writer))
                 _warn_dropped(name, error)
                 with suppress(OSError):
                     writer.close()
 
     def close(self) -> None:
-        """Close all writers."""
+        """Close all writers. Closing them again has no effect."""
         self.each(lambda writer: writer.close())
+        self._writers = []
 
 
 def _warn_dropped(name: str, error: OSError) -> None:
@@ -132,7 +134,9 @@ def run_logging(folder: Path, rank: int, console: Console) -> Iterator[None]:
     handlers: list[logging.Handler] = [to_file, *([_console_handler(console)] if rank == 0 else [])]
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]
+    show_warning = warnings.showwarning
     logging.captureWarnings(True)
+    captured_before = warnings.showwarning is show_warning
     for logger in loggers:
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
@@ -141,13 +145,30 @@ def run_logging(folder: Path, rank: int, console: Console) -> Iterator[None]:
     try:
         yield
     finally:
-        logging.captureWarnings(False)
+        logging.captureWarnings(captured_before)
         for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.setLevel(level)
             logger.propagate = propagate
             for handler in handlers:
                 logger.removeHandler(handler)
         to_file.close()
+
+
+@contextmanager
+def errors_only(*names: str) -> Iterator[None]:
+    """Context manager in which loggers of libraries show errors only.
+
+    Args:
+        names: Names of the loggers.
+    """
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _console_handler(console: Console) -> logging.Handler:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pvt_det.utils.torchrun import group_rank_and_size, local_world_size, under_torchrun
 
+__all__ = ["resume_command"]
+
 # The program that pip installs, a file whose first line names the interpreter.
 _PROGRAM = "pvt-det"
 

@@ -61,3 +61,27 @@ def preserve_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def sample_random_state(seed: int, position: int) -> Iterator[None]:
+    """Seed the generators that augmentations use, for one sample, and restore their states on exit.
+
+    These are Python's and NumPy's global generators and PyTorch's generator for the CPU.
+
+    Args:
+        seed: Seed of the run, at least 0.
+        position: Position of the sample in the run, at least 0.
+    """
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    words = np.random.SeedSequence((seed, position)).generate_state(6)
+    random.seed(int(words[5]))
+    np.random.seed(words[:4])
+    # `torch.manual_seed` would also seed the GPUs, whose generators belong to the training step.
+    torch.default_generator.manual_seed(int(words[4]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])

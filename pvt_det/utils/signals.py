@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ _SAME_PRESS, _SAME_PRESS_TORCHRUN = 0.3, 2.0
 class StopRequest:
     """Context manager in which the first SIGINT, SIGTERM or SIGHUP only sets `signal_name`.
 
-    The first Ctrl-C is acknowledged at once. A second one raises `KeyboardInterrupt`.
+    The first Ctrl-C is acknowledged at once. A second one raises `KeyboardInterrupt`. In a thread other than the main
+    one, which Python does not let handle signals, it does nothing.
 
     Args:
         stops_after: What is finished first, such as "iteration", for the line that acknowledges a Ctrl-C. "" shows no
@@ -42,6 +44,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        self._previous = {}
+        if not _can_handle_signals():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # Under `nohup`, SIGHUP stays ignored.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -62,6 +67,11 @@ class StopRequest:
                 show_notice(f"Saving after this {self._stops_after}; press Ctrl-C again to stop now.")
         elif number == signal.SIGINT and now - self._requested_at > self._same_press:
             raise KeyboardInterrupt
+
+
+def _can_handle_signals() -> bool:
+    """Return whether this thread may set signal handlers. Only the main thread may."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _discard(streams: list[int]) -> None:
@@ -92,6 +102,9 @@ def termination_reported(resume_command: str) -> Iterator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
+    if not _can_handle_signals():
+        yield
+        return
     previous = signal.signal(signal.SIGTERM, receive)
     try:
         yield

@@ -34,7 +34,7 @@ def test_trainer_names_all_keys_and_shows_what_to_use(repo_root):
     assert message.startswith(
         "Detectron2's DefaultTrainer would ignore SOLVER.OPTIMIZER adamw, INPUT.RESIZE_BACKEND cv2. Train with"
     )
-    assert "    api.train(cfg)\n" in message
+    assert "    pvt_det.train(cfg)\n" in message
     assert "    class Trainer(PVTParts, DefaultTrainer):\n" in message
     assert message.endswith("set SOLVER.OPTIMIZER sgd INPUT.RESIZE_BACKEND pil.")
 

@@ -1,5 +1,7 @@
 """Data set mapper: matches Detectron2's mapper, and its randomness depends only on seed and position."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,12 @@ from pvt_det.data.augmentation.transforms import (
     ResizeShortSide,
     ResizeTransform,
     build_detection_augmentations,
-    numpy_random,
 )
 from pvt_det.data.coco.registration import CocoSource
 from pvt_det.data.mapper import PVTDatasetMapper
 from pvt_det.data.targets import pack_targets
 from pvt_det.errors import ConfigError, DataError
+from pvt_det.utils.rng import random_state, sample_random_state, set_random_state
 
 
 @pytest.fixture
@@ -133,13 +135,28 @@ def test_sample_depends_only_on_seed_and_position(cfg, record):
     assert any(other(record, position)["image"].shape != images[position].shape for position in range(6))
 
 
-def test_global_numpy_generator_is_restored():
-    np.random.seed(1)
-    expected = np.random.random(3)
-    np.random.seed(1)
-    with numpy_random(0, 0):
-        np.random.random(10)
-    assert (np.random.random(3) == expected).all()
+def draw():
+    """Draw a number from every generator that an augmentation may use."""
+    return np.random.random(), torch.rand(1).item(), random.random()
+
+
+def test_random_state_of_a_sample_depends_only_on_seed_and_position():
+    samples = []
+    for position in (3, 3, 4):
+        draw()
+        with sample_random_state(7, position):
+            samples.append(draw())
+    assert samples[0] == samples[1]
+    assert all(one != other for one, other in zip(samples[0], samples[2], strict=True))
+
+
+def test_random_state_of_a_sample_leaves_the_generators_alone():
+    state = random_state()
+    expected = draw()
+    set_random_state(state)
+    with sample_random_state(0, 0):
+        draw()
+    assert draw() == expected
 
 
 def test_crop_branch(cfg, records):

@@ -44,7 +44,7 @@ def project(untrained_run, shapes, repo_root, tmp_path_factory):
     outputs = []
     with contextlib.chdir(folder):
         for code in blocks("python"):
-            if "api.train" in code:
+            if "pvt_det.train" in code:
                 names["cfg"].merge_from_list(["OUTPUT_DIR", "output/ours", *words(data)])
             if "class Trainer" in code:
                 names["cfg"].OUTPUT_DIR = "output/theirs"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -184,19 +183,3 @@ def crops(cfg: CfgNode) -> bool:
         cfg: Config whose `INPUT` is read.
     """
     return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.CROP_BRANCH.ENABLED or cfg.INPUT.LARGE_SCALE_JITTER.ENABLED)
-
-
-@contextmanager
-def numpy_random(seed: int, position: int) -> Iterator[None]:
-    """Seed NumPy's global generator, which Detectron2's augmentations use, and restore it on exit.
-
-    Args:
-        seed: Seed of the run, at least 0.
-        position: Position of the sample in the run, at least 0.
-    """
-    state = np.random.get_state()
-    np.random.seed(np.random.SeedSequence((seed, position)).generate_state(4))
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

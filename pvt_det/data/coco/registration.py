@@ -14,6 +14,8 @@ from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.cache import load_annotations
 from pvt_det.errors import ConfigError
 
+__all__ = ["register_coco"]
+
 
 @dataclass(frozen=True)
 class CocoSource:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pvt_det.data.coco.findings import Findings
 from pvt_det.inspection.files import FileFacts, read_facts, same_files, shared_images
 from pvt_det.inspection.inspect import Advice
 from pvt_det.inspection.semantic.scan import LabelFile, LabelScan, scan_labels
@@ -61,6 +62,16 @@ class LabelInspection:
     def files(self) -> list[LabelFile]:
         """The usable label maps."""
         return self.scan.files
+
+    @property
+    def findings(self) -> Findings:
+        """Problems and how training handles them."""
+        return self.scan.findings
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names, by class index."""
+        return [each.name for each in self.classes]
 
     @cached_property
     def classes(self) -> list[ClassPixels]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from pvt_det.data.augmentation.torchvision import TorchvisionAugmentation, as_augmentations
@@ -34,7 +35,7 @@ def test_boxes_and_masks_follow_the_image():
     crop = v2.Compose([v2.RandomCrop((48, 64)), v2.RandomVerticalFlip()])
     augmentation = TorchvisionAugmentation(crop)
     for seed in range(8):
-        np.random.seed(seed)
+        torch.manual_seed(seed)
         drawn = augmentation.get_transform(image)
         bright = drawn.apply_image(image)[..., 0] > 0
         rows, columns = np.nonzero(bright)
@@ -51,22 +52,68 @@ def test_colors_leave_objects_alone(image):
     assert np.array_equal(drawn.apply_box(boxes), boxes)
 
 
-def test_randomness_is_that_of_numpy(image):
+def test_randomness_is_that_of_torch(image):
     augmentation = TorchvisionAugmentation(v2.ColorJitter(brightness=0.5, hue=0.2))
     pixels = []
     for seed in (3, 3, 4):
-        np.random.seed(seed)
-        torch.manual_seed(len(pixels))
+        np.random.seed(len(pixels))
+        torch.manual_seed(seed)
         pixels.append(augmentation.get_transform(image).apply_image(image))
     assert np.array_equal(pixels[0], pixels[1])
     assert not np.array_equal(pixels[0], pixels[2])
 
 
+class Counted(v2.RandomRotation):
+    """A rotation that counts the images that it rotates."""
+
+    images = 0
+
+    def transform(self, inpt, params):
+        self.images += isinstance(inpt, tv_tensors.Image)
+        return super().transform(inpt, params)
+
+
+def test_transform_runs_once_however_many_objects_there_are(image):
+    rotation = Counted(30)
+    drawn = TorchvisionAugmentation(v2.Compose([v2.RandomChoice([rotation]), v2.ColorJitter(0.5)])).get_transform(image)
+    polygon = np.array([[10.0, 10], [40, 10], [40, 30]])
+    assert np.array_equal(drawn.apply_coords(polygon), drawn.apply_coords(polygon))
+    assert not np.allclose(drawn.apply_coords(polygon), polygon)
+    for _ in range(3):
+        drawn.apply_segmentation(image[..., 0])
+    assert rotation.images == 1
+    assert "transform" not in vars(rotation)
+
+
+def test_image_of_a_bgr_model_is_given_as_rgb(image):
+    gray = v2.Grayscale(num_output_channels=3)
+    rgb = TorchvisionAugmentation(gray).get_transform(image).apply_image(image)
+    bgr = TorchvisionAugmentation(gray, "BGR").get_transform(image[:, :, ::-1]).apply_image(image)
+    assert np.array_equal(rgb, bgr[:, :, ::-1])
+
+
+class OwnForward(v2.Transform):
+    """A flip of everything that bypasses torchvision's `transform`."""
+
+    def forward(self, *inputs):
+        return v2.RandomHorizontalFlip(1)(*inputs)
+
+
 @pytest.mark.parametrize(
-    "transform", [v2.ToDtype(torch.float32, scale=True), v2.RandomIoUCrop(), v2.SanitizeBoundingBoxes()]
+    ("transform", "problem"),
+    [
+        (v2.ToDtype(torch.float32, scale=True), r"turns the uint8 image into torch\.float32"),
+        (v2.ToPILImage(), "turns the uint8 image into Image"),
+        (v2.RandomIoUCrop(), "depends on the boxes"),
+        (v2.Compose([v2.SanitizeBoundingBoxes()]), "^SanitizeBoundingBoxes.* depends on the boxes"),
+        (v2.RandAugment(), "Expected a transform that maps an image to an image"),
+        (v2.RandomCrop(1000), "cannot be used as an augmentation: Required crop size"),
+        (OwnForward(), "overrides `forward`"),
+        (v2.Compose([v2.ColorJitter(), len]), r"len.* is not a transform .*v2\.Lambda"),
+    ],
 )
-def test_unsuitable_transforms_are_refused(image, transform):
-    with pytest.raises(ConfigError, match=type(transform).__name__):
+def test_unsuitable_transforms_are_refused(image, transform, problem):
+    with pytest.raises(ConfigError, match=problem):
         TorchvisionAugmentation(transform).get_transform(image)
 
 

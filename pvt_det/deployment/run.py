@@ -1,0 +1,117 @@
+"""Export the model of a run or a classifier to a file: what `pvt-det export` and `pvt_det.export` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pvt_det.deployment.api import Report, export, load_classifier, load_detector
+from pvt_det.deployment.files import Kind, require_compiler, require_onnx
+from pvt_det.errors import ConfigError
+from pvt_det.inference.sources import find_sources
+from pvt_det.run_folder import config_file, named_weights
+from pvt_det.utils.logs import errors_only
+from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.signing import verify_signed
+
+# Default side of a classifier's images in pixels.
+SIDE = 224
+
+
+def export_run(
+    run: str,
+    output: Path,
+    *,
+    weights: str = "",
+    images: Sequence[str] = (),
+    compiled: bool = False,
+    overrides: Sequence[str] = (),
+    public_key: str = "",
+) -> Report:
+    """Export a trained detector or segmentor to a file, and compare the file with the model.
+
+    Args:
+        run: A run folder or a config file.
+        output: File to write. Its name ends in .onnx or .pt2.
+        weights: Weights to load; "" uses the run's best checkpoint.
+        images: Images, folders or patterns to compare on; empty uses the run's validation images.
+        compiled: Whether to compile a .pt2 file for this machine's CPU.
+        overrides: Config keys and values, alternating.
+        public_key: PEM file with which the signature of the run is verified; "" verifies nothing.
+
+    Returns:
+        The differences and the timings.
+
+    Raises:
+        CheckpointError: The weights do not fit the model, or the signature does not match.
+        ConfigError: The config or the name of the file is invalid, or a requirement of the file format is missing.
+        DataError: An image cannot be read.
+        NumericError: The file's outputs differ from the model's.
+    """
+    kind, files = _prepare(output, images, compiled)
+    weights = str(named_weights(weights, overrides))
+    verify_signed(public_key, config_file(run), *([Path(weights)] if weights else []))
+    with errors_only("torch.onnx"):
+        return export(load_detector(run, weights, overrides, kind), output, kind, files)
+
+
+def export_classifier(
+    name: str,
+    output: Path,
+    *,
+    weights: str,
+    images: Sequence[str] = (),
+    compiled: bool = False,
+    side: int = SIDE,
+    public_key: str = "",
+) -> Report:
+    """Export a trained classifier to a file, and compare the file with the model.
+
+    Args:
+        name: Name of the model, such as "pvt_tiny".
+        output: File to write. Its name ends in .onnx or .pt2.
+        weights: Weights to load.
+        images: Images, folders or patterns to compare on.
+        compiled: Whether to compile a .pt2 file for this machine's CPU.
+        side: Side of the model's square images in pixels, at least 32.
+        public_key: PEM file with which the signature of the weights is verified; "" verifies nothing.
+
+    Returns:
+        The differences and the timings.
+
+    Raises:
+        CheckpointError: The weights do not fit the model, or the signature does not match.
+        ConfigError: No weights are given, the name of the file is invalid, or a requirement of its format is missing.
+        DataError: An image cannot be read.
+        NumericError: The file's outputs differ from the model's.
+    """
+    kind, files = _prepare(output, images, compiled)
+    if not weights:
+        raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
+    verify_signed(public_key, Path(weights))
+    with errors_only("torch.onnx"):
+        return export(load_classifier(name, weights, side), output, kind, files)
+
+
+def _prepare(output: Path, images: Sequence[str], compiled: bool) -> tuple[Kind, list[Path]]:
+    """Return the file format and the images, and check what can be checked before the model is loaded and traced."""
+    kind = _kind(output, compiled)
+    make_parent_folder(output)
+    sources = find_sources(images)
+    if others := [source.shown for source in sources if source.is_video or isinstance(source.path, str)]:
+        raise ConfigError(f"--images {', '.join(others)}: the check needs image files. Leave everything else out.")
+    return kind, [Path(source.path) for source in sources]
+
+
+def _kind(output: Path, compiled: bool) -> Kind:
+    """Return the file format. Checks its requirements first, because loading and tracing a model is slow."""
+    if output.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"--output {output}: expected a name that ends in .onnx or .pt2.")
+    if compiled and output.suffix == ".onnx":
+        raise ConfigError("--compile is for .pt2 files. An ONNX runtime compiles the model on its own.")
+    if output.suffix == ".onnx":
+        require_onnx()
+        return "onnx"
+    if compiled:
+        require_compiler()
+    return "compiled" if compiled else "program"

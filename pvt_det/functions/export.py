@@ -1,0 +1,57 @@
+"""Export a trained detector or segmentor from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pvt_det.deployment.api import Report
+from pvt_det.deployment.run import export_run
+from pvt_det.functions.call import PathLike, library_call, override_words, patterns
+
+
+def export(
+    run: PathLike,
+    output: PathLike,
+    *,
+    images: Sequence[PathLike] = (),
+    weights: PathLike = "",
+    compile: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    public_key: PathLike = "",
+) -> Report:
+    """Export a trained detector or segmentor to a file that runs without this package, as `pvt-det export` does.
+
+    The file is kept only if its outputs match those of the model.
+
+    Args:
+        run: A run folder, a config file, or the name of a recipe.
+        output: File to write: `.onnx`, or `.pt2` for a `torch.export` program.
+        images: Images, folders or patterns for the comparison. Empty takes the run's validation images.
+        weights: Weights of the model, in any form that MODEL.WEIGHTS accepts. "" takes the run's best checkpoint.
+        compile: Whether to compile a `.pt2` file for this machine's CPU by AOTInductor, which needs a C++ compiler.
+        overrides: Values by config key.
+        public_key: PEM file with which the signature of the run is verified before anything in it is read. "" verifies
+            nothing.
+
+    Returns:
+        The file, its outputs, their differences from the model's, and timings.
+
+    Raises:
+        ConfigError: An argument or a config key is wrong, or a requirement of the file format is missing.
+        DataError: An image cannot be read.
+        CheckpointError: The weights are missing, damaged or do not fit, or the signature does not match.
+        NumericError: The file's outputs differ from the model's.
+    """
+    with library_call():
+        return export_run(
+            os.fspath(run),
+            Path(output),
+            weights=os.fspath(weights),
+            images=patterns("images", images),
+            compiled=compile,
+            overrides=override_words(overrides),
+            public_key=os.fspath(public_key),
+        )
