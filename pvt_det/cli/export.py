@@ -12,6 +12,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser, add_public_key
 from pvt_det.utils.paths import make_parent_folder
 from pvt_det.utils.signing import verify_signed
+from pvt_det.utils.text import counted
 
 if TYPE_CHECKING:
     from pvt_det.deployment.api import Report
@@ -21,10 +22,10 @@ _SIDE = 224
 _EXAMPLES = """
 examples:
   the best checkpoint of a run, as ONNX:
-    %(prog)s --config-file output/mine --output mine.onnx
+    %(prog)s output/mine --output mine.onnx
   as a torch.export program, and compiled for this machine by AOTInductor (needs a C++ compiler):
-    %(prog)s --config-file output/mine --output mine.pt2
-    %(prog)s --config-file output/mine --output mine.pt2 --compile
+    %(prog)s output/mine --output mine.pt2
+    %(prog)s output/mine --output mine.pt2 --compile
   a classifier:
     %(prog)s --classifier pvt_tiny --weights pvt_tiny.pth --images photos/ --output pvt_tiny.onnx
   run the file, with only numpy, OpenCV and onnxruntime installed:
@@ -45,9 +46,9 @@ exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 the file's outputs 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--config-file", metavar="RUN", help="run folder or config file")
-    which.add_argument("--classifier", metavar="NAME", help="classifier, such as pvt_tiny")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder or config file; or --config-file")
+    parser.add_argument("--config-file", metavar="RUN", help="the same as RUN")
+    parser.add_argument("--classifier", metavar="NAME", help="classifier, such as pvt_tiny")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="file to write; ends in .onnx or .pt2"
@@ -80,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     from pvt_det.deployment.api import export, load_classifier, load_detector
     from pvt_det.inference.sources import find_sources
     from pvt_det.run_folder import config_file, named_weights
+    from pvt_det.utils.console import steps_shown
 
+    _take_run(args)
     _refuse_unused_options(args)
     kind = _kind(args)
     make_parent_folder(args.output)
@@ -89,19 +92,30 @@ def run(args: argparse.Namespace) -> int:
     if videos := [str(source.path) for source in sources if source.is_video]:
         raise ConfigError(f"--images {', '.join(videos)}: the check needs images. Leave videos out.")
     images = [source.path for source in sources]
-    if args.classifier:
-        if not args.weights:
-            raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
-        verify_signed(args.public_key, Path(args.weights))
-        subject = load_classifier(args.classifier, args.weights, args.side or _SIDE)
-    else:
-        words = [word for pair in args.set for word in pair]
-        weights = str(named_weights(args.weights, words))
-        verify_signed(args.public_key, config_file(args.config_file), *([Path(weights)] if weights else []))
-        subject = load_detector(args.config_file, weights, words, kind)
-    report = export(subject, args.output, kind, images)
+    with steps_shown() as show:
+        show("Loading the model …")
+        if args.classifier:
+            if not args.weights:
+                raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
+            verify_signed(args.public_key, Path(args.weights))
+            subject = load_classifier(args.classifier, args.weights, args.side or _SIDE)
+        else:
+            words = [word for pair in args.set for word in pair]
+            weights = str(named_weights(args.weights, words))
+            verify_signed(args.public_key, config_file(args.config_file), *([Path(weights)] if weights else []))
+            subject = load_detector(args.config_file, weights, words, kind)
+        report = export(subject, args.output, kind, images, show)
     _print_report(args.output, subject.name, subject.graph.outputs, report)
     return 0
+
+
+def _take_run(args: argparse.Namespace) -> None:
+    """Set `config_file` from the positional argument, and require exactly one model."""
+    given = [text for text in (args.run, args.config_file, args.classifier) if text]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise ConfigError(f"Expected one model to export, found {found}. Give a run folder, or --classifier NAME.")
+    args.config_file = args.config_file or args.run
 
 
 def _refuse_unused_options(args: argparse.Namespace) -> None:
@@ -135,9 +149,10 @@ def _print_report(path: Path, name: str, outputs: Sequence[str], report: Report)
     import torch
 
     height, width = report.size
+    threads = counted(torch.get_num_threads(), "thread")
     print(f"{path}: {name}, {path.stat().st_size / 2**20:.1f} MiB; outputs {', '.join(outputs)}")
     print(f"matches the model on {report.parity}")
     print(
-        f"{width}x{height} pixels on the CPU, {torch.get_num_threads()} threads: model {report.eager_ms:.0f} ms, "
+        f"{width}x{height} pixels on the CPU, {threads}: model {report.eager_ms:.0f} ms, "
         f"exported file {report.exported_ms:.0f} ms (medians)"
     )
