@@ -64,7 +64,7 @@ def _are_label_maps(request: Request) -> bool:
 
 def _inspect_objects(request: Request, backbone: Backbone, task: str, console: Console) -> int:
     """Inspect annotated objects; return the exit code."""
-    with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …"):
+    with tempfile.TemporaryDirectory() as temporary, console.status("Reading the data …") as status:
         parts = _read(request, task, Path(temporary))
         leakage = find_leakage(parts[0][1], parts[1][1]) if len(parts) > 1 else []
         for name, found in parts:
@@ -72,6 +72,7 @@ def _inspect_objects(request: Request, backbone: Backbone, task: str, console: C
         show_advice(console, leakage)
         written = Written()
         if request.html:
+            status.update("Drawing the page …")
             page = inspection_page(f"Data set {request.annotations}", parts, leakage, request.on_error)
             write_atomically(request.html, page)
             written.add(request.html, "page with pictures: open it in a browser")
@@ -84,6 +85,7 @@ def _inspect_objects(request: Request, backbone: Backbone, task: str, console: C
             if found.is_converted and _json_file(request, 0):
                 written.add(found.json_file, f"{name.lower()} as COCO JSON")
         if request.write_config:
+            status.update("Writing the config …")
             _write_config(request, request.write_config, console, parts, backbone, task)
             written.add(request.write_config, "config for this data")
         written.show(console)
