@@ -63,18 +63,17 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     shortcuts = [word for key, value in _given(args).values() for word in (key, value)]
     training = not getattr(args, "eval_only", True)
     path, words = Path(config_file or args.config_file), [*settings, *shortcuts, *args.overrides]
+    keys = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
+    if getattr(args, "epochs", None) is not None:
+        _refuse_both(args.epochs, keys)
     cfg = load_config(path, words, training=training)
     # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
     if path.name == CONFIG_NAME and folder_kind(path.parent) == TRAINING and "OUTPUT_DIR" not in words[::2]:
         cfg.OUTPUT_DIR = str(path.parent)
-    keys = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
     for option, (key, value) in _given(args).items():
         _check_agrees(option, key, value, keys)
-    if cfg.SOLVER.EPOCHS and training and "SOLVER.MAX_ITER" in keys:
-        raise ConfigError(
-            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS "
-            f"{cfg.SOLVER.EPOCHS} (--epochs) replaces it. Give only one of them."
-        )
+    if cfg.SOLVER.EPOCHS and training:
+        _refuse_both(cfg.SOLVER.EPOCHS, keys)
     if args.image_size:
         for key, value in image_size_keys(cfg, args.image_size, training="train_json" in args).items():
             _check_agrees("--image-size", key, value, keys)
@@ -87,6 +86,15 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
     if allowed and (args.eval_only or not args.resume):
         raise ConfigError("--allow-change is for resumed training only. Add --resume, or leave out --allow-change.")
     return cfg
+
+
+def _refuse_both(epochs: object, keys: Mapping[str, str]) -> None:
+    """Raise an error if the command line gives SOLVER.MAX_ITER although the epochs replace it."""
+    if "SOLVER.MAX_ITER" in keys:
+        raise ConfigError(
+            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS {epochs} "
+            "(--epochs) replaces it. Give only one of them."
+        )
 
 
 def _given(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
@@ -121,10 +129,17 @@ def describe_options(args: argparse.Namespace, cfg: CfgNode) -> str:
         training = "train_json" in args
         keys = image_size_keys(cfg, args.image_size, training=training)
         sides = " ".join(map(str, args.image_size))
-        parts.append(f"--image-size {sides} sets " + ", ".join(f"{key} {get_value(cfg, key)}" for key in keys))
+        parts.append(
+            f"--image-size {sides} sets " + ", ".join(f"{key} {_in_pixels(get_value(cfg, key))}" for key in keys)
+        )
     if "--batch-size" in given and "--lr" not in given:
         parts.append(f"SOLVER.BASE_LR stays {cfg.SOLVER.BASE_LR:g}")
     return "; ".join(parts)
+
+
+def _in_pixels(sides: Any) -> str:
+    """Format image sizes without the fractions that Detectron2's INPUT.CROP.SIZE has."""
+    return str([int(side) for side in sides] if isinstance(sides, list | tuple) else sides)
 
 
 def launch_from_args(job: Callable[[CfgNode], Any], cfg: CfgNode, args: argparse.Namespace) -> None:
