@@ -88,8 +88,12 @@ def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
 
 
 def _images(source: str, images: str) -> list[str]:
-    """Return the image folder if `inspect` needs it: YOLO's YAML files name their own."""
-    return [images] if images and Path(source).suffix.lower() not in YAML_SUFFIXES else []
+    """Return the image folder if `inspect` needs it: YOLO's YAML files name their own.
+
+    A folder that does not exist is left out. It is that of a data set which has moved, and `inspect` finds the images.
+    """
+    is_needed = images and Path(source).suffix.lower() not in YAML_SUFFIXES
+    return [images] if is_needed and not folder_fault(images) else []
 
 
 def _unused(name: str) -> str:

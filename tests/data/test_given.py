@@ -78,3 +78,9 @@ def test_swapped_arguments(root, repo_root):
     words = ["--train-json", "my photos", "--train-images", "set.json"]
     message = refused("train", *words, config=repo_root / "configs/retinanet_pvt_tiny.yaml")
     assert message.endswith("they are swapped. Give --train-json set.json --train-images 'my photos'")
+
+
+def test_image_folder_that_does_not_exist_is_left_out_of_the_command(root, repo_root):
+    words = ["--train-json", "voc", "--train-images", "moved"]
+    args = converting_command(refused("train", *words, config=repo_root / "configs/retinanet_pvt_tiny.yaml"))
+    assert (str(args.annotations), args.images) == ("voc", None)
