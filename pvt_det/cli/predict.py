@@ -155,6 +155,8 @@ def _detect(
     )
     faults = _predict(args, predict, files, sources)
     hint = f"; no object scores above {predictor.score_threshold:g}. Lower --score-threshold to see more"
+    if Path(args.config_file).is_dir():
+        hint += f"; `pvt-det report {args.config_file}` names the one with the best F1"
     counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
     summary = f"{counts}: {files.folder / DETECTIONS_NAME}{files.drawn(sources)}"
     return faults, summary + ("" if part.objects or not part.images else hint)

@@ -272,13 +272,19 @@ class LabelFiles(OutputFiles[Labels]):
         return draw_label_map(pixels, prediction, self.class_names)
 
     def describe(self, prediction: Labels) -> str:
-        """Return the shares of the largest classes, such as "sky 45%, road 30%".
+        """Return the shares of the largest classes, such as "sky 45%; road 30%".
 
         Args:
             prediction: `H×W` label map of an image.
         """
         shares = class_shares(prediction, self.class_names)
-        return listed([f"{name} {share:.0%}" for name, share in shares.items()], _MOST_SHARES) or "no classes"
+        # Names such as ADE20K's "road, route" contain commas.
+        parts = [f"{name} {_percent(share)}" for name, share in shares.items()]
+        return listed(parts, _MOST_SHARES, separator="; ") or "no classes"
+
+
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def _class_folders(class_names: Sequence[str]) -> list[str]:
