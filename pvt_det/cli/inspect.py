@@ -22,7 +22,8 @@ import dataclasses
 from pathlib import Path
 
 from pvt_det.config.table import choices
-from pvt_det.inspection.request import BATCHES, Request
+from pvt_det.errors import ConfigError
+from pvt_det.inspection.request import BATCHES, Request, check_place
 from pvt_det.inspection.tasks import SEMANTIC, TASKS
 from pvt_det.utils.cli import ArgumentParser
 
@@ -81,7 +82,7 @@ def build_parser() -> ArgumentParser:
         help=f"default: {SEMANTIC} for label maps, mask-rcnn if every object has a mask, otherwise retinanet",
     )
     config = parser.add_argument_group("config for training")
-    config.add_argument("--write-config", type=Path, metavar="FILE", help="write the config to this file")
+    config.add_argument("--write-config", type=_new_config, metavar="FILE", help="write the config to this file")
     config.add_argument(
         "--model",
         metavar="NAME",
@@ -98,6 +99,15 @@ def build_parser() -> ArgumentParser:
     )
     config.add_argument("--batch", type=int, metavar="N", help="images per iteration (default: 4 on a CPU, 16 on GPUs)")
     return parser
+
+
+def _new_config(text: str) -> Path:
+    """Check the file's name with the options, because loading the libraries takes long on a busy machine."""
+    try:
+        check_place(Path(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -258,3 +258,19 @@ def test_announced_modules_are_those_that_exist():
 def test_warnings_of_libraries_are_hidden_when_the_package_is_imported():
     code = "import pvt_det, warnings; warnings.warn('torch.meshgrid: in an upcoming release', UserWarning)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_an_existing_config_is_reported_before_the_slow_imports(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    code = (
+        "import sys\n"
+        "from pvt_det.cli.start import start\n"
+        "from pvt_det.errors import ConfigError\n"
+        f"try: start('inspect', ['a', '--write-config', {str(tmp_path / 'mine.yaml')!r}], 'inspect')\n"
+        "except ConfigError as error: print(error)\n"
+        "print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    message, modules = shown.splitlines()
+    assert "mine.yaml already exists. Choose another name for the config, or remove the file. See" in message
+    assert "torch" not in modules.split()
