@@ -90,10 +90,12 @@ def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
 def _images(source: str, images: str) -> list[str]:
     """Return the image folder if `inspect` needs it: YOLO's YAML files name their own.
 
-    A folder that does not exist is left out. It is that of a data set which has moved, and `inspect` finds the images.
+    A folder that does not exist is left out if the annotations are a folder, in or beside which `inspect` finds the
+    images. It is the earlier place of a data set that has moved.
     """
-    is_needed = images and Path(source).suffix.lower() not in YAML_SUFFIXES
-    return [images] if is_needed and not folder_fault(images) else []
+    is_yaml = Path(source).suffix.lower() in YAML_SUFFIXES
+    has_moved = not folder_fault(source) and bool(folder_fault(images))
+    return [images] if images and not is_yaml and not has_moved else []
 
 
 def _unused(name: str) -> str:
