@@ -123,7 +123,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         limit=cfg.TEST.DETECTIONS_PER_IMAGE,
         threshold=cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
         metadata=_metadata(model_name(cfg), metadata),
-        images=_validation_images(cfg),
+        images=validation_images(cfg),
     )
 
 
@@ -236,7 +236,15 @@ def _metadata(name: str, of_task: dict[str, str]) -> dict[str, str]:
     return {"model": name, "made_by": f"pvt_det {__version__}", "input": "image N x 3 x H x W, uint8, RGB", **of_task}
 
 
-def _validation_images(cfg: CfgNode) -> tuple[Path, ...]:
+def validation_images(cfg: CfgNode) -> tuple[Path, ...]:
+    """Return the validation images that a config names, as far as they exist.
+
+    Args:
+        cfg: A config with DATASETS.VAL_JSON or VAL_LABELS, and VAL_IMAGES.
+
+    Returns:
+        Paths of the images; empty if the config names none or they have moved.
+    """
     json_file, folder = cfg.DATASETS.VAL_JSON, Path(cfg.DATASETS.VAL_IMAGES)
     if json_file and Path(json_file).is_file():
         names = [image["file_name"] for image in read_json(json_file)["images"]]
