@@ -83,8 +83,15 @@ def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
     classes = ["--classes-of", str(config_file)] if data.CLASS_NAMES else []
     return (
         f"Check and convert it with\n  {shlex.join([*_INSPECT, *val, *classes, '--write-json', file])}\n"
-        f"Then give --val-json {file}"
+        f"Then give --val-json {file}{_validation_part(data.VAL_JSON, file)}"
     )
+
+
+def _validation_part(source: str, file: str) -> str:
+    """Name the second file that `inspect` writes for a folder with training and validation data."""
+    if folder_fault(source):
+        return ""
+    return f", or {Path(file).with_stem(f'{Path(file).stem}_val')} if it writes that too: it has the validation data"
 
 
 def _images(source: str, images: str) -> list[str]:

@@ -71,7 +71,7 @@ def test_eval_keeps_the_classes_of_the_run(root, untrained_run):
     args = converting_command(message)
     assert (str(args.annotations), str(args.images)) == ("voc", "my photos")
     assert args.classes_of == str(untrained_run / "config.yaml")
-    assert f"Then give --val-json {args.write_json}" in message
+    assert f"Then give --val-json {args.write_json}, or converted_val.json if it writes that too" in message
 
 
 def test_swapped_arguments(root, repo_root):
