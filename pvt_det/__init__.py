@@ -38,6 +38,8 @@ __version__ = "0.1.0"
 # Importing Detectron2 and fvcore compiles functions with TorchScript, which warns in every process of a run.
 warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+# A warning of torch about Detectron2's code, which users cannot fix.
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
 
 __all__ = [
     "EvaluationResults",

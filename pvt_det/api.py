@@ -129,6 +129,7 @@ def write_page(
     against: Path | None = None,
     *,
     images: Path | None = None,
+    labels: Path | None = None,
     score_threshold: float | None = None,
 ) -> None:
     """Write the report page of a run.
@@ -138,13 +139,14 @@ def write_page(
         output: Path of the HTML file to write.
         against: The run folder to compare with, or None.
         images: Folder of the validation images. None takes the one that the run's config names.
+        labels: Folder of the validation label maps. None takes the one that the run's config names.
         score_threshold: Minimum score of the detections that are drawn and counted, 0 to 1. None takes the threshold
             with the best F1.
 
     Raises:
-        ConfigError: If the page cannot be written to `output`, `images` is not a folder, or the score threshold is not
-            from 0 to 1.
+        ConfigError: If the page cannot be written to `output`, `images` or `labels` is not a folder, or the score
+            threshold is not from 0 to 1.
         DataError: If a file of a run is missing or broken, or the run was not evaluated.
     """
     with errors_only("detectron2", "matplotlib.font_manager"):
-        write_report(folder, output, against, images=images, score_threshold=score_threshold)
+        write_report(folder, output, against, images=images, labels=labels, score_threshold=score_threshold)

@@ -39,6 +39,7 @@ from pvt_det.run_folder import (
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.environment import code_version
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.paths import similar_path
 from pvt_det.utils.plain_yaml import read_plain_yaml
 
 # The main metric of each task, by which runs are compared.
@@ -458,6 +459,7 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(
             f"{file} cannot be read: {error.strerror}. Expected the output folder of an evaluated run."
+            f"{similar_path(file)}"
         ) from error
     except ValueError as error:
         raise DataError(f"{file} is not valid JSON: {error}.") from error

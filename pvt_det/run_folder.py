@@ -33,9 +33,9 @@ from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.recipes import is_recipe_name, recipe_file
 from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.paths import file_fault, folder_fault, similar_path
 from pvt_det.utils.plain_yaml import read_plain_yaml
-from pvt_det.utils.text import warn_deprecated
+from pvt_det.utils.text import listed, warn_deprecated
 
 if TYPE_CHECKING:  # classification works without Detectron2
     from detectron2.config import CfgNode
@@ -239,13 +239,15 @@ def config_file(config: str | os.PathLike[str]) -> Path:
     path = recipe_file(config) if is_recipe_name(config) else Path(config)
     fault = file_fault(path)
     if fault and folder_fault(path):
-        raise ConfigError(f"{path} {fault}. Expected a run's output folder or a config file.")
+        raise ConfigError(f"{path} {fault}. Expected a run's output folder or a config file.{similar_path(path)}")
     if not fault:
         return path
     if not (path / CONFIG_NAME).is_file():
         of_classifier = (path / OPTIONS_NAME).is_file()
         what = "belongs to a classifier, not a detector or segmentor" if of_classifier else f"contains no {CONFIG_NAME}"
-        raise ConfigError(f"{path} {what}. Expected a run's output folder or a config file.")
+        runs = sorted(str(file.parent) for file in path.glob(f"*/{CONFIG_NAME}"))
+        inside = f" It contains the runs {listed(runs)}." if runs else ""
+        raise ConfigError(f"{path} {what}. Expected a run's output folder or a config file.{inside}")
     return path / CONFIG_NAME
 
 

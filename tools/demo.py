@@ -61,7 +61,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo. Returns 1 if the detector is so bad that something must be broken."""
+    """Run the demo. Returns 1 if the detector of the full demo is so bad that something must be broken."""
     args = build_parser().parse_words(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = [word for split in ("train", "val") for word in data_keys(split)]
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Image.fromarray(sheet(pairs, columns=2)).save(args.output / "pictures.jpg", quality=85)
     write_page(args.output, args.output / PAGE_NAME)
     print_next_steps(args.output, threshold)
-    return verdict(metrics["bbox"]["AP"])
+    return verdict(metrics["bbox"]["AP"], cfg.SOLVER.MAX_ITER)
 
 
 def data_keys(split: str) -> list[str]:
@@ -184,14 +184,22 @@ Results
   {output / PAGE_NAME}   AP by class and size, curves, kinds of errors: open it in a browser
 Next
   pvt-det predict PHOTOS --config-file {output} --output found --score-threshold {threshold:.2f}
-  pvt-det export --config-file {output} --images {DATA / "images"} --output cells.onnx
+  pvt-det export {output} --images {DATA / "images"} --output cells.onnx
   pvt-det inspect TRAIN.json IMAGES --html data.html --write-config mine.yaml    (your own data)
 """)
 
 
-def verdict(ap: float) -> int:
-    """Print how good the detector is, and return the exit code."""
+def verdict(ap: float, iterations: int) -> int:
+    """Print how good the detector is, and return the exit code.
+
+    Args:
+        ap: Box AP in percent.
+        iterations: Length of the training. Only the full demo can show that something is broken.
+    """
     print(f"Box AP {ap / 100:.3f} on the held-out photographs: ", end="")
+    if iterations < MAX_ITER:
+        print(f"{iterations} of {MAX_ITER} iterations are too few to judge ({EXPECTED_AP / 100:.2f} in the full demo).")
+        return 0
     if ap >= EXPECTED_AP:
         print(f"as expected ({EXPECTED_AP / 100:.2f} or more).")
     elif ap >= BROKEN_AP:

@@ -107,7 +107,7 @@ def show(image: Image, found: dict[str, npt.NDArray[Any]], names: list[str], thr
     """
     drawn = image.copy()
     order = [i for i in np.argsort(found["scores"], kind="stable") if found["scores"][i] >= threshold]
-    line = max(1, round(0.0016 * sum(image.shape[:2])))
+    line = max(2, round(0.0016 * sum(image.shape[:2])))
     colors = pick_colors(found["boxes"][order], found["labels"][order], len(names))
     for i, color in zip(order, colors, strict=True):
         if "masks" in found:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import ArgumentParser, add_public_key
+from pvt_det.utils.text import counted
 
 if TYPE_CHECKING:
     from pvt_det.deployment.api import Report
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 examples:
   the best checkpoint of a run, as ONNX:
-    %(prog)s --config-file output/mine --output mine.onnx
+    %(prog)s output/mine --output mine.onnx
   as a torch.export program, and compiled for this machine by AOTInductor (needs a C++ compiler):
-    %(prog)s --config-file output/mine --output mine.pt2
-    %(prog)s --config-file output/mine --output mine.pt2 --compile
+    %(prog)s output/mine --output mine.pt2
+    %(prog)s output/mine --output mine.pt2 --compile
   a classifier:
     %(prog)s --classifier pvt_tiny --weights pvt_tiny.pth --images photos/ --output pvt_tiny.onnx
   run the file, with only numpy, OpenCV and onnxruntime installed:
@@ -39,9 +40,9 @@ exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 the file's outputs 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--config-file", metavar="RUN", help="run folder or config file")
-    which.add_argument("--classifier", metavar="NAME", help="classifier, such as pvt_tiny")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder or config file; or --config-file")
+    parser.add_argument("--config-file", metavar="RUN", help="the same as RUN")
+    parser.add_argument("--classifier", metavar="NAME", help="classifier, such as pvt_tiny")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="file to write; ends in .onnx or .pt2"
@@ -72,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     from pvt_det.deployment.run import SIDE, export_classifier, export_run
+    from pvt_det.utils.console import steps_shown
 
+    _take_run(args)
     _refuse_unused_options(args)
     given = {
         "weights": args.weights,
@@ -80,13 +83,23 @@ def run(args: argparse.Namespace) -> int:
         "compiled": args.compile,
         "public_key": args.public_key,
     }
-    if args.classifier:
-        report = export_classifier(args.classifier, args.output, side=args.side or SIDE, **given)
-    else:
-        words = [word for pair in args.set for word in pair]
-        report = export_run(args.config_file, args.output, overrides=words, **given)
+    with steps_shown() as show:
+        if args.classifier:
+            report = export_classifier(args.classifier, args.output, side=args.side or SIDE, show=show, **given)
+        else:
+            words = [word for pair in args.set for word in pair]
+            report = export_run(args.config_file, args.output, overrides=words, show=show, **given)
     _print_report(report)
     return 0
+
+
+def _take_run(args: argparse.Namespace) -> None:
+    """Set `config_file` from the positional argument, and require exactly one model."""
+    given = [text for text in (args.run, args.config_file, args.classifier) if text]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise ConfigError(f"Expected one model to export, found {found}. Give a run folder, or --classifier NAME.")
+    args.config_file = args.config_file or args.run
 
 
 def _refuse_unused_options(args: argparse.Namespace) -> None:
@@ -103,10 +116,11 @@ def _print_report(report: Report) -> None:
     import torch
 
     height, width = report.size
+    threads = counted(torch.get_num_threads(), "thread")
     size = report.path.stat().st_size / 2**20
     print(f"{report.path}: {report.name}, {size:.1f} MiB; outputs {', '.join(report.outputs)}")
     print(f"matches the model on {report.parity}")
     print(
-        f"{width}x{height} pixels on the CPU, {torch.get_num_threads()} threads: model {report.eager_ms:.0f} ms, "
+        f"{width}x{height} pixels on the CPU, {threads}: model {report.eager_ms:.0f} ms, "
         f"exported file {report.exported_ms:.0f} ms (medians)"
     )

@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 
 from pvt_det.config.table import choices
-from pvt_det.errors import DataError
-from pvt_det.inspection.request import BATCHES, Request
+from pvt_det.errors import ConfigError, DataError
+from pvt_det.inspection.request import BATCHES, Request, check_place
 from pvt_det.inspection.tasks import SEMANTIC, TASKS
 from pvt_det.utils.cli import ArgumentParser
 
@@ -91,7 +91,7 @@ def build_parser() -> ArgumentParser:
         help=f"default: {SEMANTIC} for label maps, mask-rcnn if every object has a mask, otherwise retinanet",
     )
     config = parser.add_argument_group("config for training")
-    config.add_argument("--write-config", type=Path, metavar="FILE", help="write the config to this file")
+    config.add_argument("--write-config", type=_new_config, metavar="FILE", help="write the config to this file")
     config.add_argument(
         "--model",
         metavar="NAME",
@@ -110,6 +110,15 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _new_config(text: str) -> Path:
+    """Check the file's name with the options, because loading the libraries takes long on a busy machine."""
+    try:
+        check_place(Path(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def run(args: argparse.Namespace) -> int:
     """Inspect the data, print what was found, and write the page and the config with `--html` and `--write-config`.
 
@@ -125,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
     request = Request(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Request)})
     console = Console()
-    with console.status("Reading the data …"):
+    with console.status("Inspecting the data …"):
         result = inspect(request, partial(show_found, console))
     show_end(console, result, request.write_config)
     return 0 if result.is_accepted else DataError.exit_code

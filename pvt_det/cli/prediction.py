@@ -80,6 +80,8 @@ def detect(
     start_tracks = partial(Tracker, score_threshold=threshold) if args.track else None
     faults = _predict(args, predict, files, sources, start_tracks)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
+    if Path(args.config_file).is_dir():
+        hint += f"; `pvt-det report {args.config_file}` names the one with the best F1"
     counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
     written = "".join(f", {files.folder / name}" for name in formats)
     summary = f"{counts}: {files.folder / DETECTIONS_NAME}{written}{files.drawn(sources)}"

@@ -27,6 +27,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="validation images, if they have moved")
+    parser.add_argument("--val-labels", type=Path, metavar="DIR", help="validation label maps, if they have moved")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the run folder")
     parser.add_argument(
         "--score-threshold",
@@ -48,8 +49,18 @@ def run(args: argparse.Namespace) -> int:
     """
     from pvt_det.api import write_page
     from pvt_det.run_folder import PAGE_NAME
+    from pvt_det.utils.console import steps_shown
 
     output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
-    write_page(args.run, output, args.against, images=args.val_images, score_threshold=args.score_threshold)
+    with steps_shown() as show:
+        show("Writing the report …")
+        write_page(
+            args.run,
+            output,
+            args.against,
+            images=args.val_images,
+            labels=args.val_labels,
+            score_threshold=args.score_threshold,
+        )
     print(f"Open {output} in a browser.")
     return 0

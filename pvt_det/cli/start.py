@@ -9,13 +9,29 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.resume import resume_command
+
+# What takes most of the time of starting a command.
+_SLOW_IMPORTS = {
+    "benchmark": "torch",
+    "card": "pvt_det.reports.card",
+    "compare": "pvt_det.reports.compare",
+    "convert": "torch",
+    "eval": "pvt_det.api",
+    "explain": "pvt_det.inference.attention",
+    "export": "pvt_det.deployment.api",
+    "inspect": "pvt_det.inspection.run",
+    "predict": "pvt_det.inference.predictor",
+    "report": "pvt_det.api",
+    "train": "pvt_det.api",
+    "train-cls": "torch",
+}
 
 
 class Command(Protocol):
@@ -69,8 +85,20 @@ def start(name: str, argv: Sequence[str] | None, prog: str, program: Sequence[st
     args = parser.parse_words(words)
     resumed = bool(getattr(args, "resume", False))
     args.resume_command = resume_command(resumed, words, program or prog.split())
-    with warnings.catch_warnings():
-        # Hide torch's warnings about Detectron2's code, which users cannot fix.
-        warnings.filterwarnings("ignore", message="torch.meshgrid")
-        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-        return command.run(args)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    _load_libraries(name)
+    return command.run(args)
+
+
+def _load_libraries(name: str) -> None:
+    """Import the slow libraries of a command, and say so on a terminal.
+
+    This takes seconds, and half a minute on a busy machine. Without a word it looks as if the program hangs.
+    """
+    # Programs started by torchrun would write over each other.
+    if name not in _SLOW_IMPORTS or not sys.stdout.isatty() or "LOCAL_RANK" in os.environ:
+        return
+    from pvt_det.utils.console import get_console
+
+    with get_console().status("Loading PyTorch …"):
+        importlib.import_module(_SLOW_IMPORTS[name])

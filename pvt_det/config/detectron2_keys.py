@@ -483,7 +483,8 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
                 lambda warmup, end: warmup < end,
                 "less than",
                 applies=lambda cfg: not is_multi_step(cfg) or len(cfg.SOLVER.STEPS) > 0,
-                reason="The learning rate would stay near 0. A shorter run needs a shorter warm-up.",
+                reason="The learning rate would stay near 0. A shorter run needs a shorter warm-up, such as a tenth of "
+                "MAX_ITER. To change the length only, use --epochs (SOLVER.EPOCHS): it adapts the warm-up too.",
             ),
         ),
         Row("SOLVER.WARMUP_FACTOR", PROBABILITY, "Factor of the learning rate at the start of the warm-up."),

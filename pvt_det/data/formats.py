@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pvt_det.data.images import IMAGE_SUFFIXES
 from pvt_det.errors import DataError
-from pvt_det.utils.paths import folder_fault
+from pvt_det.utils.paths import folder_fault, similar_path
 from pvt_det.utils.plain_yaml import read_text
 from pvt_det.utils.text import counted, listed
 
@@ -53,7 +53,10 @@ def find_annotations(source: Path) -> tuple[str, Path]:
             return YOLO_FORMAT, source
         raise DataError(unknown_folder(source))
     if not source.is_file():
-        raise DataError(f"{source} does not exist. Expected an annotation file or a folder of annotation files.")
+        raise DataError(
+            f"{source} does not exist. Expected an annotation file or a folder of annotation files."
+            f"{similar_path(source)}"
+        )
     suffix = source.suffix.lower()
     if suffix in (".json", ".xml"):
         return COCO_FORMAT if suffix == ".json" else CVAT_FORMAT, source

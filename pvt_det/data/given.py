@@ -83,13 +83,26 @@ def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
     classes = ["--classes-of", str(config_file)] if data.CLASS_NAMES else []
     return (
         f"Check and convert it with\n  {shlex.join([*_INSPECT, *val, *classes, '--write-json', file])}\n"
-        f"Then give --val-json {file}"
+        f"Then give --val-json {file}{_validation_part(data.VAL_JSON, file)}"
     )
 
 
+def _validation_part(source: str, file: str) -> str:
+    """Name the second file that `inspect` writes for a folder with training and validation data."""
+    if folder_fault(source):
+        return ""
+    return f", or {Path(file).with_stem(f'{Path(file).stem}_val')} if it writes that too: it has the validation data"
+
+
 def _images(source: str, images: str) -> list[str]:
-    """Return the image folder if `inspect` needs it: YOLO's YAML files name their own."""
-    return [images] if images and Path(source).suffix.lower() not in YAML_SUFFIXES else []
+    """Return the image folder if `inspect` needs it: YOLO's YAML files name their own.
+
+    A folder that does not exist is left out if the annotations are a folder, in or beside which `inspect` finds the
+    images. It is the earlier place of a data set that has moved.
+    """
+    is_yaml = Path(source).suffix.lower() in YAML_SUFFIXES
+    has_moved = not folder_fault(source) and bool(folder_fault(images))
+    return [images] if images and not is_yaml and not has_moved else []
 
 
 def _unused(name: str) -> str:

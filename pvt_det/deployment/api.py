@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from pvt_det.config import load_config
 from pvt_det.config.architecture import head_key, is_segmentor, model_name
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
-from pvt_det.data.images import read_image
+from pvt_det.data.images import IMAGE_SUFFIXES, read_image
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.deployment.check import Parity, compare, medians_ms, run_eager
 from pvt_det.deployment.files import Function, Kind, open_file, trace, write
@@ -28,6 +29,7 @@ from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.base import class_names
 from pvt_det.inference.trunks import trained_classifier
 from pvt_det.run_folder import config_file, run_weights
+from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
 
 # Number of images in the check. Each is run alone; the first one also in a batch with its mirror image.
@@ -127,7 +129,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         limit=cfg.TEST.DETECTIONS_PER_IMAGE,
         threshold=cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
         metadata=_metadata(model_name(cfg), metadata),
-        images=_validation_images(cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES),
+        images=validation_images(cfg),
     )
 
 
@@ -157,7 +159,13 @@ def load_classifier(name: str, weights: str, size: int = 224) -> Subject:
     )
 
 
-def export(subject: Subject, output: Path, kind: Kind, images: Sequence[Path]) -> Report:
+def export(
+    subject: Subject,
+    output: Path,
+    kind: Kind,
+    images: Sequence[Path],
+    show: Callable[[str], object] = lambda step: None,
+) -> Report:
     """Export a model to a file, and keep the file only if its outputs match the model's.
 
     Args:
@@ -165,6 +173,7 @@ def export(subject: Subject, output: Path, kind: Kind, images: Sequence[Path]) -
         output: Path of the file to write.
         kind: Kind of file.
         images: Images to compare on; empty uses the run's validation images.
+        show: Called with the name of each step before it begins. The whole export takes a minute or more.
 
     Returns:
         The differences and the timings.
@@ -178,12 +187,15 @@ def export(subject: Subject, output: Path, kind: Kind, images: Sequence[Path]) -
     if not files:
         raise ConfigError("No images to check the exported model on. Add some with --images.")
     prepared = [subject.prepare(read_image(file, "RGB")) for file in files]
+    show("Tracing the model …")
     program = trace(subject.graph, torch.zeros(_TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
     # Keep the suffix, because torch checks it.
     unchecked = output.with_name(f".unchecked-{output.name}")
     try:
+        show("Writing the file, which takes a minute or more …" if kind == "compiled" else "Writing the file …")
         write(program, unchecked, kind, subject.graph.outputs, subject.metadata)
+        show(f"Comparing the file with the model on {counted(len(prepared), 'image')} …")
         function = open_file(unchecked, kind, subject.graph.outputs)
         parity = check(subject, function, prepared)
         parity.require(str(output))
@@ -238,11 +250,22 @@ def _metadata(name: str, of_task: dict[str, str]) -> dict[str, str]:
     return {"model": name, "made_by": f"pvt_det {__version__}", "input": "image N x 3 x H x W, uint8, RGB", **of_task}
 
 
-def _validation_images(json_file: str, folder: str) -> tuple[Path, ...]:
-    if not json_file or not Path(json_file).is_file():
-        return ()
-    names = [image["file_name"] for image in read_json(json_file)["images"]]
-    return tuple(path for name in names if (path := Path(folder) / name).is_file())
+def validation_images(cfg: CfgNode) -> tuple[Path, ...]:
+    """Return the validation images that a config names, as far as they exist.
+
+    Args:
+        cfg: A config with DATASETS.VAL_JSON or VAL_LABELS, and VAL_IMAGES.
+
+    Returns:
+        Paths of the images; empty if the config names none or they have moved.
+    """
+    json_file, folder = cfg.DATASETS.VAL_JSON, Path(cfg.DATASETS.VAL_IMAGES)
+    if json_file and Path(json_file).is_file():
+        names = [image["file_name"] for image in read_json(json_file)["images"]]
+        return tuple(path for name in names if (path := folder / name).is_file())
+    if cfg.DATASETS.VAL_LABELS and folder.is_dir():
+        return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES))
+    return ()
 
 
 def _spread(files: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pvt_det.deployment.api import Report, export, load_classifier, load_detector
@@ -27,6 +27,7 @@ def export_run(
     compiled: bool = False,
     overrides: Sequence[str] = (),
     public_key: str = "",
+    show: Callable[[str], object] = lambda step: None,
 ) -> Report:
     """Export a trained detector or segmentor to a file, and compare the file with the model.
 
@@ -38,6 +39,7 @@ def export_run(
         compiled: Whether to compile a .pt2 file for this machine's CPU.
         overrides: Config keys and values, alternating.
         public_key: PEM file with which the signature of the run is verified; "" verifies nothing.
+        show: Called with the name of each step before it begins. The whole export takes a minute or more.
 
     Returns:
         The differences and the timings.
@@ -51,8 +53,9 @@ def export_run(
     kind, files = _prepare(output, images, compiled)
     weights = str(named_weights(weights, overrides))
     verify_signed(public_key, config_file(run), *([Path(weights)] if weights else []))
+    show("Loading the model …")
     with errors_only("torch.onnx"):
-        return export(load_detector(run, weights, overrides, kind), output, kind, files)
+        return export(load_detector(run, weights, overrides, kind), output, kind, files, show)
 
 
 def export_classifier(
@@ -64,6 +67,7 @@ def export_classifier(
     compiled: bool = False,
     side: int = SIDE,
     public_key: str = "",
+    show: Callable[[str], object] = lambda step: None,
 ) -> Report:
     """Export a trained classifier to a file, and compare the file with the model.
 
@@ -75,6 +79,7 @@ def export_classifier(
         compiled: Whether to compile a .pt2 file for this machine's CPU.
         side: Side of the model's square images in pixels, at least 32.
         public_key: PEM file with which the signature of the weights is verified; "" verifies nothing.
+        show: Called with the name of each step before it begins. The whole export takes a minute or more.
 
     Returns:
         The differences and the timings.
@@ -89,8 +94,9 @@ def export_classifier(
     if not weights:
         raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
     verify_signed(public_key, Path(weights))
+    show("Loading the model …")
     with errors_only("torch.onnx"):
-        return export(load_classifier(name, weights, side), output, kind, files)
+        return export(load_classifier(name, weights, side), output, kind, files, show)
 
 
 def _prepare(output: Path, images: Sequence[str], compiled: bool) -> tuple[Kind, list[Path]]:

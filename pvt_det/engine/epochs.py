@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from fractions import Fraction
 
 from detectron2.config import CfgNode
 
@@ -29,17 +30,18 @@ def resolve_epochs(cfg: CfgNode) -> None:
         return
     images, batch = count_training_images(cfg), solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS
     iterations = math.ceil(epochs * images / batch)
-    scale = iterations / solver.MAX_ITER
+    before = solver.MAX_ITER
 
     def scaled(count: int) -> int:
-        return max(1, round(count * scale))
+        return max(1, round(count * iterations / before))
 
     # A step at the very end would have no effect.
     steps = [step for step in dict.fromkeys(map(scaled, solver.STEPS)) if step < iterations]
     warmup, kept = min(solver.WARMUP_ITERS, iterations // 10), solver.WARMUP_ITERS
     solver.EPOCHS, solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS = 0, iterations, tuple(steps), warmup
     solver.CHECKPOINT_PERIOD = min(solver.CHECKPOINT_PERIOD, scaled(solver.CHECKPOINT_PERIOD))
-    cfg.TEST.EVAL_PERIOD = scaled(cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD else 0
+    # Rounded up, so that the last period does not end shortly before the evaluation at the end.
+    cfg.TEST.EVAL_PERIOD = math.ceil(Fraction(cfg.TEST.EVAL_PERIOD * iterations, before))
     validate_config(cfg, where=f"{counted(epochs, 'epoch')} of {counted(images, 'image')}")
     logger.info(
         "%s of %s in batches of %d: SOLVER.MAX_ITER %d%s, WARMUP_ITERS %d%s, CHECKPOINT_PERIOD %d; TEST.EVAL_PERIOD "

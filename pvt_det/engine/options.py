@@ -86,8 +86,8 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
         "--image-size",
         type=image_size,
         metavar="PIXELS",
-        help="side of the square that images are scaled to fit into, as in 640, or their short side and the longest "
-        f"that the other may be, as in 480 640 ({sizes})",
+        help="side of the square that images are scaled to fit into, as in 640 (with label maps: their short side), or "
+        f"their short side and the longest that the other may be, as in 480 640 ({sizes})",
     )
     parser.add_argument(
         "--strict",

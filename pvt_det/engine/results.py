@@ -153,9 +153,12 @@ def recipe(cfg: CfgNode) -> str:
     """
     solver, size = cfg.SOLVER, cfg.INPUT
     short = "-".join(str(side) for side in sorted({min(size.MIN_SIZE_TRAIN), max(size.MIN_SIZE_TRAIN)}))
+    # Images fit into a square, so that the short side is smaller except for square images.
+    in_square = min(size.MIN_SIZE_TRAIN) >= size.MAX_SIZE_TRAIN
+    side = f"longest side {size.MAX_SIZE_TRAIN}" if in_square else f"short side {short}"
     return (
         f"{solver.OPTIMIZER} lr {solver.BASE_LR:g}, batch {solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS}, "
-        f"{solver.MAX_ITER} iterations, short side {short}"
+        f"{solver.MAX_ITER} iterations, {side}"
     )
 
 

@@ -88,6 +88,9 @@ def build_run_config(
     """
     given = _given(options)
     words = [*settings, *(word for pair in given.values() for word in pair), *overrides]
+    keys = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    if options.get("epochs") is not None:
+        _refuse_both(options["epochs"], keys)
     build = copy_config if isinstance(config, CfgNode) else load_config
     cfg = build(config, words, training=training)
     # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
@@ -95,15 +98,20 @@ def build_run_config(
         path = Path(config)
         if path.name == run_folder.CONFIG_NAME and run_folder.folder_kind(path.parent) == run_folder.TRAINING:
             cfg.OUTPUT_DIR = str(path.parent)
-    keys = dict(zip(overrides[::2], overrides[1::2], strict=True))
     for option, (key, value) in given.items():
         _check_agrees(option, key, value, keys)
-    if cfg.SOLVER.EPOCHS and training and "SOLVER.MAX_ITER" in keys:
-        raise ConfigError(
-            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS "
-            f"{cfg.SOLVER.EPOCHS} (--epochs) replaces it. Give only one of them."
-        )
+    if cfg.SOLVER.EPOCHS and training:
+        _refuse_both(cfg.SOLVER.EPOCHS, keys)
     return cfg
+
+
+def _refuse_both(epochs: object, keys: Mapping[str, Any]) -> None:
+    """Raise an error if SOLVER.MAX_ITER is given although the epochs replace it."""
+    if "SOLVER.MAX_ITER" in keys:
+        raise ConfigError(
+            f"SOLVER.MAX_ITER {keys['SOLVER.MAX_ITER']} would have no effect, because SOLVER.EPOCHS {epochs} "
+            "(--epochs) replaces it. Give only one of them."
+        )
 
 
 def check_run(
@@ -197,7 +205,14 @@ def describe_options(args: argparse.Namespace, cfg: CfgNode) -> str:
         training = "train_json" in args
         keys = image_size_keys(cfg, args.image_size, training=training)
         sides = " ".join(map(str, args.image_size))
-        parts.append(f"--image-size {sides} sets " + ", ".join(f"{key} {get_value(cfg, key)}" for key in keys))
+        parts.append(
+            f"--image-size {sides} sets " + ", ".join(f"{key} {_in_pixels(get_value(cfg, key))}" for key in keys)
+        )
     if "--batch-size" in given and "--lr" not in given:
         parts.append(f"SOLVER.BASE_LR stays {cfg.SOLVER.BASE_LR:g}")
     return "; ".join(parts)
+
+
+def _in_pixels(sides: Any) -> str:
+    """Format image sizes without the fractions that Detectron2's INPUT.CROP.SIZE has."""
+    return str([int(side) for side in sides] if isinstance(sides, list | tuple) else sides)

@@ -27,8 +27,8 @@ _PAIRS = 5
 # Two tables side by side are printed for more classes.
 _LONG_TABLE = 40
 _NAME_WIDTH = 32
-# Size of the confusion matrix in the terminal.
-_MATRIX, _COLUMN_WIDTH = 12, 5
+# Size of the confusion matrix in the terminal. With the time of the log line, it fits into 80 columns.
+_MATRIX, _MATRIX_NAME_WIDTH = 12, 15
 
 
 @dataclass(frozen=True)
@@ -281,19 +281,22 @@ def most_involved(results: LabelResults, most: int) -> list[int]:
 def confusion_table(results: LabelResults) -> str:
     """Return a plain-text table with the percentage of each true class (row) that is predicted as each class (column).
 
+    The classes are numbered, because their names would not fit above the columns.
+
     Args:
         results: Results of the evaluation. Of more than 12 classes, those with the highest shares of errors are shown.
     """
     shown = most_involved(results, _MATRIX)
     percent = row_percent(results.confusion)[np.ix_(shown, shown)]
-    names = [results.class_names[index] for index in shown]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("true class, % predicted as", max_width=_NAME_WIDTH, no_wrap=True)
-    for name in names:
-        table.add_column(name, max_width=_COLUMN_WIDTH, no_wrap=True, justify="right")
-    for name, line in zip(names, percent, strict=True):
-        table.add_row(name, *(f"{value:.0f}" if value >= 0.5 else "" for value in line))
-    return render(table)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("true class", max_width=_MATRIX_NAME_WIDTH, no_wrap=True)
+    for number in range(1, len(shown) + 1):
+        table.add_column(str(number), no_wrap=True, justify="right")
+    for number, (index, line) in enumerate(zip(shown, percent, strict=True), start=1):
+        cells = (f"{value:.0f}" if value >= 0.5 else "" for value in line)
+        table.add_row(str(number), results.class_names[index], *cells)
+    return f"Percentage of each true class (row) that is predicted as each class (column):\n{render(table)}"
 
 
 def class_table(classes: Sequence[ClassResult]) -> str:

@@ -297,7 +297,7 @@ class LabelFiles(OutputFiles[Labels]):
         return draw_label_map(pixels, prediction, self.class_names)
 
     def describe(self, prediction: Labels) -> str:
-        """Return the shares of the largest classes, such as "sky 45%, road 30%".
+        """Return the shares of the largest classes, such as "sky 45%; road 30%".
 
         Args:
             prediction: `H×W` label map of an image.

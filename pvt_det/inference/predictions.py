@@ -217,12 +217,18 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 def describe_shares(shares: Mapping[str, float]) -> str:
-    """Return the shares of the largest classes, such as "sky 45%, road 30%", or "no classes".
+    """Return the shares of the largest classes, such as "sky 45%; road 30%", or "no classes".
 
     Args:
         shares: Fraction of the pixels by class name, the largest first.
     """
-    return listed([f"{name} {share:.0%}" for name, share in shares.items()], _MOST_SHARES) or "no classes"
+    # Names such as ADE20K's "road, route" contain commas.
+    parts = [f"{name} {_percent(share)}" for name, share in shares.items()]
+    return listed(parts, _MOST_SHARES, separator="; ") or "no classes"
+
+
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def draw_detections(

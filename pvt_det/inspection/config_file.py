@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_det.config import load_config
-from pvt_det.errors import ConfigError
 from pvt_det.inspection import config_text
 from pvt_det.inspection.config_text import flow_list as _list
 from pvt_det.inspection.config_text import scalar as _scalar
 from pvt_det.inspection.inspect import Inspection
 from pvt_det.inspection.plan import Plan
 from pvt_det.inspection.recommend import Settings
+from pvt_det.inspection.request import check_place
 from pvt_det.inspection.statistics import Statistics
 from pvt_det.utils.files import write_atomically
-from pvt_det.utils.paths import make_folder
 from pvt_det.utils.text import counted
 
 # Base configs of each task: the head, and the backbone of a family.
@@ -27,22 +26,6 @@ _TASK_NAMES = {"retinanet": "RetinaNet", "mask-rcnn": "Mask R-CNN"}
 # Training from random weights works on the blood cells, whose rarest class has about 300 objects. COCO has 10,000 per
 # class.
 _FEW_OBJECTS = 200
-
-
-def check_place(path: Path) -> None:
-    """Check that a config can be written to a path, and create its folder.
-
-    Args:
-        path: The config file to write.
-
-    Raises:
-        ConfigError: The file exists, does not end in .yaml or cannot be written.
-    """
-    if path.suffix != ".yaml":
-        raise ConfigError(f"{path} is not a config file name. Expected a name that ends in .yaml.")
-    if path.exists():
-        raise ConfigError(f"{path} already exists. Choose another name for the config, or remove the file.")
-    make_folder(path.parent)
 
 
 def write_config(path: Path, plan: Plan, settings: Settings, train: Inspection, val: Inspection | None) -> None:

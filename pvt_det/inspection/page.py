@@ -75,7 +75,7 @@ def _sections(name: str, found: Inspection, on_error: str) -> Iterator[tuple[str
         html.join(
             html.bars({c.name: c.objects for c in counted[:_MOST_BARS] if c.objects}),
             html.details(
-                f"Objects and images per class ({len(counted)} classes)",
+                "Objects and images per class",
                 html.table(["class", "objects", "images"], [(c.name, c.objects, c.images) for c in counted]),
             ),
         ),

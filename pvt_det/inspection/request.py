@@ -6,9 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvt_det.errors import ConfigError
+from pvt_det.utils.paths import make_folder
 
 # Default number of images per iteration.
 BATCHES = {"cpu": 4, "gpu": 16}
+
+
+def check_place(path: Path) -> None:
+    """Check that a config can be written to a path, and create its folder.
+
+    Args:
+        path: The config file to write.
+
+    Raises:
+        ConfigError: The file exists, does not end in .yaml or cannot be written.
+    """
+    if path.suffix != ".yaml":
+        raise ConfigError(f"{path} is not a config file name. Expected a name that ends in .yaml.")
+    if path.exists():
+        raise ConfigError(f"{path} already exists. Choose another name for the config, or remove the file.")
+    make_folder(path.parent)
 
 
 @dataclass(frozen=True, kw_only=True)

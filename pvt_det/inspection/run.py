@@ -10,13 +10,13 @@ from pathlib import Path
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
 from pvt_det.inspection.backbones import Backbone, find_backbone
-from pvt_det.inspection.config_file import check_place, write_config
+from pvt_det.inspection.config_file import write_config
 from pvt_det.inspection.inspect import Advice, Inspection, find_leakage, inspect_dataset
 from pvt_det.inspection.page import inspection_page
 from pvt_det.inspection.places import find_places
 from pvt_det.inspection.plan import make_plan
 from pvt_det.inspection.recommend import recommend
-from pvt_det.inspection.request import Request
+from pvt_det.inspection.request import Request, check_place
 from pvt_det.inspection.result import InspectionResult
 from pvt_det.inspection.semantic.run import inspect_label_maps
 from pvt_det.inspection.semantic.scan import is_label_folder

@@ -38,6 +38,7 @@ def write_report(
     base: Path | None = None,
     *,
     images: Path | None = None,
+    labels: Path | None = None,
     score_threshold: float | None = None,
 ) -> None:
     """Write an HTML report about a run.
@@ -47,25 +48,27 @@ def write_report(
         output: HTML file to write.
         base: Run folder of another run to compare with.
         images: Folder of the validation images. None takes the one that the run's config names.
+        labels: Folder of the validation label maps. None takes the one that the run's config names.
         score_threshold: Minimum score of the detections that are drawn and counted, 0 to 1. None takes the threshold
             with the best F1.
 
     Raises:
-        ConfigError: The report cannot be written to `output`, `images` is not a folder, or the score threshold is not
-            from 0 to 1.
+        ConfigError: The report cannot be written to `output`, `images` or `labels` is not a folder, or the score
+            threshold is not from 0 to 1.
         DataError: A file of a run is missing or broken, or a run was evaluated on several data sets.
     """
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ConfigError(f"score threshold {score_threshold:g}: expected a number from 0 to 1.")
     make_parent_folder(output)
-    if images is not None and (fault := folder_fault(images)):
-        raise ConfigError(f"--val-images {images} {fault}. Expected the folder of the validation images.")
+    for option, folder, what in (("images", images, "images"), ("labels", labels, "label maps")):
+        if folder is not None and (fault := folder_fault(folder)):
+            raise ConfigError(f"--val-{option} {folder} {fault}. Expected the folder of the validation {what}.")
     about, other = load_run(run), None if base is None else load_run(base)
     for each in (about, other) if other else (about,):
         _require_one_data_set(each)
     if not about.metrics:
         logger.warning("%s was not evaluated. Evaluate it with %s", about.folder, evaluation_command(about.folder))
-    write_atomically(output, _page(about, other, images, score_threshold))
+    write_atomically(output, _page(about, other, images, labels, score_threshold))
 
 
 def _require_one_data_set(run: Run) -> None:
@@ -79,7 +82,7 @@ def _require_one_data_set(run: Run) -> None:
         )
 
 
-def _page(run: Run, base: Run | None, images: Path | None, score_threshold: float | None) -> str:
+def _page(run: Run, base: Run | None, images: Path | None, labels: Path | None, score_threshold: float | None) -> str:
     """Return the report as one self-contained HTML document, with a comparison if a base run is given."""
     config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
     evaluators = build_evaluators(run)
@@ -87,7 +90,7 @@ def _page(run: Run, base: Run | None, images: Path | None, score_threshold: floa
     if base is not None:
         sections.append((f"Compared with {base.folder.resolve().name}", _comparison(run, base, evaluators)))
     sections += detection_sections(run, evaluators, images=images, score_threshold=score_threshold)
-    sections += semantic_sections(run)
+    sections += semantic_sections(run, images=images, labels=labels)
     if history:
         sections.append(("Training", _training(history)))
     sections.append(("Environment", _environment(run.environment)))

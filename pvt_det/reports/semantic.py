@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pvt_det.config import load_config
+from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import read_image, read_labels
-from pvt_det.data.segmentation.folders import check_label_size
+from pvt_det.data.segmentation.folders import LabelSource, check_label_size
 from pvt_det.data.sets import register_datasets
 from pvt_det.errors import PvtDetError
 from pvt_det.evaluation.label_results import (
@@ -42,11 +44,13 @@ _OLD = (
 )
 
 
-def semantic_sections(run: Run) -> list[tuple[str, Html]]:
+def semantic_sections(run: Run, *, images: Path | None = None, labels: Path | None = None) -> list[tuple[str, Html]]:
     """Build the sections about label maps.
 
     Args:
         run: A finished run of any task.
+        images: Folder of the validation images. None takes the one that the run's config names.
+        labels: Folder of the validation label maps. None takes the one that the run's config names.
 
     Returns:
         Heading and content of each section. Empty if the run was not evaluated on label maps.
@@ -63,7 +67,7 @@ def semantic_sections(run: Run) -> list[tuple[str, Html]]:
     return [
         *sections,
         ("Segmentation: confusion", _confusion(results)),
-        ("Segmentation: images", _images(run, results)),
+        ("Segmentation: images", _images(_records(run, images, labels), results)),
     ]
 
 
@@ -99,8 +103,8 @@ def _confusion(results: LabelResults) -> Html:
     return join(worst, paragraph(lead), matrix)
 
 
-def _images(run: Run, results: LabelResults) -> Html:
-    records, fault = _records(run)
+def _images(found: tuple[dict[str, Mapping[str, Any]], str], results: LabelResults) -> Html:
+    records, fault = found
     if fault:
         return notice(f"No pictures: {fault}", "warning")
     drawn: list[Html] = []
@@ -148,17 +152,30 @@ def _picture(image: ImageResult, record: Mapping[str, Any], results: LabelResult
     return row(drawn, caption, quality=80), [truth, predicted]
 
 
-def _records(run: Run) -> tuple[dict[str, Mapping[str, Any]], str]:
+def _records(run: Run, images: Path | None, labels: Path | None) -> tuple[dict[str, Mapping[str, Any]], str]:
     """Return the records of the evaluated images by file name, or the reason why they are not available."""
     config = run.folder / CONFIG_NAME
     if not config.is_file():
         return {}, f"{config} is missing"
     try:
         cfg = load_config(config, training=False)
-        register_datasets(cfg, training=False)
-        if run.dataset not in cfg.DATASETS.TEST:
-            return {}, f"{config} does not name the data set {run.dataset}"
-        records = DatasetCatalog.get(run.dataset)
+        if images is None and labels is None:
+            register_datasets(cfg, training=False)
+            if run.dataset not in cfg.DATASETS.TEST:
+                return {}, f"{config} does not name the data set {run.dataset}"
+            records = DatasetCatalog.get(run.dataset)
+        else:
+            records = _moved(cfg.DATASETS, run.dataset, images, labels).find(Findings())
     except (PvtDetError, OSError) as error:
         return {}, str(error)
     return {Path(record["file_name"]).name: record for record in records if "sem_seg_file_name" in record}, ""
+
+
+def _moved(data: CfgNode, dataset: str, images: Path | None, labels: Path | None) -> LabelSource:
+    """Return the data set in the folders that replace those of the config."""
+    metadata = MetadataCatalog.get(dataset)
+    return LabelSource(
+        image_root=str(images or data.VAL_IMAGES or metadata.get("image_root", "")),
+        label_root=str(labels or data.VAL_LABELS or metadata.get("sem_seg_root", "")),
+        class_names=(),
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import IO
 
@@ -49,3 +51,18 @@ class Console(rich.console.Console):
 def get_console() -> Console:
     """Return the console of standard output. The bars and the log of a run share it, so that they do not mix."""
     return Console()
+
+
+@contextmanager
+def steps_shown() -> Iterator[Callable[[str], object]]:
+    """Context manager that shows which step of a slow command runs: on a terminal in place, elsewhere on stderr.
+
+    Yields:
+        A function to call with the name of each step before it begins.
+    """
+    console = get_console()
+    if not console.is_interactive:
+        yield lambda step: print(step, file=sys.stderr, flush=True)
+        return
+    with console.status("") as status:
+        yield status.update

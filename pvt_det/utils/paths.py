@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_det.errors import ConfigError
+from pvt_det.utils.text import closest, did_you_mean
 
 ABSENT = "does not exist"
 
@@ -113,3 +114,22 @@ def _mode(path: str | os.PathLike[str]) -> int | str:
         return f"cannot be reached ({error.strerror})"
     except ValueError:  # a null byte or invalid Unicode
         return "is not a valid file name"
+
+
+def similar_path(path: str | os.PathLike[str]) -> str:
+    """Suggest the file or folder whose name was probably misspelled.
+
+    Args:
+        path: A path that does not exist.
+
+    Returns:
+        A sentence with a leading space, such as " Did you mean output/mine?"; "" if nothing in the folder is similar.
+    """
+    missing = Path(path)
+    try:
+        if missing.exists():
+            return ""
+        names = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(str(missing), [str(missing.with_name(name)) for name in closest(missing.name, names)])

@@ -20,6 +20,8 @@ from pvt_det.utils.console import get_console
 
 # Cells of the bar. The name of the task and then its details are shown where they leave room for a bar of this length.
 _BESIDE_NAME, _BESIDE_DETAILS, _LONGEST_BAR = 8, 12, 40
+# Cells left free at the end of a line, where the terminal shows "^C". If it had to wrap, the line would stay.
+_ECHO = 2
 # The recent speed is that of the last 30 seconds, but at least of the last 20 steps.
 _RECENT_SECONDS, _RECENT_STEPS = 30.0, 20
 # Without a terminal, a task logs a line every 10 percent, at least every minute and at most every 10 seconds.
@@ -94,7 +96,7 @@ class _Line:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         task, fields = self._task, self._task.fields
         shown = " ".join(filter(None, (_counter(task), fields["pace"].eta(task.total), fields["headline"])))
-        room = options.max_width - cell_len(shown) - 1
+        room = options.max_width - _ECHO - cell_len(shown) - 1
         name = f"{task.description} "
         if cell_len(name) + _BESIDE_NAME > room:
             name = ""
@@ -243,6 +245,8 @@ def track(description: str, total: int) -> Iterator[Callable[[], None]]:
         finally:
             if is_part:
                 bars.remove_task(task)
+                # Log lines are drawn with the last frame. With one more line than the next frame, it would stay.
+                bars.refresh()
             for pace in waiting:
                 pace.leave_out(time.perf_counter() - started)
 

@@ -18,6 +18,8 @@ from pvt_det.utils.text import printable
 
 # Number of side-by-side pairs of class name and AP.
 _COLUMNS = 3
+# Number of metrics in a row. With the time of the log line, a row fits into 80 columns.
+_METRICS = 6
 _WIDTH = 120
 # Space between columns: the padding and the divider.
 _GAP = 2
@@ -35,15 +37,21 @@ _NUMBER = re.compile(r"-|[+-]?[\d.]+( \[[+-][\d.]+, [+-][\d.]+\]| \([a-z]+, ±[\
 
 
 def metric_table(values: Mapping[str, float]) -> str:
-    """Return a plain-text table with one row of all metrics except those of single classes.
+    """Return a plain-text table of all metrics except those of single classes, six in a row.
 
     Args:
         values: Metrics by name, in percent. Names of per-class metrics begin with "AP-".
     """
-    whole = {name: value for name, value in values.items() if not name.startswith("AP-")}
-    table = Table(*whole, box=box.SIMPLE_HEAD)
-    table.add_row(*(_number(value) for value in whole.values()))
-    return render(table)
+    whole = [(name, _number(value)) for name, value in values.items() if not name.startswith("AP-")]
+    tables = []
+    for start in range(0, len(whole), _METRICS):
+        names, numbers = zip(*whole[start : start + _METRICS], strict=True)
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in names:
+            table.add_column(name, justify="right")
+        table.add_row(*numbers)
+        tables.append(table)
+    return render(Group(*tables))
 
 
 def class_table(values: Mapping[str, float]) -> str:

@@ -35,14 +35,15 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     """Join names with commas, shortening long lists to the first names: "a, b, … (7 in all)".
 
     Args:
         names: The names.
         most: Maximum number of names shown.
+        separator: What to join the names with, if not with commas.
     """
-    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+    return separator.join(names[:most]) + (f"{separator}… ({len(names)} in all)" if len(names) > most else "")
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:

@@ -27,6 +27,7 @@ _LONGEST = 65_000  # pixels; the side of a JPEG image is limited to 65,535
 _OPACITY = 0.5  # of the classes of a label map
 # Widths of lines and sizes of text, as fractions of the mean side of the drawing.
 _LINE, _FONT, _MIN_FONT = 0.0032, 0.018, 12
+_MIN_LINE = 2  # pixels; with a pixel of rim on both sides, the color of a thinner line would not be seen
 _THINNEST = 10  # a line is at most this fraction of the side of a box
 _FAR = 1e6  # limit of box coordinates in pixels
 _LABEL_SIDE = 512  # pixels; a label map is reduced to this size to find places for the names
@@ -134,7 +135,7 @@ def _add_box(canvas: Picture, box: NDArray[np.float64], color: Color, line: int)
 
 
 def _line_width(canvas: Picture, box: NDArray[np.float64] | None = None) -> int:
-    width = _LINE * _mean_side(canvas)
+    width = max(_MIN_LINE, _LINE * _mean_side(canvas))
     if box is not None:
         width = min(width, float((box[2:] - box[:2]).min()) / _THINNEST)
     return max(1, round(width))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pvt_det import api
 from pvt_det.cli import completion, eval
 from pvt_det.cli import main as command_line
+from pvt_det.cli import start as start_module
 from pvt_det.cli.start import load, start
 from pvt_det.errors import CheckpointError, ConfigError, DataError
+from pvt_det.utils import console
 from pvt_det.utils.cli import run_cli
 
 
@@ -114,6 +119,9 @@ def test_typing_errors_are_reported_in_one_line(pvt_det, capsys, words, message)
         ("eval --config-file {leaf} --weights a MODEL.WEIGHTS b", "given twice: a and MODEL.WEIGHTS b. Leave one out"),
         ("eval --config-file x --train-json b", "unrecognized arguments: --train-json. Did you mean --val-json?"),
         ("export --config-file x --side 64 --output a.pt2", "--side is for --classifier"),
+        ("export --output a.pt2", "Expected one model to export, found none. Give a run folder, or --classifier NAME"),
+        ("export x --config-file y --output a.pt2", "Expected one model to export, found x and y"),
+        ("export x --side 64 --output a.pt2", "--side is for --classifier"),
         ("export --classifier x --set A B --output a.pt2", "--set is for --config-file"),
         ("export --classifier x --side 0 --output a.pt2", "--side 0: expected 32 pixels or more"),
         ("export --config-file x --images {video} --output a.pt2", "a.mp4: the check needs image files. Leave every"),
@@ -227,3 +235,43 @@ def test_resume_command_is_passed_to_the_command(monkeypatch, capsys):
 def test_commands_are_modules():
     assert load("train-cls").__name__ == "pvt_det.cli.train_cls"
     assert Path(load("train").__file__).name == "train.py"
+
+
+def test_slow_imports_are_announced_on_a_terminal_only(monkeypatch):
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True)
+    monkeypatch.setattr(console, "get_console", lambda: terminal)
+    monkeypatch.setitem(start_module._SLOW_IMPORTS, "completion", "json")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    start("completion", ["bash"], "pvt-det completion")
+    assert shown.getvalue() == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    start("completion", ["bash"], "pvt-det completion")
+    assert "Loading PyTorch" in shown.getvalue()
+
+
+def test_announced_modules_are_those_that_exist():
+    assert start_module._SLOW_IMPORTS.keys() < command_line.COMMANDS.keys()
+    assert all(importlib.util.find_spec(name) for name in start_module._SLOW_IMPORTS.values())
+
+
+def test_warnings_of_libraries_are_hidden_when_the_package_is_imported():
+    code = "import pvt_det, warnings; warnings.warn('torch.meshgrid: in an upcoming release', UserWarning)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_an_existing_config_is_reported_before_the_slow_imports(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    code = (
+        "import sys\n"
+        "from pvt_det.cli.start import start\n"
+        "from pvt_det.errors import ConfigError\n"
+        f"try: start('inspect', ['a', '--write-config', {str(tmp_path / 'mine.yaml')!r}], 'inspect')\n"
+        "except ConfigError as error: print(error)\n"
+        "print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    message, modules = shown.splitlines()
+    assert "mine.yaml already exists. Choose another name for the config, or remove the file. See" in message
+    assert "torch" not in modules.split()

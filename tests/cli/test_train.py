@@ -80,6 +80,7 @@ def weights(folder):
         (["--device", "tpu"], 2, "MODEL.DEVICE"),
         (["--image-size", "96"], 2, "--image-size sets INPUT.MIN_SIZE_TRAIN to (96,), but INPUT.MIN_SIZE_TRAIN [64]"),
         (["--epochs", "2"], 2, "SOLVER.MAX_ITER 3 would have no effect, because SOLVER.EPOCHS 2"),
+        (["--epochs", "2", "SOLVER.WARMUP_ITERS", "9"], 2, "SOLVER.MAX_ITER 3 would have no effect, because SOLVER.EP"),
         (["--lr", "fast"], 2, "SOLVER.BASE_LR = 'fast': expected a number"),
         (["configs/x.yaml"], 2, "two configs are given: --config-file "),
         (["SOLVER.IMS_PER_BATCH", "-1"], 2, "SOLVER.IMS_PER_BATCH"),

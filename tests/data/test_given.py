@@ -71,10 +71,16 @@ def test_eval_keeps_the_classes_of_the_run(root, untrained_run):
     args = converting_command(message)
     assert (str(args.annotations), str(args.images)) == ("voc", "my photos")
     assert args.classes_of == str(untrained_run / "config.yaml")
-    assert f"Then give --val-json {args.write_json}" in message
+    assert f"Then give --val-json {args.write_json}, or converted_val.json if it writes that too" in message
 
 
 def test_swapped_arguments(root, repo_root):
     words = ["--train-json", "my photos", "--train-images", "set.json"]
     message = refused("train", *words, config=repo_root / "configs/retinanet_pvt_tiny.yaml")
     assert message.endswith("they are swapped. Give --train-json set.json --train-images 'my photos'")
+
+
+def test_image_folder_that_does_not_exist_is_left_out_of_the_command(root, repo_root):
+    words = ["--train-json", "voc", "--train-images", "moved"]
+    args = converting_command(refused("train", *words, config=repo_root / "configs/retinanet_pvt_tiny.yaml"))
+    assert (str(args.annotations), args.images) == ("voc", None)

@@ -11,7 +11,9 @@ import torch
 from detectron2.structures import BoxMode
 from torch import nn
 
+from pvt_det.config import load_config
 from pvt_det.deployment import files
+from pvt_det.deployment.api import validation_images
 from pvt_det.deployment.check import Parity, compare, run_eager
 from pvt_det.deployment.graphs import build_graph
 from pvt_det.errors import ConfigError
@@ -136,3 +138,13 @@ def test_run_onnx_names_the_classes_of_a_label_map():
     assert 100 < fixed[:, :400].sum() < 3000
     assert 100 < fixed[:, 400:].sum() < 3000
     assert np.abs(first[5, 5].astype(int) - first[5, 600]).max() > 40
+
+
+def test_validation_images_of_a_segmentor_are_those_of_its_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("b.jpg", "a.png", "notes.txt"):
+        (tmp_path / "images" / name).touch()
+    words = ["DATASETS.VAL_IMAGES", tmp_path / "images", "DATASETS.VAL_LABELS", tmp_path / "labels"]
+    cfg = load_config("semantic_fpn_pvt_tiny", list(map(str, words)))
+    assert validation_images(cfg) == (tmp_path / "images/a.png", tmp_path / "images/b.jpg")
+    assert validation_images(load_config("semantic_fpn_pvt_tiny", list(map(str, words[:2])))) == ()

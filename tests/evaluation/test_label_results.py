@@ -12,8 +12,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pvt_det.errors import DataError
 from pvt_det.evaluation.label_results import (
     SEGMENTATION_FILE,
+    LabelResults,
     class_results,
     class_table,
+    confusion_table,
     most_confused,
     read_label_results,
     row_percent,
@@ -135,5 +137,15 @@ def test_broken_results(tmp_path):
 def test_confusion_matrix_is_logged(evaluated):
     _, _, text = evaluated
     lines = [line.split() for line in text.splitlines()]
-    assert ["car", "53", "47"] in lines
-    assert ["road", "100"] in lines
+    assert ["2", "car", "53", "47"] in lines
+    assert ["1", "road", "100"] in lines
+
+
+def test_confusion_matrix_fits_into_80_columns():
+    names = tuple(f"class {number}, also known as number {number}" for number in range(20))
+    confusion = np.full((20, 20), 1, np.int64) + 1000 * np.eye(20, dtype=np.int64)[::-1]
+    _, *lines = confusion_table(LabelResults(names, 255, confusion, (), ())).splitlines()
+    assert max(map(len, lines)) <= 80 - 11  # the time of the log line takes 11
+    heading, _, *rows = lines
+    assert heading.split() == ["true", "class", *map(str, range(1, 13))]
+    assert [row.split()[0] for row in rows] == [str(number) for number in range(1, 13)]

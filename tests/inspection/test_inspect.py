@@ -298,10 +298,12 @@ def test_wrong_image_folder(data):
     shutil.copy(photos / "photo1.png", data.parent / "empty")
     for number in (1, 2, 3):
         (data.parent / f"photo{number}.png").unlink()
-    found = inspect_dataset(data, data.parent, Path())
-    assert found.findings.problems["no readable image"].first == [
-        f"0 of 3 files exist in {data.parent}, but 3 of 3 in {photos}. Give that folder instead"
-    ]
+    with pytest.raises(DataError) as caught:
+        inspect_dataset(data, data.parent, Path())
+    assert str(caught.value) == (
+        f"image folder {data.parent} contains none of the images, such as photo1.png: 0 of 3 files exist in "
+        f"{data.parent}, but 3 of 3 in {photos}. Give that folder instead."
+    )
     found = inspect_dataset(data, data.parent / "empty", Path())
     assert found.findings.problems["image folder without most of the images"].first == [
         f"1 of 3 files exist in {data.parent / 'empty'}, but 3 of 3 in {photos}. Give that folder instead"

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pvt_det.config import get_config
+from pvt_det.errors import ConfigError
 from pvt_det.evaluation.label_results import (
     SEGMENTATION_FILE,
     ImageResult,
@@ -130,3 +131,25 @@ def test_changed_results_and_missing_images_are_reported(run, tmp_path):
     assert "segmentation.json is not the file that results.json describes" in text
     assert "The confusion matrix and the predictions were not recorded" in text
     assert "Segmentation: images" not in text
+
+
+@pytest.mark.parametrize("labels", [None, "labels"])
+def test_moved_images_and_label_maps_are_found_in_the_given_folders(run, tmp_path, labels):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    config = (tmp_path / "config.yaml").read_text()
+    lost = [name for name in ("images", labels) if name]
+    for name in lost:
+        config = config.replace(str(run / name), f"/nowhere/{name}")
+    (tmp_path / "config.yaml").write_text(config)
+    page = tmp_path / "page.html"
+    write_report(tmp_path, page)
+    assert "data:image/jpeg" not in page.read_text()
+    write_report(tmp_path, page, images=tmp_path / "images", labels=tmp_path / labels if labels else None)
+    text = page.read_text()
+    assert text.count("data:image/jpeg") == 2 * 4
+    assert "a.jpg: IoU 83.3" in text
+
+
+def test_missing_folder_of_label_maps_is_an_error(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--val-labels .*lost does not exist.*folder of the validation label maps"):
+        write_report(run, tmp_path / "page.html", labels=tmp_path / "lost")

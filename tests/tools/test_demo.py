@@ -80,10 +80,11 @@ SMALL = ["INPUT.MIN_SIZE_TRAIN", "[96]", "INPUT.MIN_SIZE_TEST", "96", "MODEL.RET
 
 def test_demo_of_two_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
-    assert demo.main(["--output", str(output), *SHORT, *SMALL, "DATALOADER.NUM_WORKERS", "0"]) == 1
+    assert demo.main(["--output", str(output), *SHORT, *SMALL, "DATALOADER.NUM_WORKERS", "0"]) == 0
     printed = capsys.readouterr().out
     assert "AP50" in printed
-    assert "far below the 0.38" in printed
+    assert "2 of 350 iterations are too few to judge" in printed
+    assert "broken" not in printed
     results = json.loads((output / "results.json").read_text())
     assert results["checkpoints"]["final"]["iteration"] == 2
     assert results["checkpoints"]["final"]["metrics"]["bbox"]["AP"] < 25
@@ -116,9 +117,14 @@ def test_photographs_match_their_annotations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ap", "code", "words"),
-    [(38.0, 0, "as expected"), (37.9, 0, "below the 0.38"), (24.9, 1, "Something is broken")],
+    ("ap", "iterations", "code", "words"),
+    [
+        (38.0, 350, 0, "as expected"),
+        (37.9, 350, 0, "below the 0.38"),
+        (24.9, 350, 1, "Something is broken"),
+        (24.9, 349, 0, "349 of 350 iterations are too few to judge"),
+    ],
 )
-def test_verdict(capsys: pytest.CaptureFixture[str], ap: float, code: int, words: str) -> None:
-    assert demo.verdict(ap) == code
+def test_verdict(capsys: pytest.CaptureFixture[str], ap: float, iterations: int, code: int, words: str) -> None:
+    assert demo.verdict(ap, iterations) == code
     assert words in capsys.readouterr().out

@@ -11,7 +11,8 @@ import pytest
 
 from pvt_det.cli.start import start
 from pvt_det.errors import ConfigError
-from pvt_det.utils.paths import make_folder, make_parent_folder
+from pvt_det.run_folder import config_file
+from pvt_det.utils.paths import make_folder, make_parent_folder, similar_path
 
 
 def test_folder_is_created_with_parents_and_left_empty(tmp_path):
@@ -68,3 +69,22 @@ def test_commands_check_output_folder_first(command, repo_root, monkeypatch):
     monkeypatch.chdir(repo_root)
     with pytest.raises(ConfigError, match=r"^folder /proc/absent\S* cannot be created: "):
         start(command.strip(), COMMANDS[command].format("/proc/absent").split(), "pvt-det")
+
+
+def test_similar_path_suggests_a_misspelled_name(tmp_path):
+    (tmp_path / "instances_train.json").touch()
+    (tmp_path / "mine").mkdir()
+    assert similar_path(tmp_path / "instance_train.json") == f" Did you mean {tmp_path}/instances_train.json?"
+    assert similar_path(tmp_path / "mien") == f" Did you mean {tmp_path}/mine?"
+    assert similar_path(tmp_path / "photos") == ""
+    assert similar_path(tmp_path / "absent/mine") == ""
+    assert similar_path(tmp_path / "mine") == ""
+
+
+def test_a_folder_of_runs_names_them(tmp_path):
+    (tmp_path / "output/mine").mkdir(parents=True)
+    (tmp_path / "output/mine/config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"output contains no config\.yaml\. .* It contains the runs .*mine\.$"):
+        config_file(tmp_path / "output")
+    with pytest.raises(ConfigError, match=r"does not exist\. .* Did you mean .*output/mine\?$"):
+        config_file(tmp_path / "output/mien")

@@ -66,7 +66,7 @@ def test_bar_counter_eta_and_total_loss_fit_every_terminal(terminal, shown, cloc
     lines = [line for line in frames(shown) if f"30/{total}" in line]
     assert lines
     for line in lines:
-        assert cell_len(line) <= width
+        assert cell_len(line) <= width - len("^C")
         assert re.search(
             rf"[━─]{{8,40}} 30/{total} eta (\d+d \d\d:\d\d|\d+:\d\d:\d\d) total_loss {re.escape(loss)}", line
         )
@@ -151,6 +151,21 @@ def test_evaluation_is_a_second_bar_and_does_not_count_as_training(terminal, sho
     assert all(cell_len(line) <= 60 for line in lines)
     assert "evaluating" not in lines[-1]
     assert "4/40 eta 0:01:12 total_loss 0.4" in lines[-1]
+
+
+def test_no_line_of_an_evaluation_is_left_above_the_next_log_line(terminal, shown):
+    console = terminal(80)
+    display = ProgressDisplay(console, total=40)
+    display.start()
+    with track("evaluating", 1) as advance:
+        advance()
+    shown.seek(0)
+    shown.truncate()
+    console.print("AP 12.3")
+    drawn = frames(shown)
+    display.stop()
+    assert drawn[0].strip() == "AP 12.3"
+    assert not any("evaluating" in line for line in drawn)
 
 
 def test_tasks_log_lines_at_sensible_intervals(caplog, clock):

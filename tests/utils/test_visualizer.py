@@ -92,6 +92,14 @@ def test_lines_and_text_grow_with_the_image() -> None:
         assert height > 0.6 * factor * heights[0]
 
 
+def test_lines_of_small_pictures_show_their_color() -> None:
+    picture = draw(np.full((240, 320, 3), 128, np.uint8), [thing((40, 40, 140, 120))], ["thing"], 320)
+    color = object_colors(np.array([[40, 40, 140, 120]]), [0], 1)[0]
+    across = picture[90, 30:50].tolist()
+    assert across.count(list(color)) == 2
+    assert across.count([128, 128, 128]) == 20 - 2 - 2  # a pixel of rim on each side
+
+
 def test_small_boxes_are_not_hidden_by_their_lines() -> None:
     lines = opaque([thing((3000, 2000, 3030, 2030))], ("",), size=(4000, 6000))
     assert not lines[2008:2022, 3008:3022].any()

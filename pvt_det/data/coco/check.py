@@ -93,7 +93,8 @@ def examine(
 
     Raises:
         ConfigError: `level` is unknown.
-        DataError: The annotation file is not in COCO's format, or the image folder does not exist.
+        DataError: The annotation file is not in COCO's format, or the image folder does not exist or contains none of
+            the images.
     """
     require_valid("DATASETS.CHECK", level)
     data, found = load_annotations(json_file, allow_outside=allow_outside)
@@ -173,6 +174,10 @@ def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) 
             unreadable.add(image["id"])
             missing += is_missing
     where = _where(data, root, missing) if 2 * missing > len(data.images) else f"looked in {root}"
+    if missing == len(data.images) > 0:
+        # A list of all the missing files would hide what is wrong.
+        first = data.images[0]["file_name"]
+        raise DataError(f"image folder {root} contains none of the images, such as {first}: {where}.")
     if len(unreadable) == len(data.images) > 0:
         findings.add("no readable image", where, fatal=True)
     elif 2 * missing > len(data.images):
@@ -186,5 +191,5 @@ def _where(data: CocoData, root: Path, missing: int) -> str:
     text = f"{total - missing} of {total} files exist in {root}"
     found = find_image_folder([image["file_name"] for image in data.images], root)
     if found is None or found[1] <= total - missing:
-        return f"{text}, and no more in the folders around it"
+        return f"{text}, and no more in the folders around it. Give the folder of the images"
     return f"{text}, but {found[1]} of {total} in {found[0]}. Give that folder instead"

@@ -45,8 +45,9 @@ def label_page(
 
 
 def _sections(name: str, found: LabelInspection, on_error: str) -> Iterator[tuple[str, html.Html]]:
-    first, *rest = [("Label maps", str(found.label_root)), ("Images", str(found.image_root)), *summary(found)]
-    yield name, html.join(html.table(first, rest), *_problems(found, on_error), *_advice(found))
+    folders = [("Folder of label maps", str(found.label_root)), ("Folder of images", str(found.image_root))]
+    rows = [*folders, *summary(found)]
+    yield name, html.join(html.table(rows[0], rows[1:]), *_problems(found, on_error), *_advice(found))
     if not found.files:
         return
     yield f"{name}: classes", _classes(found)

@@ -117,8 +117,13 @@ def _rounded(side: float) -> int:
 
 
 def _iterations(images: int, batch: int, crop: int, *, on_cpu: bool) -> tuple[int, str]:
+    limits = {
+        _EPOCHS * images: f"{_EPOCHS} epochs, as on ADE20K",
+        _MIN_SEEN: f"at least {_MIN_SEEN:,} images, which is more than the {_EPOCHS} epochs on ADE20K",
+        _MAX_EPOCHS * images: f"at most {_MAX_EPOCHS} epochs, because there are few images",
+    }
     seen = min(max(_EPOCHS * images, _MIN_SEEN), _MAX_EPOCHS * images)
-    reason = f"{_EPOCHS} epochs as on ADE20K, but at least {_MIN_SEEN:,} images and at most {_MAX_EPOCHS} epochs"
+    reason = limits[seen]
     if on_cpu and _CPU_PIXELS / crop**2 < seen:
         seen = int(_CPU_PIXELS / crop**2)
         reason = f"about {_CPU_MINUTES} minutes on two free CPU cores with PVT-Tiny; longer is better"

@@ -231,7 +231,10 @@ def test_broken_image_file(folder, level, fault):
 def test_data_set_without_readable_images_is_refused(folder):
     for number in range(1, 4):
         (folder / f"{number}.jpg").unlink()
-    with pytest.raises(DataError, match="no readable image"):
+    with pytest.raises(
+        DataError,
+        match=r"contains none of the images, such as 1\.jpg: 0 of 3 files exist in .*Give the folder of the images",
+    ):
         check(folder, valid_content(), on_error="skip")
 
 
