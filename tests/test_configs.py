@@ -84,6 +84,9 @@ def test_every_published_result_has_a_config():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_name_matches_backbone_and_weights(name):
     cfg = load(name)
+    if timm_name := cfg.MODEL.TIMM.NAME:
+        assert cfg.MODEL.WEIGHTS.startswith(f"hf://timm/{timm_name}.")
+        return
     backbone = re.search(r"(pvt_(?:v2_)?[a-z0-9]+(?:_li)?|R_\d+)", name)[1]
     if backbone.startswith("R_"):
         depth = int(backbone[2:])
@@ -151,8 +154,9 @@ def test_paper_recipe(name):
     assert (solver.MAX_ITER, *solver.STEPS) == tuple(n * epoch for n in epochs)
     assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (500, 0.001, "linear")
     assert not solver.CLIP_GRADIENTS.ENABLED
-    assert (cfg.INPUT.RESIZE_BACKEND, cfg.INPUT.MAX_SIZE_TRAIN) == ("cv2", 1333)
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+    short, longest = (640, 1066) if name.endswith("_640") else (800, 1333)
+    assert ("cv2", longest) == (cfg.INPUT.RESIZE_BACKEND, cfg.INPUT.MAX_SIZE_TRAIN)
+    assert (short, longest) == (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     assert (cfg.MODEL.RETINANET.LOSS_NORMALIZER, cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA) == ("batch", 0.0)
     assert not cfg.MODEL.FPN.P7_RELU
     assert (not name.startswith(("faster", "cascade"))) == cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES
@@ -163,7 +167,7 @@ def test_paper_recipe(name):
     else:
         assert solver.WEIGHT_DECAY == 1e-4
         assert not cfg.INPUT.CROP_BRANCH.ENABLED
-        assert ((640, 800) if long else (800,)) == cfg.INPUT.MIN_SIZE_TRAIN
+        assert ((640, 800) if long else (short,)) == cfg.INPUT.MIN_SIZE_TRAIN
         assert ("range" if long else "choice") == cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     if "_R_" in name:
         assert (solver.OPTIMIZER, solver.MOMENTUM) == ("sgd", 0.9)

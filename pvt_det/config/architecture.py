@@ -15,6 +15,9 @@ _TRUNKS = {
     "build_pvt_backbone": ("PVT", 0),
     "build_pvt_fpn_backbone": ("PVT", 1),
     "build_retinanet_pvt_fpn_backbone": ("PVT", 2),
+    "build_timm_backbone": ("TIMM", 0),
+    "build_timm_fpn_backbone": ("TIMM", 1),
+    "build_retinanet_timm_fpn_backbone": ("TIMM", 2),
     "build_resnet_backbone": ("RESNETS", 0),
     "build_resnet_fpn_backbone": ("RESNETS", 1),
     "build_retinanet_resnet_fpn_backbone": ("RESNETS", 2),
@@ -100,7 +103,7 @@ def trunk_strides(cfg: CfgNode) -> dict[str, int]:
     Args:
         cfg: A complete config, with a backbone of this package or of Detectron2.
     """
-    if trunk_section(cfg) == "PVT":
+    if trunk_section(cfg) in ("PVT", "TIMM"):
         strides = dict(zip(("stage1", "stage2", "stage3", "stage4"), (4, 8, 16, 32), strict=True))
     else:
         last = 32 if cfg.MODEL.RESNETS.RES5_DILATION == 1 else 16
@@ -147,8 +150,13 @@ def model_name(cfg: CfgNode) -> str:
     Args:
         cfg: A complete config.
     """
-    is_pvt = "pvt" in cfg.MODEL.BACKBONE.NAME
-    return f"{_head_name(cfg)} {cfg.MODEL.PVT.VARIANT if is_pvt else f'R{cfg.MODEL.RESNETS.DEPTH}'}"
+    return f"{_head_name(cfg)} {_trunk_name(cfg)}"
+
+
+def _trunk_name(cfg: CfgNode) -> str:
+    if trunk_section(cfg) == "PVT":
+        return str(cfg.MODEL.PVT.VARIANT)
+    return str(cfg.MODEL.TIMM.NAME) if trunk_section(cfg) == "TIMM" else f"R{cfg.MODEL.RESNETS.DEPTH}"
 
 
 def _head_name(cfg: CfgNode) -> str:

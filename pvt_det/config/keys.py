@@ -100,6 +100,41 @@ ADDED_KEYS: dict[str, list[Row]] = {
             "",
         ),
     ],
+    "Trunk of timm": [
+        Row(
+            "MODEL.TIMM.NAME",
+            TEXT,
+            "Name of a model of timm with feature maps of strides 4, 8, 16 and 32, for the backbones "
+            "build_timm_backbone, build_timm_fpn_backbone and build_retinanet_timm_fpn_backbone.",
+            "",
+        ),
+        Row(
+            "MODEL.TIMM.OUT_FEATURES",
+            in_order(("stage1", "stage2", "stage3", "stage4")),
+            "Feature maps that the backbone returns. Their strides are 4, 8, 16 and 32.",
+            ["stage1", "stage2", "stage3", "stage4"],
+        ),
+        Row(
+            "MODEL.TIMM.DROP_PATH_RATE",
+            RATE,
+            "Stochastic depth rate of the last block. The rate rises linearly from 0 in the first block.",
+            0.0,
+        ),
+        Row(
+            "MODEL.TIMM.FROZEN_STAGES",
+            integer(0, 4),
+            "Number of stages to freeze, from the first on. Frozen stages get no gradient and stay in evaluation mode.",
+            0,
+        ),
+        Row(
+            "MODEL.TIMM.OUTPUT_NORM",
+            choice(("", "LN", "GN")),
+            'Normalization of each returned feature map: "" for none, "LN" for a LayerNorm over the channels, as in '
+            'the detectors of Swin and ConvNeXt, or "GN" for a GroupNorm with one group, as in those of PoolFormer. It '
+            "is not part of pretrained weights.",
+            "",
+        ),
+    ],
     "FPN and heads": [
         Row(
             "MODEL.FPN.P7_RELU",

@@ -140,6 +140,8 @@ def _check_augmentations(check: _Check) -> None:
 
 def _check_trunk(check: _Check) -> None:
     cfg, resnet = check.cfg, check.cfg.MODEL.RESNETS
+    is_named = bool(cfg.MODEL.TIMM.NAME)
+    check.require(is_named or trunk_section(cfg) != "TIMM", "MODEL.TIMM.NAME", "the name of a model of timm.")
     if trunk_section(cfg) != "RESNETS" or resnet.DEPTH > 34:
         return
     shallow = f"for MODEL.RESNETS.DEPTH {resnet.DEPTH}."
@@ -156,7 +158,7 @@ def _check_feature_maps(check: _Check) -> None:
     cfg = check.cfg
     if has_fpn(cfg):
         strides, section = trunk_strides(cfg), trunk_section(cfg)
-        last = "stage4" if section == "PVT" else "res5"
+        last = "res5" if section == "RESNETS" else "stage4"
         key = "MODEL.FPN.IN_FEATURES"
         _check_names(check, key, strides, f"MODEL.{section}.OUT_FEATURES")
         names = cfg.MODEL.FPN.IN_FEATURES

@@ -1,4 +1,4 @@
-"""Feature pyramid networks (https://arxiv.org/abs/1612.03144) on PVT, and on ResNet for comparison."""
+"""Feature pyramid networks (https://arxiv.org/abs/1612.03144) on PVT, and on other trunks for comparison."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.backbone import build_pvt_backbone
 from pvt_det.modeling.registration import register
+from pvt_det.modeling.timm_backbone import build_timm_backbone
 
 
 class P6P7(nn.Module):
@@ -80,6 +81,35 @@ def build_retinanet_pvt_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
         ConfigError: A value of `MODEL.PVT` or `MODEL.FPN` is invalid, or the images do not have three channels.
     """
     bottom_up = build_pvt_backbone(cfg, input_shape)
+    return _build_fpn(cfg, bottom_up, _build_p6p7(cfg, bottom_up, "stage4"))
+
+
+@register(BACKBONE_REGISTRY)
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a model of timm with an FPN for R-CNN. The last level, P6, is P5 subsampled.
+
+    Args:
+        cfg: Complete config. Uses `MODEL.TIMM` and `MODEL.FPN`.
+        input_shape: Shape of the images. Must have three channels.
+
+    Raises:
+        ConfigError: A value of `MODEL.TIMM` or `MODEL.FPN` is invalid, or the images do not have three channels.
+    """
+    return _build_fpn(cfg, build_timm_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@register(BACKBONE_REGISTRY)
+def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a model of timm with an FPN for RetinaNet. P6 and P7 are computed from the stage-4 map.
+
+    Args:
+        cfg: Complete config. Uses `MODEL.TIMM` and `MODEL.FPN`.
+        input_shape: Shape of the images. Must have three channels.
+
+    Raises:
+        ConfigError: A value of `MODEL.TIMM` or `MODEL.FPN` is invalid, or the images do not have three channels.
+    """
+    bottom_up = build_timm_backbone(cfg, input_shape)
     return _build_fpn(cfg, bottom_up, _build_p6p7(cfg, bottom_up, "stage4"))
 
 

@@ -111,8 +111,12 @@ _RESNET_BLOCK = "res{s+1}.{b}."
 
 _EPS_NOTE = "to reproduce MMDetection's outputs exactly, set MODEL.PVT.EMBED_NORM_EPS to 1e-6"
 
+# The part of the trunk's keys that says that the trunk is a model of timm.
+TIMM_PREFIX = "timm."
+
 # Layouts of a trunk or a classifier.
 TRUNKS = (
+    _dialect("timm backbone", r"timm\..+", _UNCHANGED),
     _dialect("published PVT", r"patch_embed1\.proj\.weight", _UNCHANGED, prefix="backbone."),
     _dialect(
         "MMDetection PVT",

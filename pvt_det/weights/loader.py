@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pvt_det.weights.matching import Grid, LoadReport, match
 from pvt_det.weights.reader import read_tensors
 from pvt_det.weights.source import locate
-from pvt_det.weights.translate import Translation, translate
+from pvt_det.weights.translate import Translation, translate, translate_timm
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,16 @@ def load_pretrained(
         CheckpointError: If the file is not available, is broken or unsafe, or does not fit the model.
         NumericError: If the file holds NaN or infinity.
     """
-    translation = source if isinstance(source, Translation) else read_translation(source)
+    timm_trunk: Any = next((module for module in model.modules() if hasattr(module, "from_timm")), None)
+    if isinstance(source, Translation):
+        translation = source
+    elif timm_trunk is None:
+        translation = read_translation(source)
+    else:
+        translation = translate_timm(read_checkpoint(source), str(source), timm_trunk.from_timm)
     current = model.state_dict()
-    chosen, report = match(current, translation, grids=_grids(model), allow_partial=allow_partial)
+    unused = getattr(timm_trunk, "unused", ())
+    chosen, report = match(current, translation, grids=_grids(model), unused=unused, allow_partial=allow_partial)
     model.load_state_dict(current | chosen)
     logger.info("%s", report)
     return report

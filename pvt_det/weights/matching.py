@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isqrt
@@ -96,6 +96,7 @@ def match(
     translation: Translation,
     *,
     grids: Sequence[Grid] = (),
+    unused: Collection[str] = (),
     allow_partial: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Select the tensors of a file that are loaded into a model.
@@ -104,6 +105,7 @@ def match(
         model: The model's state dict.
         translation: The file's tensors under this package's names.
         grids: Height and width of each of the model's four position embeddings, in tokens. If empty, they are square.
+        unused: Names of further tensors that only a classifier has, and the trunk does not.
         allow_partial: Patterns (`*`, `?`) of tensor names that may be missing, unexpected or have a different shape.
 
     Returns:
@@ -116,7 +118,7 @@ def match(
     """
     report = LoadReport(translation.source, translation.dialect, len(translation.tensors) + len(translation.unknown))
     report.notes += [translation.note] if translation.note else []
-    matcher = _Matcher(model, report, grids, allow_partial)
+    matcher = _Matcher(model, report, grids, unused, allow_partial)
     found = matcher.align(translation)
     chosen = matcher.choose(found)
     matcher.account_for_missing(found)
@@ -136,9 +138,15 @@ class _Matcher:
     """Sorts the tensors of a model and a file into matches, exceptions and faults."""
 
     def __init__(
-        self, model: Mapping[str, Tensor], report: LoadReport, grids: Sequence[Grid], allow_partial: Sequence[str]
+        self,
+        model: Mapping[str, Tensor],
+        report: LoadReport,
+        grids: Sequence[Grid],
+        unused: Collection[str],
+        allow_partial: Sequence[str],
     ) -> None:
-        self.model, self.report, self.grids, self.allow_partial = model, report, grids, allow_partial
+        self.model, self.report, self.grids, self.unused = model, report, grids, unused
+        self.allow_partial = allow_partial
         # Kind of mismatch → tensors that keep the file from fitting the model.
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.prefix = TRUNK_PREFIX if any(name.startswith(TRUNK_PREFIX) for name in model) else ""
@@ -181,6 +189,8 @@ class _Matcher:
         for name in (name for name in self.model if name not in found):
             if label := _label(exceptions, name):
                 self._add(self.report.defaults, label, name)
+            elif self._is_output_norm(name, found):
+                self._add(self.report.new, "output norms", name)
             elif self.from_trunk and not name.startswith(self.prefix):
                 self._add(self.report.new, "fpn" if name.startswith("backbone.") else name.split(".")[0], name)
             elif self._is_allowed(name):
@@ -193,7 +203,8 @@ class _Matcher:
         for name in (name for name in [*found, *unknown] if name not in self.model):
             label = _label(_BOOKKEEPING, name)
             if self.prefix + "head.weight" not in self.model and name.startswith(self.prefix):
-                label = label or _label(_CLASSIFIER_ONLY, name.removeprefix(self.prefix))
+                local = name.removeprefix(self.prefix)
+                label = label or ("classifier" if local in self.unused else _label(_CLASSIFIER_ONLY, local))
             if label and name in found:
                 self._add(self.report.dropped, label, name)
             elif self._is_allowed(name):
@@ -220,6 +231,11 @@ class _Matcher:
         # would continue to train them.
         frozen = not any(name.endswith(".num_batches_tracked") for name in self.model)
         return frozen and not any(name.endswith("running_var") for name in found)
+
+    def _is_output_norm(self, name: str, found: Mapping[str, Tensor]) -> bool:
+        """Return whether a tensor belongs to the norms that a backbone adds to a classifier's trunk."""
+        norms = f"{self.prefix}output_norms."
+        return name.startswith(norms) and not any(other.startswith(norms) for other in found)
 
     def _is_allowed(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.allow_partial)

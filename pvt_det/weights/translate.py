@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvt_det.errors import CheckpointError
 from pvt_det.utils.text import listed
-from pvt_det.weights.dialects import DETECTORS, TRUNKS, Rule
+from pvt_det.weights.dialects import DETECTORS, TIMM_PREFIX, TRUNKS, Rule
 
 # Prefix of the keys of a detector's trunk.
 TRUNK_PREFIX = "backbone.bottom_up."
@@ -72,6 +72,35 @@ def translate(tensors: Mapping[str, Tensor], source: str) -> Translation:
     done |= {TRUNK_PREFIX + k: v for k, v in trunk.tensors.items()}
     unknown |= {prefix + k: v for k, v in trunk.unknown.items()}
     return Translation(source, f"{detector.name}, {trunk.dialect}", done, unknown, True, trunk.note)
+
+
+def translate_timm(
+    tensors: Mapping[str, Tensor], source: str, from_timm: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> Translation:
+    """Rename the tensors of a checkpoint for a model whose trunk is a model of timm.
+
+    Args:
+        tensors: Tensors by name: of a classifier of timm, or of a detector or backbone of this package.
+        source: Where the tensors come from, for messages.
+        from_timm: Renames the tensors of the classifier to those of the trunk.
+
+    Returns:
+        The renamed tensors.
+
+    Raises:
+        CheckpointError: If timm cannot convert the tensors.
+    """
+    unwrapped = _unwrap(dict(tensors))
+    if any(key.removeprefix(TRUNK_PREFIX).startswith(TIMM_PREFIX) for key in unwrapped):
+        return translate(unwrapped, source)
+    try:
+        return Translation(source, "timm", from_timm(unwrapped))
+    # The conversion of each model expects keys of its own.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: timm cannot convert its tensors to the model ({type(error).__name__}: {error}). Check that it "
+            "is the right file."
+        ) from error
 
 
 def rename(tensors: Mapping[str, Tensor], source: str, *, published: bool = False) -> dict[str, Tensor]:

@@ -20,6 +20,11 @@ from pvt_det.reports.published import find_published, published_classifier, publ
         ("mask_rcnn_pvt_small", 40.4, 37.8),
         ("mask_rcnn_R_50_3x", 41.0, 37.1),
         ("retinanet_pvt_v2_b2_li", 43.6, None),
+        ("mask_rcnn_pvt_v2_b2_3x", 47.8, 43.1),
+        ("cascade_mask_rcnn_pvt_v2_b2_li", 50.9, 44.0),
+        ("retinanet_pvt_small_640", 38.7, None),
+        ("retinanet_swin_t", 41.5, None),
+        ("retinanet_poolformer_s24", 38.9, None),
     ],
 )
 def test_rows(config, box, mask):
@@ -31,7 +36,7 @@ def test_rows(config, box, mask):
 def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     rows = published_results()
     names = [row.config for row in rows]
-    assert len(set(names)) == len(names) == 49
+    assert len(set(names)) == len(names) == 65
     assert all(row.source for row in rows)
     missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
     assert missing == []
@@ -46,6 +51,12 @@ def test_semantic_segmentation_rows_are_on_ade20k():
         "semantic_fpn_pvt_small": 41.9,
         "semantic_fpn_pvt_medium": 43.5,
         "semantic_fpn_pvt_large": 43.5,
+        "semantic_fpn_pvt_v2_b0": 37.2,
+        "semantic_fpn_pvt_v2_b1": 42.5,
+        "semantic_fpn_pvt_v2_b2": 45.2,
+        "semantic_fpn_pvt_v2_b3": 47.3,
+        "semantic_fpn_pvt_v2_b4": 47.9,
+        "semantic_fpn_pvt_v2_b5": 48.7,
     }
     assert {row.dataset for row in rows} == {"ade20k_sem_seg_val"}
     assert rows[0].value("bbox", "AP") is None
