@@ -42,8 +42,8 @@ setup(
     entry_points={"console_scripts": ["pvt-det = pvt_det.cli.main:main"]},
     package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
     install_requires=[
-        "torch>=2.14",
-        "torchvision>=0.29",
+        "torch>=2.9",
+        "torchvision>=0.24",
         "numpy>=1.26",
         "timm>=1.0.20",
         "hotcoco>=1.3,<2",
@@ -57,10 +57,10 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.5",
-        "setuptools<82",  # for the pkg_resources that the model zoo of any Detectron2 imports
+        "setuptools>=77,<82",  # for the pkg_resources that the model zoo of any Detectron2 imports
         "shtab>=1.7",
         "simplejpeg>=1.8",
-        "tensorboard>=2.16",
+        "tensorboard>=2.16.2",
         "matplotlib>=3.8",
     ],
     extras_require={
@@ -89,7 +89,7 @@ setup(
             "ruff>=0.12",
             "scipy>=1.13",
             "transformers>=5",
-            "types-PyYAML",
+            "types-PyYAML>=6.0.12",
             "wheel>=0.45",
         ],
     },

@@ -276,6 +276,6 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
         frozen_stages=pvt.FROZEN_STAGES,
         checkpoint_stages=pvt.CHECKPOINT_STAGES,
     )
-    if pvt.COMPILE and torch.device(cfg.MODEL.DEVICE).type != "cpu":
+    if pvt.COMPILE and torch.device(cfg.MODEL.DEVICE).type == "cuda":
         backbone.compile_trunk(cuda_graphs=pvt.COMPILE == "reduce-overhead")
     return backbone

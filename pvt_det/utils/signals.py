@@ -19,6 +19,11 @@ from pvt_det.utils.torchrun import under_torchrun
 _SAME_PRESS, _SAME_PRESS_TORCHRUN = 0.3, 2.0
 
 
+# Windows has no SIGHUP.
+_HANGUP = getattr(signal, "SIGHUP", None)
+_REQUESTS = [number for number in (signal.SIGINT, signal.SIGTERM, _HANGUP) if number is not None]
+
+
 class StopRequest:
     """Context manager in which the first SIGINT, SIGTERM or SIGHUP only sets `signal_name`.
 
@@ -42,9 +47,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _REQUESTS:
             # Under `nohup`, SIGHUP stays ignored.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -53,7 +58,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
+        if number == _HANGUP:
             _discard(self._terminals)
         now = time.monotonic()
         if self.signal_name is None:
