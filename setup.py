@@ -52,7 +52,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "huggingface_hub>=0.30",
         "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
-        "packaging>=23",
+        "packaging>=24",
         "pillow>=11",
         "pyyaml>=6",
         "rich>=13",

@@ -2,7 +2,8 @@
 
     python3 tools/lock.py      (make lock)
 
-The newest versions that setup.py allows go to dev.txt, the oldest ones to oldest.txt. The script installs uv into a
+The newest versions that setup.py allows go to dev.txt, the oldest ones to oldest.txt, and the tools that build packages
+to build.txt. The script installs uv into a
 temporary environment to resolve them, and downloads metadata only. Limits that pip is configured with on this machine
 (`pip config get global.constraint`) apply here too.
 """

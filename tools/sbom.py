@@ -2,8 +2,8 @@
 
     python tools/sbom.py      (make sbom)
 
-It lists this package, Detectron2 and everything that they need at run time, in the versions of the environment that runs
-the script, with licenses and dependencies. CycloneDX's own tool writes it, from a temporary environment.
+It lists this package, Detectron2 and everything that they need at run time, with licenses and dependencies, in the
+versions of the environment that runs the script. CycloneDX's own tool writes it, from a temporary environment.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def describe(packages: dict[str, Distribution], folder: Path) -> Path:
         The folder, with `venv/` and `pyproject.toml`.
     """
     run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")])
-    path = output_of([str(venv_python(folder / "venv")), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
+    path = output_of(
+        [str(venv_python(folder / "venv")), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    )
     for name, package in packages.items():
         if name == canonicalize_name(PACKAGE):
             continue  # the project itself
