@@ -99,7 +99,7 @@ def resolve(work: Path, wheels: Path, environments: list[str], options: list[str
         The entries of all packages but Detectron2, with the hashes of all their files.
 
     Raises:
-        SetupError: There is no solution.
+        SetupError: The requirements contradict each other.
     """
     machines = [f"platform_machine == '{machine}'" for machine in LOCKED_MACHINES]
     cpython = "sys_platform == 'linux' and platform_python_implementation == 'CPython'"
@@ -124,7 +124,7 @@ def pip_limits() -> str:
 
 
 def without_common_marker(content: str) -> str:
-    """Remove the marker that stands on almost every entry: that this is a supported machine and Python.
+    """Remove the marker that almost every entry has: that this is a supported machine and Python.
 
     `tools/setup_env.py` checks it once. Elsewhere, pip would skip every entry without a message.
 

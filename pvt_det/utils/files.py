@@ -81,7 +81,7 @@ def write_json_list(path: Path, items: Iterable[Any], before: str = "", after: s
 def sync_folder(folder: Path) -> None:
     """Flush a folder's list of files to disk, so that a rename in it survives a power failure.
 
-    Windows does this by itself, and does not open folders.
+    Does nothing on Windows, where folders cannot be opened.
 
     Args:
         folder: An existing folder.
