@@ -32,6 +32,7 @@ from tools.setup_env import (
     download_detectron2,
     output_of,
     repack,
+    reported,
     run,
     say,
     venv_python,
@@ -48,11 +49,11 @@ HEADER = "# Written by `make lock`. Do not edit.\n"
 ENTRY = re.compile(r"^(?P<name>[a-z0-9-]+)==\S+.*\n(?: .*\n)+", re.MULTILINE)
 
 
-def main() -> int:
+def write_locks() -> None:
     """Resolve all requirements and write the files.
 
-    Returns:
-        Exit code of the process.
+    Raises:
+        SetupError: A command fails, or the requirements contradict each other.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -73,7 +74,6 @@ def main() -> int:
     OLDEST_LOCK.write_text(HEADER + oldest)
     BUILD_LOCK.write_text(HEADER + "".join(entry(newest, name) for name in BUILD_TOOLS))
     say(f"Wrote {DEV_LOCK.parent}; {DETECTRON2_LOCK.name} is edited by hand")
-    return 0
 
 
 def after(version: str) -> str:
@@ -149,4 +149,4 @@ def entry(content: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reported(write_locks))

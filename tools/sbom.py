@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.setup_env import ROOT, create_venv, output_of, run, say, venv_python
+from tools.setup_env import ROOT, create_venv, output_of, reported, run, say, venv_python
 
 TOOL = "cyclonedx-bom>=7"
 SPEC_VERSION = "1.6"
@@ -30,11 +30,11 @@ DETECTRON2 = "sal-detectron2"
 COPIED = ("METADATA", "RECORD", "WHEEL", "INSTALLER")
 
 
-def main() -> int:
+def write_sbom() -> None:
     """Write `dist/pvt_det-VERSION.cdx.json`.
 
-    Returns:
-        Exit code of the process.
+    Raises:
+        SetupError: A command fails.
     """
     found = needed_at_run_time([PACKAGE, DETECTRON2])
     target = ROOT / "dist" / f"{PACKAGE}-{distribution(PACKAGE).version}.cdx.json"
@@ -49,7 +49,6 @@ def main() -> int:
         command += ["--validate", "--output-reproducible", f"--output-file={target}"]
         run([*command, f"--pyproject={described}/pyproject.toml", str(described / "venv")])
     say(f"Wrote {target}")
-    return 0
 
 
 def needed_at_run_time(names: Iterable[str]) -> dict[str, Distribution]:
@@ -112,4 +111,4 @@ def describe(packages: dict[str, Distribution], folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reported(write_sbom))

@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     place.add_argument("--here", action="store_true", help="install into the running Python instead of .venv")
     place.add_argument("--oldest", action="store_true", help="install the oldest versions into .venv-oldest")
     args = parser.parse_args(argv)
-    try:
+
+    def set_up() -> None:
         check_python()
         if args.here:
             install(sys.executable)
@@ -87,6 +88,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             set_up_venv(OLDEST_VENV, OLDEST_LOCK)
         else:
             set_up_venv(VENV, DEV_LOCK)
+
+    return reported(set_up)
+
+
+def reported(function: Callable[[], None]) -> int:
+    """Call a function, and print its error if it raises a `SetupError`.
+
+    Args:
+        function: The function.
+
+    Returns:
+        Exit code of the process.
+    """
+    try:
+        function()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
