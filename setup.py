@@ -52,7 +52,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "huggingface_hub>=0.30",
         "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
-        "packaging>=24",
+        "packaging>=24.2",  # with an older one, the oldest setuptools cannot be imported
         "pillow>=11",
         "pyyaml>=6",
         "rich>=13",

@@ -88,7 +88,7 @@ def device(text: str) -> torch.device:
     try:
         require_device(parsed := torch.device(text), text)
     except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from None
     return parsed
 
 
