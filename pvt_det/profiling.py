@@ -79,8 +79,8 @@ def measure_latency(case: Case, device: torch.device, repeats: int) -> dict[str,
         - `weights`: File name of the run's weights, or "random".
         - `median_s`, `min_s`: Median and shortest time of a step in seconds.
         - `images_per_s`: Images per second at the median time.
-        - `peak_mib`: Peak memory of a step in MiB, in addition to the model and its images. None as well if
-          `reports_peak_memory` is False.
+        - `peak_mib`: Peak memory of a step in MiB, in addition to the model and its images. Also None if
+          the peak memory of the device cannot be measured.
 
     Raises:
         CheckpointError: The weights of a run are damaged or do not fit its config.
