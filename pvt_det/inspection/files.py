@@ -99,17 +99,10 @@ def shared_images(train: Mapping[int, FileFacts], val: Mapping[int, FileFacts]) 
         if fact.digest in digests:
             pairs.append((digests[fact.digest], val_id, True))
         elif fact.perceptual_hash and len(hashes):
-            distances = _count_bits(hashes ^ np.frombuffer(fact.perceptual_hash, np.uint64))
+            distances = np.bitwise_count(hashes ^ np.frombuffer(fact.perceptual_hash, np.uint64)).sum(axis=1)
             if distances.min() <= _MAX_DISTANCE:
                 pairs.append((ids[int(distances.argmin())], val_id, False))
     return pairs
-
-
-def _count_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.integer]:
-    """Return the number of set bits in each row of `N×M` integers."""
-    if hasattr(np, "bitwise_count"):
-        return np.bitwise_count(values).sum(axis=1)
-    return np.unpackbits(values.view(np.uint8), axis=1).sum(axis=1)  # NumPy 1
 
 
 def _bits(facts: Mapping[int, FileFacts]) -> npt.NDArray[np.uint64]:
