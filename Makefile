@@ -9,20 +9,30 @@ COCO ?= datasets/coco
 PUBLISHED := $(foreach task,retinanet mask_rcnn,$(addprefix $(task)_pvt_,tiny small medium large))
 MODELS_TRIED := $(addprefix try-,$(PUBLISHED))
 
-.PHONY: help setup demo compare try $(MODELS_TRIED) test lint docs package clean
+# What runs with the oldest supported versions: everything but the commands, the pages and the development tools.
+CORE := $(addprefix tests/,config data deployment engine layers modeling models solver utils weights)
+
+.PHONY: help setup lock demo compare try $(MODELS_TRIED) test test-oldest lint docs package sbom clean
 
 help:
 	@echo "make demo     train a detector on photographs of blood cells and show what it finds (5 to 20 minutes on 2 cores)"
 	@echo "make test     run the tests"
+	@echo "make test-oldest  run the tests of the core with the oldest supported versions, in .venv-oldest"
 	@echo "make compare  train PVT-Tiny and ResNet-18 on the same generated shapes and compare them"
 	@echo "make try      run all eight published PVT v1 detectors for 20 iterations on the COCO images in COCO=$(COCO)"
 	@echo "make lint     check style, types and import direction"
 	@echo "make docs     build the documentation site into site/"
 	@echo "make package  build the wheel into dist/"
-	@echo "make clean    remove .venv, caches and build folders; keep output/ and datasets/"
+	@echo "make sbom     build the wheel, and write a software bill of materials beside it"
+	@echo "make lock     write the newest and oldest versions that setup.py allows into requirements/"
+	@echo "make clean    remove the environments, caches and build folders; keep output/ and datasets/"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
+
+# Does not need the environment, so that it can replace a lock file that cannot be installed.
+lock:
+	@$(PYTHON) tools/lock.py
 
 demo: setup
 	$(RUN) tools/demo.py
@@ -48,6 +58,10 @@ $(MODELS_TRIED): try-%: setup
 test: setup
 	$(RUN) -m pytest -n 2 --dist worksteal
 
+test-oldest:
+	@$(PYTHON) tools/setup_env.py --oldest
+	.venv-oldest/bin/python -m pytest -n 2 $(CORE)
+
 lint: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
@@ -61,5 +75,8 @@ package: setup
 	rm -rf build dist
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
+sbom: package
+	$(RUN) tools/sbom.py
+
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -42,26 +42,26 @@ setup(
     entry_points={"console_scripts": ["pvt-det = pvt_det.cli.main:main"]},
     package_data={"pvt_det": ["py.typed", "**/*.json", "**/*.yaml"]},
     install_requires=[
-        "torch>=2.14",
-        "torchvision>=0.29",
-        "numpy>=1.26",
+        "torch>=2.9",
+        "torchvision>=0.24",
+        "numpy>=2",
         "timm>=1.0.20",
         "hotcoco>=1.3,<2",
         "pycocotools>=2.0.8",
         "filelock>=3.12",
         "fvcore>=0.1.5.post20221221",
         "huggingface_hub>=0.30",
-        "opencv-python-headless>=4.10",  # the one with windows needs the system's libGL
-        "packaging>=23",
+        "opencv-python-headless>=4.10.0.84",  # the one with windows needs the system's libGL
+        "packaging>=24.2",  # with an older one, the oldest setuptools cannot be imported
         "pillow>=11",
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.5",
-        "setuptools<82",  # for the pkg_resources that the model zoo of any Detectron2 imports
+        "setuptools>=77,<82",  # for the pkg_resources that the model zoo of any Detectron2 imports
         "shtab>=1.7",
         "simplejpeg>=1.8",
-        "tensorboard>=2.16",
-        "matplotlib>=3.8",
+        "tensorboard>=2.18",
+        "matplotlib>=3.9",
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
@@ -98,7 +98,7 @@ setup(
             "sqlalchemy>=2",
             "supervision>=0.30",
             "transformers>=5",
-            "types-PyYAML",
+            "types-PyYAML>=6.0.12",
             "wandb>=0.19",
             "wheel>=0.45",
         ],

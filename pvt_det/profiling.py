@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.models import create_model
 from pvt_det.models.variants import VARIANTS
 from pvt_det.run_folder import config_file, has_weights, run_weights
+from pvt_det.utils.memory import peak_resident_memory
 from pvt_det.utils.precision import autocast
 from pvt_det.utils.text import did_you_mean
 from pvt_det.weights import load_pretrained
@@ -79,7 +79,8 @@ def measure_latency(case: Case, device: torch.device, repeats: int) -> dict[str,
         - `weights`: File name of the run's weights, or "random".
         - `median_s`, `min_s`: Median and shortest time of a step in seconds.
         - `images_per_s`: Images per second at the median time.
-        - `peak_mib`: Peak memory of a step in MiB, in addition to the model and its images.
+        - `peak_mib`: Peak memory of a step in MiB, in addition to the model and its images. Also None if
+          the peak memory of the device cannot be measured.
 
     Raises:
         CheckpointError: The weights of a run are damaged or do not fit its config.
@@ -93,8 +94,9 @@ def measure_latency(case: Case, device: torch.device, repeats: int) -> dict[str,
     # Release cached GPU memory, because the next process needs it.
     gc.collect()
     torch.cuda.empty_cache()
-    with suppress(torch.OutOfMemoryError):
-        peak = run_in_own_process(_step_peak, case, device)
+    if reports_peak_memory(device):
+        with suppress(torch.OutOfMemoryError):
+            peak = run_in_own_process(_step_peak, case, device)
     measured = {"weights": weights, "median_s": median, "min_s": least, "images_per_s": rate, "peak_mib": peak}
     return asdict(case) | measured
 
@@ -117,8 +119,13 @@ def plan_batch(case: Case, memory_mib: float, device: torch.device) -> dict[str,
         - `total_mib`: Memory in MiB for the largest batch.
 
     Raises:
-        ConfigError: The GPU does not have enough memory for three images.
+        ConfigError: The GPU does not have enough memory for three images, or its peak memory cannot be measured.
     """
+    if not reports_peak_memory(device):
+        raise ConfigError(
+            f"The peak memory of {device} cannot be measured on {platform.system()}. Use --device cuda, or "
+            "--device cpu on Linux and macOS."
+        )
     try:
         one, three = (run_in_own_process(_process_peak, replace(case, batch=batch), device) for batch in (1, 3))
     except torch.OutOfMemoryError as error:
@@ -244,12 +251,25 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
         call: Function to measure.
         device: Device that the call runs on.
     """
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    waits: dict[str, Callable[[], None]] = {
+        "cuda": partial(torch.cuda.synchronize, device),
+        "mps": torch.mps.synchronize,
+    }
+    wait = waits.get(device.type, lambda: None)
     wait()
     start = time.perf_counter()
     call()
     wait()
     return time.perf_counter() - start
+
+
+def reports_peak_memory(device: torch.device) -> bool:
+    """Return whether `peak_memory` can measure a device: CUDA GPUs, and CPUs except on Windows.
+
+    Args:
+        device: The device.
+    """
+    return device.type == "cuda" or (device.type == "cpu" and peak_resident_memory() is not None)
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
@@ -287,8 +307,7 @@ def resident_memory(*, peak: bool = False) -> float:
         peak: Return the peak instead of the current value. Systems other than Linux always return the peak.
     """
     if platform.system() != "Linux":
-        # macOS reports bytes.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+        return (peak_resident_memory() or 0) / MIB
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:" if peak else "VmRSS:"))
 

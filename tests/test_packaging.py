@@ -110,22 +110,22 @@ def test_repacked_wheel_lists_its_requirements(repacked: Path) -> None:
 
 
 def test_setup_is_skipped_if_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installs: list[str] = []
-    monkeypatch.setattr(setup_env, "install", installs.append)
+    installs: list[tuple[str, Path]] = []
+    monkeypatch.setattr(setup_env, "install", lambda *args: installs.append(args))
     python = setup_env.venv_python(tmp_path)
     python.parent.mkdir()
     python.symlink_to(sys.executable)
     (tmp_path / "pyvenv.cfg").write_text("version = 3.11.7\n")
-    setup_env.set_up_venv(tmp_path)
-    setup_env.set_up_venv(tmp_path)
-    assert installs == [str(python)]
+    setup_env.set_up_venv(tmp_path, setup_env.DEV_LOCK)
+    setup_env.set_up_venv(tmp_path, setup_env.DEV_LOCK)
+    assert installs == [(str(python), setup_env.DEV_LOCK)]
     (tmp_path / "pyvenv.cfg").write_text("version = 3.12.1\n")
-    setup_env.set_up_venv(tmp_path)
+    setup_env.set_up_venv(tmp_path, setup_env.DEV_LOCK)
     assert len(installs) == 2
 
 
 def test_failed_setup_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(python: str) -> None:
+    def fail(python: str, lock: Path) -> None:
         raise setup_env.SetupError(python)
 
     python = setup_env.venv_python(tmp_path)
@@ -135,7 +135,7 @@ def test_failed_setup_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(setup_env, "install", fail)
     for _ in range(2):
         with pytest.raises(setup_env.SetupError):
-            setup_env.set_up_venv(tmp_path)
+            setup_env.set_up_venv(tmp_path, setup_env.DEV_LOCK)
 
 
 def test_old_python_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

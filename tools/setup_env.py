@@ -1,9 +1,14 @@
 """Install PyTorch, Detectron2, this package and its development tools.
 
-    python3 tools/setup_env.py           into .venv in this checkout, which is created if it does not exist
-    python3 tools/setup_env.py --here    into the Python that runs this script (an active environment)
+    python3 tools/setup_env.py             into .venv in this checkout, which is created if it does not exist
+    python3 tools/setup_env.py --here      into the Python that runs this script (an active environment)
+    python3 tools/setup_env.py --oldest    the oldest supported versions, into .venv-oldest
 
 The script needs only Python 3.11 or newer. It can be run repeatedly and skips the steps that are already done.
+
+.venv and .venv-oldest get the versions in requirements/, and pip checks the hash of every file. Those are for Linux
+and the Pythons in `LOCKED_PYTHONS`; elsewhere, the newest versions that setup.py allows are installed. `--here` keeps
+every installed version that setup.py allows.
 
 Detectron2 is not available under its own name on the package index. If it can already be imported, for example from an
 official build, it is left unchanged. Otherwise `sal-detectron2` is downloaded by hash and repacked. Its wheel is tagged
@@ -19,21 +24,34 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
+OLDEST_VENV = ROOT / ".venv-oldest"
 OLDEST_PYTHON = (3, 11)
 
-DETECTRON2 = "sal-detectron2==0.7.2"
-DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+LOCKS = ROOT / "requirements"
+# setuptools and wheel, which some of the other packages need to be built.
+BUILD_LOCK = LOCKS / "build.txt"
+DEV_LOCK = LOCKS / "dev.txt"
+OLDEST_LOCK = LOCKS / "oldest.txt"
+DETECTRON2_LOCK = LOCKS / "detectron2.txt"
+# What DEV_LOCK is for. OLDEST_LOCK is for the first of the Pythons only.
+LOCKED_PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+LOCKED_MACHINES = ("x86_64", "aarch64")
+
 REPACKED_VERSION = "0.7.2+pure"
 # Declared requirements and their corrections. The wheel runs with NumPy 2. No supported Python needs `dataclasses`.
 CORRECTED_REQUIREMENTS = {"numpy<2": "numpy>=1.24", 'dataclasses; python_version < "3.7"': None}
 # Imported but not declared. `detectron2.model_zoo` imports pkg_resources, which setuptools 82 removed.
 MISSING_REQUIREMENTS = ("fvcore<0.1.6,>=0.1.5", "iopath>=0.1.7", "setuptools<82")
 
+DESCRIBE_PYTHON = """
+import platform, sys
+print(platform.python_implementation(), "%d.%d" % sys.version_info[:2], platform.system(), platform.machine())
+"""
 FIND_DETECTRON2 = "from importlib.util import find_spec; print(find_spec('detectron2') is not None)"
 VERIFY = """
 import torch, torchvision, detectron2, detectron2.engine, detectron2.model_zoo, pvt_det
@@ -57,14 +75,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--here", action="store_true", help="install into the running Python instead of .venv")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--here", action="store_true", help="install into the running Python instead of .venv")
+    place.add_argument("--oldest", action="store_true", help="install the oldest versions into .venv-oldest")
     args = parser.parse_args(argv)
-    try:
+
+    def set_up() -> None:
         check_python()
         if args.here:
             install(sys.executable)
+        elif args.oldest:
+            set_up_venv(OLDEST_VENV, OLDEST_LOCK)
         else:
-            set_up_venv(VENV)
+            set_up_venv(VENV, DEV_LOCK)
+
+    return reported(set_up)
+
+
+def reported(function: Callable[[], None]) -> int:
+    """Call a function, and print its error if it raises a `SetupError`.
+
+    Args:
+        function: The function.
+
+    Returns:
+        Exit code of the process.
+    """
+    try:
+        function()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -85,13 +123,14 @@ def check_python() -> None:
         )
 
 
-def set_up_venv(venv: Path) -> None:
+def set_up_venv(venv: Path, lock: Path) -> None:
     """Create a virtual environment if it does not exist, and install into it.
 
     Nothing is done if nothing has changed since the last installation.
 
     Args:
         venv: Folder of the virtual environment.
+        lock: Requirements file with the versions and hashes to install, if it is for this Python and machine.
 
     Raises:
         SetupError: The environment has an old Python, or a command fails.
@@ -106,7 +145,7 @@ def set_up_venv(venv: Path) -> None:
     if tuple(map(int, version.split())) < OLDEST_PYTHON:
         raise SetupError(f"{venv} has Python {version.replace(' ', '.')}. Delete it and run this again")
     stamp.unlink(missing_ok=True)
-    install(str(python))
+    install(str(python), lock)
     stamp.write_text(fingerprint(venv))
 
 
@@ -128,7 +167,7 @@ def fingerprint(venv: Path) -> str:
         venv: Folder of the virtual environment.
     """
     digest = hashlib.sha256(str(ROOT).encode())
-    for path in (Path(__file__), ROOT / "setup.py", venv / "pyvenv.cfg"):
+    for path in (Path(__file__), ROOT / "setup.py", venv / "pyvenv.cfg", *sorted(LOCKS.glob("*.txt"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -151,50 +190,100 @@ def create_venv(venv: Path) -> None:
     run([sys.executable, "-m", "venv", str(venv)])
 
 
-def install(python: str) -> None:
-    """Install this package, its development tools and Detectron2.
+def install(python: str, lock: Path | None = None) -> None:
+    """Install this package, its requirements and Detectron2.
 
     Args:
         python: Interpreter to install for.
+        lock: Requirements file with versions and hashes. Without it, or if it is not for this Python and machine, the
+            newest versions are installed, and installed versions that setup.py allows are kept.
 
     Raises:
-        SetupError: A command fails.
+        SetupError: A command fails, or the oldest versions are not available for this Python or machine.
     """
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         run([python, "-m", "ensurepip"])
-    pip = [python, "-m", "pip"]
     quiet = [] if sys.stdout.isatty() else ["-qq"]  # show progress in a terminal only
+    pip_install = [python, "-m", "pip", "install", *quiet]
+    is_locked = lock is not None and is_for(lock, python)
     say("Installing torch and the other requirements (with an empty cache this takes several minutes and 3 GB)")
-    run([*pip, "install", *quiet, "--editable", f"{ROOT}[dev]"])
+    if is_locked:
+        # The build tools come first: without build isolation, nothing is installed that has no hash here.
+        run([*pip_install, "--require-hashes", f"--requirement={BUILD_LOCK}"])
+        run([*pip_install, "--require-hashes", "--no-build-isolation", f"--requirement={lock}"])
+        run([*pip_install, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+    else:
+        run([*pip_install, "--editable", f"{ROOT}[dev]"])
     # -P ignores a folder named detectron2 in the current directory.
     if output_of([python, "-P", "-c", FIND_DETECTRON2]) == "True":
         say("Detectron2 is already installed and is left unchanged")
     else:
         say("Installing Detectron2")
-        install_detectron2(python)
+        install_detectron2(python, ["--no-deps"] if is_locked else [])
     say("Checking")
-    run([*pip, "check"])
+    run([python, "-m", "pip", "check"])
     run([python, "-P", "-W", "ignore", "-c", VERIFY])
     say("Ready")
 
 
-def install_detectron2(python: str) -> None:
+def is_for(lock: Path, python: str) -> bool:
+    """Return whether a lock file is for a Python and its machine. Print a message if not.
+
+    Args:
+        lock: The lock file.
+        python: Interpreter to install for.
+
+    Raises:
+        SetupError: The file lists the oldest versions and is not for this Python, so that there is nothing to test.
+    """
+    implementation, version, system, machine = output_of([python, "-c", DESCRIBE_PYTHON]).split()
+    versions = LOCKED_PYTHONS[:1] if lock == OLDEST_LOCK else LOCKED_PYTHONS
+    # Windows calls x86_64 AMD64, but no lock is for Windows.
+    if (implementation, system) == ("CPython", "Linux") and version in versions and machine in LOCKED_MACHINES:
+        return True
+    found = (
+        f"{lock.relative_to(ROOT)} is for CPython {', '.join(versions)} on Linux ({' or '.join(LOCKED_MACHINES)}). "
+        f"This is {implementation} {version} on {system} ({machine})"
+    )
+    if lock == OLDEST_LOCK:
+        fix = f"Delete {OLDEST_VENV.name} and run `python{versions[0]} tools/setup_env.py --oldest`"
+        raise SetupError(f"{found}. {fix}")
+    say(f"{found}: installing the newest versions that setup.py allows, without fixed hashes")
+    return False
+
+
+def install_detectron2(python: str, options: Sequence[str] = ()) -> None:
     """Download Detectron2's wheel by hash, repack it as pure Python and install it.
 
     Args:
         python: Interpreter to install for.
+        options: Options of `pip install`.
 
     Raises:
-        SetupError: A command fails.
+        SetupError: A command fails, for example because the hash differs.
     """
     with tempfile.TemporaryDirectory() as folder:
-        requirements = Path(folder, "requirements.txt")
-        requirements.write_text(f"{DETECTRON2} --hash=sha256:{DETECTRON2_SHA256}\n")
-        download = [python, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
-        download += ["--python-version=3.10", "--require-hashes"]
-        run([*download, f"--dest={folder}", f"--requirement={requirements}"])
-        wheel = repack(next(Path(folder).glob("*.whl")), Path(folder, "pure"), python)
-        run([python, "-m", "pip", "install", "-qq", str(wheel)])
+        wheel = repack(download_detectron2(python, Path(folder)), Path(folder, "pure"), python)
+        run([python, "-m", "pip", "install", "-qq", *options, str(wheel)])
+
+
+def download_detectron2(python: str, folder: Path) -> Path:
+    """Download Detectron2's wheel. Its hash is checked before anything reads it.
+
+    Args:
+        python: Interpreter with pip.
+        folder: Folder for the file.
+
+    Returns:
+        The wheel file.
+
+    Raises:
+        SetupError: The download fails, or the hash differs.
+    """
+    download = [python, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
+    download += ["--python-version=3.10", "--require-hashes"]
+    run([*download, f"--dest={folder}", f"--requirement={DETECTRON2_LOCK}"])
+    return next(folder.glob("sal_detectron2-*.whl"))
 
 
 def repack(wheel: Path, folder: Path, python: str) -> Path:
@@ -271,16 +360,17 @@ def run(command: list[str]) -> None:
     check(command, subprocess.run(command, check=False).returncode)
 
 
-def output_of(command: list[str]) -> str:
+def output_of(command: list[str], folder: Path | None = None) -> str:
     """Run a command and return its output.
 
     Args:
         command: The command and its arguments.
+        folder: Folder to run it in. By default the current one.
 
     Raises:
         SetupError: The command fails.
     """
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=folder)
     check(command, result.returncode)
     return result.stdout.strip()
 

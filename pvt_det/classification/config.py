@@ -115,7 +115,7 @@ class TrainConfig:
         eval_every: Number of epochs between evaluations. The last epoch is always evaluated.
         eval_batch_size: Number of images per evaluation batch and process.
         seed: Random seed, at least 0.
-        device: "cuda", "cpu" or "auto", which selects a GPU if one is available.
+        device: "cuda", "mps", "cpu" or "auto", which selects a CUDA GPU if one is available, otherwise the CPU.
         amp: Mixed precision of the forward pass: "bf16", "fp16" or "none" for fp32.
         compile: Whether to compile the model with `torch.compile`.
         channels_last: Whether to use the channels-last memory format.
@@ -173,7 +173,7 @@ class TrainConfig:
     eval_batch_size: int = _option(256, "images per evaluation batch and process", low=1, resumable=True)
     # --- runtime
     seed: int = _option(0, "random seed", low=0)
-    device: str = _option("auto", "device; auto: a GPU if available", choices=("auto", "cuda", "cpu"))
+    device: str = _option("auto", "device; auto: a CUDA GPU if available", choices=("auto", "cuda", "mps", "cpu"))
     amp: str = _option("bf16", "mixed precision of the forward pass; none: fp32", choices=("none", "bf16", "fp16"))
     compile: bool = _option(False, "compile the model with torch.compile")
     channels_last: bool = _option(False, "use the channels-last memory format")

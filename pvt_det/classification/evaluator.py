@@ -89,7 +89,9 @@ class Evaluator:
         """
         was_training = model.training
         model.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
+        # Apple GPUs have no float64.
+        dtype = torch.float32 if self.process.device.type == "mps" else torch.float64
+        sums = torch.zeros(4, dtype=dtype, device=self.process.device)
         broken: list[int] = []
         with self._tracked() as advance:
             for batch in self.loader:

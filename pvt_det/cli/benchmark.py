@@ -61,7 +61,7 @@ def build_parser() -> ArgumentParser:
     add("--sizes", nargs="+", type=image_size, default=[(1, 800, 1216)], metavar="BxHxW", help=sizes)
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
     add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="number formats; bf16 uses autocast (fp32)")
-    add("--device", help="such as cpu or cuda:1 (the first GPU if this machine has one, otherwise cpu)")
+    add("--device", help="such as cpu, mps or cuda:1 (the first GPU if this machine has one, otherwise cpu)")
     add("--repeats", type=positive_int, metavar="N", help=f"number of timed steps ({_REPEATS})")
     add("--plan", action="store_true", help="find the largest batch that fits into --memory")
     add("--memory", type=float, metavar="GIB", help=f"memory limit for --plan ({_MEMORY_GIB:g})")
@@ -81,11 +81,14 @@ def device(text: str) -> torch.device:
     """
     import torch
 
+    from pvt_det.utils.devices import require_device
+
     if not is_device(text):
-        raise argparse.ArgumentTypeError(f"{text}: expected cpu, cuda, or a GPU by its index, such as cuda:1")
-    parsed = torch.device(text)
-    if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"{text}: PyTorch finds no GPU on this machine")
+        raise argparse.ArgumentTypeError(f"{text}: expected cpu, cuda, mps, or a GPU by its index, such as cuda:1")
+    try:
+        require_device(parsed := torch.device(text), text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from None
     return parsed
 
 

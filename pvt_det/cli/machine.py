@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
-import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from pvt_det.utils.environment import BUSY, available_cores, busy_share
+from pvt_det.utils.memory import open_file_limits
 from pvt_det.utils.paths import cache_folder
 from pvt_det.weights.catalog import CATALOG
 
@@ -112,6 +113,8 @@ def gpu() -> Finding:
         devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         shown = ", ".join(f"{device.name} with {device.total_memory / _GIB:.0f} GiB" for device in devices)
         return Finding("GPU", "ok", f"{shown}; CUDA {torch.version.cuda}")
+    if torch.backends.mps.is_available():
+        return Finding("GPU", "ok", "Apple GPU, used with --device mps or MODEL.DEVICE mps")
     if shutil.which("nvidia-smi") is None:
         found = "none: training runs on the CPU and takes hours instead of minutes"
         return Finding("GPU", "note", found, "use a machine with an NVIDIA GPU")
@@ -157,10 +160,10 @@ def shared_memory(folder: Path) -> Finding:
 
 def open_files() -> Finding:
     """Check how many files a process may open; data loader processes open one per tensor that they pass."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
-        return Finding("open files", "ok", f"limit {'none' if soft == resource.RLIM_INFINITY else soft}")
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    soft, hard = open_file_limits() or (math.inf, math.inf)
+    if soft >= _OPEN_FILES:
+        return Finding("open files", "ok", f"limit {'none' if math.isinf(soft) else soft}")
+    wanted = _OPEN_FILES if math.isinf(hard) else min(hard, 65536)
     return Finding("open files", "note", f"limit {soft}: low for many data loader processes", f"ulimit -n {wanted}")
 
 

@@ -80,7 +80,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="print no line for each image")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished prediction in the output folder")
-    parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (default: the first GPU if available)")
+    parser.add_argument("--device", default="", help="cuda, cuda:1, mps or cpu (default: the first GPU if available)")
     add_public_key(parser)
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"

@@ -96,7 +96,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         Row("MODEL.META_ARCHITECTURE", _registered("META_ARCH_REGISTRY"), "Class of the model."),
         Row(
             "MODEL.DEVICE",
-            matching(is_device, "cpu, cuda, or a GPU by its index, such as cuda:1"),
+            matching(is_device, "cpu, cuda, mps, or a GPU by its index, such as cuda:1"),
             "Device to compute on. The default is a GPU if there is one.",
         ),
         Row(

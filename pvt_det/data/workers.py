@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 import weakref
 from functools import cache
@@ -20,6 +21,10 @@ from torch.multiprocessing.reductions import reduce_storage
 from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
+
+
+# Windows has neither SIGHUP nor SIGKILL.
+_IGNORED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class WorkerLoader(DataLoader):
@@ -47,13 +52,14 @@ def start_worker(worker_id: int) -> None:
     """
     # Ends the worker at once if the training process is killed. It would otherwise wait for its pipes, which other
     # workers keep open.
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if platform.system() == "Linux":
+        _prctl_pr_set_pdeathsig(signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # killed before the line above
         os._exit(1)
     # These signals often reach the whole process group. The training process needs its workers to finish its step, and
     # then ends them itself.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the workers already run in parallel; the data loader sets torch's threads to 1
     ForkingPickler.register(torch.UntypedStorage, _reduce_storage)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-
 import torch
 from detectron2.engine import HookBase
 from rich.console import Console
 
+from pvt_det.utils.memory import peak_resident_memory
 from pvt_det.utils.progress import ProgressDisplay
 
 # Number of iterations between lines on the console and in the metrics, as in Detectron2.
@@ -56,21 +55,22 @@ class ProgressHook(HookBase):
         # A single loss is the total.
         parts = list(losses.values()) if len(losses) > 1 else []
         speed = [f"{seconds:.3g} s/it"] if seconds is not None else []
-        memory = f"mem {peak_memory_gib(self.trainer.cfg.MODEL.DEVICE):.1f} GiB"
-        return total, [*speed, f"lr {storage.history('lr').latest():.3g}", *parts, memory]
+        peak = peak_memory_gib(self.trainer.cfg.MODEL.DEVICE)
+        memory = [f"mem {peak:.1f} GiB"] if peak is not None else []
+        return total, [*speed, f"lr {storage.history('lr').latest():.3g}", *parts, *memory]
 
 
-def peak_memory_gib(device: str) -> float:
+def peak_memory_gib(device: str) -> float | None:
     """Return the peak memory of this process so far.
 
     Args:
-        device: A value of `MODEL.DEVICE`. For a GPU, the memory that PyTorch allocated on the current GPU is measured,
+        device: A value of `MODEL.DEVICE`. For "cuda", the memory that PyTorch allocated on the current GPU is measured,
             otherwise the resident memory of the process.
 
     Returns:
-        Peak memory in GiB.
+        Peak memory in GiB, or None if the system does not report it (Windows).
     """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes / 2**20
+    peak = peak_resident_memory()
+    return None if peak is None else peak / 2**30

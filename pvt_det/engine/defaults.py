@@ -28,6 +28,7 @@ from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.console import get_console
+from pvt_det.utils.devices import require_device, require_single_process
 from pvt_det.utils.environment import BUSY, available_cores, busy_share
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
@@ -36,7 +37,6 @@ from pvt_det.utils.precision import has_fast_bf16
 from pvt_det.utils.rank_watch import missing_ranks_named
 from pvt_det.utils.rng import seed_all
 from pvt_det.utils.signals import termination_reported
-from pvt_det.utils.text import counted
 from pvt_det.utils.torchrun import restarts
 
 __all__ = ["config_from_args", "default_argument_parser", "default_setup", "describe_options"]
@@ -125,7 +125,7 @@ def _adapt_to_machine(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but no usable GPU was found. Running on the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    select_gpu(torch.device(cfg.MODEL.DEVICE))
+    select_device(torch.device(cfg.MODEL.DEVICE))
     if cfg.SOLVER.AMP.ENABLED and not has_fast_bf16(torch.device(cfg.MODEL.DEVICE)):
         logger.warning("Mixed precision is slower than fp32 on this processor. Set SOLVER.AMP.ENABLED False.")
     if cfg.MODEL.DEVICE == "cpu" and torch.get_num_threads() > 1 and busy_share() >= BUSY:
@@ -144,26 +144,23 @@ def _adapt_to_machine(cfg: CfgNode) -> None:
         cfg.merge_from_other_cfg(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
 
 
-def select_gpu(device: torch.device) -> None:
-    """Make the GPU with the given index the current one.
+def select_device(device: torch.device) -> None:
+    """Check that this machine has a device, and make a GPU with an index the current one.
 
     PyTorch reports the memory and the random state of the current GPU.
 
     Args:
-        device: Any device. A CPU, or a GPU without an index, is ignored.
+        device: Any device.
 
     Raises:
-        ConfigError: If the machine has no such GPU, or several processes would share it.
+        ConfigError: If the machine has no such device, or several processes would share it.
     """
+    require_device(device, f"MODEL.DEVICE {device}")
+    require_single_process(device, comm.get_world_size())
     if device.type != "cuda" or device.index is None:
         return
     if comm.get_world_size() > 1:
         raise ConfigError(f"MODEL.DEVICE {device}: with several processes, each uses its own GPU. Set it to cuda.")
-    if device.index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"MODEL.DEVICE {device}: this machine has {counted(torch.cuda.device_count(), 'GPU')}, numbered from "
-            "cuda:0."
-        )
     torch.cuda.set_device(device)
 
 

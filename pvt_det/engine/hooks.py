@@ -76,17 +76,19 @@ class UsageHook(HookBase):
     def measured(self) -> dict[str, float | None]:
         """Return `training_seconds`, which includes evaluations, and `peak_memory_gib` of the largest process.
 
-        Call it on all processes. The time is None if the run was started by a version that did not measure it.
+        Call it on all processes. The time is None if the run was started by a version that did not measure it. The
+        memory is None if the system does not report it.
         """
         peaks = comm.all_gather(self._peak())
-        return {"training_seconds": self._seconds(), "peak_memory_gib": max(peaks)}
+        return {"training_seconds": self._seconds(), "peak_memory_gib": None if None in peaks else max(peaks)}
 
     def _seconds(self) -> float | None:
         earlier = self._earlier_seconds
         return None if earlier is None else earlier + time.perf_counter() - self._started
 
-    def _peak(self) -> float:
-        return max(self._earlier_peak, peak_memory_gib(self._device))
+    def _peak(self) -> float | None:
+        peak = peak_memory_gib(self._device)
+        return None if peak is None else max(self._earlier_peak, peak)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: time and peak memory so far."""
@@ -98,7 +100,7 @@ class UsageHook(HookBase):
         Args:
             state: The result of `state_dict`.
         """
-        self._earlier_seconds, self._earlier_peak = state["seconds"], state["peak_memory_gib"]
+        self._earlier_seconds, self._earlier_peak = state["seconds"], state["peak_memory_gib"] or 0.0
 
 
 class CheckpointHook(HookBase):

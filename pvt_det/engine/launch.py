@@ -19,6 +19,7 @@ from detectron2.utils import comm
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.utils.cli import run_cli
+from pvt_det.utils.devices import require_single_process
 from pvt_det.utils.distributed import process_group
 from pvt_det.utils.environment import available_cores
 from pvt_det.utils.text import counted
@@ -228,6 +229,7 @@ def _check_arguments(processes: _Processes) -> None:
         raise ConfigError("--dist-url needs several processes. Leave it out, or add --num-gpus or --num-machines.")
     if processes.machines > 1 and processes.url == "auto":
         raise ConfigError("--dist-url is missing. With several machines, give --dist-url tcp://HOST-OF-MACHINE-0:PORT.")
+    require_single_process(torch.device(processes.device), processes.count)
     # One process falls back to the CPU. For several, this is probably not what the user wants.
     if processes.device == "cuda" and processes.per_machine > max(1, torch.cuda.device_count()):
         raise ConfigError(

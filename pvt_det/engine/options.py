@@ -23,7 +23,7 @@ SHORTCUTS = {
     "batch_size": ("SOLVER.IMS_PER_BATCH", "N", "images per batch, over all processes"),
     "lr": ("SOLVER.BASE_LR", "RATE", "learning rate after the warm-up"),
     "seed": ("SEED", "N", "seed of all random numbers; -1 draws one"),
-    "device": ("MODEL.DEVICE", "DEVICE", "cuda, cuda:1 or cpu"),
+    "device": ("MODEL.DEVICE", "DEVICE", "cuda, cuda:1, mps or cpu"),
     "logger": (
         "LOGGERS",
         "NAME [NAME ...]",

@@ -24,10 +24,10 @@ from pvt_det.errors import ConfigError
 from pvt_det.inference.pixels import Image, load_pixels
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
+from pvt_det.utils.devices import require_device
 from pvt_det.utils.digest import value_digest, weights_digest
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.utils.signing import verify_signed
-from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
 
 Prediction = TypeVar("Prediction")
@@ -48,7 +48,7 @@ class BasePredictor(ABC, Generic[Prediction]):
         overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.
         batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
             resizing are batched, because padding would change the predictions.
-        device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
+        device: Device such as "cuda:1", "mps" or "cpu". "" selects the first GPU if one is available.
         public_key: PEM file with which the signature of the config's folder is verified before anything in it is read.
             The weights must be a file in that folder. "" verifies nothing.
 
@@ -79,8 +79,9 @@ class BasePredictor(ABC, Generic[Prediction]):
         weights, path = named_weights(weights, overrides), config_file(config)
         verify_signed(os.fspath(public_key), path, *([Path(weights)] if weights else []))
         cfg = load_config(path, overrides, training=False)
-        cfg.MODEL.DEVICE = _check_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         validate_config(cfg, where=str(path), training=False)
+        require_device(torch.device(cfg.MODEL.DEVICE), f"Device {cfg.MODEL.DEVICE}")
         self.class_names = self._check(cfg, path)
         cfg.freeze()
         self.cfg = cfg
@@ -165,17 +166,6 @@ class BasePredictor(ABC, Generic[Prediction]):
         # Detectron2's models are not thread-safe: test-time augmentation switches the mask head off and on.
         with self._lock, torch.no_grad(), inference_autocast(self.cfg):
             return self._model(records)
-
-
-def _check_device(device: str) -> str:
-    gpus = torch.cuda.device_count()
-    number = device.removeprefix("cuda").removeprefix(":")
-    if device.startswith("cuda") and int(number if number.isdecimal() else 0) >= gpus:
-        found = counted(gpus, "GPU") if gpus else "no GPU"
-        raise ConfigError(
-            f"Device {device} is not available: PyTorch can use {found} on this machine. Run pvt-det doctor to see why."
-        )
-    return device
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Predictor(BasePredictor[Detections]):
             threshold of the config, which is low for evaluation. So does an override of SCORE_THRESH_TEST.
         batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
             resizing are batched, because padding would change the predictions.
-        device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
+        device: Device such as "cuda:1", "mps" or "cpu". "" selects the first GPU if one is available.
         public_key: PEM file with which the signature of the config's folder is verified before anything in it is read.
             The weights must be a file in that folder. "" verifies nothing.
     """

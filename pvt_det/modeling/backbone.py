@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +23,8 @@ from pvt_det.models.variants import Variant, get_variant
 
 # Enough for four stages, each in training and inference, with one or several images, in several dtypes.
 _RECOMPILE_LIMIT = 64
+# Before this option, PyTorch had one limit for all compiled functions of the process.
+_LIMITS_EACH_FUNCTION = "recompile_limit" in inspect.signature(torch.compile).parameters
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 _EMBED_NORM = re.compile(r"patch_embed\d\.norm|block\d\.\d+\.attn\.norm")
 
@@ -144,15 +147,20 @@ class PVTBackbone(Backbone):
         self._compiled_stage = {True: compiled, False: self._compile(cuda_graphs=True) if cuda_graphs else compiled}
 
     def _compile(self, *, cuda_graphs: bool) -> Callable[[int, Tensor], Tensor]:
-        options = {
-            "triton.cudagraphs": cuda_graphs,
+        import torch._dynamo.config
+        import torch._inductor.config
+
+        options: dict[str, Any] = {"triton.cudagraphs": cuda_graphs}
+        if hasattr(torch._inductor.config, "strict_output_strides"):
             # Without this, the compiler fails when it sorts the strides of dynamic sizes:
             # https://github.com/pytorch/pytorch/issues/185510
-            "strict_output_strides": True,
-        }
-        return torch.compile(  # type: ignore[call-overload]  # the overloads lack `recompile_limit`
-            super().forward_stage, dynamic=True, options=options, recompile_limit=_RECOMPILE_LIMIT
-        )
+            options["strict_output_strides"] = True
+        limit: dict[str, Any] = {}
+        if _LIMITS_EACH_FUNCTION:
+            limit["recompile_limit"] = _RECOMPILE_LIMIT
+        else:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
+        return torch.compile(super().forward_stage, dynamic=True, options=options, **limit)
 
     def forward_stage(self, i: int, x: Tensor) -> Tensor:
         """Run a single stage, compiled if `compile_trunk` was called.
@@ -276,6 +284,6 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
         frozen_stages=pvt.FROZEN_STAGES,
         checkpoint_stages=pvt.CHECKPOINT_STAGES,
     )
-    if pvt.COMPILE and torch.device(cfg.MODEL.DEVICE).type != "cpu":
+    if pvt.COMPILE and torch.device(cfg.MODEL.DEVICE).type == "cuda":
         backbone.compile_trunk(cuda_graphs=pvt.COMPILE == "reduce-overhead")
     return backbone

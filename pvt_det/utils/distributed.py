@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pvt_det.errors import ConfigError, RankError
+from pvt_det.utils.devices import require_device, require_single_process
 from pvt_det.utils.rank_watch import watch_ranks
 from pvt_det.utils.torchrun import (
     address_of_store,
@@ -179,20 +180,21 @@ def start_process(device: str) -> Iterator[Process]:
     The backend is NCCL on GPUs and gloo on CPUs.
 
     Args:
-        device: "auto" (a GPU if one is available), "cuda" or "cpu".
+        device: "auto" (a CUDA GPU if one is available, otherwise the CPU), "cuda", "mps" or "cpu".
 
     Yields:
         This process.
 
     Raises:
-        ConfigError: No GPU is available, or there are fewer GPUs than processes.
+        ConfigError: The device is not available, there are fewer GPUs than processes, or several processes would share
+            an Apple GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda': PyTorch sees no GPU. Use --device cpu, or fix the GPU driver.")
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    require_device(torch.device(kind), f"--device {kind}")
     if not under_torchrun():
         yield Process(torch.device(kind))
         return
+    require_single_process(torch.device(kind), group_rank_and_size()[1])
     if kind == "cuda":
         if local_rank() >= (gpus := torch.cuda.device_count()):
             raise ConfigError(

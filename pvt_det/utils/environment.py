@@ -35,8 +35,9 @@ def environment(device: torch.device) -> dict[str, object]:
     """
     import torch
 
+    named = {"cuda": lambda: torch.cuda.get_device_name(device), "mps": lambda: f"Apple GPU of {_processor()}"}
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": named.get(device.type, _processor)(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -81,9 +81,13 @@ def write_json_list(path: Path, items: Iterable[Any], before: str = "", after: s
 def sync_folder(folder: Path) -> None:
     """Flush a folder's list of files to disk, so that a rename in it survives a power failure.
 
+    Does nothing on Windows, where folders cannot be opened.
+
     Args:
         folder: An existing folder.
     """
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

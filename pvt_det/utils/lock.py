@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from pathlib import Path
 
 from pvt_det.errors import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOCK_NAME = ".lock"
+# On Windows, nobody can read a locked byte, so one after the process id is locked.
+_LOCKED_BYTE = 2**20
 
 
 class FolderLock:
@@ -37,7 +43,7 @@ class FolderLock:
                 f"Folder {self._path.parent} cannot be written to: {error.strerror}. Choose another with --output."
             ) from error
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
         except (BlockingIOError, PermissionError) as error:
             holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
             self._close()
@@ -53,7 +59,8 @@ class FolderLock:
             )
             return self
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, f"{os.getpid()}\n".encode())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,3 +70,17 @@ class FolderLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _lock(file: int) -> None:
+    """Lock an open file, or raise `PermissionError` or `BlockingIOError` if another process has locked it."""
+    if fcntl is not None:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)

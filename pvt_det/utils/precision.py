@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,8 +12,9 @@ if TYPE_CHECKING:  # classification also uses this module and must not import De
     from detectron2.config import CfgNode
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# As named by `torch.cpu.get_capabilities`: on x86, then on ARM.
+# As named by `torch.cpu.get_capabilities` and by Linux: on x86, then on ARM.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -35,8 +38,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return True
     # oneDNN also reports bf16 as supported where it emulates it.
-    capabilities = torch.cpu.get_capabilities()
-    return torch.backends.mkldnn.is_available() and any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
+    return torch.backends.mkldnn.is_available() and any(_cpu_capabilities().get(name) for name in _BF16_INSTRUCTIONS)
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    """Return the instruction sets of this processor as keys. Older PyTorch does not know them, but Linux does."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    return dict.fromkeys(_CPU_INFO.read_text().split(), True) if _CPU_INFO.is_file() else {}
 
 
 def inference_autocast(cfg: CfgNode) -> torch.autocast:

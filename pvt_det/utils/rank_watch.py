@@ -306,6 +306,8 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _exists(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill sends Ctrl-C for signal 0
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -36,6 +36,7 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         # Reading the GPU's state would allocate GPU memory in a run on the CPU, which does not use it.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -51,6 +52,9 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    # Absent in states of versions without support for Apple GPUs.
+    if state.get("mps") is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextmanager

@@ -20,6 +20,11 @@ from pvt_det.utils.torchrun import under_torchrun
 _SAME_PRESS, _SAME_PRESS_TORCHRUN = 0.3, 2.0
 
 
+# Windows has no SIGHUP.
+_HANGUP = getattr(signal, "SIGHUP", None)
+_REQUESTS = [number for number in (signal.SIGINT, signal.SIGTERM, _HANGUP) if number is not None]
+
+
 class StopRequest:
     """Context manager in which the first SIGINT, SIGTERM or SIGHUP only sets `signal_name`.
 
@@ -47,9 +52,9 @@ class StopRequest:
         self._previous = {}
         if not _can_handle_signals():
             return self
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _REQUESTS:
             # Under `nohup`, SIGHUP stays ignored.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -58,7 +63,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
+        if number == _HANGUP:
             _discard(self._terminals)
         now = time.monotonic()
         if self.signal_name is None:

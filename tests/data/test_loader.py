@@ -226,8 +226,8 @@ def test_registering_twice(tmp_path):
         register_coco(name, second / "set.json", second)
 
 
-@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
-def test_images_are_pinned_only_for_a_gpu(cfg, device, pinned):
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("mps", False), ("cuda", True)])
+def test_images_are_pinned_only_for_a_cuda_gpu(cfg, device, pinned):
     cfg.MODEL.DEVICE = device
     register_datasets(cfg)
     assert build_detection_train_loader(cfg).pin_memory is pinned

@@ -12,7 +12,7 @@ from pvt_det.api import evaluate, train
 from pvt_det.config import load_config
 from pvt_det.data.coco.registration import register_coco
 from pvt_det.engine import defaults
-from pvt_det.engine.defaults import select_gpu
+from pvt_det.engine.defaults import select_device
 from pvt_det.engine.evaluate import validation_losses
 from pvt_det.engine.trainer import PVTTrainer
 from pvt_det.errors import CheckpointError, ConfigError, DataError
@@ -241,13 +241,13 @@ def test_gpu_index_must_exist_and_needs_single_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", selected.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("cpu", "cuda", "cuda:1"):
-        select_gpu(torch.device(name))
+        select_device(torch.device(name))
     assert selected == [torch.device("cuda:1")]
-    with pytest.raises(ConfigError, match="cuda:2: this machine has 2 GPUs"):
-        select_gpu(torch.device("cuda:2"))
+    with pytest.raises(ConfigError, match=r"cuda:2 is not available: PyTorch can use cuda:0, cuda:1, cpu"):
+        select_device(torch.device("cuda:2"))
     monkeypatch.setattr(defaults.comm, "get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match="cuda:1: with several processes, each uses its own GPU"):
-        select_gpu(torch.device("cuda:1"))
+        select_device(torch.device("cuda:1"))
 
 
 def test_out_of_memory_is_one_line(tmp_path, tiny_cfg, monkeypatch):

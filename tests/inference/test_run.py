@@ -255,7 +255,7 @@ def test_predict_command_reports_unreadable_files(untrained_run, shapes, tmp_pat
             run_command("predict", [*words, "--classes", near])
     with pytest.raises(ConfigError, match=r"damaged\.png cannot be created: a file is in the way\. Choose another"):
         run_command("predict", [*words, "--output", str(tmp_path / "damaged.png")])
-    with pytest.raises(ConfigError, match=r"Device cuda:99 is not available: PyTorch can use .*GPU"):
+    with pytest.raises(ConfigError, match=r"Device cuda:99 is not available: PyTorch can use .*cpu"):
         run_command("predict", [*words, "--device", "cuda:99"])
     assert (
         run_command("predict", [*words[:1], *words[2:], "--score-threshold", "1.0", "--output", str(tmp_path / "none")])

@@ -179,7 +179,7 @@ def test_import_registers_builders_and_reload_is_allowed():
 
 @pytest.mark.parametrize(
     ("device", "key", "expected"),
-    [("cuda", "default", False), ("cuda:1", "reduce-overhead", True), ("cuda", "", None), ("cpu", "default", None)],
+    [("cuda", "default", False), ("cuda:1", "reduce-overhead", True), ("cuda", "", None), ("mps", "default", None)],
 )
 def test_config_compiles_the_trunk_on_a_gpu(monkeypatch, device, key, expected):
     called = []

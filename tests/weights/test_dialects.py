@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import pytest
 import timm
 import torch
-import transformers
 from torch import Tensor, nn
 
 from pvt_det.errors import CheckpointError
@@ -20,6 +19,11 @@ from pvt_det.weights.translate import OPS, translate
 CLASSES = 7
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 SQUARE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip("transformers")
 
 
 @torch.no_grad()
@@ -66,7 +70,7 @@ def test_timm(name: str) -> None:
 
 
 @torch.no_grad()
-def test_transformers_v1() -> None:
+def test_transformers_v1(transformers):
     config = transformers.PvtConfig(image_size=64, depths=[2, 2, 2, 2], num_labels=CLASSES)
     theirs = scramble(transformers.PvtForImageClassification(config))
     model = ours("pvt_tiny", theirs.state_dict(), "transformers PVT", img_size=64)
@@ -75,7 +79,7 @@ def test_transformers_v1() -> None:
 
 @pytest.mark.parametrize(("name", "linear"), [("pvt_v2_b0", False), ("pvt_v2_b2_li", True)])
 @torch.no_grad()
-def test_transformers_v2(name: str, linear: bool) -> None:
+def test_transformers_v2(transformers, name: str, linear: bool) -> None:
     row = VARIANTS[name]
     config = transformers.PvtV2Config(
         hidden_sizes=list(row.embed_dims),
@@ -89,7 +93,7 @@ def test_transformers_v2(name: str, linear: bool) -> None:
     close(model(IMAGE), theirs(IMAGE).logits)
 
 
-def test_transformers_trunk_without_prefix() -> None:
+def test_transformers_trunk_without_prefix(transformers):
     theirs = transformers.PvtV2Model(transformers.PvtV2Config())
     translation = translate(theirs.state_dict(), "x.pth")
     assert translation.tensors.keys() == create_model("pvt_v2_b0", num_classes=0).state_dict().keys()
@@ -214,7 +218,7 @@ def test_torchvision_resnet(depth: int) -> None:
         close(model(IMAGE)["res5"], x)
 
 
-def test_half_of_a_joined_pair_is_unknown() -> None:
+def test_half_of_a_joined_pair_is_unknown(transformers) -> None:
     theirs = transformers.PvtV2ForImageClassification(transformers.PvtV2Config()).state_dict()
     lost = "pvt_v2.encoder.layers.1.blocks.0.attention.key.weight"
     del theirs[lost]
