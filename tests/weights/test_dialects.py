@@ -51,8 +51,9 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("name", [name for name, row in VARIANTS.items() if row.family == "v2"])
 def test_timm_names_and_shapes_of_all_variants(name: str) -> None:
+    theirs = timm.create_model(name)  # timm 1.0.20 cannot build it on the meta device
     with torch.device("meta"):
-        theirs, model = timm.create_model(name), create_model(name)
+        model = create_model(name)
     translation = translate(theirs.state_dict(), "x.pth")
     assert {k: v.shape for k, v in translation.tensors.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
