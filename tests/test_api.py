@@ -17,6 +17,7 @@ def evaluated(monkeypatch, tmp_path):
     """Config of an evaluation that returns fixed metrics."""
     cfg = get_config()
     cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.DATASETS.TEST = ["val"]
     monkeypatch.setattr(api, "default_setup", lambda cfg, **options: nullcontext())
     monkeypatch.setattr(api, "evaluate_weights", lambda cfg, **options: {"bbox": {"AP": 40.4}})
     return cfg

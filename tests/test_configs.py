@@ -210,12 +210,12 @@ ADDED = sorted(keys_of(get_config()) - keys_of(get_cfg()))
 @pytest.mark.parametrize("key", ADDED)
 def test_every_added_key_is_used(key):
     """A file outside `pvt_det/config` contains both the section and the name of the key."""
-    section, name = key.split(".")[-2:]
+    section, name = f"cfg.{key}".split(".")[-2:]
     sources = [p for p in (ROOT / "pvt_det").rglob("*.py") if "config" not in p.relative_to(ROOT).parts]
     # TRAIN_JSON and VAL_JSON are also read as f"{part}_JSON".
     read = rf"\.{name}\b|\}}_{name.partition('_')[2] or name}\b"
     contents = [p.read_text() for p in sources]
-    assert any(re.search(rf"\.{section}\b", text) and re.search(read, text) for text in contents), (
+    assert any(re.search(rf"\b{section}\b", text) and re.search(read, text) for text in contents), (
         f"no code reads {key}"
     )
 

@@ -58,7 +58,9 @@ def test_wheel_trains_from_python_and_from_the_command(installed: Path, repo_roo
     pytest.importorskip("mlflow", reason="needs the extra mlflow")
     pytest.importorskip("sqlalchemy", reason="needs the extra mlflow")
     data = repo_root / "datasets/blood_cells"
-    parts = {part: (str(data / f"annotations/instances_{part}.json"), str(data / "images")) for part in ("train", "val")}
+    parts = {
+        part: (str(data / f"annotations/instances_{part}.json"), str(data / "images")) for part in ("train", "val")
+    }
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
 

@@ -19,6 +19,7 @@ from pvt_det.data.given import require_coco_files
 from pvt_det.engine.fingerprint import check_allowed_changes
 from pvt_det.engine.options import LOGGED, SHORTCUTS, option_name
 from pvt_det.errors import ConfigError
+from pvt_det.utils.paths import file_fault
 from pvt_det.utils.signing import verify_signed
 
 
@@ -56,7 +57,7 @@ def config_from_args(args: argparse.Namespace, config_file: str | Path = "", set
 
 def _verify_weights(public_key: str, weights: str) -> None:
     """Verify the signature of the folder of `MODEL.WEIGHTS`, or warn that it has one."""
-    if weights and (public_key or Path(weights).is_file()):
+    if weights and (public_key or not file_fault(weights)):
         verify_signed(public_key, Path(weights))
     elif public_key:
         raise ConfigError("--public-key has no effect without MODEL.WEIGHTS. Set it, or leave out --public-key.")
@@ -88,7 +89,8 @@ def build_run_config(
     """
     given = _given(options)
     words = [*settings, *(word for pair in given.values() for word in pair), *overrides]
-    keys = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    # A key without a value is reported when the config is loaded.
+    keys = dict(zip(overrides[::2], overrides[1::2], strict=False))
     if options.get("epochs") is not None:
         _refuse_both(options["epochs"], keys)
     build = copy_config if isinstance(config, CfgNode) else load_config

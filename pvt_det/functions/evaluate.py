@@ -91,4 +91,4 @@ def evaluate(
                 against=None if against is None else Path(against),
             )
             metrics = comm.all_gather(metrics)[0]
-        return EvaluationResults(metrics, evaluation_folder(cfg.OUTPUT_DIR, cfg.DATASETS.TEST))
+        return EvaluationResults(metrics, evaluation_folder(cfg, cfg.DATASETS.TEST[0]))

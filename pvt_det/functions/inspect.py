@@ -18,6 +18,8 @@ def inspect(
     images: PathLike | None = None,
     *,
     val: Data | PathLike | None = None,
+    val_fraction: float | None = None,
+    seed: int | None = None,
     task: str | None = None,
     check_data: str = "fast",
     on_error: str = "stop",
@@ -41,6 +43,9 @@ def inspect(
         images: Folder of the images. None finds it from `annotations`.
         val: Annotations to evaluate on and the folder of their images, or the annotations alone if the images are found
             from them or are in `images`. None takes those of a whole data set, if any.
+        val_fraction: Fraction of the images to set aside for validation, above 0 and below 1. Copies of an image stay
+            on one side. It needs `write_config` or `write_json`.
+        seed: Seed of the choice of these images, 0 or more. None takes 0.
         task: "retinanet", "mask-rcnn" or "semantic". None chooses by the data.
         check_data: How to check the images, a value of DATASETS.CHECK: "fast", "full" or "off".
         on_error: What to do with broken data, a value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
@@ -85,6 +90,8 @@ def inspect(
             weights=weights,
             device=device,
             batch=batch,
+            val_fraction=val_fraction,
+            seed=seed,
         )
         labels, json = (val_annotations, None) if is_semantic(request) else (None, val_annotations)
         result = run_inspection(replace(request, val_json=json, val_labels=labels, val_images=val_images))

@@ -17,5 +17,5 @@ def test_lists_recipes_with_their_published_results(capsys):
 
 
 def test_unknown_word_is_an_error():
-    with pytest.raises(ConfigError, match="swin: no recipe has such a name"):
-        run_command("configs", ["swin"])
+    with pytest.raises(ConfigError, match="focalnet: no recipe has such a name"):
+        run_command("configs", ["focalnet"])

@@ -67,7 +67,9 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_check_output_folder_first(command, repo_root, monkeypatch):
     monkeypatch.chdir(repo_root)
-    with pytest.raises(ConfigError, match=r"^folder /proc/absent\S* cannot be created: "):
+    with pytest.raises(
+        ConfigError, match=r"^(pvt-det: argument --write-config: )?folder /proc/absent\S* cannot be created: "
+    ):
         start(command.strip(), COMMANDS[command].format("/proc/absent").split(), "pvt-det")
 
 
