@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from pvt_det.errors import ConfigError
+from pvt_det.utils.paths import similar_path
 from pvt_det.utils.text import did_you_mean
 
 _PACKAGE = Path(__file__).parent
@@ -45,9 +46,9 @@ def recipe_file(name: str | os.PathLike[str]) -> Path:
     """
     path = RECIPES / f"{os.fspath(name)}.yaml"
     if not path.is_relative_to(RECIPES) or ".." in path.parts or not path.is_file():
-        hint = did_you_mean(str(name), list_recipes(), 3)
+        hint = did_you_mean(str(name), list_recipes(), 3) or similar_path(name)
         raise ConfigError(
-            f"{name} is not a file, and not the name of a recipe.{hint} Expected a .yaml file, or a name that "
-            "`pvt-det configs` lists."
+            f"{name} is not a file, and not the name of a recipe.{hint} Expected a run folder, a .yaml file, or a name "
+            "that `pvt-det configs` lists."
         )
     return path

@@ -22,6 +22,12 @@ __all__ = ["register_datasets"]
 
 logger = logging.getLogger(__name__)
 
+_OTHER_ORDER = (
+    "The order differs. If `pvt-det inspect` converted the annotations, convert them again with --classes-of RUN. "
+    "Otherwise, number their categories in the order of the model."
+)
+_OTHER_NAMES = "If the classes mean the same in this order, add DATASETS.CLASS_NAMES []."
+
 # How to give a path on the command line if it has no option of its own.
 _OPTIONS = {"VAL_PANOPTIC_JSON": "DATASETS.VAL_PANOPTIC_JSON FILE"}
 # NUM_CLASSES in Detectron2's configs. It is replaced without an error by the number of classes of an annotation file.
@@ -176,10 +182,10 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
             f"({listed(known[first])}). Set it to {number}."
         )
     if not training and cfg.DATASETS.CLASS_NAMES and known[first] != cfg.DATASETS.CLASS_NAMES:
+        is_order = sorted(known[first]) == sorted(cfg.DATASETS.CLASS_NAMES)
         raise DataError(
             f"the model was trained on {listed(cfg.DATASETS.CLASS_NAMES)}, but the classes of data set {first!r} are "
-            f"{listed(known[first])}, so the metrics would be misleading. If the classes mean the same, add "
-            "DATASETS.CLASS_NAMES []."
+            f"{listed(known[first])}, so the metrics would be wrong. {_OTHER_ORDER if is_order else _OTHER_NAMES}"
         )
     cfg.DATASETS.CLASS_NAMES = list(known[first])
     if stated != number:

@@ -193,7 +193,7 @@ def export(
     # Keep the suffix, because torch checks it.
     unchecked = output.with_name(f".unchecked-{output.name}")
     try:
-        show("Writing the file, which takes a minute or more …" if kind == "compiled" else "Writing the file …")
+        show("Writing the file, which takes a minute or more …")
         write(program, unchecked, kind, subject.graph.outputs, subject.metadata)
         show(f"Comparing the file with the model on {counted(len(prepared), 'image')} …")
         function = open_file(unchecked, kind, subject.graph.outputs)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from pvt_det.data.images import IMAGE_SUFFIXES
 from pvt_det.errors import DataError
 from pvt_det.inference.urls import VIDEO_SUFFIXES, Kind, find_kind, is_url, output_name, without_login
-from pvt_det.utils.paths import file_fault, folder_fault
+from pvt_det.utils.paths import file_fault, folder_fault, similar_path
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _resolve_path(given: str) -> list[tuple[Path, PurePath]]:
             raise DataError(f"No file matches the pattern {given}.")
         return [(file, PurePath(file.stem)) for file in files]
     raise DataError(
-        f"{path} {fault}. Expected an image, a video, a folder, a pattern such as 'photos/*.jpg', a URL or the number "
-        "of a camera."
+        f"{path} {fault}.{similar_path(path)} Expected an image, a video, a folder, a pattern such as 'photos/*.jpg', "
+        "a URL or the number of a camera."
     )
 
 

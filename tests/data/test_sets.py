@@ -56,8 +56,11 @@ def test_missing_paths_are_named_with_their_options(cfg, tmp_path):
 def test_evaluation_refuses_data_with_different_classes(cfg):
     classes = ["MODEL.RETINANET.NUM_CLASSES", "4"]
     swapped = cfg(*classes, "DATASETS.CLASS_NAMES", "['square', 'circle', 'triangle', 'star']")
-    with pytest.raises(DataError, match=r"trained on square, circle, .* are circle, square, .*CLASS_NAMES \[\]"):
+    with pytest.raises(DataError, match=r"trained on square, circle, .* are circle, square, .*The order differs\."):
         register_datasets(swapped, training=False)
+    others = cfg(*classes, "DATASETS.CLASS_NAMES", "['ring', 'square', 'triangle', 'star']")
+    with pytest.raises(DataError, match=r"trained on ring, .*mean the same in this order, add .*CLASS_NAMES \[\]"):
+        register_datasets(others, training=False)
     for same in (str(NAMES), "[]"):
         config = cfg(*classes, "DATASETS.CLASS_NAMES", same)
         register_datasets(config, training=False)

@@ -99,6 +99,12 @@ def test_empty_input_is_not_the_working_folder():
         find_sources([""])
 
 
+def test_misspelled_source_is_corrected(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"fotos does not exist\. Did you mean .*photos\? Expected an image"):
+        find_sources([str(tmp_path / "fotos")])
+
+
 @pytest.mark.parametrize("given", ["in", "in/*"])
 def test_pipes_and_broken_links_are_reported(run, tmp_path, given):
     """Reading a pipe would block forever."""

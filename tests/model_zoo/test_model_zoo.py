@@ -41,6 +41,13 @@ def test_unknown_names_are_refused(name):
         model_zoo.get_config(name)
 
 
+def test_misspelled_run_folder_is_corrected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output/bc").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"output/bcc is not a file.* Did you mean output/bc\? Expected a run folder"):
+        load_config("output/bcc")
+
+
 def test_misspelled_name_is_corrected():
     with pytest.raises(ConfigError, match=r"Did you mean .*retinanet_pvt_small"):
         model_zoo.get_config("retinanet_pvt_smal")
