@@ -78,7 +78,7 @@ def test_wheel_trains_from_python_and_from_the_command(installed: Path, repo_roo
     assert (tmp_path / "output/python/model_final.pth").is_file()
 
     pvt_det = installed.with_name("pvt-det")
-    words = [f"{key}={json.dumps(value)}" for key, value in SHORT.items() if key != "LOGGERS"]
+    words = [word for key, value in SHORT.items() if key != "LOGGERS" for word in (key, value)]
     files = [word for part, (json_file, images) in parts.items()
              for word in (f"--{part}-json", json_file, f"--{part}-images", images)]  # fmt: skip
     run(pvt_det, "train", "retinanet_pvt_tiny", *files, "--output", "output/command", "--logger", "mlflow", *words)

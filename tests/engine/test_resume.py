@@ -34,6 +34,7 @@ def assert_same(weights, others):
                 "SOLVER__AMP__ENABLED": True,
                 "SOLVER__AMP__PRECISION": "fp16",
                 "SOLVER__MAX_ITER": 2,
+                "SOLVER__WARMUP_ITERS": 1,
                 "SOLVER__STEPS": [1],
             },
             marks=pytest.mark.slow,
