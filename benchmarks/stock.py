@@ -16,8 +16,8 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import Tensor, nn
 
 from benchmarks.textbook import Textbook
-from pvt_det.modeling.backbone import STAGES, PVTBackbone
-from pvt_det.models.trunk import STRIDES
+from pvt_det.modeling.backbone import PVTBackbone
+from pvt_det.models.variants import STAGES, STRIDES
 
 # Detectron2 supports only these settings. Except for a ReLU on P6, they do not change the amount of computation.
 AS_DETECTRON2 = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pvt_det.models.variants import STAGES, STRIDES
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -104,7 +106,7 @@ def trunk_strides(cfg: CfgNode) -> dict[str, int]:
         cfg: A complete config, with a backbone of this package or of Detectron2.
     """
     if trunk_section(cfg) in ("PVT", "TIMM"):
-        strides = dict(zip(("stage1", "stage2", "stage3", "stage4"), (4, 8, 16, 32), strict=True))
+        strides = dict(zip(STAGES, STRIDES, strict=True))
     else:
         last = 32 if cfg.MODEL.RESNETS.RES5_DILATION == 1 else 16
         strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": last}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number
-from pvt_det.models.variants import list_models
+from pvt_det.models.variants import STAGES, list_models
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -54,9 +54,9 @@ ADDED_KEYS: dict[str, list[Row]] = {
         Row("MODEL.PVT.VARIANT", choice(list_models), "Variant of the PVT trunk.", "pvt_small"),
         Row(
             "MODEL.PVT.OUT_FEATURES",
-            in_order(("stage1", "stage2", "stage3", "stage4")),
+            in_order(STAGES),
             "Feature maps that the backbone returns. Their strides are 4, 8, 16 and 32.",
-            ["stage1", "stage2", "stage3", "stage4"],
+            list(STAGES),
         ),
         Row(
             "MODEL.PVT.DROP_PATH_RATE",
@@ -110,9 +110,9 @@ ADDED_KEYS: dict[str, list[Row]] = {
         ),
         Row(
             "MODEL.TIMM.OUT_FEATURES",
-            in_order(("stage1", "stage2", "stage3", "stage4")),
+            in_order(STAGES),
             "Feature maps that the backbone returns. Their strides are 4, 8, 16 and 32.",
-            ["stage1", "stage2", "stage3", "stage4"],
+            list(STAGES),
         ),
         Row(
             "MODEL.TIMM.DROP_PATH_RATE",

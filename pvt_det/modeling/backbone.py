@@ -18,14 +18,13 @@ from pvt_det.errors import ConfigError
 from pvt_det.modeling.registration import register
 from pvt_det.models.pvt import PyramidVisionTransformer
 from pvt_det.models.pvt_v2 import PyramidVisionTransformerV2
-from pvt_det.models.trunk import STRIDES, check_drop_path_rate, pad_image
-from pvt_det.models.variants import Variant, get_variant
+from pvt_det.models.trunk import check_drop_path_rate, pad_image
+from pvt_det.models.variants import STAGES, STRIDES, Variant, get_variant
 
 # Enough for four stages, each in training and inference, with one or several images, in several dtypes.
 _RECOMPILE_LIMIT = 64
 # Before this option, PyTorch had one limit for all compiled functions of the process.
 _LIMITS_EACH_FUNCTION = "recompile_limit" in inspect.signature(torch.compile).parameters
-STAGES = ("stage1", "stage2", "stage3", "stage4")
 _EMBED_NORM = re.compile(r"patch_embed\d\.norm|block\d\.\d+\.attn\.norm")
 
 
@@ -261,6 +260,19 @@ def create_backbone(variant: str, **arguments: Any) -> PVTBackbone:
     return family(row, **arguments)
 
 
+def require_three_channels(input_shape: ShapeSpec) -> None:
+    """Check the number of channels of the images.
+
+    Args:
+        input_shape: Shape of the images.
+
+    Raises:
+        ConfigError: The images do not have three channels.
+    """
+    if input_shape.channels != 3:
+        raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} values: expected images with three channels.")
+
+
 @register(BACKBONE_REGISTRY)
 def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
     """Build the backbone of `MODEL.PVT`, without an FPN.
@@ -272,8 +284,7 @@ def build_pvt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PVTBackbone:
     Raises:
         ConfigError: The images do not have three channels, or a value of `MODEL.PVT` is out of range.
     """
-    if input_shape.channels != 3:
-        raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} values: expected images with three channels.")
+    require_three_channels(input_shape)
     pvt = cfg.MODEL.PVT
     backbone = create_backbone(
         pvt.VARIANT,

@@ -17,11 +17,12 @@ from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.backbone import require_three_channels
 from pvt_det.modeling.registration import register
-from pvt_det.models.trunk import STRIDES, check_drop_path_rate
+from pvt_det.models.trunk import check_drop_path_rate
+from pvt_det.models.variants import STAGES, STRIDES
 from pvt_det.utils.text import did_you_mean, listed
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")
 # Options of models that expect images of one size by default. Windows are shifted in small maps too, as in detectors.
 _ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 # Height and width in pixels of the image that every new backbone is tried on.
@@ -167,8 +168,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     Raises:
         ConfigError: The images do not have three channels, or a value of `MODEL.TIMM` is invalid.
     """
-    if input_shape.channels != 3:
-        raise ConfigError(f"MODEL.PIXEL_MEAN has {input_shape.channels} values: expected images with three channels.")
+    require_three_channels(input_shape)
     section = cfg.MODEL.TIMM
     return TimmBackbone(
         section.NAME,

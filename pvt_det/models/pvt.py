@@ -14,8 +14,8 @@ from pvt_det.layers.block import Block
 from pvt_det.layers.cpu.position import PositionCache
 from pvt_det.layers.mlp import Mlp
 from pvt_det.layers.patch import PatchEmbed, Size
-from pvt_det.models.trunk import STRIDES, Trunk, drop_path_rates
-from pvt_det.models.variants import Variant
+from pvt_det.models.trunk import Trunk, drop_path_rates
+from pvt_det.models.variants import STRIDES, Variant
 
 PATCH_SIZES = (4, 2, 2, 2)
 

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from pvt_det.errors import ConfigError
 from pvt_det.layers.patch import Size, to_map
 
-STRIDES = (4, 8, 16, 32)
 # In smaller images, the spatial reduction of some stage would leave no keys.
 MIN_SIDE = 32
 

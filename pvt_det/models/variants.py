@@ -19,6 +19,10 @@ _DIMS: Four = (64, 128, 320, 512)
 _HEADS: Four = (1, 2, 5, 8)
 _MLP_RATIOS: Four = (8, 8, 4, 4)
 
+# Names and strides of the four feature maps.
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+STRIDES = (4, 8, 16, 32)
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -16,9 +16,10 @@ from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 import pvt_det.modeling.fpn
 from pvt_det.config import get_config
 from pvt_det.errors import ConfigError
-from pvt_det.modeling.backbone import STAGES, PVTBackbone, build_pvt_backbone, create_backbone
+from pvt_det.modeling.backbone import PVTBackbone, build_pvt_backbone, create_backbone
 from pvt_det.modeling.registration import register
 from pvt_det.models import create_model, list_models
+from pvt_det.models.variants import STAGES
 from tests.shallow import shallow
 
 ONE_OF_EACH = ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"]
