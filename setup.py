@@ -65,9 +65,11 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "openvino": ["nncf>=3", "onnx>=1.18", "onnxscript>=0.5", "openvino>=2025.3"],  # nncf is for int8
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store
+        "slurm": ["submitit>=1.5"],
         "supervision": ["supervision>=0.30"],  # earlier versions install a second OpenCV
         "video": ["av>=14"],  # writes H.264, which browsers play
         "wandb": ["wandb>=0.19"],
@@ -86,9 +88,11 @@ setup(
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "nncf>=3",
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "onnxscript>=0.5",
+            "openvino>=2025.3",
             "psutil>=6",
             "pyopenssl>=24",
             "pytest>=8",
@@ -96,6 +100,7 @@ setup(
             "ruff>=0.12",
             "scipy>=1.13",
             "sqlalchemy>=2",
+            "submitit>=1.5",
             "supervision>=0.30",
             "transformers>=5",
             "types-PyYAML>=6.0.12",
