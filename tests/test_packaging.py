@@ -71,7 +71,7 @@ def repacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.writestr(name, text)
         lines = [f"{name},{hash_of(text.encode())},{len(text)}" for name, text in FILES.items()]
         archive.writestr(record, "\n".join([*lines, f"{record},,", ""]))
-    return setup_env.repack(source, folder / "pure", sys.executable)
+    return setup_env.repack(setup_env.DETECTRON2, source, folder / "pure", sys.executable)
 
 
 def test_repacked_wheel_contains_only_python(repacked: Path) -> None:

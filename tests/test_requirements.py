@@ -66,13 +66,21 @@ def test_locked_versions_satisfy_setup_py(declared: dict[str, Any]) -> None:
     assert unmet(declared["install_requires"], versions(setup_env.OLDEST_LOCK)) == []
 
 
-@pytest.mark.parametrize("path", [setup_env.DEV_LOCK, setup_env.OLDEST_LOCK], ids=lambda path: path.stem)
-def test_locked_versions_satisfy_detectron2(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "path"),
+    [
+        (setup_env.DETECTRON2, setup_env.DEV_LOCK),
+        (setup_env.DETECTRON2, setup_env.OLDEST_LOCK),
+        (setup_env.TRACKERS, setup_env.DEV_LOCK),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else value.module,
+)
+def test_locked_versions_satisfy_the_repacked_packages(package: setup_env.Repacked, path: Path) -> None:
     try:
-        distribution = importlib.metadata.distribution("sal-detectron2")
+        distribution = importlib.metadata.distribution(package.name)
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs the repacked Detectron2")
-    assert distribution.version == setup_env.REPACKED_VERSION
+        pytest.skip(f"needs the repacked {package.module}")
+    assert distribution.version == package.version
     assert unmet(distribution.requires or [], versions(path)) == []
 
 
@@ -138,7 +146,7 @@ def test_changed_detectron2_is_refused_before_it_is_read(monkeypatch, tmp_path, 
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(setup_env.SetupError, match="exit code 1"):
-        setup_env.download_detectron2(setup_env.sys.executable, tmp_path / "out")
+        setup_env.download(setup_env.DETECTRON2, setup_env.sys.executable, tmp_path / "out")
     assert "THESE PACKAGES DO NOT MATCH THE HASHES" in capfd.readouterr().err
 
 

@@ -21,15 +21,16 @@ if __name__ == "__main__":
 
 from tools.setup_env import (
     BUILD_LOCK,
-    DETECTRON2_LOCK,
+    DETECTRON2,
     DEV_LOCK,
     LOCKED_MACHINES,
     LOCKED_PYTHONS,
     OLDEST_LOCK,
-    REPACKED_VERSION,
     ROOT,
+    TRACKERS,
+    Repacked,
     create_venv,
-    download_detectron2,
+    download,
     output_of,
     repack,
     reported,
@@ -39,7 +40,6 @@ from tools.setup_env import (
 )
 
 UV = "uv>=0.13"
-DETECTRON2 = "sal-detectron2"
 BUILD_TOOLS = ("packaging", "setuptools", "wheel")  # wheel needs packaging
 # Extras whose lower bounds are tested, and the tools for it, which have their newest version.
 OLDEST_EXTRAS = ("export", "imagenet", "signing", "video")
@@ -60,20 +60,22 @@ def write_locks() -> None:
         create_venv(work / "venv")
         python = str(venv_python(work / "venv"))
         run([python, "-m", "pip", "install", "-qq", UV, "wheel"])
-        say(f"Repacking {DETECTRON2}, whose requirements are locked too")
-        wheels = repack(download_detectron2(python, work), work / "pure", python).parent
+        for package in (DETECTRON2, TRACKERS):
+            say(f"Repacking {package.module}, whose requirements are locked too")
+            wheel = repack(package, download(package, python, work), work / package.module, python)
+            wheel.rename(work / wheel.name)
         say(f"Resolving {DEV_LOCK.name}")
         environments = [f"python_version < '{after(LOCKED_PYTHONS[-1])}'"]
-        newest = resolve(work, wheels, environments, ["--extra=dev", "--fork-strategy=fewest"])
+        newest = resolve(work, (DETECTRON2, TRACKERS), environments, ["--extra=dev", "--fork-strategy=fewest"])
         say(f"Resolving {OLDEST_LOCK.name}")
         environments = [f"python_version < '{after(LOCKED_PYTHONS[0])}'"]
         (work / "tools.txt").write_text("".join(entry(newest, name).split(" ")[0] + "\n" for name in TEST_TOOLS))
         extras = [f"--extra={extra}" for extra in OLDEST_EXTRAS]
-        oldest = resolve(work, wheels, environments, ["tools.txt", *extras, "--resolution=lowest-direct"])
+        oldest = resolve(work, (DETECTRON2,), environments, ["tools.txt", *extras, "--resolution=lowest-direct"])
     DEV_LOCK.write_text(HEADER + newest)
     OLDEST_LOCK.write_text(HEADER + oldest)
     BUILD_LOCK.write_text(HEADER + "".join(entry(newest, name) for name in BUILD_TOOLS))
-    say(f"Wrote {DEV_LOCK.parent}; {DETECTRON2_LOCK.name} is edited by hand")
+    say(f"Wrote {DEV_LOCK.parent}; detectron2.txt and trackers.txt are edited by hand")
 
 
 def after(version: str) -> str:
@@ -86,17 +88,17 @@ def after(version: str) -> str:
     return f"{major}.{int(minor) + 1}"
 
 
-def resolve(work: Path, wheels: Path, environments: list[str], options: list[str]) -> str:
-    """Resolve the requirements of setup.py and Detectron2 for all supported machines.
+def resolve(work: Path, repacked: tuple[Repacked, ...], environments: list[str], options: list[str]) -> str:
+    """Resolve the requirements of setup.py and the repacked packages for all supported machines.
 
     Args:
-        work: Temporary folder with uv in `venv`.
-        wheels: Folder with Detectron2's repacked wheel.
+        work: Temporary folder with uv in `venv` and the repacked wheels.
+        repacked: Packages whose requirements are needed.
         environments: Conditions on Python for which a solution is needed, as environment markers.
         options: Further inputs and options of `uv pip compile`.
 
     Returns:
-        The entries of all packages but Detectron2, with the hashes of all their files.
+        The entries of all other packages, with the hashes of all their files.
 
     Raises:
         SetupError: The requirements contradict each other.
@@ -106,13 +108,13 @@ def resolve(work: Path, wheels: Path, environments: list[str], options: list[str
     markers = [f"{python} and {cpython} and {machine}" for python in environments for machine in machines]
     # uv reads this file from the current directory.
     (work / "pyproject.toml").write_text(f"[tool.uv]\nenvironments = {markers}\n")
-    (work / "detectron2.txt").write_text(f"{DETECTRON2}=={REPACKED_VERSION}\n")
+    (work / "repacked.txt").write_text("".join(f"{package.name}=={package.version}\n" for package in repacked))
     (work / "limits.txt").write_text(pip_limits())
     uv = str(venv_python(work / "venv").with_name("uv"))
     command = [uv, "pip", "compile", "--quiet", "--universal", f"--python-version={LOCKED_PYTHONS[0]}"]
     command += ["--generate-hashes", "--no-header", "--no-annotate", "--constraints=limits.txt"]
-    command += [f"--find-links={wheels}", f"--no-emit-package={DETECTRON2}"]
-    return without_common_marker(output_of([*command, str(ROOT / "setup.py"), "detectron2.txt", *options], work))
+    command += [f"--find-links={work}", *(f"--no-emit-package={package.name}" for package in repacked)]
+    return without_common_marker(output_of([*command, str(ROOT / "setup.py"), "repacked.txt", *options], work))
 
 
 def pip_limits() -> str:

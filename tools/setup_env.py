@@ -13,6 +13,9 @@ every installed version that setup.py allows.
 Detectron2 is not available under its own name on the package index. If it can already be imported, for example from an
 official build, it is left unchanged. Otherwise `sal-detectron2` is downloaded by hash and repacked. Its wheel is tagged
 for CPython 3.10 only because of a compiled extension, which no other Python loads and this package does not need.
+
+`trackers`, which `pvt-det predict --track` uses, is repacked too. It requires opencv-python, which would overwrite
+files of opencv-python-headless.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,22 +41,59 @@ LOCKS = ROOT / "requirements"
 BUILD_LOCK = LOCKS / "build.txt"
 DEV_LOCK = LOCKS / "dev.txt"
 OLDEST_LOCK = LOCKS / "oldest.txt"
-DETECTRON2_LOCK = LOCKS / "detectron2.txt"
+REPACKED_LOCK = LOCKS / "repacked.txt"
 # What DEV_LOCK is for. OLDEST_LOCK is for the first of the Pythons only.
 LOCKED_PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LOCKED_MACHINES = ("x86_64", "aarch64")
 
-REPACKED_VERSION = "0.7.2+pure"
-# Declared requirements and their corrections. The wheel runs with NumPy 2. No supported Python needs `dataclasses`.
-CORRECTED_REQUIREMENTS = {"numpy<2": "numpy>=1.24", 'dataclasses; python_version < "3.7"': None}
-# Imported but not declared. `detectron2.model_zoo` imports pkg_resources, which setuptools 82 removed.
-MISSING_REQUIREMENTS = ("fvcore<0.1.6,>=0.1.5", "iopath>=0.1.7", "setuptools<82")
+
+@dataclass(frozen=True)
+class Repacked:
+    """A wheel that is changed before it is installed.
+
+    Attributes:
+        name: Name on the package index.
+        module: What is imported. requirements/MODULE.txt has the version to download and its hash.
+        version: Version after the change.
+        corrected: Requirements to install instead of declared ones; None for one that is not needed.
+        missing: Requirements that the wheel does not declare.
+        python: Version of Python to download the wheel for.
+        unwanted: Patterns of files to remove.
+    """
+
+    name: str
+    module: str
+    version: str
+    corrected: Mapping[str, str | None]
+    missing: tuple[str, ...] = ()
+    python: str = "{}.{}".format(*OLDEST_PYTHON)
+    unwanted: tuple[str, ...] = ()
+
+
+DETECTRON2 = Repacked(
+    name="sal-detectron2",
+    module="detectron2",
+    version="0.7.2+pure",
+    # The wheel runs with NumPy 2. No supported Python needs `dataclasses`.
+    corrected={"numpy<2": "numpy>=1.24", 'dataclasses; python_version < "3.7"': None},
+    # `detectron2.model_zoo` imports pkg_resources, which setuptools 82 removed.
+    missing=("fvcore<0.1.6,>=0.1.5", "iopath>=0.1.7", "setuptools<82"),
+    python="3.10",
+    # An installed package named `tools` would hide this project's folder of scripts.
+    unwanted=("tools/**/*", "detectron2/_C*"),
+)
+TRACKERS = Repacked(
+    name="trackers",
+    module="trackers",
+    version="2.6.0+headless",
+    corrected={"opencv-python>=4.8.0": "opencv-python-headless>=4.8.0"},
+)
 
 DESCRIBE_PYTHON = """
 import platform, sys
 print(platform.python_implementation(), "%d.%d" % sys.version_info[:2], platform.system(), platform.machine())
 """
-FIND_DETECTRON2 = "from importlib.util import find_spec; print(find_spec('detectron2') is not None)"
+FIND_MODULE = "import sys; from importlib.util import find_spec; print(find_spec(sys.argv[1]) is not None)"
 VERIFY = """
 import torch, torchvision, detectron2, detectron2.engine, detectron2.model_zoo, pvt_det
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -191,7 +232,7 @@ def create_venv(venv: Path) -> None:
 
 
 def install(python: str, lock: Path | None = None) -> None:
-    """Install this package, its requirements and Detectron2.
+    """Install this package, its requirements and the repacked packages.
 
     Args:
         python: Interpreter to install for.
@@ -214,12 +255,9 @@ def install(python: str, lock: Path | None = None) -> None:
         run([*pip_install, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     else:
         run([*pip_install, "--editable", f"{ROOT}[dev]"])
-    # -P ignores a folder named detectron2 in the current directory.
-    if output_of([python, "-P", "-c", FIND_DETECTRON2]) == "True":
-        say("Detectron2 is already installed and is left unchanged")
-    else:
-        say("Installing Detectron2")
-        install_detectron2(python, ["--no-deps"] if is_locked else [])
+    # The oldest versions do not include supervision, which trackers needs.
+    for package in (DETECTRON2,) if lock == OLDEST_LOCK else (DETECTRON2, TRACKERS):
+        install_repacked(package, python, ["--no-deps"] if is_locked else [])
     say("Checking")
     run([python, "-m", "pip", "check"])
     run([python, "-P", "-W", "ignore", "-c", VERIFY])
@@ -252,25 +290,32 @@ def is_for(lock: Path, python: str) -> bool:
     return False
 
 
-def install_detectron2(python: str, options: Sequence[str] = ()) -> None:
-    """Download Detectron2's wheel by hash, repack it as pure Python and install it.
+def install_repacked(package: Repacked, python: str, options: Sequence[str] = ()) -> None:
+    """Download a wheel by hash, repack and install it, unless its module can already be imported.
 
     Args:
+        package: The package.
         python: Interpreter to install for.
         options: Options of `pip install`.
 
     Raises:
         SetupError: A command fails, for example because the hash differs.
     """
+    # -P ignores a folder of this name in the current directory.
+    if output_of([python, "-P", "-c", FIND_MODULE, package.module]) == "True":
+        say(f"{package.module} is already installed and is left unchanged")
+        return
+    say(f"Installing {package.module}")
     with tempfile.TemporaryDirectory() as folder:
-        wheel = repack(download_detectron2(python, Path(folder)), Path(folder, "pure"), python)
+        wheel = repack(package, download(package, python, Path(folder)), Path(folder, "repacked"), python)
         run([python, "-m", "pip", "install", "-qq", *options, str(wheel)])
 
 
-def download_detectron2(python: str, folder: Path) -> Path:
-    """Download Detectron2's wheel. Its hash is checked before anything reads it.
+def download(package: Repacked, python: str, folder: Path) -> Path:
+    """Download the wheel of a package. Its hash is checked before anything reads it.
 
     Args:
+        package: The package.
         python: Interpreter with pip.
         folder: Folder for the file.
 
@@ -280,18 +325,17 @@ def download_detectron2(python: str, folder: Path) -> Path:
     Raises:
         SetupError: The download fails, or the hash differs.
     """
-    download = [python, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
-    download += ["--python-version=3.10", "--require-hashes"]
-    run([*download, f"--dest={folder}", f"--requirement={DETECTRON2_LOCK}"])
-    return next(folder.glob("sal_detectron2-*.whl"))
+    command = [python, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
+    command += [f"--python-version={package.python}", "--require-hashes"]
+    run([*command, f"--dest={folder}", f"--requirement={LOCKS / package.module}.txt"])
+    return next(folder.glob(f"{package.name.replace('-', '_')}-*.whl"))
 
 
-def repack(wheel: Path, folder: Path, python: str) -> Path:
-    """Convert Detectron2's wheel to a wheel for any Python 3.
-
-    The compiled extension and the scripts are removed.
+def repack(package: Repacked, wheel: Path, folder: Path, python: str) -> Path:
+    """Convert the wheel of a package to one with the right requirements, for any Python 3.
 
     Args:
+        package: The package.
         wheel: The wheel file to convert.
         folder: Folder for the new file. It is created.
         python: Interpreter with the `wheel` package.
@@ -303,37 +347,36 @@ def repack(wheel: Path, folder: Path, python: str) -> Path:
         SetupError: A command fails.
     """
     output_of([python, "-m", "wheel", "unpack", str(wheel), f"--dest={folder}"])
-    tree = next(folder.iterdir())
-    # An installed package named `tools` would hide this project's folder of scripts.
-    for unwanted in [*tree.glob("tools/**/*"), *tree.glob("detectron2/_C*")]:
-        if unwanted.is_file():
-            unwanted.unlink()
+    tree = next(path for path in folder.iterdir() if path.is_dir())
+    for path in [path for pattern in package.unwanted for path in tree.glob(pattern)]:
+        if path.is_file():
+            path.unlink()
     info = next(tree.glob("*.dist-info"))
-    info = info.rename(info.with_name(f"{info.name.split('-')[0]}-{REPACKED_VERSION}.dist-info"))
-    for name, rewrite in (("METADATA", pure_metadata), ("WHEEL", pure_tags)):
-        path = info / name
-        path.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")
-    (info / "top_level.txt").write_text("detectron2\n")
+    info = info.rename(info.with_name(f"{info.name.split('-')[0]}-{package.version}.dist-info"))
+    (info / "METADATA").write_text(metadata(package, (info / "METADATA").read_text(encoding="utf-8")), encoding="utf-8")
+    (info / "WHEEL").write_text(pure_tags((info / "WHEEL").read_text(encoding="utf-8")), encoding="utf-8")
+    (info / "top_level.txt").write_text(f"{package.module}\n")
     output_of([python, "-m", "wheel", "pack", str(tree), f"--dest-dir={folder}"])
-    return next(folder.glob("*.whl"))
+    return next(folder.glob(f"*-{package.version}-*.whl"))
 
 
-def pure_metadata(content: str) -> str:
+def metadata(package: Repacked, content: str) -> str:
     """Correct the version and the requirements of a wheel.
 
     Args:
+        package: The package.
         content: Content of the wheel's METADATA file.
     """
     lines = []
     for line in content.splitlines():
         field, _, value = line.partition(": ")
         if field == "Version":
-            line = f"Version: {REPACKED_VERSION}"
-            lines += [f"Requires-Dist: {requirement}" for requirement in MISSING_REQUIREMENTS]
-        elif field == "Requires-Dist" and value in CORRECTED_REQUIREMENTS:
-            if CORRECTED_REQUIREMENTS[value] is None:
+            line = f"Version: {package.version}"
+            lines += [f"Requires-Dist: {requirement}" for requirement in package.missing]
+        elif field == "Requires-Dist" and value in package.corrected:
+            if package.corrected[value] is None:
                 continue
-            line = f"Requires-Dist: {CORRECTED_REQUIREMENTS[value]}"
+            line = f"Requires-Dist: {package.corrected[value]}"
         lines.append(line)
     return "\n".join(lines) + "\n"
 

@@ -39,7 +39,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 @pytest.fixture
 def packages():
-    pytest.importorskip("trackers", reason="trackers (pip install --no-deps trackers) is not installed")
+    pytest.importorskip("trackers", reason="trackers (make setup) is not installed")
 
 
 def test_numbers_stay_with_the_objects(packages):
