@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.recipes import is_recipe_name, recipe_file
+from pvt_det.runtimes.backends import exported_digest, find_exported, is_exported
 from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault, similar_path
@@ -228,10 +229,11 @@ def config_file(config: str | os.PathLike[str]) -> Path:
     """Return the config file that a user means.
 
     Args:
-        config: A config file, a run folder, which has a `config.yaml`, or the name of a recipe of this package.
+        config: A config file, a run folder, which has a `config.yaml`, the name of a recipe of this package, or an
+            exported file, which contains its config.
 
     Returns:
-        Path of the config file.
+        Path of the config file or the exported file.
 
     Raises:
         ConfigError: If the path does not exist and is not the name of a recipe, or is a folder without `config.yaml`.
@@ -243,6 +245,8 @@ def config_file(config: str | os.PathLike[str]) -> Path:
     if not fault:
         return path
     if not (path / CONFIG_NAME).is_file():
+        if exported := find_exported(path):
+            return exported
         of_classifier = (path / OPTIONS_NAME).is_file()
         what = "belongs to a classifier, not a detector or segmentor" if of_classifier else f"contains no {CONFIG_NAME}"
         runs = sorted(str(file.parent) for file in path.glob(f"*/{CONFIG_NAME}"))
@@ -257,7 +261,7 @@ def run_weights(config: Path, weights: str | os.PathLike[str] = "") -> str:
     Weights that are listed in the run's `checkpoints.json` are verified.
 
     Args:
-        config: The config file.
+        config: The config file, or an exported file, which contains its weights.
         weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, or else the last
             checkpoint of an unfinished run, in the folder of the config.
 
@@ -274,7 +278,7 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
     """Return the weights to use with a config, and their digest.
 
     Args:
-        config: The config file.
+        config: The config file, or an exported file, which contains its weights.
         weights: Any value of `MODEL.WEIGHTS`. "" takes `model_best.pth`, or else `model_final.pth`, or else the last
             checkpoint of an unfinished run, in the folder of the config.
 
@@ -283,8 +287,13 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
 
     Raises:
         CheckpointError: If no weights are given and none are found, or if they are damaged.
+        ConfigError: If weights are given for an exported file.
     """
-    if weights:
+    if is_exported(config):
+        if weights:
+            raise ConfigError(f"--weights {weights} has no effect: {config} contains its weights. Leave it out.")
+        path = config
+    elif weights:
         path = Path(weights)
     elif has_weights(config):
         path = _finished_weights(config) or _unfinished_weights(config)
@@ -294,17 +303,32 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
             "output folder instead of a config."
         )
     if not file_fault(path):
-        return str(path), CheckpointStore(path.parent).identify(path)[0]
+        return str(path), identify(path)[0]
     return str(weights), ""
 
 
-def has_weights(config: Path) -> bool:
-    """Return whether a config has weights in its folder, as those of a run do.
+def identify(path: Path) -> tuple[str, int]:
+    """Compute the digest of weights or an exported file, and verify those that belong to a run.
 
     Args:
-        config: The config file.
+        path: An existing file.
+
+    Returns:
+        The SHA-256, and the number of iterations that the weights were trained for, or 0 if it is not known.
+
+    Raises:
+        CheckpointError: If a file cannot be read, or its content differs from what was saved.
     """
-    return _finished_weights(config) is not None or any(config.parent.glob("model_[0-9]*.pth"))
+    return (exported_digest(path), 0) if is_exported(path) else CheckpointStore(path.parent).identify(path)
+
+
+def has_weights(config: Path) -> bool:
+    """Return whether a config has weights in its folder, as those of a run do, or is an exported file.
+
+    Args:
+        config: The config file or an exported file.
+    """
+    return is_exported(config) or _finished_weights(config) is not None or any(config.parent.glob("model_[0-9]*.pth"))
 
 
 def _finished_weights(config: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Export a trained model to ONNX or a torch.export program, and check the file against the model on real images."""
+"""Export a trained model to ONNX, OpenVINO or a torch.export program, and check the file on real images."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from pvt_det.utils.text import counted
 if TYPE_CHECKING:
     from pvt_det.deployment.api import Report
 
+_FORMATS = ("onnx", "torch", "openvino")
 _EXAMPLES = """
 examples:
   the best checkpoint of a run, as ONNX:
     %(prog)s output/mine --output mine.onnx
-  as a torch.export program, and compiled for this machine by AOTInductor (needs a C++ compiler):
+  for OpenVINO, the fastest on most CPUs (a folder), and as a torch.export program:
+    %(prog)s output/mine --output mine_openvino
     %(prog)s output/mine --output mine.pt2
-    %(prog)s output/mine --output mine.pt2 --compile
   a classifier:
     %(prog)s --classifier pvt_tiny --weights pvt_tiny.pth --images photos/ --output pvt_tiny.onnx
+  use the file like a run:
+    pvt-det predict photos/ --config-file mine.onnx
+    pvt-det eval mine.onnx --val-json val.json --val-images images/
   run the file, with only numpy, OpenCV and onnxruntime installed:
     python tools/run_onnx.py mine.onnx photo.jpg
 
 input:               image N x 3 x H x W, uint8, RGB; any N, H and W; one size per batch
 detector outputs:    boxes D x 4 (x0, y0, x1, y1 in pixels of the input), scores D, labels D, images D (index in the
                      batch), and for models with masks: masks D x 28 x 28 (probabilities in the box)
-segmentor outputs:   labels N x H x W, scores N x H x W (their probabilities)
+segmentor outputs:   labels N x H x W, scores N x H x W (their probabilities), logits N x K x h x w (at stride 4, of
+                     the padded image)
 classifier outputs:  scores N x K (probabilities)
 The file includes normalization, padding and non-maximum suppression. It does not include resizing to the model's image
 size.
@@ -45,9 +50,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--classifier", metavar="NAME", help="classifier, such as pvt_tiny")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="file to write; ends in .onnx or .pt2"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write: its name ends in .onnx, .pt2 or _openvino (a folder)",
     )
-    parser.add_argument("--compile", action="store_true", help="compile a .pt2 file for this machine's CPU")
+    parser.add_argument("--format", choices=_FORMATS, help="default: that of the name of --output")
     parser.add_argument(
         "--images",
         nargs="+",
@@ -80,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     given = {
         "weights": args.weights,
         "images": args.images,
-        "compiled": args.compile,
+        "kind": args.format,
         "public_key": args.public_key,
     }
     with steps_shown() as show:
@@ -117,7 +126,8 @@ def _print_report(report: Report) -> None:
 
     height, width = report.size
     threads = counted(torch.get_num_threads(), "thread")
-    size = report.path.stat().st_size / 2**20
+    files = [report.path] if report.path.is_file() else list(report.path.iterdir())
+    size = sum(file.stat().st_size for file in files) / 2**20
     print(f"{report.path}: {report.name}, {size:.1f} MiB; outputs {', '.join(report.outputs)}")
     print(f"matches the model on {report.parity}")
     print(

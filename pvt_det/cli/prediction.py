@@ -22,7 +22,7 @@ from pvt_det.inference.sources import Source
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.inference.tracking import LOWEST_SCORE, Tracker, require_tracking
 from pvt_det.interop.formats import FORMATS
-from pvt_det.run_folder import DETECTIONS_NAME
+from pvt_det.run_folder import CONFIG_NAME, DETECTIONS_NAME
 from pvt_det.utils.console import Console
 from pvt_det.utils.progress import Bars
 from pvt_det.utils.text import counted, did_you_mean
@@ -81,7 +81,7 @@ def detect(
     start_tracks = partial(Tracker, score_threshold=threshold) if args.track else None
     faults = _predict(args, predict, files, sources, start_tracks)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
-    if Path(args.config_file).is_dir():
+    if Path(args.config_file, CONFIG_NAME).is_file():
         hint += f"; `pvt-det report {args.config_file}` names the one with the best F1"
     counts = f"{counted(part.objects, 'object')} in {counted(part.images, 'image')}"
     written = "".join(f", {files.folder / name}" for name in formats)

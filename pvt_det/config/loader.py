@@ -20,7 +20,7 @@ from pvt_det.errors import ConfigError
 from pvt_det.recipes import is_recipe_name, recipe_file
 from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.paths import file_fault, folder_fault
-from pvt_det.utils.plain_yaml import read_plain_yaml
+from pvt_det.utils.plain_yaml import parse_plain_yaml, read_plain_yaml
 from pvt_det.utils.text import closest, did_you_mean, listed
 
 BASE_KEY = "_BASE_"
@@ -53,6 +53,28 @@ def load_config(path: str | Path, overrides: Sequence[Any] = (), *, training: bo
     _merge_file(cfg, defaults, path, chain=())
     _merge_overrides(cfg, defaults, overrides)
     validate_config(cfg, where=str(path), training=training)
+    return cfg
+
+
+def parse_config(text: str, where: str, *, training: bool = True) -> CfgNode:
+    """Load a config from a string instead of a file. It inherits from no other.
+
+    Args:
+        text: Plain YAML.
+        where: Where it is from, for messages.
+        training: Whether the config is for training. If it is not, the values of the SOLVER section are not checked.
+
+    Returns:
+        A config that is not frozen.
+
+    Raises:
+        ConfigError: The text is not plain YAML, a key is unknown or given twice, or a value has the wrong type or is
+            out of range.
+    """
+    cfg, defaults = get_config(), get_config()
+    tree = _require_sections(parse_plain_yaml(text, where, ConfigError), where)
+    _merge_tree(cfg, defaults, tree, prefix="", where=where)
+    validate_config(cfg, where=where, training=training)
     return cfg
 
 
@@ -155,10 +177,13 @@ def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}{named_by}: expected a .yaml file. Python configs are not run.{_siblings(path)}")
     if fault := file_fault(path):
         raise ConfigError(f"{path}{named_by}: this config {fault}.{_siblings(path)}")
-    tree = read_plain_yaml(path, ConfigError)
+    return _require_sections(read_plain_yaml(path, ConfigError), str(path))
+
+
+def _require_sections(tree: Any, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(f"{path}: expected sections with keys (MODEL: …), found {found}.")
+        raise ConfigError(f"{where}: expected sections with keys (MODEL: …), found {found}.")
     return tree
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,27 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
-from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.config.architecture import head_key, is_segmentor, model_name
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import IMAGE_SUFFIXES, read_image
 from pvt_det.data.mapper import build_augmentations
-from pvt_det.deployment.check import Parity, compare, medians_ms, run_eager
-from pvt_det.deployment.files import Function, Kind, open_file, trace, write
+from pvt_det.deployment.check import Outputs, Parity, compare, medians_ms, run_eager
+from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
 from pvt_det.deployment.graphs import Graph, build_graph
 from pvt_det.errors import ConfigError, NumericError
-from pvt_det.inference.base import class_names
+from pvt_det.inference.base import class_names, known_class_names
 from pvt_det.inference.trunks import trained_classifier
-from pvt_det.run_folder import config_file, run_weights
+from pvt_det.models.complexity import count_parameters
+from pvt_det.run_folder import config_file, identified_weights
+from pvt_det.runtimes.backend import Function
+from pvt_det.runtimes.backends import BACKENDS
+from pvt_det.runtimes.metadata import CLASSIFICATION, DETECTION, SEGMENTATION, Metadata, portable_config
+from pvt_det.utils.digest import file_digest
 from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
+from pvt_det.weights.source import locate
 
 # Number of images in the check. Each is run alone; the first one also in a batch with its mirror image.
 CHECKED = 4
@@ -43,25 +47,19 @@ class Subject:
     """A model to export.
 
     Attributes:
-        name: Name of the model, such as "RetinaNet pvt_tiny".
         model: The model, in evaluation mode, on the CPU.
         graph: The model as a function of tensors.
         bgr: Whether the model takes BGR images.
         prepare: Resizes an image, `H×W×3` RGB uint8, to the model's image size.
-        limit: Maximum number of detections per image.
-        threshold: Detections with scores above this are kept.
-        metadata: Information that users of the file need, as strings by name.
+        metadata: What the file will say about the model.
         images: The run's validation images; empty if they are not available.
     """
 
-    name: str
     model: nn.Module
     graph: Graph
     bgr: bool
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-    limit: int
-    threshold: float
-    metadata: dict[str, str]
+    metadata: Metadata
     images: tuple[Path, ...]
 
 
@@ -70,7 +68,7 @@ class Report:
     """Result of an export.
 
     Attributes:
-        path: The file.
+        path: The file or folder.
         name: Name of the model, such as "RetinaNet pvt_tiny".
         outputs: Names of the outputs.
         parity: Differences between the outputs of the file and of the model.
@@ -88,14 +86,14 @@ class Report:
     exported_ms: float
 
 
-def load_detector(config: str | Path, weights: str, overrides: Sequence[str], kind: Kind) -> Subject:
+def load_detector(config: str | Path, weights: str, overrides: Sequence[str], kind: Format) -> Subject:
     """Load a trained detector or segmentor.
 
     Args:
         config: A run folder or a config file.
         weights: Weights to load; "" uses the best checkpoint next to the config.
         overrides: Config keys and values, alternating.
-        kind: Kind of file to export to.
+        kind: Format to export to.
 
     Raises:
         CheckpointError: The weights do not fit the model.
@@ -106,7 +104,8 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
     model = build_model(cfg)
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = build_graph(model, bgr=bgr, kind=kind)
-    load_pretrained(model, run_weights(path, weights)).require_whole()
+    source, digest = identified_weights(path, weights)
+    load_pretrained(model, source).require_whole()
     resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def prepare(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -114,21 +113,25 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         resize(augmented)
         return np.ascontiguousarray(augmented.image)
 
-    metadata = {
-        "task": "semantic segmentation" if is_segmentor(cfg) else "detection",
-        "short_side": str(cfg.INPUT.MIN_SIZE_TEST),
-        "long_side": str(cfg.INPUT.MAX_SIZE_TEST),
-        "classes": json.dumps(class_names(cfg)),
-    }
+    metadata = Metadata(
+        model=model_name(cfg),
+        task=SEGMENTATION if is_segmentor(cfg) else DETECTION,
+        outputs=tuple(graph.outputs),
+        classes=class_names(cfg),
+        weights_sha256=digest or file_digest(locate(source)),
+        parameters=count_parameters(model),
+        config=portable_config(cfg, known_class_names(cfg)),
+        short_side=cfg.INPUT.MIN_SIZE_TEST,
+        long_side=cfg.INPUT.MAX_SIZE_TEST,
+        score_threshold=0.0 if is_segmentor(cfg) else cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
+        max_detections=0 if is_segmentor(cfg) else cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
     return Subject(
-        name=model_name(cfg),
         model=model,
         graph=graph,
         bgr=bgr,
         prepare=prepare,
-        limit=cfg.TEST.DETECTIONS_PER_IMAGE,
-        threshold=cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
-        metadata=_metadata(model_name(cfg), metadata),
+        metadata=metadata,
         images=validation_images(cfg),
     )
 
@@ -146,15 +149,21 @@ def load_classifier(name: str, weights: str, size: int = 224) -> Subject:
     """
     graph = build_graph(trained_classifier(name, weights, size))
     crop = EvalTransform(size, size / round(size * 256 / 224), "bicubic")
+    metadata = Metadata(
+        model=f"{name} classifier",
+        task=CLASSIFICATION,
+        outputs=graph.outputs,
+        classes=(),
+        weights_sha256=file_digest(locate(weights)),
+        parameters=count_parameters(graph),
+        side=size,
+    )
     return Subject(
-        name=f"{name} classifier",
         model=graph,
         graph=graph,
         bgr=False,
         prepare=lambda pixels: np.ascontiguousarray(np.asarray(crop(pixels)).transpose(1, 2, 0)),
-        limit=0,
-        threshold=0.0,
-        metadata=_metadata(f"{name} classifier", {"task": "classification", "side": str(size), "classes": "[]"}),
+        metadata=metadata,
         images=(),
     )
 
@@ -162,16 +171,16 @@ def load_classifier(name: str, weights: str, size: int = 224) -> Subject:
 def export(
     subject: Subject,
     output: Path,
-    kind: Kind,
+    kind: Format,
     images: Sequence[Path],
     show: Callable[[str], object] = lambda step: None,
 ) -> Report:
-    """Export a model to a file, and keep the file only if its outputs match the model's.
+    """Export a model, and keep the file only if its outputs match the model's.
 
     Args:
         subject: The model to export.
-        output: Path of the file to write.
-        kind: Kind of file.
+        output: Path of the file to write. With "openvino", the folder.
+        kind: The format.
         images: Images to compare on; empty uses the run's validation images.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
 
@@ -181,34 +190,36 @@ def export(
     Raises:
         ConfigError: No images to compare on are available, or a requirement of the file format is missing.
         DataError: An image cannot be read.
-        NumericError: The file's outputs differ from the model's.
+        NumericError: The file's outputs differ from the model's, or the model detects nothing in the images.
     """
     files = _spread(images or subject.images)
     if not files:
         raise ConfigError("No images to check the exported model on. Add some with --images.")
     prepared = [subject.prepare(read_image(file, "RGB")) for file in files]
+    show(f"Running the model on {counted(len(prepared), 'image')} …")
+    batches = _batches(prepared)
+    expected = [run_eager(subject.model, batch, bgr=subject.bgr) for batch in batches]
+    # Before the slow part.
+    _require_detections(expected)
     show("Tracing the model …")
     program = trace(subject.graph, torch.zeros(_TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Keep the suffix, because torch checks it.
-    unchecked = output.with_name(f".unchecked-{output.name}")
-    try:
+    with unchecked(output) as path:
         show("Writing the file, which takes a minute or more …")
-        write(program, unchecked, kind, subject.graph.outputs, subject.metadata)
-        show(f"Comparing the file with the model on {counted(len(prepared), 'image')} …")
-        function = open_file(unchecked, kind, subject.graph.outputs)
-        parity = check(subject, function, prepared)
+        write(program, path, kind, subject.graph.outputs, subject.metadata.entries())
+        show("Comparing the file with the model …")
+        function = BACKENDS[kind].open(
+            model_file(path, kind), outputs=subject.metadata.outputs, threads=torch.get_num_threads()
+        )
+        parity = check(subject.metadata, function, batches, expected)
         parity.require(str(output))
-        unchecked.replace(output)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    first = _batch(prepared[:1])
+    first = batches[0]
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
     )
     return Report(
         path=output,
-        name=subject.name,
+        name=subject.metadata.model,
         outputs=tuple(subject.graph.outputs),
         parity=parity,
         size=first.shape[2:],
@@ -217,37 +228,32 @@ def export(
     )
 
 
-def check(subject: Subject, function: Function, images: Sequence[NDArray[np.uint8]]) -> Parity:
+def check(
+    metadata: Metadata, function: Function, batches: Sequence[NDArray[np.uint8]], expected: Sequence[Outputs]
+) -> Parity:
     """Compare the outputs of an exported file with those of its model.
 
     Args:
-        subject: The exported model.
+        metadata: Metadata of the file.
         function: The exported file as a function.
-        images: Images `H×W×3`, RGB, uint8, in the model's image size.
+        batches: Batches of images `N×3×H×W`, RGB, uint8.
+        expected: Outputs of the model for each batch.
 
     Returns:
         The differences of all images.
-
-    Raises:
-        NumericError: The model detects nothing, so there is nothing to compare.
     """
-    parity = Parity()
-    batches = [_batch([image]) for image in images]
-    batches.append(_batch([images[0], np.ascontiguousarray(images[0][:, ::-1])]))
-    for batch in batches:
-        expected = run_eager(subject.model, batch, bgr=subject.bgr)
-        got = function(batch)
-        compare(expected, got, parity, images=len(batch), limit=subject.limit, threshold=subject.threshold)
-    if "boxes" in expected and not parity.detections and not parity.missing:
-        raise NumericError(
-            "The model detects nothing in the images, so the exported file cannot be checked. Add images with objects "
-            "with --images, or lower the score threshold."
-        )
+    parity, limit, threshold = Parity(), metadata.max_detections, metadata.score_threshold
+    for batch, outputs in zip(batches, expected, strict=True):
+        compare(outputs, function(batch), parity, images=len(batch), limit=limit, threshold=threshold)
     return parity
 
 
-def _metadata(name: str, of_task: dict[str, str]) -> dict[str, str]:
-    return {"model": name, "made_by": f"pvt_det {__version__}", "input": "image N x 3 x H x W, uint8, RGB", **of_task}
+def _require_detections(outputs: Sequence[Outputs]) -> None:
+    if any("boxes" in each for each in outputs) and not any(len(each["scores"]) for each in outputs):
+        raise NumericError(
+            "The model detects nothing in the images, so an exported file could not be checked. Train the model first, "
+            "add images with objects with --images, or lower the score threshold."
+        )
 
 
 def validation_images(cfg: CfgNode) -> tuple[Path, ...]:
@@ -271,6 +277,11 @@ def validation_images(cfg: CfgNode) -> tuple[Path, ...]:
 def _spread(files: Sequence[Path]) -> list[Path]:
     chosen = np.linspace(0, len(files) - 1, min(CHECKED, len(files))).round().astype(int)
     return [files[number] for number in chosen]
+
+
+def _batches(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Return each image alone, and the first one in a batch with its mirror image."""
+    return [*(_batch([image]) for image in images), _batch([images[0], np.ascontiguousarray(images[0][:, ::-1])])]
 
 
 def _batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Files of exported models: ONNX, a `torch.export` program, or a program compiled by AOTInductor.
+"""Write exported models: ONNX files, OpenVINO folders, or `torch.export` programs.
 
 All take one input, `image`: `N×3×H×W`, uint8, RGB, of any batch and image size. The outputs are documented in the
 graph's `forward`. Everything else that users of the file need is in its metadata.
@@ -7,32 +7,32 @@ graph's `forward`. Everything else that users of the file need is in its metadat
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 
 from pvt_det.deployment.suppression import translations
 from pvt_det.errors import ConfigError
+from pvt_det.runtimes.backend import INPUT_NAME, require_modules
+from pvt_det.runtimes.backends import BACKENDS
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend
+from pvt_det.runtimes.torch_program import METADATA_NAME
 
-Kind: TypeAlias = Literal["onnx", "program", "compiled"]
-# Maps images N×3×H×W, uint8, RGB, to outputs by name.
-Function: TypeAlias = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
+Format: TypeAlias = Literal["onnx", "torch", "openvino"]
 
 # The oldest opset with Detectron2's ROIAlign and reductions over axes given as inputs; runtimes support it since 2023.
 OPSET = 18
-METADATA_NAME = "pvt_det.json"
-INPUT_NAME = "image"
+# What writing needs in addition to running.
+_WRITERS: dict[Format, tuple[str, ...]] = {"onnx": ("onnxscript",), "openvino": ("onnx", "onnxscript"), "torch": ()}
 
 
 def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
@@ -53,31 +53,33 @@ def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        return torch.export.export(graph, (example,), dynamic_shapes=(dynamic_sizes,), strict=False)
+        program = torch.export.export(graph, (example,), dynamic_shapes=(dynamic_sizes,), strict=False)
+    for node in program.graph.nodes:
+        # Holds paths of this machine, which would be written to the file.
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def write(
-    program: ExportedProgram, path: Path, kind: Kind, outputs: Sequence[str], metadata: Mapping[str, str]
+    program: ExportedProgram, path: Path, kind: Format, outputs: Sequence[str], metadata: Mapping[str, str]
 ) -> None:
     """Write a traced model.
 
     Args:
-        program: Result of `trace`, for a graph that was built for this kind.
-        path: Path of the file to write.
-        kind: "onnx"; "program", for `torch.export.load`; "compiled", for `torch._inductor.aoti_load_package`.
+        program: Result of `trace`, for a graph that was built for this format.
+        path: Path of the file to write. With "openvino", the folder.
+        kind: The format.
         outputs: Names of the outputs.
-        metadata: Strings by name to store in the file.
+        metadata: Strings by name to store with the model.
 
     Raises:
-        ConfigError: A package or the C++ compiler that this kind needs is missing.
+        ConfigError: A package that this format needs is missing.
     """
+    require_writer(kind)
     if kind == "onnx":
         _write_onnx(program, path, outputs, metadata)
-        return
-    if kind == "compiled":
-        require_compiler()
-        options = {"aot_inductor.metadata": dict(metadata)}
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+    elif kind == "openvino":
+        _write_openvino(program, path, outputs, metadata)
     else:
         with warnings.catch_warnings():
             # About weights that share memory. The file's outputs are compared with the model's anyway.
@@ -85,65 +87,99 @@ def write(
             torch.export.save(program, path, extra_files={METADATA_NAME: json.dumps(dict(metadata))})
 
 
-def open_file(path: Path, kind: Kind, outputs: Sequence[str]) -> Function:
-    """Load an exported file as a function that runs on the CPU.
+def convert_to_openvino(file: Path, folder: Path, metadata: Mapping[str, str]) -> None:
+    """Convert an ONNX file to a folder with an OpenVINO model.
 
     Args:
-        path: Path of the file.
-        kind: Kind of the file.
-        outputs: Names of the outputs.
+        file: The ONNX file.
+        folder: The folder to write, which does not exist.
+        metadata: Strings by name to store with the model.
     """
-    if kind == "onnx":
-        return _open_onnx(path)
-    model: Callable[..., Any]
-    if kind == "compiled":
-        model = torch._inductor.aoti_load_package(str(path))
-    else:
-        # A program refuses sizes unlike those of the traced example (one image, maps with one row). Its graph is the
-        # same for all sizes, which the check of the export confirms.
-        module: Any = torch.export.load(path).module(check_guards=False)
-        module.validate_inputs = False
-        model = module
+    import openvino
 
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        with torch.inference_mode():
-            results = model(torch.from_numpy(images))
-        results = (results,) if isinstance(results, torch.Tensor) else results
-        return {name: result.numpy() for name, result in zip(outputs, results, strict=True)}
-
-    return run
+    model = openvino.convert_model(file)
+    folder.mkdir()
+    openvino.save_model(model, folder / GRAPH_NAME, compress_to_fp16=False)
+    OpenVINOBackend().write_metadata(folder, metadata)
 
 
-def require_compiler() -> None:
-    """Check that the C++ compiler of AOTInductor is available.
+def require_writer(kind: Format) -> None:
+    """Check that the packages for writing and running a format are installed.
 
-    Raises:
-        ConfigError: The compiler is missing.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(
-            f"--compile needs a C++ compiler, and {compiler} was not found. Install g++, set the environment variable "
-            "CXX to another compiler, or leave --compile out for a portable torch.export program."
-        )
-
-
-def require_onnx() -> None:
-    """Check that the packages for writing and running ONNX are installed.
+    Args:
+        kind: The format.
 
     Raises:
         ConfigError: A package is missing.
     """
-    missing = next((name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None), None)
-    if missing:
+    backend = BACKENDS[kind]
+    require_modules(f"--format {kind}", (*backend.modules, *_WRITERS[kind]), backend.extra)
+
+
+@contextmanager
+def unchecked(path: Path) -> Iterator[Path]:
+    """Context manager for writing a file or a folder that replaces an older one if the block ends without an error.
+
+    Args:
+        path: The file or folder to write. Its parent must exist.
+
+    Yields:
+        Path to write to, with the same suffix.
+    """
+    temporary = path.with_name(f".unchecked-{path.name}")
+    _remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            # A folder is only replaced by a folder that does not exist.
+            old = path.with_name(f".old-{path.name}")
+            _remove(old)
+            path.rename(old)
+            temporary.rename(path)
+            _remove(old)
+        else:
+            temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+def model_file(path: Path, kind: Format) -> Path:
+    """Return the file by which a written model is opened.
+
+    Args:
+        path: The path that was given to `write`.
+        kind: The format.
+    """
+    return path / GRAPH_NAME if kind == "openvino" else path
+
+
+def require_free_folder(path: Path) -> None:
+    """Check that a folder can be replaced by an OpenVINO model.
+
+    Args:
+        path: The folder, which may not exist.
+
+    Raises:
+        ConfigError: It is a file, or a folder with other files than those of an OpenVINO model.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file. An OpenVINO model is a folder. Choose another name with --output.")
+    own = {file.name for file in OpenVINOBackend().files(path / GRAPH_NAME)}
+    if path.is_dir() and (others := sorted({entry.name for entry in path.iterdir()} - own)):
         raise ConfigError(
-            f"ONNX needs the package {missing}, which is missing. Run pip install onnx onnxscript onnxruntime, or pip "
-            "install -e '.[export]' in a checkout."
+            f"{path} contains {others[0]}, which is not part of an OpenVINO model and would be deleted. Choose another "
+            "folder with --output."
         )
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _write_onnx(program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> None:
-    require_onnx()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(
@@ -159,11 +195,8 @@ def _write_onnx(program: ExportedProgram, path: Path, outputs: Sequence[str], me
     converted.save(path, external_data=False)
 
 
-def _open_onnx(path: Path) -> Function:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {INPUT_NAME: images}), strict=True))
+def _write_openvino(program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="pvt_det_") as folder:
+        file = Path(folder, "model.onnx")
+        _write_onnx(program, file, outputs, {})
+        convert_to_openvino(file, path, metadata)

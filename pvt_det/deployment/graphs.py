@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from pvt_det.deployment.files import Kind
+from pvt_det.deployment.files import Format
 from pvt_det.deployment.image import Features, Normalize
 from pvt_det.deployment.rcnn import RCNNGraph
 from pvt_det.deployment.retinanet import RetinaNetGraph
@@ -31,7 +31,7 @@ class SegmentorGraph(nn.Module):
         ConfigError: The head is not a Semantic FPN.
     """
 
-    outputs = ("labels", "scores")
+    outputs = ("labels", "scores", "logits")
 
     def __init__(self, model: SemanticSegmentor, *, bgr: bool) -> None:
         super().__init__()
@@ -42,19 +42,20 @@ class SegmentorGraph(nn.Module):
         self.features = Features(model, bgr=bgr)
         self.head = model.sem_seg_head
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segment images.
 
         Args:
             image: Images `N×3×H×W`, RGB, uint8.
 
         Returns:
-            Labels `N×H×W` (int64, from 0) and their probabilities `N×H×W`.
+            Labels `N×H×W` (int64, from 0), their probabilities `N×H×W`, and the logits `N×K×h×w` of the padded image,
+            at the stride of the head. Labels of an image of another size are computed from the logits.
         """
         logits = self.head.layers(self.features(image))
-        logits = F.interpolate(logits, scale_factor=self.head.common_stride, mode="bilinear", align_corners=False)
-        scores, labels = logits[:, :, : image.shape[2], : image.shape[3]].softmax(dim=1).max(dim=1)
-        return labels, scores
+        scaled = F.interpolate(logits, scale_factor=self.head.common_stride, mode="bilinear", align_corners=False)
+        scores, labels = scaled[:, :, : image.shape[2], : image.shape[3]].softmax(dim=1).max(dim=1)
+        return labels, scores, logits
 
 
 class ClassifierGraph(nn.Module):
@@ -87,14 +88,14 @@ class ClassifierGraph(nn.Module):
 Graph: TypeAlias = RetinaNetGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
 
 
-def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> Graph:
+def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -> Graph:
     """Wrap a trained model as a function of tensors.
 
     Args:
         model: RetinaNet, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its weights
             are shared.
         bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
-        kind: Kind of file that the graph is traced for.
+        kind: Format that the graph is traced for.
 
     Returns:
         A module that takes images `N×3×H×W`, RGB, uint8. Its attribute `outputs` names its outputs.
@@ -103,7 +104,7 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> 
         ConfigError: Models of this kind cannot be exported.
     """
     model.eval()
-    suppression: Suppress = suppress if kind == "onnx" else suppress_by_torchvision
+    suppression: Suppress = suppress_by_torchvision if kind == "torch" else suppress
     if isinstance(model, RetinaNet):
         return RetinaNetGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):

@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pvt_det.deployment.api import Report, export, load_classifier, load_detector
-from pvt_det.deployment.files import Kind, require_compiler, require_onnx
+from pvt_det.deployment.files import Format, require_free_folder, require_writer
 from pvt_det.errors import ConfigError
 from pvt_det.inference.sources import find_sources
 from pvt_det.run_folder import config_file, named_weights
 from pvt_det.utils.logs import errors_only
-from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.paths import make_folder, make_parent_folder
 from pvt_det.utils.signing import verify_signed
 
 # Default side of a classifier's images in pixels.
 SIDE = 224
+# How the names of outputs end, by format.
+_ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": "_openvino"}
 
 
 def export_run(
@@ -24,7 +26,7 @@ def export_run(
     *,
     weights: str = "",
     images: Sequence[str] = (),
-    compiled: bool = False,
+    kind: Format | None = None,
     overrides: Sequence[str] = (),
     public_key: str = "",
     show: Callable[[str], object] = lambda step: None,
@@ -33,10 +35,10 @@ def export_run(
 
     Args:
         run: A run folder or a config file.
-        output: File to write. Its name ends in .onnx or .pt2.
+        output: File to write, or the folder of an OpenVINO model.
         weights: Weights to load; "" uses the run's best checkpoint.
         images: Images, folders or patterns to compare on; empty uses the run's validation images.
-        compiled: Whether to compile a .pt2 file for this machine's CPU.
+        kind: The format. None takes that of the name: .onnx, .pt2 ("torch"), or a folder name that ends in _openvino.
         overrides: Config keys and values, alternating.
         public_key: PEM file with which the signature of the run is verified; "" verifies nothing.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
@@ -50,7 +52,7 @@ def export_run(
         DataError: An image cannot be read.
         NumericError: The file's outputs differ from the model's.
     """
-    kind, files = _prepare(output, images, compiled)
+    kind, files = _prepare(output, images, kind)
     weights = str(named_weights(weights, overrides))
     verify_signed(public_key, config_file(run), *([Path(weights)] if weights else []))
     show("Loading the model …")
@@ -64,7 +66,7 @@ def export_classifier(
     *,
     weights: str,
     images: Sequence[str] = (),
-    compiled: bool = False,
+    kind: Format | None = None,
     side: int = SIDE,
     public_key: str = "",
     show: Callable[[str], object] = lambda step: None,
@@ -73,10 +75,10 @@ def export_classifier(
 
     Args:
         name: Name of the model, such as "pvt_tiny".
-        output: File to write. Its name ends in .onnx or .pt2.
+        output: File to write, or the folder of an OpenVINO model.
         weights: Weights to load.
         images: Images, folders or patterns to compare on.
-        compiled: Whether to compile a .pt2 file for this machine's CPU.
+        kind: The format. None takes that of the name: .onnx, .pt2 ("torch"), or a folder name that ends in _openvino.
         side: Side of the model's square images in pixels, at least 32.
         public_key: PEM file with which the signature of the weights is verified; "" verifies nothing.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
@@ -90,7 +92,7 @@ def export_classifier(
         DataError: An image cannot be read.
         NumericError: The file's outputs differ from the model's.
     """
-    kind, files = _prepare(output, images, compiled)
+    kind, files = _prepare(output, images, kind)
     if not weights:
         raise ConfigError("--classifier needs trained weights. Add --weights FILE.")
     verify_signed(public_key, Path(weights))
@@ -99,25 +101,32 @@ def export_classifier(
         return export(load_classifier(name, weights, side), output, kind, files, show)
 
 
-def _prepare(output: Path, images: Sequence[str], compiled: bool) -> tuple[Kind, list[Path]]:
-    """Return the file format and the images, and check what can be checked before the model is loaded and traced."""
-    kind = _kind(output, compiled)
-    make_parent_folder(output)
+def _prepare(output: Path, images: Sequence[str], kind: Format | None) -> tuple[Format, list[Path]]:
+    """Return the format and the images, and check what can be checked before the model is loaded and traced."""
+    kind = _format(output, kind)
+    require_writer(kind)
+    if kind == "openvino":
+        require_free_folder(output)
+        make_folder(output.parent)
+    else:
+        make_parent_folder(output)
     sources = find_sources(images)
     if others := [source.shown for source in sources if source.is_video or isinstance(source.path, str)]:
         raise ConfigError(f"--images {', '.join(others)}: the check needs image files. Leave everything else out.")
     return kind, [Path(source.path) for source in sources]
 
 
-def _kind(output: Path, compiled: bool) -> Kind:
-    """Return the file format. Checks its requirements first, because loading and tracing a model is slow."""
-    if output.suffix not in (".onnx", ".pt2"):
-        raise ConfigError(f"--output {output}: expected a name that ends in .onnx or .pt2.")
-    if compiled and output.suffix == ".onnx":
-        raise ConfigError("--compile is for .pt2 files. An ONNX runtime compiles the model on its own.")
-    if output.suffix == ".onnx":
-        require_onnx()
-        return "onnx"
-    if compiled:
-        require_compiler()
-    return "compiled" if compiled else "program"
+def _format(output: Path, kind: Format | None) -> Format:
+    """Return the format, and check that the name of the output agrees with it."""
+    named = next((each for each, ending in _ENDINGS.items() if output.name.endswith(ending)), None)
+    if kind is None and named is None:
+        raise ConfigError(
+            f"--output {output}: expected a name that ends in .onnx, .pt2 or _openvino (a folder), or --format."
+        )
+    if kind is not None and named != kind and (named or kind != "openvino"):
+        raise ConfigError(
+            f"--output {output} and --format {kind} contradict each other: expected a name that ends in "
+            f"{_ENDINGS[kind]}. Change one of them."
+        )
+    # Only the name of a folder is free.
+    return kind or named  # type: ignore[return-value]

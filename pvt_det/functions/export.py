@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pvt_det.deployment.api import Report
 from pvt_det.deployment.run import export_run
@@ -18,7 +18,7 @@ def export(
     *,
     images: Sequence[PathLike] = (),
     weights: PathLike = "",
-    compile: bool = False,
+    format: Literal["onnx", "torch", "openvino"] | None = None,
     overrides: Mapping[str, Any] | None = None,
     public_key: PathLike = "",
 ) -> Report:
@@ -28,10 +28,10 @@ def export(
 
     Args:
         run: A run folder, a config file, or the name of a recipe.
-        output: File to write: `.onnx`, or `.pt2` for a `torch.export` program.
+        output: File to write: `.onnx`, `.pt2` for a `torch.export` program, or a folder whose name ends in `_openvino`.
         images: Images, folders or patterns for the comparison. Empty takes the run's validation images.
         weights: Weights of the model, in any form that MODEL.WEIGHTS accepts. "" takes the run's best checkpoint.
-        compile: Whether to compile a `.pt2` file for this machine's CPU by AOTInductor, which needs a C++ compiler.
+        format: "onnx", "torch" or "openvino". None takes that of the name of `output`.
         overrides: Values by config key.
         public_key: PEM file with which the signature of the run is verified before anything in it is read. "" verifies
             nothing.
@@ -51,7 +51,7 @@ def export(
             Path(output),
             weights=os.fspath(weights),
             images=patterns("images", images),
-            compiled=compile,
+            kind=format,
             overrides=override_words(overrides),
             public_key=os.fspath(public_key),
         )

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.inference import SCORE_THRESHOLD
@@ -21,6 +20,7 @@ from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.uploads import Model, Results
 from pvt_det.run_folder import config_file
+from pvt_det.runtimes.metadata import load_model_config
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -50,7 +50,7 @@ def load_model(
     """Load the model of a run or a config, a detector with the low score threshold of its config.
 
     Args:
-        config: A run folder or a config file.
+        config: A run folder, a config file, or an exported file.
         weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects those of the run.
         overrides: Config keys and values, alternating.
         device: Device such as "cuda:1" or "cpu". "" selects the first GPU if one is available.
@@ -61,7 +61,7 @@ def load_model(
         ConfigError: The config is not valid.
     """
     given: dict[str, Any] = {"overrides": overrides, "device": device, "public_key": public_key}
-    if is_segmentor(load_config(config_file(config), overrides, training=False)):
+    if is_segmentor(load_model_config(config_file(config), overrides, training=False)):
         return Segmentor(config, weights, **given)
     return Predictor(config, weights, score_threshold=None, **given)
 

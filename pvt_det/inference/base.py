@@ -14,9 +14,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 
-from pvt_det.config import load_config, validate_config
+from pvt_det.config import validate_config
 from pvt_det.config.architecture import head_key, is_segmentor
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.mapper import build_augmentations
@@ -24,11 +23,13 @@ from pvt_det.errors import ConfigError
 from pvt_det.inference.pixels import Image, load_pixels
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
+from pvt_det.runtimes.backends import is_exported
+from pvt_det.runtimes.metadata import load_model_config
+from pvt_det.runtimes.model import load_model, model_digest
 from pvt_det.utils.devices import require_device
-from pvt_det.utils.digest import value_digest, weights_digest
+from pvt_det.utils.digest import value_digest
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.utils.signing import verify_signed
-from pvt_det.weights import load_pretrained
 
 Prediction = TypeVar("Prediction")
 
@@ -42,7 +43,7 @@ class BasePredictor(ABC, Generic[Prediction]):
     predictor can be pickled with its weights, to send it to another process.
 
     Args:
-        config: A run folder or a config file.
+        config: A run folder, a config file, or an exported file.
         weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
             otherwise `model_final.pth`, next to the config.
         overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.
@@ -78,16 +79,15 @@ class BasePredictor(ABC, Generic[Prediction]):
             raise ConfigError(f"batch_size {batch_size}: expected at least 1.")
         weights, path = named_weights(weights, overrides), config_file(config)
         verify_signed(os.fspath(public_key), path, *([Path(weights)] if weights else []))
-        cfg = load_config(path, overrides, training=False)
-        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        cfg = load_model_config(path, overrides, training=False)
+        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() and not is_exported(path) else "cpu")
         validate_config(cfg, where=str(path), training=False)
         require_device(torch.device(cfg.MODEL.DEVICE), f"Device {cfg.MODEL.DEVICE}")
         self.class_names = self._check(cfg, path)
         cfg.freeze()
         self.cfg = cfg
         self.batch_size = batch_size
-        model = build_model(cfg).eval()
-        load_pretrained(model, run_weights(path, weights)).require_whole()
+        model = load_model(cfg, run_weights(path, weights))
         test_cfg, self._model = build_tta(cfg, model, build_tta_resizes(cfg))
         self._model.eval()
         self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
@@ -127,7 +127,7 @@ class BasePredictor(ABC, Generic[Prediction]):
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = ""
-        return value_digest([cfg.dump(), weights_digest(self._model.state_dict())])
+        return value_digest([cfg.dump(), model_digest(self._model)])
 
     @abstractmethod
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
@@ -174,12 +174,26 @@ def class_names(cfg: CfgNode) -> tuple[str, ...]:
     Args:
         cfg: The config of the model.
     """
+    return known_class_names(cfg) or tuple(f"class {index}" for index in range(_class_count(cfg)))
+
+
+def known_class_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the class names of a config's model from the config or its data set, or () if they are not known.
+
+    Args:
+        cfg: The config of the model.
+    """
     if is_segmentor(cfg):
-        count, given, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.LABEL_NAMES, "stuff_classes"
+        given, key = cfg.DATASETS.LABEL_NAMES, "stuff_classes"
     else:
-        count, given, key = cfg.MODEL[head_key(cfg)].NUM_CLASSES, cfg.DATASETS.CLASS_NAMES, "thing_classes"
+        given, key = cfg.DATASETS.CLASS_NAMES, "thing_classes"
     registered = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
     for names in (given, *(MetadataCatalog.get(name).get(key, []) for name in registered)):
-        if len(names) == count:
+        if len(names) == _class_count(cfg):
             return tuple(names)
-    return tuple(f"class {index}" for index in range(count))
+    return ()
+
+
+def _class_count(cfg: CfgNode) -> int:
+    head = "SEM_SEG_HEAD" if is_segmentor(cfg) else head_key(cfg)
+    return int(cfg.MODEL[head].NUM_CLASSES)

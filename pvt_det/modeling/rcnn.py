@@ -54,12 +54,25 @@ class PVTGeneralizedRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         return [
-            {"instances": _postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))}
+            {"instances": postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))}
             for instances, record, size in zip(results, batched_inputs, (r.image_size for r in results), strict=True)
         ]
 
 
-def _postprocess(instances: Instances, height: int, width: int) -> Instances:
+def postprocess(instances: Instances, height: int, width: int) -> Instances:
+    """Scale detections to an image and paste their masks, as Detectron2 does but with run-length encoded masks.
+
+    Args:
+        instances: Detections in pixels of the model's image. `pred_masks`, if any, are probabilities `N×1×M×M`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        The detections in pixels of the image.
+
+    Raises:
+        NumericError: A mask probability is NaN or infinite.
+    """
     if not instances.has("pred_masks"):
         return detector_postprocess(instances, height, width)
     masks: Tensor = instances.pred_masks[:, 0]

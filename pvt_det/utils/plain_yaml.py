@@ -52,15 +52,32 @@ def read_plain_yaml(path: Path, error: type[PvtDetError], *, keys: tuple[type, .
     Raises:
         PvtDetError: The file cannot be read, is not UTF-8, or is not plain YAML. The error has the given type.
     """
-    text = read_text(path, error)
+    return parse_plain_yaml(read_text(path, error), str(path), error, keys=keys)
+
+
+def parse_plain_yaml(text: str, where: str, error: type[PvtDetError], *, keys: tuple[type, ...] = (str,)) -> Any:
+    """Parse plain YAML, with the limits of `read_plain_yaml`.
+
+    Args:
+        text: The YAML.
+        where: Where it is from, for messages.
+        error: Type of the error to raise.
+        keys: Types that the keys of mappings may have.
+
+    Returns:
+        The content.
+
+    Raises:
+        PvtDetError: The text is not plain YAML. The error has the given type.
+    """
     try:
         return _PlainLoader(text, keys).get_single_data()
     except yaml.YAMLError as fault:
-        raise error(f"{path}: {_one_line(fault)}") from fault
+        raise error(f"{where}: {_one_line(fault)}") from fault
     except RecursionError as fault:
-        raise error(f"{path}: nested too deeply. Expected a few levels.") from fault
+        raise error(f"{where}: nested too deeply. Expected a few levels.") from fault
     except (ValueError, OverflowError) as fault:  # a number with thousands of digits, or a date in month 13
-        raise error(f"{path}: {fault}.") from fault
+        raise error(f"{where}: {fault}.") from fault
 
 
 def _one_line(error: yaml.YAMLError) -> str:

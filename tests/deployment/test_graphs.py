@@ -35,8 +35,8 @@ def test_graph_matches_its_model(build, config, bgr):
     parity = Parity()
     for batch in (images(2, 97, 130), images(1, 90, 200)):
         expected, got = run_eager(model, batch, bgr=bgr), run_graph(graph, batch)
-        assert expected.keys() == got.keys()
-        assert {name: values.shape for name, values in expected.items()} == {n: v.shape for n, v in got.items()}
+        assert expected.keys() == got.keys() - {"logits"}
+        assert {name: values.shape for name, values in expected.items()} == {n: got[n].shape for n in expected}
         compare(expected, got, parity, images=len(batch), limit=100, threshold=0.05)
     assert not parity.missing
     assert max(parity.box, parity.score, parity.mask) < 1e-3

@@ -27,7 +27,7 @@ def test_report_of_an_exported_run(untrained_run, tmp_path, capsys):
 def test_errors_name_the_arguments(untrained_run, tmp_path):
     with pytest.raises(ConfigError, match=r"^`output` .*mine\.txt: expected a name that ends in"):
         pvt_det.export(untrained_run, tmp_path / "mine.txt")
-    with pytest.raises(ConfigError, match=r"^`compile` is for \.pt2 files"):
-        pvt_det.export(untrained_run, tmp_path / "mine.onnx", compile=True)
-    with pytest.raises(ConfigError, match=r"^--compile is for \.pt2 files"):
-        run_command("export", ["--config-file", untrained_run, "--output", tmp_path / "mine.onnx", "--compile"])
+    with pytest.raises(ConfigError, match=r"^`output` .*mine\.onnx and `format` torch contradict each other"):
+        pvt_det.export(untrained_run, tmp_path / "mine.onnx", format="torch")
+    with pytest.raises(ConfigError, match=r"--output .*mine and --format onnx contradict each other.* ends in \.onnx"):
+        run_command("export", [untrained_run, "--output", tmp_path / "mine", "--format", "onnx"])

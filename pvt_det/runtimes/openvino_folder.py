@@ -1,0 +1,130 @@
+"""Run OpenVINO models, each of which is a folder with its graph, its weights and our metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pvt_det.errors import CheckpointError
+from pvt_det.runtimes.backend import INPUT_NAME, Backend, Function, damaged, not_supported, read_bytes
+from pvt_det.utils.digest import file_digest
+from pvt_det.utils.files import write_atomically
+from pvt_det.utils.paths import file_fault
+
+GRAPH_NAME, WEIGHTS_NAME, METADATA_NAME = "model.xml", "model.bin", "metadata.json"
+# Metadata entry with the SHA-256 of the other files, so that files of different models are not mixed.
+_DIGESTS = "files"
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVINOBackend(Backend):
+    """Folders with a model in OpenVINO's format, run by OpenVINO.
+
+    On processors with instructions for bf16, precision "bf16" is about twice as fast as "fp32". It rounds like
+    `TEST.PRECISION bf16` does for the model itself.
+    """
+
+    name = "openvino"
+    runtime = "OpenVINO"
+    package = "openvino"
+    suffix = ".xml"
+    folder_file = GRAPH_NAME
+    modules = ("openvino",)
+    extra = "openvino"
+    precisions = tuple(_HINTS)
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Return the graph, the weights and the metadata.
+
+        Args:
+            path: The graph.
+        """
+        return tuple(path.with_name(name) for name in (GRAPH_NAME, WEIGHTS_NAME, METADATA_NAME))
+
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """Read the metadata next to the graph.
+
+        Args:
+            path: The graph.
+        """
+        file = path.with_name(METADATA_NAME)
+        if path.name != GRAPH_NAME or (not file_fault(path) and file_fault(file)):
+            return {}
+        try:
+            entries = json.loads(read_bytes(file))
+        except (ValueError, RecursionError) as error:
+            raise damaged(file, f"it is not valid JSON: {error}") from error
+        if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
+            raise damaged(file, "it is not a JSON object of strings")
+        return entries
+
+    def open(self, path: Path, *, outputs: Sequence[str], threads: int, precision: str = "fp32") -> Function:
+        """Load a model.
+
+        Args:
+            path: The graph.
+            outputs: Names of the outputs.
+            threads: Number of threads to run with.
+            precision: "fp32" or "bf16".
+        """
+        self.require()
+        import openvino
+
+        self._verify(path)
+        core = openvino.Core()
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        try:
+            model = core.read_model(path, path.with_name(WEIGHTS_NAME))
+            known = {name for output in model.outputs for name in output.names}
+            if missing := set(outputs) - known:
+                raise damaged(path, f"it has no output {', '.join(sorted(missing))}")
+            # Without what only other outputs need.
+            part = openvino.Model([model.output(name) for name in outputs], model.get_parameters())
+            request = core.compile_model(part, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise not_supported(path, self.version(), error) from error
+
+        def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+            request.infer({INPUT_NAME: images})
+            return {name: request.get_tensor(name).data.copy() for name in outputs}
+
+        return run
+
+    def write_metadata(self, folder: Path, entries: Mapping[str, str]) -> None:
+        """Write the metadata of a model next to its other files.
+
+        Args:
+            folder: The folder with the graph and the weights.
+            entries: Strings by name.
+        """
+        digests = {name: file_digest(folder / name) for name in (GRAPH_NAME, WEIGHTS_NAME)}
+        content = {**entries, _DIGESTS: json.dumps(digests)}
+        write_atomically(folder / METADATA_NAME, json.dumps(content, indent=1))
+
+    def _verify(self, path: Path) -> None:
+        """Compare the files with the digests in the metadata."""
+        try:
+            digests = json.loads(self.read_metadata(path)[_DIGESTS])
+            recorded = {name: digests[name] for name in (GRAPH_NAME, WEIGHTS_NAME)}
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise damaged(path.with_name(METADATA_NAME), f"no digests of the other files ({error})") from error
+        for name, digest in recorded.items():
+            file = path.with_name(name)
+            if fault := file_fault(file):
+                raise CheckpointError(f"{file} {fault}. Copy the whole folder, or export the model again.")
+            if file_digest(file) != digest:
+                raise CheckpointError(
+                    f"{file} is not the file that {METADATA_NAME} describes: its SHA-256 differs. Copy the whole "
+                    "folder, or export the model again."
+                )
