@@ -45,7 +45,7 @@ setup(
         "torch>=2.9",
         "torchvision>=0.24",
         "numpy>=2",
-        "timm>=1.0.20",
+        "timm>=1.0.22",
         "hotcoco>=1.3,<2",
         "pycocotools>=2.0.8",
         "filelock>=3.12",
@@ -64,8 +64,8 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
-        "openvino": ["nncf>=3", "onnx>=1.18", "onnxscript>=0.5", "openvino>=2025.3"],  # nncf is for int8
+        "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.7"],
+        "openvino": ["nncf>=3", "onnx>=1.18", "onnxscript>=0.7", "openvino>=2025.3"],  # nncf is for int8
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store
@@ -91,7 +91,7 @@ setup(
             "nncf>=3",
             "onnx>=1.18",
             "onnxruntime>=1.22",
-            "onnxscript>=0.5",
+            "onnxscript>=0.7",
             "openvino>=2025.3",
             "psutil>=6",
             "pyopenssl>=24",

@@ -68,6 +68,8 @@ class TimmBackbone(Backbone):
         names = set(model.state_dict())
         indices = [maps[feature][0] for feature in out_features]
         self._indices = model.prune_intermediate_layers(indices, prune_norm=True)
+        if hasattr(model, "head"):
+            model.head = nn.Identity()  # before version 1.0.31, timm keeps the norms of some heads
         self.timm: Any = model
         # Names of the classifier's tensors that the backbone does not have.
         self.unused = frozenset(f"timm.{key}" for key in names - set(model.state_dict()))

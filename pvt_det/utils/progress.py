@@ -157,7 +157,8 @@ class Bars(Progress):
 
     def stop(self) -> None:
         """Stop redrawing the bars."""
-        super().stop()
+        if not self.disable:  # before version 14.3, rich prints an empty line
+            super().stop()
         if self in _shown:
             _shown.remove(self)
 

@@ -79,7 +79,9 @@ def test_several_processes_cannot_share_an_apple_gpu(apple):
         launch(print, 2, device="mps")
 
 
-def test_precision_and_environment_of_an_apple_gpu():
+def test_precision_and_environment_of_an_apple_gpu(monkeypatch):
+    # PyTorch 2.9 asks for the version of macOS.
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: True)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         context = autocast(MPS, precision)
         assert (context.device, context.fast_dtype) == ("mps", dtype)

@@ -51,7 +51,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("name", [name for name, row in VARIANTS.items() if row.family == "v2"])
 def test_timm_names_and_shapes_of_all_variants(name: str) -> None:
-    theirs = timm.create_model(name)  # timm 1.0.20 cannot build it on the meta device
+    theirs = timm.create_model(name)
     with torch.device("meta"):
         model = create_model(name)
     translation = translate(theirs.state_dict(), "x.pth")

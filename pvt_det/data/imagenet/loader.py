@@ -109,7 +109,7 @@ class TrainSampler(Sampler[SampleKey]):
     def __init__(self, num_images: int, repeats: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         images = range(num_images)
         self._order: RepeatAugSampler | DistributedSampler = (
-            RepeatAugSampler(images, world_size, rank, num_repeats=repeats)
+            RepeatAugSampler(images, world_size, rank, num_repeats=repeats, selected_round=_selected_round(num_images))
             if repeats > 1
             else DistributedSampler(images, world_size, rank, shuffle=True, drop_last=True)  # type: ignore[arg-type]
         )
@@ -135,6 +135,11 @@ class TrainSampler(Sampler[SampleKey]):
         for place, index in enumerate(self._order):
             if place >= self._start:
                 yield SampleKey(index, self._epoch, place * self._world_size + self._rank)
+
+
+def _selected_round(num_images: int) -> int:
+    """Return the number of which an epoch is a multiple. Before version 1.0.31, timm took 256 for few images too."""
+    return 256 if num_images >= 256 else 0
 
 
 class TrainImages(Dataset[Sample]):
