@@ -34,6 +34,7 @@ from pvt_det.run_folder import (
     RESULTS_NAME,
     TRAINING,
     folder_kind,
+    results_path,
     run_root,
 )
 from pvt_det.utils.digest import file_digest, value_digest
@@ -338,7 +339,7 @@ def load_run(path: str | Path) -> Run:
     `pvt-det eval` has the newest of these results. Both are logged.
 
     Args:
-        path: The folder, or its `results.json` or `evaluation.json`.
+        path: The folder, its `results.json` or `evaluation.json`, or an exported file.
 
     Returns:
         The run.
@@ -347,7 +348,8 @@ def load_run(path: str | Path) -> Run:
         DataError: If the file is missing or broken, or lacks a field. If the run was not evaluated, the message says
             how to do that.
     """
-    file = _results_file(Path(path)) if Path(path).is_dir() else Path(path)
+    path = results_path(path)
+    file = _results_file(path) if path.is_dir() else path
     raw = _read(file)
     if "kind" not in raw:
         _require(file, raw, _OLD_FIELDS)

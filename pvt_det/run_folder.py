@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.recipes import is_recipe_name, recipe_file
-from pvt_det.runtimes.backends import exported_digest, find_exported, is_exported
+from pvt_det.runtimes.backends import exported_digest, find_exported, is_exported, shown_path
 from pvt_det.utils.cli import split_assignments
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault, folder_fault, similar_path
@@ -147,6 +148,40 @@ def evaluation_folder(cfg: CfgNode, dataset: str) -> Path:
     while _is_of_other_data(folder, cfg):
         number += 1
         folder = folder.with_name(f"{dataset}_{number}")
+    return folder
+
+
+def exported_evaluation(exported: Path) -> Path:
+    """Return the folder in which an exported file is evaluated, unless another one is given. It may not exist.
+
+    Args:
+        exported: The exported file, such as `mine.onnx`, whose folder is `mine_onnx_evaluation` beside it.
+    """
+    named = shown_path(exported)
+    return named.with_name(f"{named.name.replace('.', '_')}_{EVALUATION_FOLDER}")
+
+
+def results_path(path: str | os.PathLike[str]) -> Path:
+    """Return where the results of a run or an exported file are.
+
+    Args:
+        path: A run folder, a results file, or an exported file.
+
+    Returns:
+        The path itself. For an exported file, the folder of its evaluation.
+
+    Raises:
+        DataError: If an exported file was not evaluated.
+    """
+    exported = None if (Path(path) / CONFIG_NAME).is_file() else find_exported(path)
+    if exported is None:
+        return Path(path)
+    folder = exported_evaluation(exported)
+    if not (folder / EVALUATION_NAME).is_file():
+        raise DataError(
+            f"{path} was not evaluated: {folder} has no {EVALUATION_NAME}. Evaluate it with: pvt-det eval "
+            f"{shlex.quote(os.fspath(path))} --val-json FILE --val-images DIR"
+        )
     return folder
 
 

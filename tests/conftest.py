@@ -17,6 +17,14 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 
+from tests.exported_models import (  # noqa: F401  (fixtures)
+    _smallest_variant,
+    exported,
+    exported_program,
+    mask_rcnn_run,
+    semantic_run,
+    shared_once,
+)
 from tests.tiny_runs import saved_weights, shapes, tiny_cfg, tiny_words, untrained_run  # noqa: F401  (fixtures)
 
 # Collecting garbage takes a fifth of the time in which modules are imported. Tests collect it again.

@@ -33,7 +33,10 @@ def build_parser() -> RunParser:
     """Build the parser of the command's options."""
     parser = RunParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config-file", default="", metavar="RUN", help="run folder or config file; needs no option if it comes first"
+        "--config-file",
+        default="",
+        metavar="RUN",
+        help="run folder, config file or exported file; needs no option if it comes first",
     )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
     parser.add_argument(

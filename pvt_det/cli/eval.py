@@ -17,11 +17,13 @@ examples:
   on other images, compared with another run:
     %(prog)s --config-file output/mine --val-json test.json --val-images test/ --output output/mine_test \\
         --against output/other_test
+  an exported file, which gets the AP of what is deployed:
+    %(prog)s mine.onnx --val-json test.json --val-images test/
   at several scales, merged (test-time augmentation):
     %(prog)s output/mine TEST.AUG.ENABLED=True
 
 Writes the metrics to evaluation.json, and a report to report.html: a single file to open in a browser. For a run
-folder and without --output, they are in evaluation/DATASET in that folder.
+folder and without --output, they are in evaluation/DATASET in that folder; for mine.onnx in mine_onnx_evaluation.
 exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric
 """
 
@@ -30,10 +32,15 @@ def build_parser() -> RunParser:
     """Build the parser of the command's options."""
     parser = RunParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config-file", default="", metavar="RUN", help="run folder or config file; needs no option if it comes first"
+        "--config-file",
+        default="",
+        metavar="RUN",
+        help="run folder, config file or exported file; needs no option if it comes first",
     )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the run's best checkpoint")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with in the report")
+    parser.add_argument(
+        "--against", type=Path, metavar="RUN", help="run or exported file to compare with in the report"
+    )
     add_public_key(parser)
     add_run_options(parser, training=False)
     return parser

@@ -24,7 +24,7 @@ environment and configuration. It is made from the files of the run; no model is
 def build_parser() -> ArgumentParser:
     """Build the parser of the command's options."""
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or exported file that was evaluated")
     parser.add_argument("--against", type=Path, metavar="RUN", help="run to compare with")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="validation images, if they have moved")
     parser.add_argument("--val-labels", type=Path, metavar="DIR", help="validation label maps, if they have moved")
@@ -48,14 +48,15 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     from pvt_det.api import write_page
-    from pvt_det.run_folder import PAGE_NAME
+    from pvt_det.run_folder import PAGE_NAME, results_path
     from pvt_det.utils.console import steps_shown
 
-    output = args.output or (args.run if args.run.is_dir() else args.run.parent) / PAGE_NAME
+    results = results_path(args.run)
+    output = args.output or (results if results.is_dir() else results.parent) / PAGE_NAME
     with steps_shown() as show:
         show("Writing the report …")
         write_page(
-            args.run,
+            results,
             output,
             args.against,
             images=args.val_images,

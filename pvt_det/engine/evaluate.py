@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -23,11 +22,12 @@ from pvt_det.engine.results import describe_data, with_test_set, write_results
 from pvt_det.errors import CheckpointError, ConfigError, DataError
 from pvt_det.evaluation.build import build_evaluator
 from pvt_det.modeling.test_time_augmentation import build_tta
+from pvt_det.models.complexity import count_parameters
 from pvt_det.results import EVALUATED, Checkpoint
-from pvt_det.run_folder import EVALUATION, inference_folder, path_in_run, write_config
+from pvt_det.run_folder import EVALUATION, identify, inference_folder, path_in_run, write_config
+from pvt_det.runtimes.model import ExportedModel, load_model
 from pvt_det.utils.precision import inference_autocast
 from pvt_det.utils.progress import track
-from pvt_det.weights import load_pretrained
 from pvt_det.weights.source import locate
 
 __all__ = ["evaluate_weights"]
@@ -124,8 +124,10 @@ def evaluate_weights(
     weights, sha256, iterations = _find_weights(cfg, resume)
     parts = {name: with_test_set(cfg, name) for name in cfg.DATASETS.TEST}
     data = {name: describe_data(part) if comm.is_main_process() else [] for name, part in parts.items()}
-    model = build_model(cfg)
-    load_pretrained(model, weights, allow_partial=allow_partial).require_whole()
+    model = load_model(cfg, weights, allow_partial=allow_partial)
+    parameters, runtime = count_parameters(model), ""
+    if isinstance(model, ExportedModel):
+        parameters, runtime = model.metadata.parameters, model.runtime
     results = {}
     for name, part in parts.items():
         metrics = results[name] = test(part, model)
@@ -133,7 +135,15 @@ def evaluate_weights(
             folder = Path(part.OUTPUT_DIR)
             write_config(folder, part)
             checkpoints = {EVALUATED: Checkpoint(path_in_run(weights, folder), sha256, iterations, metrics)}
-            path = write_results(part, EVALUATION, model, checkpoints, config_file=config_file, data=data[name])
+            path = write_results(
+                part,
+                EVALUATION,
+                parameters,
+                checkpoints,
+                config_file=config_file,
+                data=data[name],
+                runtime=runtime,
+            )
             logger.info("Metrics of %s are in %s.", weights, path)
     return _by_data_set(results)
 
@@ -153,7 +163,7 @@ def _find_weights(cfg: CfgNode, resume: bool) -> tuple[str, str, int | None]:
             "in OUTPUT_DIR."
         )
     path = locate(weights)
-    sha256, iterations = CheckpointStore(path.parent).identify(path)
+    sha256, iterations = identify(path)
     return weights, sha256, iterations or None
 
 

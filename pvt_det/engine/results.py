@@ -11,13 +11,11 @@ from typing import Any, cast
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import nn
 
 from pvt_det.config.architecture import model_name
 from pvt_det.config.digest import config_digest, recipe_digest
 from pvt_det.evaluation.coco import GROUND_TRUTH_FILE, RESULTS_FILE
 from pvt_det.evaluation.label_results import SEGMENTATION_FILE
-from pvt_det.models.complexity import count_parameters
 from pvt_det.results import Checkpoint, DataRecord, save_results
 from pvt_det.run_folder import EVALUATION, evaluation_folder, inference_folder, path_in_run, write_config
 from pvt_det.utils.digest import file_digest, folder_digest, value_digest
@@ -48,13 +46,14 @@ def describe_data(cfg: CfgNode) -> list[DataRecord]:
 def write_results(
     cfg: CfgNode,
     kind: str,
-    model: nn.Module,
+    parameters: int,
     checkpoints: Mapping[str, Checkpoint],
     *,
     config_file: str,
     data: list[DataRecord],
     usage: Mapping[str, float | None] | None = None,
     augmentations: Sequence[str] = (),
+    runtime: str = "",
 ) -> Path:
     """Write `results.json` or `evaluation.json` to the output folder.
 
@@ -64,7 +63,7 @@ def write_results(
     Args:
         cfg: The config, whose `OUTPUT_DIR` is the folder to write to.
         kind: "training" or "evaluation".
-        model: The model, for its number of parameters.
+        parameters: Number of parameters of the model.
         checkpoints: The checkpoints with their metrics in percent, by name. The first one is shown by reports and
             comparisons: the detections in the folder are its own. Metrics without a value (no ground truth of a class
             or size) become null. With several test data sets, the outer keys of the metrics are their names.
@@ -73,6 +72,7 @@ def write_results(
         usage: Training time and peak memory, as `UsageHook` measures them. None for an evaluation.
         augmentations: Descriptions of the augmentations that a script added to those of the config. A run with them
             does not follow the recipe of its config.
+        runtime: Name, version and precision of the runtime of an exported file, "" for a model in PyTorch.
 
     Returns:
         Path of the file.
@@ -84,10 +84,10 @@ def write_results(
         "model": model_name(cfg),
         "recipe": recipe(cfg) + (f", {counted(len(augmentations), 'more augmentation')}" if augmentations else ""),
         "augmentations": list(augmentations),
-        "parameters": count_parameters(model),
+        "parameters": parameters,
         "shown": next(iter(checkpoints)),
         "seed": cfg.SEED,
-        "environment": environment(torch.device(cfg.MODEL.DEVICE)),
+        "environment": environment(torch.device(cfg.MODEL.DEVICE)) | ({"runtime": runtime} if runtime else {}),
         **(usage or {}),
     }
     first, *others = cfg.DATASETS.TEST or ("",)

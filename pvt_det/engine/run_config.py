@@ -12,13 +12,15 @@ from detectron2.config import CfgNode
 from pvt_det import run_folder
 from pvt_det.config import get_config, validate_config
 from pvt_det.config.image_size import image_size_keys
-from pvt_det.config.loader import COMMAND_LINE, copy_config, load_config
+from pvt_det.config.loader import COMMAND_LINE, copy_config
 from pvt_det.config.table import get_value, set_value
 from pvt_det.config.values import coerce
 from pvt_det.data.given import require_coco_files
 from pvt_det.engine.fingerprint import check_allowed_changes
 from pvt_det.engine.options import LOGGED, SHORTCUTS, option_name
 from pvt_det.errors import ConfigError
+from pvt_det.runtimes.backends import is_exported
+from pvt_det.runtimes.metadata import load_model_config
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.signing import verify_signed
 
@@ -74,7 +76,7 @@ def build_run_config(
     """Build a config from a recipe, options and keys.
 
     Args:
-        config: Name of a recipe, path of a config file, or a config, which is not changed.
+        config: Name of a recipe, path of a config file or an exported file, or a config, which is not changed.
         options: Values of options in `SHORTCUTS`, such as `{"output": "output/mine"}`. Those with the value None were
             not given.
         overrides: Config keys and values, alternating.
@@ -93,7 +95,7 @@ def build_run_config(
     keys = dict(zip(overrides[::2], overrides[1::2], strict=False))
     if options.get("epochs") is not None:
         _refuse_both(options["epochs"], keys)
-    build = copy_config if isinstance(config, CfgNode) else load_config
+    build = copy_config if isinstance(config, CfgNode) else load_model_config
     cfg = build(config, words, training=training)
     # The config of a run of an earlier version names the folder that the run was trained in. It may have moved.
     if not isinstance(config, CfgNode) and "OUTPUT_DIR" not in words[::2]:
@@ -151,7 +153,7 @@ def find_run(run: str, weights: str, overrides: Sequence[Any], public_key: str) 
     """Find the config and the weights to evaluate.
 
     Args:
-        run: A run folder, a config file or the name of a recipe.
+        run: A run folder, a config file, the name of a recipe, or an exported file.
         weights: Weights to evaluate; "" uses the run's best checkpoint.
         overrides: Config keys and values, alternating.
         public_key: PEM file with which the signature of the run is verified; "" verifies nothing.
@@ -166,7 +168,9 @@ def find_run(run: str, weights: str, overrides: Sequence[Any], public_key: str) 
     path, named = run_folder.config_file(run), run_folder.named_weights(weights, overrides)
     verify_signed(public_key, path, *([Path(named)] if named else []))
     settings = ["MODEL.WEIGHTS", run_folder.run_weights(path, named)]
-    if Path(run).is_dir():
+    if is_exported(path):
+        settings += ["OUTPUT_DIR", str(run_folder.exported_evaluation(path))]
+    elif Path(run).is_dir():
         # The run folder may have moved since training.
         settings += ["OUTPUT_DIR", str(path.parent)]
     return path, settings

@@ -15,6 +15,7 @@ from pathlib import Path
 from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.errors import ConfigError
 from pvt_det.recipes import list_recipes
+from pvt_det.runtimes.backends import is_exported
 from pvt_det.utils.cli import ASSIGNMENT, ArgumentParser, split_assignments
 
 _IMAGE_SIZE, _LOGGER = "--image-size", "--logger"
@@ -95,7 +96,8 @@ def logger_names(text: str) -> str:
 def _is_config(word: str, recipes: Sequence[str]) -> bool:
     if ASSIGNMENT.match(word):
         return False
-    return word.endswith((".yaml", ".yml")) or os.sep in word or Path(word).is_dir() or word in recipes
+    is_file = word.endswith((".yaml", ".yml")) or is_exported(word)
+    return is_file or os.sep in word or Path(word).is_dir() or word in recipes
 
 
 def _join_values(argv: Sequence[str], recipes: Sequence[str]) -> list[str]:

@@ -470,7 +470,7 @@ class PVTTrainer(TrainerBase):
         return write_results(
             self.cfg,
             TRAINING,
-            self.model,
+            count_parameters(self.model),
             found,
             config_file=self._config_file,
             data=self._data,

@@ -51,13 +51,14 @@ def evaluate(
     results.
 
     Args:
-        run: A run folder, a config file, or the name of a recipe.
+        run: A run folder, a config file, the name of a recipe, or an exported file, which needs `data`.
         data: Annotations in COCO's format and the folder of their images. For a semantic segmentation model, the folder
             of the label maps and the folder of the images. None takes the validation data of the run.
         weights: Weights of the model, in any form that MODEL.WEIGHTS accepts. "" takes the run's best checkpoint.
-        output: Folder for the results. None takes `evaluation/DATASET` in the run folder.
+        output: Folder for the results. None takes `evaluation/DATASET` in the run folder, and for `mine.onnx` the
+            folder `mine_onnx_evaluation` beside it.
         overrides: Values by config key, such as `{"TEST.AUG.ENABLED": True}`.
-        against: Run folder to compare with on the page, or None.
+        against: Run folder or exported file to compare with on the page, or None.
         allow_partial: Patterns of keys that may be missing from or unexpected in the weights, such as "head.*".
         public_key: PEM file with which the signature of the run is verified before anything in it is read. "" verifies
             nothing.

@@ -82,7 +82,8 @@ class BasePredictor(ABC, Generic[Prediction]):
         cfg = load_model_config(path, overrides, training=False)
         cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() and not is_exported(path) else "cpu")
         validate_config(cfg, where=str(path), training=False)
-        require_device(torch.device(cfg.MODEL.DEVICE), f"Device {cfg.MODEL.DEVICE}")
+        if not is_exported(path):
+            require_device(torch.device(cfg.MODEL.DEVICE), f"Device {cfg.MODEL.DEVICE}")
         self.class_names = self._check(cfg, path)
         cfg.freeze()
         self.cfg = cfg

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.utils.paths import file_fault
 
+if TYPE_CHECKING:  # the options of commands need no NumPy
+    import numpy as np
+    from numpy.typing import NDArray
+
 # Maps images N×3×H×W, uint8, RGB, to outputs by name.
-Function: TypeAlias = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
+Function: TypeAlias = "Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]"
 
 INPUT_NAME = "image"
 

@@ -125,7 +125,7 @@ def portable_config(cfg: CfgNode, names: tuple[str, ...]) -> str:
     return text
 
 
-def load_model_config(path: Path, overrides: Any = (), *, training: bool = True) -> CfgNode:
+def load_model_config(path: str | Path, overrides: Any = (), *, training: bool = True) -> CfgNode:
     """Load the config of a model: a config file, or that of an exported file.
 
     Args:
@@ -142,6 +142,7 @@ def load_model_config(path: Path, overrides: Any = (), *, training: bool = True)
     """
     if not is_exported(path) or training:
         return load_config(path, overrides, training=training)
+    path = Path(path)
     metadata = read_metadata(path)
     own = _own_config(path, metadata)
     cfg = copy_config(own, overrides, training=False)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pvt_det.errors import CheckpointError
 from pvt_det.runtimes.backend import INPUT_NAME, Backend, Function, damaged, not_supported, read_bytes
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 GRAPH_NAME, WEIGHTS_NAME, METADATA_NAME = "model.xml", "model.bin", "metadata.json"
 # Metadata entry with the SHA-256 of the other files, so that files of different models are not mixed.

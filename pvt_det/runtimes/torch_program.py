@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pvt_det.runtimes.backend import Backend, Function, damaged, not_supported
 from pvt_det.runtimes.program_check import checked_program
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The metadata in a .pt2 file.
 METADATA_NAME = "pvt_det.json"
