@@ -27,13 +27,15 @@ from benchmarks.options import (
     non_negative_int,
 )
 from benchmarks.report import comparison_table, plot_growth
+from benchmarks.runtimes import CONFIGS as DETECTORS
+from benchmarks.runtimes import run_runtimes, runtime_table
 from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
 from pvt_det.cli.benchmark import DTYPES, MODES, Results, positive_int, report
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from pvt_det.utils.environment import environment
-from pvt_det.utils.paths import make_parent_folder
+from pvt_det.utils.paths import make_folder, make_parent_folder
 
 _EXAMPLES = """
 examples:
@@ -41,6 +43,7 @@ examples:
   python -m benchmarks growth --plot output/growth.png
   python -m benchmarks input --data imagenet/val
   python -m benchmarks detector --data datasets/coco --sizes 1x800x1333 16x800x1333 --compile --workers 8
+  python -m benchmarks runtimes --sizes 1x800x1333 --repeats 10 --json output/runtimes.json
   python -m benchmarks mapper --data datasets/coco
   python -m benchmarks evaluation --repeats 1 --json output/evaluation.json
 """
@@ -113,6 +116,24 @@ def _run_detector(args: argparse.Namespace) -> Results:
     return [row.as_dict() for row in rows], comparison_table(rows)
 
 
+def _add_runtimes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", type=_config_file, default=list(DETECTORS), metavar="CONFIG")
+    add_sizes(parser, (1, 800, 1333))
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("output/runtimes"),
+        metavar="DIR",
+        help="folder for the exported files, which are used again (%(default)s)",
+    )
+
+
+def _run_runtimes(args: argparse.Namespace) -> Results:
+    make_folder(args.folder)
+    rows = list(run_runtimes(args.models, args.sizes, args.folder, args.repeats))
+    return [row.as_dict() for row in rows], runtime_table(rows)
+
+
 def _add_mapper(parser: argparse.ArgumentParser) -> None:
     _add_coco(parser)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
@@ -161,6 +182,7 @@ _SUITES: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callabl
         _run_input,
     ),
     "detector": ("whole detectors on photos compared with Detectron2's", _add_detector, _run_detector),
+    "runtimes": ("whole detectors in PyTorch compared with their exported files", _add_runtimes, _run_runtimes),
     "mapper": ("training input of detectors compared with Detectron2's DatasetMapper", _add_mapper, _run_mapper),
     "evaluation": ("COCO metrics compared with pycocotools", _add_evaluation, _run_evaluation),
 }

@@ -27,6 +27,9 @@ from pvt_det.errors import ConfigError
 from pvt_det.models import create_model
 from pvt_det.models.variants import VARIANTS
 from pvt_det.run_folder import config_file, has_weights, run_weights
+from pvt_det.runtimes.backends import is_exported
+from pvt_det.runtimes.metadata import load_model_config
+from pvt_det.runtimes.model import load_model
 from pvt_det.utils.memory import peak_resident_memory
 from pvt_det.utils.precision import autocast
 from pvt_det.utils.text import did_you_mean
@@ -45,7 +48,7 @@ class Case:
     """A model, a mode and an input size to measure.
 
     Attributes:
-        model: Name of a PVT variant. For a detector or segmentor, a config file or a run folder.
+        model: Name of a PVT variant. For a detector or segmentor, a config file, a run folder or an exported file.
         task: "pyramid" (four feature maps), "classifier" (logits) or "detector" (any model that a config describes).
         mode: "inference", or "training" for the forward and backward pass.
         dtype: "fp32", or "bf16" with autocast.
@@ -141,10 +144,10 @@ def plan_batch(case: Case, memory_mib: float, device: torch.device) -> dict[str,
 
 
 def find_config(name: str) -> Path:
-    """Return the config file of a detector or segmentor.
+    """Return the config file of a detector or segmentor, or the exported file.
 
     Args:
-        name: A config file or a run folder.
+        name: A config file, a run folder, or an exported file.
 
     Raises:
         ConfigError: The name is neither.
@@ -154,7 +157,7 @@ def find_config(name: str) -> Path:
     if not is_config and not path.exists():
         raise ConfigError(
             f"Unknown model {name}.{did_you_mean(name, VARIANTS)} Expected a config file, such as "
-            f"configs/retinanet_pvt_small.yaml, a run folder, or one of {', '.join(VARIANTS)}."
+            f"configs/retinanet_pvt_small.yaml, a run folder, an exported file, or one of {', '.join(VARIANTS)}."
         )
     return path if is_config else config_file(path)
 
@@ -189,7 +192,10 @@ def build_model(case: Case, device: torch.device) -> Runnable:
     """
     torch.manual_seed(0)
     model: Any
-    if case.task == "detector":
+    if case.task == "detector" and is_exported(path := find_config(case.model)):
+        cfg = load_model_config(path, ["MODEL.DEVICE", str(device), "TEST.PRECISION", case.dtype], training=False)
+        model = load_model(cfg, str(path))
+    elif case.task == "detector":
         stages = ["MODEL.PVT.CHECKPOINT_STAGES", _ALL_STAGES] if case.checkpointed else []
         model = build_from_config(load_config(find_config(case.model), ["MODEL.DEVICE", str(device), *stages]))
         if weights := find_weights(case.model):
@@ -319,9 +325,9 @@ def _random_inputs(case: Case, device: torch.device) -> Any:
     every model has.
     """
     size = case.height, case.width
-    images = torch.randn(case.batch, 3, *size, device=device)
     if case.task != "detector":
-        return images
+        return torch.randn(case.batch, 3, *size, device=device)
+    images = torch.randint(0, 256, (case.batch, 3, *size), dtype=torch.uint8, device=device)
     sem_seg = torch.zeros(size, dtype=torch.long, device=device)
     common = {"height": case.height, "width": case.width, "sem_seg": sem_seg}
     return [{"image": image, "instances": _random_instances(*size).to(device), **common} for image in images]

@@ -329,7 +329,7 @@ def identified_weights(config: Path, weights: str | os.PathLike[str] = "") -> tu
             raise ConfigError(f"--weights {weights} has no effect: {config} contains its weights. Leave it out.")
         path = config
     elif weights:
-        path = Path(weights)
+        path = (find_exported(weights) if not folder_fault(weights) else None) or Path(weights)
     elif has_weights(config):
         path = _finished_weights(config) or _unfinished_weights(config)
     else:

@@ -1,7 +1,7 @@
 """Measure latency and memory of your model on this machine, or find the largest batch that fits.
 
-A model is a run folder, a config file, or the name of a PVT variant. A run is measured with its trained weights, other
-models with random weights. The images are random.
+A model is a run folder, a config file, an exported file, or the name of a PVT variant. Runs are measured with their
+trained weights, other models with random weights. The images are random.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pvt_det.config.detectron2_keys import is_device
 from pvt_det.errors import ConfigError
 from pvt_det.models.variants import VARIANTS
+from pvt_det.runtimes.backends import is_exported
 from pvt_det.utils.cli import ArgumentParser
 from pvt_det.utils.environment import available_cores, environment
 from pvt_det.utils.paths import make_parent_folder
@@ -37,6 +38,8 @@ _EXAMPLES = f"""
 examples:
   latency and memory of a trained model, in fp32 and bf16:
     %(prog)s --models output/mine --sizes 1x800x1333 --dtypes fp32 bf16
+  an exported file:
+    %(prog)s --models mine_openvino --sizes 1x800x1333 --dtypes fp32 bf16
   two PVT trunks in inference:
     %(prog)s --models pvt_small pvt_v2_b2 --modes inference
   the largest batch that fits into 16 GiB, with and without activation checkpointing:
@@ -56,10 +59,10 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     cores = available_cores()
-    add("--models", nargs="+", required=True, metavar="MODEL", help="run folders, config files or PVT variants")
+    add("--models", nargs="+", required=True, metavar="MODEL", help="run folders, configs, exported files or variants")
     sizes = "batch, height and width of the images (1x800x1216)"
     add("--sizes", nargs="+", type=image_size, default=[(1, 800, 1216)], metavar="BxHxW", help=sizes)
-    add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
+    add("--modes", nargs="+", choices=MODES, help="default: both; inference for exported files")
     add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="number formats; bf16 uses autocast (fp32)")
     add("--device", help="such as cpu, mps or cuda:1 (the first GPU if this machine has one, otherwise cpu)")
     add("--repeats", type=positive_int, metavar="N", help=f"number of timed steps ({_REPEATS})")
@@ -187,15 +190,27 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
-    from pvt_det.config import load_config
-    from pvt_det.profiling import Case, find_config
+    from pvt_det.profiling import Case
+    from pvt_det.runtimes.metadata import load_model_config
 
     # Load all configs before the first measurement, which takes long.
-    for model in args.models:
-        if model not in VARIANTS:
-            load_config(find_config(model))
-    for model, size, mode, dtype in product(args.models, args.sizes, args.modes, args.dtypes):
-        yield Case(model, "pyramid" if model in VARIANTS else "detector", mode, dtype, *size)
+    exported = {model for model in args.models if model not in VARIANTS and is_exported(_config_file(model))}
+    if exported and (args.plan or "training" in (args.modes or ())):
+        given = "--plan" if args.plan else "--modes training"
+        raise ConfigError(f"{given}: {min(exported)} is an exported file, whose inference only is measured.")
+    for model in set(args.models) - VARIANTS.keys():
+        keys = [["MODEL.DEVICE", str(args.device), "TEST.PRECISION", dtype] for dtype in args.dtypes]
+        for words in keys if model in exported else [[]]:
+            load_model_config(_config_file(model), words, training=model not in exported)
+    for model, size, mode, dtype in product(args.models, args.sizes, args.modes or MODES, args.dtypes):
+        if model not in exported or mode == "inference":
+            yield Case(model, "pyramid" if model in VARIANTS else "detector", mode, dtype, *size)
+
+
+def _config_file(model: str) -> Path:
+    from pvt_det.profiling import find_config
+
+    return find_config(model)
 
 
 def _measure(args: argparse.Namespace) -> Results:

@@ -39,7 +39,7 @@ from pvt_det.weights.source import locate
 # Number of images in the check. Each is run alone; the first one also in a batch with its mirror image.
 CHECKED = 4
 # Shape of the traced images. The sides differ, and no stride divides them.
-_TRACED_SIZE = (2, 3, 200, 140)
+TRACED_SIZE = (2, 3, 200, 140)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def export(
     # Before the slow part.
     _require_detections(expected)
     show("Tracing the model …")
-    program = trace(subject.graph, torch.zeros(_TRACED_SIZE, dtype=torch.uint8))
+    program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
     with unchecked(output) as path:
         show("Writing the file, which takes a minute or more …")

@@ -50,7 +50,7 @@ class SegmentorGraph(nn.Module):
 
         Returns:
             Labels `N×H×W` (int64, from 0), their probabilities `N×H×W`, and the logits `N×K×h×w` of the padded image,
-            at the stride of the head. Labels of an image of another size are computed from the logits.
+            at the stride of the head. To get labels at a different size, resize the logits.
         """
         logits = self.head.layers(self.features(image))
         scaled = F.interpolate(logits, scale_factor=self.head.common_stride, mode="bilinear", align_corners=False)

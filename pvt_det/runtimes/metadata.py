@@ -68,8 +68,8 @@ class Metadata:
     def entries(self) -> dict[str, str]:
         """Return the metadata as strings by name, in which every file format stores it."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-        return {"format_version": str(FORMAT), "input": _INPUT, **texts}
+        strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+        return {"format_version": str(FORMAT), "input": _INPUT, **strings}
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -56,6 +56,19 @@ def test_runs_use_trained_weights_and_configs_random_ones(untrained_run, repo_ro
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_exported_files_are_measured_in_inference(exported, tmp_path):
+    words = [exported / "mine_openvino", *SMALL, "--dtypes", "fp32", "bf16", "--device", "cpu"]
+    assert call("--models", *words, "--json", tmp_path / "found.json") == 0
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["mode"], row["dtype"]) for row in rows] == [("inference", "fp32"), ("inference", "bf16")]
+    for option in (["--modes", "training"], ["--plan"]):
+        with pytest.raises(ConfigError, match=r"mine\.onnx is an exported file, whose inference only is measured"):
+            call("--models", exported / "mine.onnx", *option)
+    with pytest.raises(ConfigError, match=r"ONNX Runtime runs .* in fp32\."):
+        call("--models", exported / "mine.onnx", "--dtypes", "bf16", "--device", "cpu")
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_out_of_memory_is_reported_in_the_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profiling, "build_model", raise_out_of_memory)
     words = ["--models", "pvt_v2_b0", *SMALL, "--modes", "training", "--json", tmp_path / "found.json"]

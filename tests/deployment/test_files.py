@@ -11,11 +11,13 @@ import torch
 from detectron2.structures import BoxMode
 from torch import nn
 
+import pvt_det
 from pvt_det.config import load_config
 from pvt_det.deployment import files
 from pvt_det.deployment.api import validation_images
 from pvt_det.deployment.check import Parity, compare, run_eager
 from pvt_det.deployment.graphs import build_graph
+from pvt_det.errors import ConfigError, NumericError
 from pvt_det.models import create_model
 from pvt_det.runtimes.backends import BACKENDS
 from pvt_det.utils.visualizer import draw
@@ -70,6 +72,35 @@ def test_detectors(build, config, tmp_path):
 
     model = onnx.load(tmp_path / "model.onnx")
     assert any(node.op_type == "NonMaxSuppression" for node in model.graph.node)
+
+
+def test_folders_are_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "mine_openvino"
+
+    def export(content: str, *, fails: bool) -> None:
+        with files.unchecked(folder) as path:
+            path.mkdir()
+            (path / "model.xml").write_text(content)
+            if fails:
+                raise NumericError("differs")
+
+    export("old", fails=False)
+    with pytest.raises(NumericError, match="differs"):
+        export("broken", fails=True)
+    assert (folder / "model.xml").read_text() == "old"
+    export("new", fails=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine_openvino"]
+    assert (folder / "model.xml").read_text() == "new"
+    (folder / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"mine_openvino contains notes\.txt, which .* would be deleted"):
+        files.require_free_folder(folder)
+
+
+def test_model_that_detects_nothing_is_refused_before_it_is_traced(untrained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("pvt_det.deployment.api.trace", lambda *_: pytest.fail("traced"))
+    with pytest.raises(NumericError, match="detects nothing in the images, so an exported file could not be checked"):
+        pvt_det.export(untrained_run, tmp_path / "mine.onnx", overrides={"MODEL.RETINANET.SCORE_THRESH_TEST": 0.999999})
+    assert not list(tmp_path.iterdir())
 
 
 def test_run_onnx_needs_no_torch(capsys):
