@@ -12,6 +12,8 @@ from pvt_det.utils.text import counted
 
 if TYPE_CHECKING:
     from pvt_det.deployment.api import Report
+    from pvt_det.deployment.int8_export import Int8Report
+    from pvt_det.deployment.run import Int8Request
 
 _FORMATS = ("onnx", "torch", "openvino")
 _EXAMPLES = """
@@ -21,6 +23,8 @@ examples:
   for OpenVINO, the fastest on most CPUs (a folder), and as a torch.export program:
     %(prog)s output/mine --output mine_openvino
     %(prog)s output/mine --output mine.pt2
+  the same in int8, if it costs at most half a point of AP on the run's validation data:
+    %(prog)s output/mine --output mine_int8_openvino --int8 --calibrate train_images/ --max-drop 0.5
   a classifier:
     %(prog)s --classifier pvt_tiny --weights pvt_tiny.pth --images photos/ --output pvt_tiny.onnx
   use the file like a run:
@@ -65,6 +69,17 @@ def build_parser() -> ArgumentParser:
         help="images for the check (default: the run's validation images)",
     )
     parser.add_argument("--side", type=int, metavar="PIXELS", help="side of a classifier's images (224)")
+    parser.add_argument("--int8", action="store_true", help="quantize an OpenVINO model to int8")
+    parser.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGE", help="with --int8: images like yours")
+    parser.add_argument(
+        "--calibrate-images", type=int, metavar="N", help="with --int8: use at most N of these images (300)"
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="with --int8: measure AP on the validation data, and keep the file only if it loses at most POINTS",
+    )
     add_public_key(parser)
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="override a config key"
@@ -91,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         "images": args.images,
         "kind": args.format,
         "public_key": args.public_key,
+        "int8": _int8_request(args),
     }
     with steps_shown() as show:
         if args.classifier:
@@ -121,6 +137,17 @@ def _refuse_unused_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"--side {args.side}: expected 32 pixels or more.")
 
 
+def _int8_request(args: argparse.Namespace) -> Int8Request | None:
+    from pvt_det.deployment.run import CALIBRATION_IMAGES, Int8Request
+
+    if args.int8:
+        return Int8Request(args.calibrate, args.calibrate_images or CALIBRATION_IMAGES, args.max_drop)
+    for option in ("calibrate", "calibrate_images", "max_drop"):
+        if getattr(args, option) not in (None, []):
+            raise ConfigError(f"--{option.replace('_', '-')} is for --int8. Add --int8, or leave it out.")
+    return None
+
+
 def _print_report(report: Report) -> None:
     import torch
 
@@ -129,8 +156,25 @@ def _print_report(report: Report) -> None:
     files = [report.path] if report.path.is_file() else list(report.path.iterdir())
     size = sum(file.stat().st_size for file in files) / 2**20
     print(f"{report.path}: {report.name}, {size:.1f} MiB; outputs {', '.join(report.outputs)}")
-    print(f"matches the model on {report.parity}")
+    if report.int8 is None:
+        print(f"matches the model on {report.parity}")
+    else:
+        _print_int8(report.int8)
     print(
         f"{width}x{height} pixels on the CPU, {threads}: model {report.eager_ms:.0f} ms, "
         f"exported file {report.exported_ms:.0f} ms (medians)"
     )
+
+
+def _print_int8(report: Int8Report) -> None:
+    from pvt_det.utils.console import get_console
+    from pvt_det.utils.tables import as_columns
+
+    print(f"int8, calibrated on {counted(report.images, 'image')}; differences on {report.compared} of them:")
+    console = get_console()
+    console.print(as_columns([{name: str(value) for name, value in row.items()} for row in report.rows], console.width))
+    for name, before in report.before.items():
+        after = report.after[name]
+        print(f"{name} on the validation data: fp32 {before:.2f}, int8 {after:.2f} ({after - before:+.2f})")
+    if report.is_controlled:
+        print("Some operators were kept in floating point to stay within --max-drop.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import IMAGE_SUFFIXES, read_image
 from pvt_det.data.mapper import build_augmentations
+from pvt_det.deployment.accuracy import Validation
 from pvt_det.deployment.check import Outputs, Parity, compare, medians_ms, run_eager
 from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
 from pvt_det.deployment.graphs import Graph, build_graph
+from pvt_det.deployment.int8_export import Int8Options, Int8Report, write_int8
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.base import class_names, known_class_names
 from pvt_det.inference.trunks import trained_classifier
@@ -53,6 +56,7 @@ class Subject:
         prepare: Resizes an image, `H×W×3` RGB uint8, to the model's image size.
         metadata: What the file will say about the model.
         images: The run's validation images; empty if they are not available.
+        cfg: The config of the model; None for a classifier.
     """
 
     model: nn.Module
@@ -61,6 +65,7 @@ class Subject:
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     metadata: Metadata
     images: tuple[Path, ...]
+    cfg: CfgNode | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Report:
         size: Height and width in pixels of the image used for timing.
         eager_ms: Median time of the model in milliseconds.
         exported_ms: Median time of the exported file in milliseconds.
+        int8: What quantization has changed; None for an fp32 model, whose outputs `parity` describes.
     """
 
     path: Path
@@ -84,6 +90,7 @@ class Report:
     size: tuple[int, int]
     eager_ms: float
     exported_ms: float
+    int8: Int8Report | None = None
 
 
 def load_detector(config: str | Path, weights: str, overrides: Sequence[str], kind: Format) -> Subject:
@@ -133,6 +140,7 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         prepare=prepare,
         metadata=metadata,
         images=validation_images(cfg),
+        cfg=cfg,
     )
 
 
@@ -174,6 +182,7 @@ def export(
     kind: Format,
     images: Sequence[Path],
     show: Callable[[str], object] = lambda step: None,
+    int8: Int8Options | None = None,
 ) -> Report:
     """Export a model, and keep the file only if its outputs match the model's.
 
@@ -183,6 +192,7 @@ def export(
         kind: The format.
         images: Images to compare on; empty uses the run's validation images.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
+        int8: How to quantize the model, for "openvino". Its fp32 form is what is compared with the original model.
 
     Returns:
         The differences and the timings.
@@ -190,9 +200,11 @@ def export(
     Raises:
         ConfigError: No images to compare on are available, or a requirement of the file format is missing.
         DataError: An image cannot be read.
-        NumericError: The file's outputs differ from the model's, or the model detects nothing in the images.
+        NumericError: The file's outputs differ from the model's, the model detects nothing in the images, or an int8
+            model is not accurate enough.
     """
-    files = _spread(images or subject.images)
+    validation = None if int8 is None or int8.max_drop is None else Validation(subject.cfg)
+    files = spread(images or subject.images, CHECKED)
     if not files:
         raise ConfigError("No images to check the exported model on. Add some with --images.")
     prepared = [subject.prepare(read_image(file, "RGB")) for file in files]
@@ -204,15 +216,22 @@ def export(
     show("Tracing the model …")
     program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with unchecked(output) as path:
+    with unchecked(output) as path, tempfile.TemporaryDirectory(prefix="pvt_det_") as folder:
+        written = path if int8 is None else Path(folder, "fp32_openvino")
         show("Writing the file, which takes a minute or more …")
-        write(program, path, kind, subject.graph.outputs, subject.metadata.entries())
+        write(program, written, kind, subject.graph.outputs, subject.metadata.entries())
         show("Comparing the file with the model …")
-        function = BACKENDS[kind].open(
-            model_file(path, kind), outputs=subject.metadata.outputs, threads=torch.get_num_threads()
-        )
+        function = _open(written, kind, subject.metadata)
         parity = check(subject.metadata, function, batches, expected)
         parity.require(str(output))
+        quantized = None
+        if int8 is not None:
+            metadata = _int8_metadata(subject)
+            calibration = [_batch([subject.prepare(read_image(file, "RGB"))])[0] for file in int8.images]
+            quantized = write_int8(
+                written, path, calibration, metadata, max_drop=int8.max_drop, validation=validation, show=show
+            )
+            function = _open(path, kind, metadata, "bf16")
     first = batches[0]
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
@@ -225,7 +244,21 @@ def export(
         size=first.shape[2:],
         eager_ms=eager_ms,
         exported_ms=exported_ms,
+        int8=quantized,
     )
+
+
+def _open(path: Path, kind: Format, metadata: Metadata, precision: str = "fp32") -> Function:
+    threads = torch.get_num_threads()
+    return BACKENDS[kind].open(model_file(path, kind), outputs=metadata.outputs, threads=threads, precision=precision)
+
+
+def _int8_metadata(subject: Subject) -> Metadata:
+    """Return the metadata of the int8 model, whose other operators run in bf16 where the processor supports it."""
+    cfg = subject.cfg
+    if cfg is None:
+        return subject.metadata
+    return replace(subject.metadata, config=portable_config(cfg, known_class_names(cfg), "bf16"))
 
 
 def check(
@@ -274,8 +307,14 @@ def validation_images(cfg: CfgNode) -> tuple[Path, ...]:
     return ()
 
 
-def _spread(files: Sequence[Path]) -> list[Path]:
-    chosen = np.linspace(0, len(files) - 1, min(CHECKED, len(files))).round().astype(int)
+def spread(files: Sequence[Path], count: int) -> list[Path]:
+    """Choose files evenly.
+
+    Args:
+        files: All files, in order.
+        count: Maximum number of files to choose, at least 1.
+    """
+    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
     return [files[number] for number in chosen]
 
 

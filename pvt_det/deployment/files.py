@@ -24,7 +24,7 @@ from pvt_det.deployment.suppression import translations
 from pvt_det.errors import ConfigError
 from pvt_det.runtimes.backend import INPUT_NAME, require_modules
 from pvt_det.runtimes.backends import BACKENDS
-from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
 from pvt_det.runtimes.torch_program import METADATA_NAME
 
 Format: TypeAlias = Literal["onnx", "torch", "openvino"]
@@ -95,8 +95,7 @@ def convert_to_openvino(file: Path, folder: Path, metadata: Mapping[str, str]) -
         folder: The folder to write, which does not exist.
         metadata: Strings by name to store with the model.
     """
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.convert_model(file)
     folder.mkdir()
     openvino.save_model(model, folder / GRAPH_NAME, compress_to_fp16=False)
@@ -127,20 +126,20 @@ def unchecked(path: Path) -> Iterator[Path]:
         Path to write to, with the same suffix.
     """
     temporary = path.with_name(f".unchecked-{path.name}")
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         if path.is_dir():
             # A folder is only replaced by a folder that does not exist.
             old = path.with_name(f".old-{path.name}")
-            _remove(old)
+            remove(old)
             path.rename(old)
             temporary.rename(path)
-            _remove(old)
+            remove(old)
         else:
             temporary.replace(path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def model_file(path: Path, kind: Format) -> Path:
@@ -172,7 +171,12 @@ def require_free_folder(path: Path) -> None:
         )
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a written model, if it exists.
+
+    Args:
+        path: The file or folder.
+    """
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -101,12 +101,13 @@ def read_metadata(path: Path) -> Metadata:
     return _parse(path, entries)
 
 
-def portable_config(cfg: CfgNode, names: tuple[str, ...]) -> str:
+def portable_config(cfg: CfgNode, names: tuple[str, ...], precision: str = "fp32") -> str:
     """Return a config as YAML without the paths and the settings that are not those of an exported model.
 
     Args:
         cfg: The config of the model.
         names: Names of the classes, () if they are not known.
+        precision: Number format to compute in, unless users ask for another one. A value of TEST.PRECISION.
     """
     kept = cfg.clone()
     kept.defrost()
@@ -120,7 +121,7 @@ def portable_config(cfg: CfgNode, names: tuple[str, ...]) -> str:
         elif key.startswith("PROPOSAL_FILES"):
             kept.DATASETS[key] = ()
     kept.DATASETS["LABEL_NAMES" if is_segmentor(cfg) else "CLASS_NAMES"] = list(names)
-    kept.TEST.AUG.ENABLED, kept.TEST.VALIDATION_LOSS, kept.TEST.PRECISION = False, False, "fp32"
+    kept.TEST.AUG.ENABLED, kept.TEST.VALIDATION_LOSS, kept.TEST.PRECISION = False, False, precision
     text: str = kept.dump()
     return text
 

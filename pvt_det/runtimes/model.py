@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pvt_det.config.architecture import head_key, is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.rcnn import postprocess
+from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.backends import backend_of, exported_digest, is_exported
 from pvt_det.runtimes.metadata import (
     SEGMENTATION,
@@ -94,6 +96,16 @@ class ExportedModel(nn.Module):
             stride=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
             precision=cfg.TEST.PRECISION,
         )
+
+    def with_function(self, function: Function) -> ExportedModel:
+        """Return this model with another function that has the same outputs.
+
+        Args:
+            function: Maps images `N×3×H×W`, uint8, RGB, to outputs by name.
+        """
+        other = copy.copy(self)
+        other._function = function
+        return other
 
     @property
     def runtime(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,26 @@ GRAPH_NAME, WEIGHTS_NAME, METADATA_NAME = "model.xml", "model.bin", "metadata.js
 # Metadata entry with the SHA-256 of the other files, so that files of different models are not mixed.
 _DIGESTS = "files"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its usage statistics, which its tools and NNCF would send over the internet.
+
+    Returns:
+        The module `openvino`.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    OpenVINOBackend().require()
+    import openvino
+
+    with contextlib.suppress(ImportError):
+        from openvino_telemetry.utils import opt_in_checker
+
+        declined = opt_in_checker.ConsentCheckResult.DECLINED
+        opt_in_checker.OptInChecker.check = lambda self, *args, **options: declined
+    return openvino
 
 
 class OpenVINOBackend(Backend):
@@ -73,9 +94,7 @@ class OpenVINOBackend(Backend):
             threads: Number of threads to run with.
             precision: "fp32" or "bf16".
         """
-        self.require()
-        import openvino
-
+        openvino = import_openvino()
         self._verify(path)
         core = openvino.Core()
         settings = {

@@ -1,0 +1,161 @@
+"""Quantize OpenVINO models to int8 with NNCF.
+
+Only convolutions and matrix products with weights are quantized, and of these not the last layers of the heads, whose
+outputs are scores and box deltas. Attention scores, softmax, LayerNorm, box decoding and non-maximum suppression stay
+in floating point: they cost accuracy, and OpenVINO runs attention faster as one fused operator in bf16 than in int8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pvt_det.errors import NumericError
+from pvt_det.runtimes.backend import INPUT_NAME, require_modules
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
+
+# Default number of calibration images.
+CALIBRATION_IMAGES = 300
+_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+# Between a weight and the operator that uses it.
+_RESHAPED = ("Convert", "Reshape", "Transpose", "Unsqueeze")
+# Last layers that other layers follow: the second stage of an R-CNN.
+_LAST = re.compile(r"(objectness_logits|anchor_deltas|cls_score|bbox_pred)\.weight$")
+
+# Returns the accuracy of a model on some images, given as indices, in percentage points; higher is better.
+Measure = Callable[[Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]], Sequence[int]], float]
+
+
+@dataclass(frozen=True)
+class AccuracyControl:
+    """How to keep operators in floating point until the accuracy is high enough.
+
+    Attributes:
+        measure: Returns the accuracy of a model on some images.
+        images: Number of images.
+        max_drop: Largest accepted loss of accuracy in percentage points.
+    """
+
+    measure: Measure
+    images: int
+    max_drop: float
+
+
+def require_nncf() -> None:
+    """Check that NNCF is installed.
+
+    Raises:
+        ConfigError: It is missing.
+    """
+    require_modules("--int8", ("nncf", "openvino"), "openvino")
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    images: Sequence[NDArray[np.uint8]],
+    metadata: Mapping[str, str],
+    control: AccuracyControl | None = None,
+) -> None:
+    """Quantize an OpenVINO model.
+
+    Args:
+        source: Folder with the model.
+        target: Folder to write, which does not exist.
+        images: Calibration images `3×H×W`, RGB, uint8, in the model's image size.
+        metadata: Strings by name to store with the new model.
+        control: How to find operators that must stay in floating point. None quantizes all that are supported, which
+            takes minutes instead of hours.
+
+    Raises:
+        NumericError: NNCF cannot quantize the model, or cannot reach the accuracy.
+    """
+    openvino = import_openvino()
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(source / GRAPH_NAME)
+    dataset = nncf.Dataset(images, lambda image: {INPUT_NAME: image[None]})
+    options: dict[str, Any] = {
+        "model_type": nncf.ModelType.TRANSFORMER,
+        "subset_size": len(images),
+        "ignored_scope": nncf.IgnoredScope(names=_float_operators(model), validate=False),
+    }
+    try:
+        # NNCF draws progress bars of its own.
+        with contextlib.redirect_stdout(None):
+            quantized = (
+                nncf.quantize(model, dataset, **options)
+                if control is None
+                else nncf.quantize_with_accuracy_control(
+                    model,
+                    dataset,
+                    nncf.Dataset(range(control.images)),
+                    validation_fn=lambda compiled, indices: _validate(control.measure, compiled, indices),
+                    max_drop=control.max_drop,
+                    drop_type=nncf.DropType.ABSOLUTE,
+                    **options,
+                )
+            )
+    except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
+        raise NumericError(f"The model cannot be quantized: {error}. Export it without --int8.") from error
+    target.mkdir()
+    openvino.save_model(quantized, target / GRAPH_NAME, compress_to_fp16=False)
+    OpenVINOBackend().write_metadata(target, metadata)
+
+
+def _validate(measure: Measure, compiled: Any, indices: Any) -> tuple[float, None]:
+    request = compiled.create_infer_request()
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        request.infer({INPUT_NAME: images})
+        return {name: request.get_tensor(name).data.copy() for name in names}
+
+    return measure(run, list(indices)), None
+
+
+def _float_operators(model: Any) -> list[str]:
+    """Return the names of all operators that are not quantized."""
+    operators = model.get_ordered_ops()
+    weights = {id(operator): name for operator in operators if (name := _weight_name(operator))}
+    return [
+        operator.get_friendly_name()
+        for operator in operators
+        if operator.get_type_name() not in ("Constant", "Parameter", "Result")
+        and not (weights.get(id(operator)) and not _is_last(operator, weights[id(operator)]))
+    ]
+
+
+def _weight_name(operator: Any) -> str:
+    """Return the name of the weight of a convolution or matrix product, or "" for anything else."""
+    if operator.get_type_name() not in _WEIGHTED:
+        return ""
+    source = operator.input_value(1).get_node()
+    while source.get_type_name() in _RESHAPED:
+        source = source.input_value(0).get_node()
+    return source.get_friendly_name() if source.get_type_name() == "Constant" else ""
+
+
+def _is_last(operator: Any, name: str) -> bool:
+    """Return whether a layer is the last one of a head: by its name, or because no other layer follows it."""
+    if _LAST.search(name):
+        return True
+    waiting, seen = [operator], set()
+    while waiting:
+        for output in waiting.pop().outputs():
+            for reader in (target.get_node() for target in output.get_target_inputs()):
+                if _weight_name(reader):
+                    return False
+                if reader.get_friendly_name() not in seen:
+                    seen.add(reader.get_friendly_name())
+                    waiting.append(reader)
+    return True

@@ -1,0 +1,147 @@
+"""Export an int8 model, measure what it costs, and keep it only if that is acceptable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from numpy.typing import NDArray
+
+from pvt_det.deployment.accuracy import Validation, largest_drop
+from pvt_det.deployment.differences import differences
+from pvt_det.deployment.files import remove
+from pvt_det.deployment.int8 import AccuracyControl, quantize
+from pvt_det.errors import NumericError
+from pvt_det.runtimes.backend import Function
+from pvt_det.runtimes.metadata import Metadata, load_model_config
+from pvt_det.runtimes.model import ExportedModel
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend
+from pvt_det.utils.text import counted
+
+# Number of calibration images on which the two models are compared.
+_COMPARED = 20
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How to quantize a model.
+
+    Attributes:
+        images: Image files for calibration.
+        max_drop: Largest accepted loss in percentage points of AP, mask AP, mIoU or PQ on the validation data. None
+            does not measure it.
+    """
+
+    images: tuple[Path, ...]
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What quantization has changed.
+
+    Attributes:
+        images: Number of calibration images.
+        compared: Number of images of `rows`.
+        rows: Table of the differences from the fp32 model, from `pvt_det.deployment.differences`.
+        before: Metrics of the fp32 model in percent by name; empty if they were not measured.
+        after: Metrics of the int8 model.
+        is_controlled: Whether NNCF searched for operators to keep in floating point, to reach `max_drop`.
+    """
+
+    images: int
+    compared: int
+    rows: list[dict[str, Any]]
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    is_controlled: bool = False
+
+
+def write_int8(
+    source: Path,
+    target: Path,
+    images: Sequence[NDArray[np.uint8]],
+    metadata: Metadata,
+    *,
+    max_drop: float | None,
+    validation: Validation | None,
+    show: Callable[[str], object],
+) -> Int8Report:
+    """Quantize an exported OpenVINO model and measure the difference.
+
+    Args:
+        source: Folder with the model in fp32.
+        target: Folder to write, which does not exist.
+        images: Calibration images `3×H×W`, RGB, uint8, in the model's image size.
+        metadata: Metadata of the new model.
+        max_drop: Largest accepted loss in percentage points. None accepts any.
+        validation: Data to measure the loss on. Needed with `max_drop`.
+        show: Called with the name of each step before it begins.
+
+    Raises:
+        NumericError: The model cannot be quantized, or its accuracy falls by more than `max_drop`.
+    """
+    entries = metadata.entries()
+    show(f"Calibrating on {counted(len(images), 'image')} …")
+    quantize(source, target, images, entries)
+    rows, compared = _compare(source, target, images, metadata)
+    if max_drop is None or validation is None:
+        return Int8Report(len(images), compared, rows)
+    show("Measuring the fp32 model …")
+    before = validation.metrics(_model(validation.cfg, source))
+    show("Measuring the int8 model …")
+    after = validation.metrics(_model(validation.cfg, target))
+    is_controlled = largest_drop(before, after) > max_drop
+    if is_controlled:
+        show(f"{_change(before, after)}: searching for the operators that must stay in floating point …")
+        remove(target)
+        model = _model(validation.cfg, source)
+        control = AccuracyControl(_mean_metric(validation, model), len(validation), max_drop)
+        quantize(source, target, images, entries, control)
+        rows, compared = _compare(source, target, images, metadata)
+        after = validation.metrics(_model(validation.cfg, target))
+        if largest_drop(before, after) > max_drop:
+            raise NumericError(
+                f"The int8 model loses more than --max-drop {max_drop:g} ({_change(before, after)}). It was not kept. "
+                "Add calibration images, accept a larger drop, or export without --int8."
+            )
+    return Int8Report(len(images), compared, rows, before, after, is_controlled)
+
+
+def _mean_metric(validation: Validation, model: ExportedModel) -> Callable[[Function, Sequence[int]], float]:
+    def measure(function: Function, indices: Sequence[int]) -> float:
+        values = validation.metrics(model.with_function(function), indices).values()
+        # A metric is NaN if its images have no objects.
+        return float(np.mean([0.0 if np.isnan(value) else value for value in values]))
+
+    return measure
+
+
+def _change(before: dict[str, float], after: dict[str, float]) -> str:
+    return ", ".join(f"{name} {before[name]:.2f} to {after[name]:.2f}" for name in before)
+
+
+def _model(cfg: CfgNode, folder: Path) -> ExportedModel:
+    own = load_model_config(folder / GRAPH_NAME, training=False)
+    settings = cfg.clone()
+    settings.defrost()
+    settings.TEST.PRECISION = own.TEST.PRECISION
+    return ExportedModel.from_config(settings, folder / GRAPH_NAME)
+
+
+def _compare(
+    source: Path, target: Path, images: Sequence[NDArray[np.uint8]], metadata: Metadata
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the table of differences and its number of images."""
+    chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(_COMPARED, len(images))).round().astype(int)]
+    open_model = OpenVINOBackend().open
+    threads = torch.get_num_threads()
+    one = open_model(source / GRAPH_NAME, outputs=metadata.outputs, threads=threads)
+    other = open_model(target / GRAPH_NAME, outputs=metadata.outputs, threads=threads, precision="bf16")
+    batches = [image[None] for image in chosen]
+    return differences([one(batch) for batch in batches], [other(batch) for batch in batches]), len(chosen)

@@ -1,0 +1,179 @@
+"""Models are quantized where it costs little accuracy, and kept only if it does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pvt_det.config import load_config
+from pvt_det.data.images import read_image
+from pvt_det.deployment import int8_export
+from pvt_det.deployment.accuracy import Validation, largest_drop
+from pvt_det.deployment.differences import differences
+from pvt_det.deployment.int8 import quantize
+from pvt_det.deployment.int8_export import write_int8
+from pvt_det.errors import ConfigError, DataError, NumericError
+from pvt_det.inference.predictor import Predictor
+from pvt_det.runtimes.metadata import read_metadata
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, import_openvino
+from tests.command_line import run_command
+
+
+@pytest.fixture(scope="module")
+def images(shapes):
+    files = sorted((shapes / "val").iterdir())
+    return [np.ascontiguousarray(read_image(file, "RGB").transpose(2, 0, 1)) for file in files]
+
+
+@pytest.fixture(scope="module")
+def source(exported):
+    return exported / "mine_openvino"
+
+
+@pytest.fixture(scope="module")
+def metadata(source):
+    return read_metadata(source / GRAPH_NAME)
+
+
+@pytest.fixture(scope="module")
+def quantized(source, images, metadata, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8") / "mine_openvino"
+    quantize(source, folder, images, metadata.entries())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def validation(mask_rcnn_run, shapes, tmp_path_factory):
+    """The run's own detections as ground truth, so that its AP is high."""
+    content = json.loads((shapes / "annotations/instances_val.json").read_text())
+    content["annotations"] = []
+    predictor = Predictor(mask_rcnn_run, device="cpu", score_threshold=None)
+    for image in content["images"]:
+        found = predictor(shapes / "val" / image["file_name"])[:10]
+        for (x0, y0, x1, y1), label in zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), strict=True):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            polygon = {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]], "category_id": label + 1}
+            content["annotations"].append(
+                {"id": len(content["annotations"]) + 1, "image_id": image["id"], **box, **polygon}
+            )
+    file = tmp_path_factory.mktemp("annotations") / "instances.json"
+    file.write_text(json.dumps(content))
+    words = ["MODEL.DEVICE", "cpu", "DATASETS.VAL_JSON", str(file), "DATASETS.VAL_IMAGES", str(shapes / "val")]
+    return Validation(load_config(mask_rcnn_run / "config.yaml", words, training=False))
+
+
+def test_layers_with_weights_are_quantized_but_not_the_last_ones(source, quantized):
+    read = import_openvino().Core().read_model
+    inputs = {
+        operator.get_friendly_name(): [value.get_node() for value in operator.input_values()]
+        for operator in read(quantized / GRAPH_NAME).get_ordered_ops()
+    }
+    layers = [
+        (operator.get_friendly_name(), operator.input_value(1).get_node().get_friendly_name())
+        for operator in read(source / GRAPH_NAME).get_ordered_ops()
+        if operator.get_type_name() in ("Convolution", "MatMul")
+    ]
+    kept = {weight for name, weight in layers if inputs[name][0].get_type_name() != "FakeQuantize"}
+    assert kept == {
+        "proposals.head.objectness_logits.weight",
+        "proposals.head.anchor_deltas.weight",
+        "boxes.predictors.0.cls_score.weight",
+        "boxes.predictors.0.bbox_pred.weight",
+        "masks.head.predictor.weight",
+    }
+    assert len(layers) > 40
+
+
+def test_predictions_are_close_and_the_file_is_smaller(source, quantized, images):
+    found, wanted = (
+        Predictor(folder, score_threshold=None, device="cpu")(images[0].transpose(1, 2, 0))
+        for folder in (quantized, source)
+    )
+    assert (found.scores[:3] - wanted.scores[:3]).abs().max() < 0.1
+    assert (found.scores != wanted.scores[: len(found)]).any()
+    sizes = [(folder / "model.bin").stat().st_size for folder in (quantized, source)]
+    assert sizes[0] < 0.5 * sizes[1]
+
+
+def test_loss_is_measured_and_limited(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
+    controls = []
+
+    def copy(source, target, images, entries, control=None):
+        controls.append(control)
+        shutil.copytree(quantized, target)
+
+    monkeypatch.setattr(int8_export, "quantize", copy)
+    options = {"validation": validation, "show": lambda step: None}
+    report = write_int8(source, tmp_path / "a", images, metadata, max_drop=100.0, **options)
+    assert set(report.before) == {"bbox AP", "segm AP"}
+    assert report.before["bbox AP"] > 50
+    assert 0 < report.after["bbox AP"] < 100
+    assert not report.is_controlled
+    drop = largest_drop(report.before, report.after)
+    assert drop > 0
+    with pytest.raises(NumericError, match=r"loses more than --max-drop 0 \(bbox AP .* to .*, segm AP"):
+        write_int8(source, tmp_path / "b", images, metadata, max_drop=0.0, **options)
+    assert [control is None for control in controls] == [True, True, False]
+    model = Predictor(source, device="cpu")._model
+    whole = controls[-1].measure(model._function, range(len(validation)))
+    assert whole == pytest.approx(np.mean(list(report.before.values())))
+    # A part of the images is measured alone.
+    assert controls[-1].measure(model._function, [0]) != whole
+
+
+def test_table_of_differences():
+    def outputs(*rows):
+        boxes, scores, labels = zip(*rows, strict=True)
+        return {
+            "boxes": np.array(boxes, dtype=np.float32),
+            "scores": np.array(scores, dtype=np.float32),
+            "labels": np.array(labels),
+        }
+
+    one = outputs(([0, 0, 10, 10], 0.9, 0), ([20, 20, 40, 40], 0.4, 1), ([0, 0, 10, 10], 0.1, 1))
+    other = outputs(([0, 0, 10, 11], 0.8, 0), ([20, 20, 40, 40], 0.4, 0), ([50, 50, 60, 60], 0.6, 1))
+    rows = differences([one], [other])
+    assert [(row["score above"], row["detections"], row["found again"], row["added"]) for row in rows] == [
+        (0.5, 1, 1, 1),
+        (0.3, 2, 1, 2),
+        (0.05, 3, 1, 2),
+    ]
+    assert rows[0]["score difference max"] == pytest.approx(0.1)
+    assert rows[0]["box difference max px"] == 1.0
+    labels = {"labels": np.array([[[0, 1], [1, 1]]]), "scores": np.full((1, 2, 2), 0.5)}
+    changed = {"labels": np.array([[[0, 1], [1, 0]]]), "scores": np.full((1, 2, 2), 0.75)}
+    assert differences([labels], [changed]) == [{"images": 1, "same class %": 75.0, "largest score difference": 0.25}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "a_openvino", "--max-drop", "1"], "--max-drop is for --int8"),
+        (["--output", "a.onnx", "--int8", "--calibrate", "."], "--int8 with --format onnx: expected openvino"),
+        (["--output", "a_openvino", "--int8"], "Add --calibrate FOLDER"),
+        (["--output", "a_openvino", "--int8", "--calibrate", "empty"], "empty"),
+        (["--output", "a_openvino", "--int8", "--calibrate", "IMAGES", "--calibrate-images", "-1"], "expected 1 or"),
+        (["--output", "a_openvino", "--int8", "--calibrate", "IMAGES", "--max-drop", "-1"], "expected 0 or more"),
+    ],
+)
+def test_mistakes_are_refused_at_once(words, message, mask_rcnn_run, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    words = [shapes / "val" if word == "IMAGES" else word for word in words]
+    with pytest.raises((ConfigError, DataError), match=message):
+        run_command("export", [mask_rcnn_run, *words])
+    assert {path.name for path in tmp_path.iterdir()} == {"empty"}
+
+
+def test_no_usage_statistics_are_sent(monkeypatch, tmp_path):
+    import_openvino()
+    from openvino_telemetry import main
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    telemetry = object.__new__(main.Telemetry)
+    telemetry.init("test", "1", "tid", enable_opt_in_dialog=False)
+    assert telemetry.consent is False
+    assert list(tmp_path.iterdir()) == []
