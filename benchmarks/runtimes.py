@@ -13,31 +13,35 @@ from detectron2.modeling import build_model
 from rich.table import Table
 
 from benchmarks.measure import Size, median_ratio, time_interleaved
-from benchmarks.stock import spread_scores
+from benchmarks.stock import AS_DETECTRON2, build_stock_detector, spread_scores
 from pvt_det.cli.benchmark import format_time
 from pvt_det.config import load_config
 from pvt_det.config.architecture import model_name
 from pvt_det.deployment.api import TRACED_SIZE, load_detector
 from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
+from pvt_det.deployment.int8 import quantize
 from pvt_det.profiling import resident_memory, run_in_own_process
 from pvt_det.run_folder import CONFIG_NAME, FINAL_NAME
 from pvt_det.runtimes.backends import backend_of, is_exported
-from pvt_det.runtimes.metadata import load_model_config
+from pvt_det.runtimes.metadata import load_model_config, read_metadata
 from pvt_det.runtimes.model import load_model
 from pvt_det.utils.precision import inference_autocast
 
 CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
 EAGER = "PyTorch fp32"
-# The file of each implementation below the folder of its model, and the precision that it computes in. A model in int8
-# is one more row.
+STOCK = "stock Detectron2 fp32"
+INT8_FOLDER = "model_int8_openvino"
+# The file of each implementation below the folder of its model, and the precision that it computes in.
 IMPLEMENTATIONS = {
     EAGER: (FINAL_NAME, "fp32"),
+    STOCK: (FINAL_NAME, "fp32"),
     "PyTorch bf16": (FINAL_NAME, "bf16"),
     "ONNX Runtime fp32": ("model.onnx", "fp32"),
     "OpenVINO fp32": ("model_openvino", "fp32"),
     "OpenVINO bf16": ("model_openvino", "bf16"),
+    "OpenVINO int8": (INT8_FOLDER, "bf16"),  # what is not int8 computes in bf16
 }
-_FORMATS: dict[str, Format] = {"model.onnx": "onnx", "model_openvino": "openvino"}
+_FORMATS: dict[str, Format] = {"model.onnx": "onnx", "model_openvino": "openvino", INT8_FOLDER: "openvino"}
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,10 @@ def build_step(run: Path, implementation: str, size: Size) -> Callable[[], list[
         implementation: A key of `IMPLEMENTATIONS`.
         size: Batch size, height and width of the images in pixels.
     """
-    cfg = _config(run, implementation)
-    model, records = load_model(cfg, str(_path(run, implementation))), _records(size)
+    cfg, records = _config(run, implementation), _records(size)
+    model = load_model(cfg, str(_path(run, implementation)))
+    if implementation == STOCK:
+        model = build_stock_detector(cfg, model).eval()
 
     def step() -> list[Any]:
         with torch.inference_mode(), inference_autocast(cfg):
@@ -166,7 +172,12 @@ def _prepare(run: Path, config: str, size: Size, overrides: Sequence[str]) -> No
         (run / CONFIG_NAME).write_text(cfg.dump())
         torch.save({"model": model.state_dict()}, run / FINAL_NAME)
     for name, kind in _FORMATS.items():
-        if not (run / name).exists():
+        if name == INT8_FOLDER and not (run / name).exists():
+            images = [record["image"].numpy() for record in _records((4, *size[1:]))]
+            source = run / "model_openvino"
+            metadata = read_metadata(model_file(source, kind)).entries()
+            quantize(source, run / name, images, metadata)
+        elif not (run / name).exists():
             subject = load_detector(run, "", (), kind)
             program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
             with unchecked(run / name) as path:
@@ -187,6 +198,7 @@ def _path(run: Path, implementation: str) -> Path:
 
 def _config(run: Path, implementation: str) -> Any:
     path, words = _path(run, implementation), ["TEST.PRECISION", IMPLEMENTATIONS[implementation][1]]
+    words += AS_DETECTRON2 if implementation == STOCK else []
     return load_model_config(path if is_exported(path) else run / CONFIG_NAME, words, training=False)
 
 
