@@ -193,7 +193,7 @@ def require_same_graph(cfg: CfgNode, path: Path, metadata: Metadata) -> None:
 def _own_config(path: Path, metadata: Metadata) -> CfgNode:
     if metadata.task == CLASSIFICATION:
         raise ConfigError(
-            f"{path} is a classifier. Expected a detector or segmentor. tools/run_onnx.py runs classifiers in ONNX files."
+            f"{path} is a classifier. Expected a detector or segmentor. tools/run_onnx.py runs the ONNX file of one."
         )
     try:
         return parse_config(metadata.config, f"the config in {path}", training=False)
