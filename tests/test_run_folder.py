@@ -71,7 +71,7 @@ def test_last_checkpoint_of_an_unfinished_run_is_used(unfinished, photo, tmp_pat
         assert run_command(name, words) == 0, name
         assert caplog.text.count(last) == 1, name
     caplog.clear()
-    assert load_detector(unfinished, "", [], "program").name == "RetinaNet pvt_v2_b0"
+    assert load_detector(unfinished, "", [], "torch").metadata.model == "RetinaNet pvt_v2_b0"
     assert caplog.text.count(last) == 1
     assert Predictor(unfinished, device="cpu").class_names == ("circle", "square", "triangle", "star")
     assert find_weights(str(unfinished)) == str(unfinished / "model_0000000.pth")

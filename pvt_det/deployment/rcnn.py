@@ -143,8 +143,8 @@ class Pool(nn.Module):
             Features `R×C×h×w`, with the output size of the pooler.
         """
         features = [maps[name].float() for name in self.names]
-        sides = boxes[:, 2:] - boxes[:, :2]
-        level = self.canonical_level + torch.log2(sides.prod(dim=1).sqrt() / self.canonical_size + 1e-8)
+        x0, y0, x1, y1 = boxes.unbind(dim=1)
+        level = self.canonical_level + torch.log2(((x1 - x0) * (y1 - y0)).sqrt() / self.canonical_size + 1e-8)
         level = level.floor().clamp(self.lowest, self.highest).long() - self.lowest
         rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
         pooled = features[0].new_zeros((boxes.shape[0], features[0].shape[1], *self.side))

@@ -141,8 +141,10 @@ def load_model_config(path: str | Path, overrides: Any = (), *, training: bool =
         CheckpointError: An exported file cannot be used.
         ConfigError: The config is invalid, or a key cannot be changed.
     """
-    if not is_exported(path) or training:
+    if not is_exported(path):
         return load_config(path, overrides, training=training)
+    if training:
+        raise ConfigError(f"{path} is an exported model, which cannot be trained. Give the run that it was made from.")
     path = Path(path)
     metadata = read_metadata(path)
     own = _own_config(path, metadata)
@@ -191,7 +193,9 @@ def require_same_graph(cfg: CfgNode, path: Path, metadata: Metadata) -> None:
 
 def _own_config(path: Path, metadata: Metadata) -> CfgNode:
     if metadata.task == CLASSIFICATION:
-        raise ConfigError(f"{path} is a classifier. Expected a detector or segmentor. Run it with tools/run_onnx.py.")
+        raise ConfigError(
+            f"{path} is a classifier. Expected a detector or segmentor. tools/run_onnx.py runs the ONNX file of one."
+        )
     try:
         return parse_config(metadata.config, f"the config in {path}", training=False)
     except ConfigError as error:

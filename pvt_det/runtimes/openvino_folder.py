@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvt_det.errors import CheckpointError
+from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.runtimes.backend import INPUT_NAME, Backend, Function, damaged, not_supported, read_bytes
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
@@ -109,9 +109,15 @@ class OpenVINOBackend(Backend):
                 raise damaged(path, f"it has no output {', '.join(sorted(missing))}")
             # Without what only other outputs need.
             part = openvino.Model([model.output(name) for name in outputs], model.get_parameters())
-            request = core.compile_model(part, "CPU", settings).create_infer_request()
+            compiled = core.compile_model(part, "CPU", settings)
+            request = compiled.create_infer_request()
         except RuntimeError as error:
             raise not_supported(path, self.version(), error) from error
+        if precision != "fp32" and compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != _HINTS[precision]:
+            raise ConfigError(
+                f"TEST.PRECISION {precision}: this processor has no instructions for it, so {self.version()} would "
+                "compute in fp32. Leave it out."
+            )
 
         def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
             request.infer({INPUT_NAME: images})
