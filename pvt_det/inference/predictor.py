@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from pvt_det.config.architecture import head_key, is_segmentor
+from pvt_det.config.architecture import HEADS, head_key, is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.inference import SCORE_THRESHOLD
 from pvt_det.inference.base import BasePredictor, class_names
@@ -82,5 +82,5 @@ class Predictor(BasePredictor[Detections]):
 def _set_threshold(cfg: CfgNode, threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise ConfigError(f"score threshold {threshold}: expected a number from 0 to 1.")
-    for head in (cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):
-        head.SCORE_THRESH_TEST = threshold
+    for section in HEADS:
+        cfg.MODEL[section].SCORE_THRESH_TEST = threshold
