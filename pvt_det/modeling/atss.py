@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from pvt_det.modeling.dense import AdaptiveDetector, mean_over_processes
+from pvt_det.modeling.dense import AdaptiveDetector, loss_divisors
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
 from pvt_det.modeling.towers import TowerHead
@@ -116,14 +116,14 @@ class ATSS(AdaptiveDetector):
                 torch.cat(levels, dim=1).flatten(0, 1)[positive].float() for levels in (deltas, centerness)
             )
             target_quality = centerness_of(anchor, target)
-            count, weight = mean_over_processes(count, target_quality.sum())
+            count, weight = loss_divisors(count, target_quality.sum())
             loss_cls = dense_focal_loss(logits, labels, self.focal_loss_alpha, self.focal_loss_gamma)
             box = self.box2box_transform.apply_deltas(delta, anchor)
             loss_box = (generalized_box_iou_loss(box, target) * target_quality).sum()
             loss_centerness = F.binary_cross_entropy_with_logits(quality[:, 0], target_quality, reduction="sum")
         return {
             "loss_cls": loss_cls / count,
-            "loss_box_reg": self.box_loss_weight * loss_box / weight.clamp(min=1),
+            "loss_box_reg": self.box_loss_weight * loss_box / weight,
             "loss_centerness": self.centerness_loss_weight * loss_centerness / count,
         }
 

@@ -212,24 +212,23 @@ class AdaptiveDetector(DenseInference, DenseDetector):
         return positive, is_positive.sum(dim=1).clamp(min=1).sum().float()
 
 
-def mean_over_processes(*values: Tensor) -> Tensor:
-    """Average scalars over all processes, so that several processes compute the losses of the whole batch.
+def loss_divisors(*sums: Tensor) -> Tensor:
+    """Return the divisors with which several processes compute the mean losses of the whole batch.
 
-    Losses without gradients, on validation data, use the values of their own process, because processes can have
+    Losses without gradients, on validation data, use the sums of their own process, because processes can have
     different numbers of validation images.
 
     Args:
-        values: Scalars.
+        sums: Sums over the images of this process, scalars that are at least 0. Totals below 1 count as 1.
 
     Returns:
-        Their means, in one tensor.
+        Totals over all processes, divided by the number of processes, in one tensor.
     """
-    means = torch.stack(values).detach()
-    world_size = comm.get_world_size()
-    if world_size == 1 or not torch.is_grad_enabled():
-        return means
-    torch.distributed.all_reduce(means)
-    return means / world_size
+    totals = torch.stack(sums).detach()
+    world_size = comm.get_world_size() if torch.is_grad_enabled() else 1
+    if world_size > 1:
+        torch.distributed.all_reduce(totals)
+    return totals.clamp(min=1) / world_size
 
 
 def _round_up(length: int, divisor: int) -> int:

@@ -15,7 +15,7 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from pvt_det.modeling.dense import AdaptiveDetector, mean_over_processes
+from pvt_det.modeling.dense import AdaptiveDetector, loss_divisors
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
 from pvt_det.modeling.towers import TowerHead
@@ -142,7 +142,7 @@ class GFL(AdaptiveDetector):
             box = self.box2box_transform.apply_deltas(side, cell)
             quality = matched_pairwise_iou(Boxes(box.detach()), Boxes(target))
             score = logit.detach().sigmoid().amax(dim=1)
-            count, weight = mean_over_processes(count, score.sum())
+            count, weight = loss_divisors(count, score.sum())
 
             # All classes are background at first. Replace the terms of the positive ones.
             background = torch.where(labels < 0, labels, self.num_classes)
@@ -154,8 +154,8 @@ class GFL(AdaptiveDetector):
             loss_dfl = (_distribution_focal_loss(side, distance, self.box2box_transform.reg_max) * score).sum()
         return {
             "loss_cls": (loss_cls + correction.sum()) / count,
-            "loss_box_reg": self.box_loss_weight * loss_box / weight.clamp(min=1),
-            "loss_dfl": self.distribution_loss_weight * loss_dfl / weight.clamp(min=1),
+            "loss_box_reg": self.box_loss_weight * loss_box / weight,
+            "loss_dfl": self.distribution_loss_weight * loss_dfl / weight,
         }
 
     def forward_inference(
