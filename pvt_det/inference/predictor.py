@@ -73,10 +73,17 @@ class Predictor(BasePredictor[Detections]):
         return class_names(cfg)
 
     def _run(self, records: list[dict[str, Any]]) -> list[Instances]:
-        return [output["instances"].to("cpu") for output in self._outputs(records)]
+        found = [output["instances"].to("cpu") for output in self._outputs(records)]
+        return found if self._score_threshold is None else [_above(each, self._score_threshold) for each in found]
 
     def _result(self, output: Instances, image: Image) -> Detections:
         return Detections.of(output, self.class_names, image)
+
+
+def _above(instances: Instances, threshold: float) -> Instances:
+    """Return the detections above a score. ATSS applies its threshold before it multiplies scores by the centerness."""
+    is_above = instances.scores > threshold
+    return instances if is_above.all() else instances[is_above]
 
 
 def _set_threshold(cfg: CfgNode, threshold: float) -> None:
