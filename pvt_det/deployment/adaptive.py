@@ -15,7 +15,8 @@ from pvt_det.modeling.gfl import GFL
 class ATSSGraph(RetinaNetGraph):
     """ATSS from images to detections. The scores are multiplied by the centerness."""
 
-    def _candidates(self, logits: Tensor, deltas: Tensor, centerness: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def _candidates(self, outputs: tuple[Tensor, ...], anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, deltas, centerness = outputs
         scores = to_rows(logits, self.num_classes).sigmoid()
         weighted = scores * to_rows(centerness, 1).sigmoid()
         top, index = best(torch.where(scores > self.score_threshold, weighted, ABSENT).flatten(1), self.candidates)

@@ -48,12 +48,12 @@ class RetinaNetGraph(nn.Module):
         """
         maps = self.features(image)
         features = [maps[name] for name in self.names]
-        outputs = self.head(features)
         anchors = [
             grid_anchors(feature, cell, stride, self.offset)
             for feature, cell, stride in zip(features, self.cell_anchors, self.strides, strict=True)
         ]
-        levels = [self._candidates(*level) for level in zip(*outputs, anchors, strict=True)]
+        outputs = zip(*self.head(features), strict=True)
+        levels = [self._candidates(*level) for level in zip(outputs, anchors, strict=True)]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
 
         classes = torch.arange(self.num_classes, device=labels.device)
@@ -65,8 +65,9 @@ class RetinaNetGraph(nn.Module):
         number, position = present(torch.where(not_empty(boxes), scores, ABSENT))
         return boxes[number, position], scores[number, position], labels[number, position], number
 
-    def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, outputs: tuple[Tensor, ...], anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes `N×k×4`, scores `N×k` and labels `N×k` of the highest scores of a level."""
+        logits, deltas = outputs
         top, index = best(to_rows(logits, self.num_classes).flatten(1), self.candidates)
         scores = top.sigmoid()
         position = index // self.num_classes
