@@ -16,7 +16,6 @@ from torchvision.ops import generalized_box_iou_loss
 from pvt_det.modeling.dense import AdaptiveDetector, loss_divisors
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
-from pvt_det.modeling.towers import TowerHead
 
 
 @register(META_ARCH_REGISTRY)
@@ -56,7 +55,7 @@ class ATSS(AdaptiveDetector):
         arguments = cls.shared_arguments(cfg, section)
         return {
             **arguments,
-            "head": TowerHead(**arguments["head"], box_channels=4, centerness=True),
+            "head": cls.build_head(section, arguments["backbone"], box_channels=4, centerness=True),
             "box2box_transform": Box2BoxTransform(weights=section.BBOX_REG_WEIGHTS),
             "focal_loss_alpha": section.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": section.FOCAL_LOSS_GAMMA,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers.nms import batched_nms
-from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling import Backbone, build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pvt_det.modeling.atss_assigner import select_anchors
 from pvt_det.modeling.decoding import BoxTransform, decode
 from pvt_det.modeling.finite import require_finite
+from pvt_det.modeling.towers import TowerHead
 
 
 class DenseInference:
@@ -136,27 +137,19 @@ class AdaptiveDetector(DenseInference, DenseDetector):
 
     @staticmethod
     def shared_arguments(cfg: CfgNode, section: CfgNode) -> dict[str, Any]:
-        """Read the arguments of the base class from the config, all but the transform, and those of both heads.
+        """Read the arguments of the base class from the config, except for the head and the transform.
 
         Args:
             cfg: Complete config.
             section: Its section MODEL.ATSS or MODEL.GFL.
 
         Returns:
-            Keyword arguments of the constructor. "head" has keyword arguments of the head.
+            Keyword arguments of the constructor.
         """
         backbone = build_backbone(cfg)
         shapes = [backbone.output_shape()[name] for name in section.IN_FEATURES]
         return {
             "backbone": backbone,
-            "head": {
-                "channels": shapes[0].channels,
-                "num_levels": len(shapes),
-                "num_classes": section.NUM_CLASSES,
-                "num_convs": section.NUM_CONVS,
-                "norm": section.NORM,
-                "prior_prob": section.PRIOR_PROB,
-            },
             "head_in_features": section.IN_FEATURES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -170,6 +163,28 @@ class AdaptiveDetector(DenseInference, DenseDetector):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "input_format": cfg.INPUT.FORMAT,
         }
+
+    @staticmethod
+    def build_head(section: CfgNode, backbone: Backbone, *, box_channels: int, centerness: bool = False) -> TowerHead:
+        """Build the head.
+
+        Args:
+            section: Section MODEL.ATSS or MODEL.GFL of the config.
+            backbone: The backbone.
+            box_channels: Number of values that describe a box.
+            centerness: Whether to predict the centerness of each box as well.
+        """
+        levels = section.IN_FEATURES
+        return TowerHead(
+            channels=backbone.output_shape()[levels[0]].channels,
+            num_levels=len(levels),
+            num_classes=section.NUM_CLASSES,
+            box_channels=box_channels,
+            num_convs=section.NUM_CONVS,
+            norm=section.NORM,
+            prior_prob=section.PRIOR_PROB,
+            centerness=centerness,
+        )
 
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances], images: ImageList

@@ -18,7 +18,6 @@ from torchvision.ops import generalized_box_iou_loss
 from pvt_det.modeling.dense import AdaptiveDetector, loss_divisors
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
-from pvt_det.modeling.towers import TowerHead
 
 # Targets end before the last value of a distribution, so that there is always a next one.
 _MARGIN = 0.1
@@ -90,7 +89,7 @@ class GFL(AdaptiveDetector):
         arguments = cls.shared_arguments(cfg, section)
         return {
             **arguments,
-            "head": TowerHead(**arguments["head"], box_channels=4 * (section.REG_MAX + 1)),
+            "head": cls.build_head(section, arguments["backbone"], box_channels=4 * (section.REG_MAX + 1)),
             "box2box_transform": Box2BoxTransformIntegral(section.REG_MAX),
             "quality_focal_beta": section.QUALITY_FOCAL_BETA,
             "distribution_loss_weight": section.DISTRIBUTION_LOSS_WEIGHT,
