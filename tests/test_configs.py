@@ -27,7 +27,8 @@ LEAVES = [p for p in FILES if p.parent.name != "base"]
 PUBLISHED = [
     p.stem
     for p in LEAVES
-    if p.parent == CONFIGS and p.stem.startswith(("retinanet_", "mask_rcnn_", "faster_rcnn_", "cascade_"))
+    if p.parent == CONFIGS
+    and p.stem.startswith(("retinanet_", "atss_", "gfl_", "mask_rcnn_", "faster_rcnn_", "cascade_"))
 ]
 
 
@@ -77,6 +78,7 @@ def test_every_published_result_has_a_config():
     expected |= {f"{task}_{backbone}" for task, backbone in itertools.product(("retinanet", "mask_rcnn"), v2)}
     expected |= {"mask_rcnn_pvt_v2_b2_3x", "mask_rcnn_pvt_v2_b2_li_3x"}
     expected |= {"cascade_mask_rcnn_pvt_v2_b2", "cascade_mask_rcnn_pvt_v2_b2_li"}
+    expected |= {f"{task}_pvt_v2_{size}_3x" for task, size in itertools.product(("atss", "gfl"), ("b2", "b2_li"))}
     expected |= {"faster_rcnn_pvt_small", "cascade_mask_rcnn_pvt_small"}
     assert expected <= set(PUBLISHED)
 
@@ -254,6 +256,8 @@ def test_every_key_that_a_shipped_config_sets_has_a_row():
 ONE_OF_EACH = [
     "retinanet_pvt_tiny",
     "retinanet_R_18",
+    "atss_pvt_v2_b2_3x",
+    "gfl_pvt_v2_b2_3x",
     "mask_rcnn_pvt_v2_b0",
     "mask_rcnn_R_50",
     "cascade_mask_rcnn_pvt_small",

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 SEGMENTOR = "SemanticSegmentor"
 _PANOPTIC = "PanopticFPN"
+# One-stage detectors with one anchor per position, whose MODEL section has the name of the meta-architecture.
+_ADAPTIVE = ("ATSS", "GFL")
+# Sections of MODEL with the number of classes and the score threshold of a detector.
+HEADS = ("RETINANET", *_ADAPTIVE, "ROI_HEADS")
 # Backbone: the MODEL section of its trunk, and the number of levels above the trunk's in its FPN (0: no FPN).
 _TRUNKS = {
     "build_pvt_backbone": ("PVT", 0),
@@ -34,6 +38,24 @@ def is_retinanet(cfg: CfgNode) -> bool:
         cfg: A complete config.
     """
     return "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+
+
+def has_adaptive_anchors(cfg: CfgNode) -> bool:
+    """Return whether the model is ATSS or GFL, which match one anchor per position with boxes adaptively.
+
+    Args:
+        cfg: A complete config.
+    """
+    return cfg.MODEL.META_ARCHITECTURE in _ADAPTIVE
+
+
+def is_one_stage(cfg: CfgNode) -> bool:
+    """Return whether the model predicts boxes from anchors in a single step: RetinaNet, ATSS or GFL.
+
+    Args:
+        cfg: A complete config.
+    """
+    return is_retinanet(cfg) or has_adaptive_anchors(cfg)
 
 
 def is_segmentor(cfg: CfgNode) -> bool:
@@ -134,6 +156,8 @@ def head_key(cfg: CfgNode) -> str:
     Args:
         cfg: A complete config.
     """
+    if has_adaptive_anchors(cfg):
+        return str(cfg.MODEL.META_ARCHITECTURE)
     return "RETINANET" if is_retinanet(cfg) else "ROI_HEADS"
 
 
@@ -143,7 +167,7 @@ def anchor_levels_key(cfg: CfgNode) -> str:
     Args:
         cfg: A complete config.
     """
-    return "MODEL.RETINANET.IN_FEATURES" if is_retinanet(cfg) else "MODEL.RPN.IN_FEATURES"
+    return f"MODEL.{head_key(cfg) if is_one_stage(cfg) else 'RPN'}.IN_FEATURES"
 
 
 def model_name(cfg: CfgNode) -> str:

@@ -6,7 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pvt_det.config.architecture import is_multi_step
-from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, SIDE, TEXT, Limit, Row
+from pvt_det.config.rows import (
+    BOX_WEIGHTS,
+    CLASSES,
+    COUNT,
+    FLAG,
+    MANY,
+    NAMES,
+    PIXELS,
+    PROBABILITY,
+    RATE,
+    SHARE,
+    SIDE,
+    TEXT,
+    WEIGHT,
+    Limit,
+    Row,
+)
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number, only, or_null, text
 
 if TYPE_CHECKING:
@@ -28,8 +44,6 @@ def is_device(name: str) -> bool:
 
 
 # Rules that several keys share.
-_COUNT = integer(1, 1_000_000)
-_CLASSES = integer(1, 100_000)
 _CHANNELS = integer(1, 65_536)
 _LAYERS = integer(0, 64)
 _RESOLUTION = integer(1, 256)
@@ -37,10 +51,8 @@ _SAMPLING_RATIO = integer(0, 64)
 _LIMIT = integer(1, 1_000_000)  # sides this long do not limit any image
 _THRESHOLDS = list_of(SHARE, 1, order="ascending")
 _LABELS = list_of(choice((-1, 0, 1)), 2)
-_BOX_WEIGHTS = list_of(number(above=0, at_most=1000), length=4)
 _BOX_LOSS = choice(("smooth_l1", "giou", "diou", "ciou"))
 _BETA = number(at_least=0, at_most=100)
-_WEIGHT = number(at_least=0, at_most=1000)
 _NORM = choice(("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"))
 _POOLER = choice(("ROIAlignV2", "ROIAlign", "ROIPool"))
 # Detectron2's classes for rotated boxes, which this package's data and metrics do not support.
@@ -183,7 +195,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         ),
     ],
     "Detectron2's keys: RetinaNet": [
-        Row("MODEL.RETINANET.NUM_CLASSES", _CLASSES, "Number of classes. Training sets it from the data's classes."),
+        Row("MODEL.RETINANET.NUM_CLASSES", CLASSES, "Number of classes. Training sets it from the data's classes."),
         Row("MODEL.RETINANET.IN_FEATURES", NAMES, "Feature maps with anchors, from fine to coarse."),
         Row(
             "MODEL.RETINANET.NUM_CONVS", integer(1, 64), "Convolutions of each branch of the head, before the last one."
@@ -205,7 +217,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             number(above=0, below=1),
             "Score of all anchors at the start of training.",
         ),
-        Row("MODEL.RETINANET.BBOX_REG_WEIGHTS", _BOX_WEIGHTS, "Factors of the box offsets dx, dy, dw and dh."),
+        Row("MODEL.RETINANET.BBOX_REG_WEIGHTS", BOX_WEIGHTS, "Factors of the box offsets dx, dy, dw and dh."),
         Row("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", _BOX_LOSS, "Loss of the box offsets."),
         Row("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", _BETA, "Beta of the smooth L1 loss; 0 is the L1 loss."),
         Row("MODEL.RETINANET.FOCAL_LOSS_GAMMA", number(at_least=0, at_most=10), "Exponent of the focal loss."),
@@ -215,7 +227,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             "Weight of objects in the focal loss. The weight of the background is 1 - alpha.",
         ),
         Row("MODEL.RETINANET.SCORE_THRESH_TEST", RATE, "Smallest score of a detection."),
-        Row("MODEL.RETINANET.TOPK_CANDIDATES_TEST", _COUNT, "Best candidates of each level that enter NMS."),
+        Row("MODEL.RETINANET.TOPK_CANDIDATES_TEST", COUNT, "Best candidates of each level that enter NMS."),
         Row("MODEL.RETINANET.NMS_THRESH_TEST", SHARE, "IoU above which NMS removes the lower score; 1 removes none."),
     ],
     "Detectron2's keys: R-CNN": [
@@ -245,20 +257,20 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             "Pixels by which an anchor may cross the image's boundary without being ignored in training; -1 ignores "
             "none.",
         ),
-        Row("MODEL.RPN.BATCH_SIZE_PER_IMAGE", _COUNT, "Anchors of an image that the RPN's loss samples."),
+        Row("MODEL.RPN.BATCH_SIZE_PER_IMAGE", COUNT, "Anchors of an image that the RPN's loss samples."),
         Row("MODEL.RPN.POSITIVE_FRACTION", SHARE, "Largest share of objects among these anchors."),
         Row("MODEL.RPN.BBOX_REG_LOSS_TYPE", _BOX_LOSS, "Loss of the box offsets."),
-        Row("MODEL.RPN.BBOX_REG_LOSS_WEIGHT", _WEIGHT, "Weight of the RPN's box loss."),
-        Row("MODEL.RPN.BBOX_REG_WEIGHTS", _BOX_WEIGHTS, "Factors of the box offsets dx, dy, dw and dh."),
+        Row("MODEL.RPN.BBOX_REG_LOSS_WEIGHT", WEIGHT, "Weight of the RPN's box loss."),
+        Row("MODEL.RPN.BBOX_REG_WEIGHTS", BOX_WEIGHTS, "Factors of the box offsets dx, dy, dw and dh."),
         Row("MODEL.RPN.SMOOTH_L1_BETA", _BETA, "Beta of the smooth L1 loss; 0 is the L1 loss."),
-        Row("MODEL.RPN.LOSS_WEIGHT", _WEIGHT, "Weight of both losses of the RPN."),
-        Row("MODEL.RPN.PRE_NMS_TOPK_TRAIN", _COUNT, "Best anchors of each level that enter NMS in training."),
-        Row("MODEL.RPN.PRE_NMS_TOPK_TEST", _COUNT, "Best anchors of each level that enter NMS in tests."),
-        Row("MODEL.RPN.POST_NMS_TOPK_TRAIN", _COUNT, "Proposals of an image in training."),
-        Row("MODEL.RPN.POST_NMS_TOPK_TEST", _COUNT, "Proposals of an image in tests."),
+        Row("MODEL.RPN.LOSS_WEIGHT", WEIGHT, "Weight of both losses of the RPN."),
+        Row("MODEL.RPN.PRE_NMS_TOPK_TRAIN", COUNT, "Best anchors of each level that enter NMS in training."),
+        Row("MODEL.RPN.PRE_NMS_TOPK_TEST", COUNT, "Best anchors of each level that enter NMS in tests."),
+        Row("MODEL.RPN.POST_NMS_TOPK_TRAIN", COUNT, "Proposals of an image in training."),
+        Row("MODEL.RPN.POST_NMS_TOPK_TEST", COUNT, "Proposals of an image in tests."),
         Row("MODEL.RPN.NMS_THRESH", SHARE, "IoU above which NMS removes the lower score; 1 removes none."),
         Row("MODEL.ROI_HEADS.NAME", _registered("ROI_HEADS_REGISTRY"), "Class of the heads."),
-        Row("MODEL.ROI_HEADS.NUM_CLASSES", _CLASSES, "Number of classes. Training sets it from the data's classes."),
+        Row("MODEL.ROI_HEADS.NUM_CLASSES", CLASSES, "Number of classes. Training sets it from the data's classes."),
         Row("MODEL.ROI_HEADS.IN_FEATURES", NAMES, "Feature maps that proposals are pooled from, from fine to coarse."),
         Row(
             "MODEL.ROI_HEADS.IOU_THRESHOLDS",
@@ -271,7 +283,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             "Label of the proposals between two thresholds: 0 background, -1 ignored, 1 object.",
             limit=_labels_of("MODEL.ROI_HEADS.IOU_THRESHOLDS"),
         ),
-        Row("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", _COUNT, "Proposals of an image that the losses sample."),
+        Row("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", COUNT, "Proposals of an image that the losses sample."),
         Row("MODEL.ROI_HEADS.POSITIVE_FRACTION", SHARE, "Largest share of objects among these proposals."),
         Row("MODEL.ROI_HEADS.SCORE_THRESH_TEST", RATE, "Smallest score of a detection."),
         Row("MODEL.ROI_HEADS.NMS_THRESH_TEST", SHARE, "IoU above which NMS removes the lower score; 1 removes none."),
@@ -284,8 +296,8 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             "Class of the box head; '' for heads without one.",
         ),
         Row("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", _BOX_LOSS, "Loss of the box offsets."),
-        Row("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", _WEIGHT, "Weight of the box loss."),
-        Row("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", _BOX_WEIGHTS, "Factors of the box offsets dx, dy, dw and dh."),
+        Row("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", WEIGHT, "Weight of the box loss."),
+        Row("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", BOX_WEIGHTS, "Factors of the box offsets dx, dy, dw and dh."),
         Row("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", _BETA, "Beta of the smooth L1 loss; 0 is the L1 loss."),
         Row("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", _RESOLUTION, "Height and width of a pooled proposal."),
         Row(
@@ -322,7 +334,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         ),
         Row(
             "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
-            list_of(_BOX_WEIGHTS, 1),
+            list_of(BOX_WEIGHTS, 1),
             "Factors of the box offsets of each stage of Cascade R-CNN.",
             limit=Limit(
                 "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
@@ -359,8 +371,8 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
             "Stride to which all feature maps are scaled, not above that of the finest one.",
         ),
         Row("MODEL.SEM_SEG_HEAD.NORM", _NORM, "Normalization in the semantic head."),
-        Row("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", _WEIGHT, "Weight of the semantic loss."),
-        Row("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", _WEIGHT, "Weight of Panoptic FPN's box, class and mask losses."),
+        Row("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", WEIGHT, "Weight of the semantic loss."),
+        Row("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", WEIGHT, "Weight of Panoptic FPN's box, class and mask losses."),
         Row("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", FLAG, "Not used any more."),
         Row(
             "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
@@ -425,7 +437,7 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         Row("DATALOADER.FILTER_EMPTY_ANNOTATIONS", FLAG, "Whether images without an object are left out of training."),
     ],
     "Detectron2's keys: solver": [
-        Row("SOLVER.IMS_PER_BATCH", _COUNT, "Images per batch, over all processes."),
+        Row("SOLVER.IMS_PER_BATCH", COUNT, "Images per batch, over all processes."),
         Row(
             "SOLVER.REFERENCE_WORLD_SIZE",
             integer(0, 65_536),

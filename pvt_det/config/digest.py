@@ -10,6 +10,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from pvt_det.config.architecture import HEADS
 from pvt_det.config.keys import get_config
 from pvt_det.utils.digest import value_digest
 
@@ -28,7 +29,7 @@ _WITHOUT_EFFECT = EXECUTION_KEYS | {
 # Further keys in which a run may differ from a published recipe: what its data, its seed or its machine decides.
 _NOT_OF_RECIPE = frozenset((
     "SEED", "DATASETS.CLASS_NAMES", "DATASETS.LABEL_NAMES", "DATASETS.ON_ERROR",
-    "MODEL.RETINANET.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    *(f"MODEL.{head}.NUM_CLASSES" for head in (*HEADS, "SEM_SEG_HEAD")),
     "SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION",
     "TEST.BEST_METRIC", "TEST.EVAL_PERIOD", "TEST.PRECISION", "TEST.VALIDATION_LOSS",
 ))  # fmt: skip

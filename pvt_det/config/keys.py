@@ -9,6 +9,7 @@ import copy
 import itertools
 from typing import TYPE_CHECKING
 
+from pvt_det.config.dense_keys import ATSS_KEYS, GFL_KEYS
 from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number
@@ -137,10 +138,17 @@ ADDED_KEYS: dict[str, list[Row]] = {
     ],
     "FPN and heads": [
         Row(
+            "MODEL.FPN.P6_INPUT",
+            choice(("backbone", "fpn")),
+            "Where the FPN of a one-stage detector computes P6 from: the last feature map of the backbone, as in "
+            "RetinaNet, or that of the FPN, as in ATSS and GFL.",
+            "backbone",
+        ),
+        Row(
             "MODEL.FPN.P7_RELU",
             FLAG,
-            "Whether RetinaNet's FPN has a ReLU between P6 and P7. Detectron2 has it; the published PVT detectors do "
-            "not.",
+            "Whether the FPN of a one-stage detector has a ReLU between P6 and P7. Detectron2 has it; the published "
+            "PVT detectors do not.",
             False,
         ),
         Row(
@@ -173,6 +181,8 @@ ADDED_KEYS: dict[str, list[Row]] = {
             "valid",
         ),
     ],
+    "ATSS": ATSS_KEYS,
+    "GFL": GFL_KEYS,
     "Input": [
         Row(
             "INPUT.RESIZE_BACKEND",

@@ -12,11 +12,13 @@ from pvt_det.config.architecture import (
     SEGMENTOR,
     anchor_levels_key,
     feature_strides,
+    has_adaptive_anchors,
     has_fpn,
     has_label_maps,
+    head_key,
+    is_one_stage,
     is_panoptic,
     is_rcnn,
-    is_retinanet,
     is_segmentor,
     trunk_section,
     trunk_strides,
@@ -168,8 +170,8 @@ def _check_feature_maps(check: _Check) -> None:
         )
     strides = feature_strides(cfg)
     source = f"the maps of MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}"
-    if is_retinanet(cfg):
-        _check_names(check, "MODEL.RETINANET.IN_FEATURES", strides, source)
+    if is_one_stage(cfg):
+        _check_names(check, anchor_levels_key(cfg), strides, source)
     if is_rcnn(cfg) or cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         _check_names(check, "MODEL.RPN.IN_FEATURES", strides, source)
     if is_rcnn(cfg):
@@ -210,6 +212,9 @@ def _check_anchors(check: _Check) -> None:
             len(rows) in (1, levels), key, f"1 list or {levels}, one for each level of {levels_key}, got {len(rows)}."
         )
         check.require(len({len(row) for row in rows}) == 1, key, "lists of the same length.")
+        if has_adaptive_anchors(cfg):
+            name = cfg.MODEL.META_ARCHITECTURE
+            check.require(len(rows[0]) == 1, key, f"lists of one value: {name} has one anchor per position.")
     smallest = [min(row) for row in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
     check.require(
         smallest == sorted(smallest), "MODEL.ANCHOR_GENERATOR.SIZES", f"sizes that do not fall along {levels_key}."
@@ -284,7 +289,7 @@ def _check_norms(check: _Check) -> None:
     has_resnet = trunk_section(check.cfg) == "RESNETS"
     used = [
         (has_fpn(check.cfg), model.FPN.NORM, "MODEL.FPN.OUT_CHANNELS"),
-        (is_retinanet(check.cfg) and has_fpn(check.cfg), model.RETINANET.NORM, "MODEL.FPN.OUT_CHANNELS"),
+        (has_fpn(check.cfg), _head_norm(check.cfg), "MODEL.FPN.OUT_CHANNELS"),
         (two_stage and box.NUM_CONV > 0, box.NORM, "MODEL.ROI_BOX_HEAD.CONV_DIM"),
         (two_stage and model.MASK_ON and mask.NUM_CONV > 0, mask.NORM, "MODEL.ROI_MASK_HEAD.CONV_DIM"),
         (has_label_maps(check.cfg), model.SEM_SEG_HEAD.NORM, "MODEL.SEM_SEG_HEAD.CONVS_DIM"),
@@ -295,3 +300,8 @@ def _check_norms(check: _Check) -> None:
     for is_used, norm, key in used:
         is_valid = not is_used or norm != "GN" or get_value(check.cfg, key) % _GROUPS == 0
         check.require(is_valid, key, f"a multiple of {_GROUPS}, the number of groups of GroupNorm (GN).")
+
+
+def _head_norm(cfg: CfgNode) -> str:
+    """Return the normalization of a one-stage detector's head, or "" for other models."""
+    return str(cfg.MODEL[head_key(cfg)].NORM) if is_one_stage(cfg) else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pvt_det.config.architecture import head_key
+from pvt_det.config.architecture import HEADS, head_key
 from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
@@ -190,5 +190,5 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     cfg.DATASETS.CLASS_NAMES = list(known[first])
     if stated != number:
         logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, listed(known[first]))
-        cfg.MODEL.RETINANET.NUM_CLASSES = number
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+        for section in HEADS:
+            cfg.MODEL[section].NUM_CLASSES = number

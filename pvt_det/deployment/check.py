@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.modeling.meta_arch import GeneralizedRCNN, SemanticSegmentor
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 from torch import nn
@@ -97,7 +98,7 @@ def run_eager(model: nn.Module, images: NDArray[np.uint8], *, bgr: bool) -> dict
         if isinstance(model, GeneralizedRCNN):
             found = model.inference(records, do_postprocess=False)
         else:
-            assert isinstance(model, RetinaNet)
+            assert isinstance(model, DenseDetector)
             found = [output["instances"] for output in model(records)]
     return _as_outputs([each[each.pred_boxes.nonempty()] for each in found])
 

@@ -11,12 +11,15 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from pvt_det.deployment.adaptive import ATSSGraph, GFLGraph
 from pvt_det.deployment.files import Format
 from pvt_det.deployment.image import Features, Normalize
 from pvt_det.deployment.rcnn import RCNNGraph
 from pvt_det.deployment.retinanet import RetinaNetGraph
 from pvt_det.deployment.suppression import Suppress, suppress, suppress_by_torchvision
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.atss import ATSS
+from pvt_det.modeling.gfl import GFL
 from pvt_det.models.trunk import Trunk
 
 
@@ -86,14 +89,15 @@ class ClassifierGraph(nn.Module):
 
 
 Graph: TypeAlias = RetinaNetGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
+_ONE_STAGE = ((RetinaNet, RetinaNetGraph), (ATSS, ATSSGraph), (GFL, GFLGraph))
 
 
 def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -> Graph:
     """Wrap a trained model as a function of tensors.
 
     Args:
-        model: RetinaNet, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its weights
-            are shared.
+        model: RetinaNet, ATSS, GFL, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its
+            weights are shared.
         bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
         kind: Format that the graph is traced for.
 
@@ -105,8 +109,9 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
     """
     model.eval()
     suppression: Suppress = suppress_by_torchvision if kind == "torch" else suppress
-    if isinstance(model, RetinaNet):
-        return RetinaNetGraph(model, bgr=bgr, suppress=suppression)
+    for architecture, graph in _ONE_STAGE:
+        if isinstance(model, architecture):
+            return graph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         return RCNNGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, SemanticSegmentor):
@@ -114,6 +119,6 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
     if isinstance(model, Trunk) and model.num_classes > 0:
         return ClassifierGraph(model)
     raise ConfigError(
-        f"{type(model).__name__} cannot be exported. Expected RetinaNet, Faster, Mask or Cascade R-CNN, Semantic FPN, "
-        "or a classifier."
+        f"{type(model).__name__} cannot be exported. Expected RetinaNet, ATSS, GFL, Faster, Mask or Cascade R-CNN, "
+        "Semantic FPN, or a classifier."
     )

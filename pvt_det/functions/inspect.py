@@ -46,7 +46,7 @@ def inspect(
         val_fraction: Fraction of the images to set aside for validation, above 0 and below 1. Copies of an image stay
             on one side. It needs `write_config` or `write_json`.
         seed: Seed of the choice of these images, 0 or more. None takes 0.
-        task: "retinanet", "mask-rcnn" or "semantic". None chooses by the data.
+        task: "retinanet", "atss", "gfl", "mask-rcnn" or "semantic". None chooses by the data.
         check_data: How to check the images, a value of DATASETS.CHECK: "fast", "full" or "off".
         on_error: What to do with broken data, a value of DATASETS.ON_ERROR: "stop", "skip" or "strict".
         allow_outside: Whether file names may lead outside the image folder.

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from pvt_det.config.architecture import head_key, is_segmentor
+from pvt_det.config.architecture import HEADS, head_key, is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.inference import SCORE_THRESHOLD
 from pvt_det.inference.base import BasePredictor, class_names
@@ -73,14 +73,21 @@ class Predictor(BasePredictor[Detections]):
         return class_names(cfg)
 
     def _run(self, records: list[dict[str, Any]]) -> list[Instances]:
-        return [output["instances"].to("cpu") for output in self._outputs(records)]
+        found = [output["instances"].to("cpu") for output in self._outputs(records)]
+        return found if self._score_threshold is None else [_above(each, self._score_threshold) for each in found]
 
     def _result(self, output: Instances, image: Image) -> Detections:
         return Detections.of(output, self.class_names, image)
 
 
+def _above(instances: Instances, threshold: float) -> Instances:
+    """Return the detections above a score. ATSS applies its threshold before it multiplies scores by the centerness."""
+    is_above = instances.scores > threshold
+    return instances if is_above.all() else instances[is_above]
+
+
 def _set_threshold(cfg: CfgNode, threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise ConfigError(f"score threshold {threshold}: expected a number from 0 to 1.")
-    for head in (cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):
-        head.SCORE_THRESH_TEST = threshold
+    for section in HEADS:
+        cfg.MODEL[section].SCORE_THRESH_TEST = threshold

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 from pvt_det.errors import ConfigError
 from pvt_det.models import list_models
+from pvt_det.recipes import list_recipes
 from pvt_det.utils.text import did_you_mean
 
 DEFAULT = "pvt_tiny"
 # Depth of a ResNet, and the keys of MODEL.RESNETS that it needs.
 _RESNETS = {18: "DEPTH: 18, RES2_OUT_CHANNELS: 64", 50: "DEPTH: 50", 101: "DEPTH: 101"}
 # Names of configs begin with these.
-_PREFIXES = {"retinanet": "retinanet", "mask_rcnn": "mask-rcnn", "semantic_fpn": "semantic"}
+_PREFIXES = {
+    "retinanet": "retinanet",
+    "atss": "atss",
+    "gfl": "gfl",
+    "mask_rcnn": "mask-rcnn",
+    "semantic_fpn": "semantic",
+}
 _RESNET = re.compile(r"(?:resnet|r)[_-]?(\d+)(?:[_-]fpn)?", re.IGNORECASE)
 
 
@@ -73,6 +80,8 @@ def find_backbone(name: str) -> tuple[Backbone, str]:
     stem = (name or DEFAULT).removesuffix(".yaml").rpartition("/")[2]
     prefix = next((prefix for prefix in _PREFIXES if stem.startswith(f"{prefix}_")), "")
     short = stem.removeprefix(f"{prefix}_")
+    if stem in list_recipes():
+        short = short.removesuffix("_3x")  # the schedule of COCO
     if resnet := _RESNET.fullmatch(short):
         short = f"R_{resnet[1]}"
     if short in known:

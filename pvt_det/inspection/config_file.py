@@ -20,9 +20,13 @@ from pvt_det.utils.text import counted
 # Base configs of each task: the head, and the backbone of a family.
 _FILES = {
     "retinanet": ("retinanet", "retinanet_{}"),
+    "atss": ("atss", "retinanet_{}"),
+    "gfl": ("gfl", "retinanet_{}"),
     "mask-rcnn": ("mask_rcnn", "rcnn_{}"),
 }
-_TASK_NAMES = {"retinanet": "RetinaNet", "mask-rcnn": "Mask R-CNN"}
+_TASK_NAMES = {"retinanet": "RetinaNet", "atss": "ATSS", "gfl": "GFL", "mask-rcnn": "Mask R-CNN"}
+# Section of MODEL with the number of classes.
+_HEADS = {"retinanet": "RETINANET", "atss": "ATSS", "gfl": "GFL", "mask-rcnn": "ROI_HEADS"}
 # Training from random weights works on the blood cells, whose rarest class has about 300 objects. COCO has 10,000 per
 # class.
 _FEW_OBJECTS = 200
@@ -91,7 +95,7 @@ def _model(plan: Plan, settings: Settings, statistics: Statistics) -> list[str]:
     lines = [
         "MODEL:",
         *_start(plan, statistics.objects // classes),
-        f"  {'RETINANET' if plan.task == 'retinanet' else 'ROI_HEADS'}:",
+        f"  {_HEADS[plan.task]}:",
         f"    NUM_CLASSES: {classes}",
     ]
     if plan.task == "retinanet" and _needs_norms(plan):

@@ -21,6 +21,7 @@ class _Task:
         strides: Strides of the feature levels with anchors.
         octaves: Anchor sizes of a level as multiples of its first size.
         coco_factor: Anchor size of the COCO models as a multiple of the stride.
+        is_square: Whether all anchors are squares.
         cpu_pixels: Number of training pixels that PVT-Tiny processes on two CPU cores in `cpu_minutes`, measured with
             `configs/small`. This is enough to learn a few classes from random weights.
         cpu_minutes: Duration of such a run in minutes.
@@ -31,10 +32,13 @@ class _Task:
     coco_factor: float
     cpu_pixels: float
     cpu_minutes: int
+    is_square: bool = False
 
 
 _TASKS = {
     "retinanet": _Task((8, 16, 32, 64, 128), (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), 4.0, 270e6, 15),
+    # One square anchor per position.
+    **dict.fromkeys(("atss", "gfl"), _Task((8, 16, 32, 64, 128), (1.0,), 8.0, 270e6, 15, is_square=True)),
     "mask-rcnn": _Task((4, 8, 16, 32, 64), (1.0,), 8.0, 140e6, 20),
 }
 # Short side of the images in pixels: minimum and maximum on a CPU, and the value of the recipes on a GPU.
@@ -46,7 +50,7 @@ _EPOCHS, _MIN_SEEN, _MAX_EPOCHS = 12, 16_000, 100
 _COCO_DETECTIONS = 100
 # Height-to-width ratios of Detectron2's models and the published models.
 COMMON_RATIOS = (0.5, 1.0, 2.0)
-# Anchor sizes as multiples of the stride. The COCO models use 4 (RetinaNet) and 8 (Faster and Mask R-CNN).
+# Anchor sizes as multiples of the stride. The COCO models use 4 (RetinaNet) and 8 (all others).
 _FACTORS = tuple(2 ** (step / 2) for step in range(7))
 # A box is covered if an anchor overlaps it with at least this IoU.
 _MIN_IOU = 0.5
@@ -144,7 +148,9 @@ def recommend(
         short_side_reason=short_side_reason,
         train_sides=[round(short_side * step / 8) * 8 for step in steps],
         max_sizes=(longest, math.ceil(longest * steps[-1])),
-        anchors=fit_anchors(statistics.boxes * scale, kind.strides, kind.octaves, kind.coco_factor),
+        anchors=fit_anchors(
+            statistics.boxes * scale, kind.strides, kind.octaves, kind.coco_factor, is_square=kind.is_square
+        ),
         detections=detections,
         detections_reason=detections_reason,
         batch=batch,
@@ -206,7 +212,12 @@ def _learning_rate(batch: int, pretrained: bool) -> tuple[float, str]:
 
 
 def fit_anchors(
-    boxes: npt.NDArray[np.float64], strides: Sequence[int], octaves: Sequence[float], coco_factor: float
+    boxes: npt.NDArray[np.float64],
+    strides: Sequence[int],
+    octaves: Sequence[float],
+    coco_factor: float,
+    *,
+    is_square: bool = False,
 ) -> Anchors:
     """Choose the anchors that cover the most boxes. Among equals, choose those with the highest mean IoU.
 
@@ -215,18 +226,18 @@ def fit_anchors(
         strides: Strides of the feature levels with anchors.
         octaves: Anchor sizes of a level as multiples of its first size.
         coco_factor: First anchor size of the COCO models as a multiple of the stride.
+        is_square: Whether all anchors are squares.
     """
     width, height = boxes.T
     own = np.quantile(height / width, (0.1, 0.5, 0.9)).round(2).tolist()
-    candidates = {
-        factor: _cover(boxes, _sizes(factor, strides, octaves), strides, COMMON_RATIOS) for factor in _FACTORS
-    }
+    common = (1.0,) if is_square else COMMON_RATIOS
+    candidates = {factor: _cover(boxes, _sizes(factor, strides, octaves), strides, common) for factor in _FACTORS}
     best = max(share for share, _ in candidates.values())
     factor = max((f for f, (share, _) in candidates.items() if share >= best - _EQUAL), key=lambda f: candidates[f][1])
     sizes = _sizes(factor, strides, octaves)
     covered = candidates[factor][0]
-    ratios = list(COMMON_RATIOS)
-    by_own = _cover(boxes, sizes, strides, own)[0]
+    ratios = list(common)
+    by_own = 0.0 if is_square else _cover(boxes, sizes, strides, own)[0]
     if by_own >= covered + _GAIN:
         ratios, covered = own, by_own
     return Anchors(factor, sizes, ratios, covered, candidates[coco_factor][0])

@@ -48,7 +48,7 @@ class Request:
         classes_of: Run folder or config whose classes the data must have.
         class_names: File with the class names of label maps.
         ignore_value: Value of void in label maps, 0 to 255. None finds it from the values.
-        task: "retinanet", "mask-rcnn" or "semantic". None chooses by the data.
+        task: "retinanet", "atss", "gfl", "mask-rcnn" or "semantic". None chooses by the data.
         write_config: Config file to write.
         model: Name of a backbone or of a config. None takes PVT-Tiny.
         weights: Value of MODEL.WEIGHTS, or "none" for random weights. None takes the ImageNet weights of the model.

@@ -1,6 +1,6 @@
 """Tasks that training settings can be recommended for."""
 
 # Detectors, which learn from annotated objects.
-TASKS = ("retinanet", "mask-rcnn")
+TASKS = ("retinanet", "atss", "gfl", "mask-rcnn")
 # Segmentation models, which learn from label maps.
 SEMANTIC = "semantic"

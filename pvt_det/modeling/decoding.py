@@ -1,21 +1,37 @@
-"""Decode RetinaNet's dense predictions for a whole batch at once instead of per image and level."""
+"""Decode the predictions of a dense detector for a whole batch at once instead of per image and level."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 import torch
-from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
+
+
+class BoxTransform(Protocol):
+    """Computes boxes from anchors and the outputs of a head, such as Detectron2's `Box2BoxTransform`."""
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Compute boxes.
+
+        Args:
+            deltas: Outputs of the head, `P×B`.
+            boxes: Anchors `P×4`.
+
+        Returns:
+            Boxes `P×4`.
+        """
 
 
 def decode(
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
-    transform: Box2BoxTransform,
+    transform: BoxTransform,
     *,
+    centerness: Sequence[Tensor] | None = None,
     threshold: float,
     limit: int,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -27,10 +43,12 @@ def decode(
 
     Args:
         logits: Classification logits of each level, `N×R_l×K`, with any floating-point dtype.
-        deltas: Box deltas of each level, `N×R_l×4`.
+        deltas: Box deltas of each level, `N×R_l×B`.
         anchors: Anchors of each level, `R_l×4`, as (x1, y1, x2, y2) in pixels of the input.
         transform: Transform that applies deltas to anchors.
-        threshold: Candidates must have a score above this threshold, in [0, 1].
+        centerness: Logits of the centerness of each level, `N×R_l×1`. Its sigmoid is multiplied with the scores of
+            the candidates. None leaves the scores unchanged.
+        threshold: Candidates must have a class score above this threshold, in [0, 1].
         limit: Maximum number of candidates per image and level.
 
     Returns:
@@ -38,14 +56,17 @@ def decode(
     """
     num_images = len(logits[0])
     min_logit = _min_logit(threshold)
+    outputs = (logits, deltas) if centerness is None else (logits, deltas, centerness)
     levels = [
-        _select_anchors(*level, min_logit=min_logit, first_group=index * num_images)
-        for index, level in enumerate(zip(logits, deltas, anchors, strict=True))
+        _select_anchors(level, level_anchors, min_logit=min_logit, first_group=index * num_images)
+        for index, (*level, level_anchors) in enumerate(zip(*outputs, anchors, strict=True))
     ]
-    group, logit, delta, anchor = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    group, anchor, logit, delta, *factor = (torch.cat(parts) for parts in zip(*levels, strict=True))
     all_scores = logit.float().sigmoid_()
     row, label = (all_scores > threshold).nonzero(as_tuple=True)
     scores = all_scores[row, label]
+    if factor:
+        scores *= factor[0][row, 0].float().sigmoid_()
 
     groups = torch.arange(len(levels) * num_images + 1, device=group.device)
     sizes = torch.searchsorted(group[row], groups).diff().tolist()
@@ -63,16 +84,16 @@ def decode(
 
 
 def _select_anchors(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, *, min_logit: float, first_group: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs: Sequence[Tensor], anchors: Tensor, *, min_logit: float, first_group: int
+) -> tuple[Tensor, ...]:
     """Select the S anchors of a level that have a logit above `min_logit`.
 
-    Returns their groups `S`, logits `S×K`, deltas `S×4` and anchors `S×4`. A group is one image of one level. Groups
-    are in ascending order.
+    Returns their groups `S`, anchors `S×4`, and outputs of the head: logits `S×K`, deltas `S×B` and further ones. A
+    group is one image of one level. Groups are in ascending order.
     """
-    row = (logits.amax(dim=2).flatten().float() > min_logit).nonzero()[:, 0]
+    row = (outputs[0].amax(dim=2).flatten().float() > min_logit).nonzero()[:, 0]
     image, position = row // len(anchors), row % len(anchors)
-    return first_group + image, logits.flatten(0, 1).index_select(0, row), deltas.flatten(0, 1)[row], anchors[position]
+    return first_group + image, anchors[position], *(output.flatten(0, 1).index_select(0, row) for output in outputs)
 
 
 def _min_logit(threshold: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,12 @@ from pvt_det.modeling.timm_backbone import build_timm_backbone
 
 
 class P6P7(nn.Module):
-    """RetinaNet's two coarsest levels, computed from the backbone's last feature map (not from P5).
+    """The two coarsest levels of a one-stage detector, P6 and P7.
 
     Args:
-        in_channels: Channels of the backbone's last feature map.
+        in_channels: Channels of the input.
         out_channels: Channels of P6 and P7.
-        in_feature: Name of the backbone's last feature map.
+        in_feature: Name of the input: the backbone's last feature map, as in RetinaNet, or the FPN's P5, as in ATSS.
         relu: Whether to apply a ReLU to P6 before computing P7, as in Detectron2 and the RetinaNet paper. The published
             PVT detectors do not.
     """
@@ -43,7 +45,7 @@ class P6P7(nn.Module):
         """Compute P6 and P7.
 
         Args:
-            x: The backbone's last feature map, `N×C×H×W`.
+            x: The input, `N×C×H×W`.
 
         Returns:
             P6 and P7. Each has half the height and width of its input, rounded up.
@@ -71,7 +73,7 @@ def build_pvt_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 @register(BACKBONE_REGISTRY)
 def build_retinanet_pvt_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build PVT with an FPN for RetinaNet. P6 and P7 are computed from the stage-4 map.
+    """Build PVT with an FPN for RetinaNet, ATSS and GFL. P6 and P7 are computed from the stage-4 map or P5.
 
     Args:
         cfg: Complete config. Uses `MODEL.PVT`, `MODEL.FPN` and `MODEL.DEVICE`.
@@ -100,7 +102,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 @register(BACKBONE_REGISTRY)
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a model of timm with an FPN for RetinaNet. P6 and P7 are computed from the stage-4 map.
+    """Build a model of timm with an FPN for RetinaNet, ATSS and GFL. P6 and P7 are computed from the stage-4 map or P5.
 
     Args:
         cfg: Complete config. Uses `MODEL.TIMM` and `MODEL.FPN`.
@@ -115,7 +117,7 @@ def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
 
 @register(BACKBONE_REGISTRY)
 def build_retinanet_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build ResNet with an FPN for RetinaNet. P6 and P7 are computed from the res5 map.
+    """Build ResNet with an FPN for RetinaNet, ATSS and GFL. P6 and P7 are computed from the res5 map or P5.
 
     Unlike Detectron2's builder, this one supports `MODEL.FPN.P7_RELU`.
 
@@ -134,7 +136,11 @@ def _build_p6p7(cfg: CfgNode, bottom_up: Backbone, in_feature: str) -> P6P7:
     shapes = bottom_up.output_shape()
     if in_feature not in shapes:
         raise ConfigError(f"OUT_FEATURES of the backbone = {list(shapes)}: P6 needs {in_feature}. Add it.")
-    return P6P7(shapes[in_feature].channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature, relu=cfg.MODEL.FPN.P7_RELU)
+    channels = shapes[in_feature].channels
+    if cfg.MODEL.FPN.P6_INPUT == "fpn":
+        level = int(math.log2(shapes[in_feature].stride))
+        channels, in_feature = cfg.MODEL.FPN.OUT_CHANNELS, f"p{level}"
+    return P6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature, relu=cfg.MODEL.FPN.P7_RELU)
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:

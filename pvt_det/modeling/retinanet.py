@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers.nms import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
@@ -15,8 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from pvt_det.modeling.decoding import decode
-from pvt_det.modeling.finite import require_finite
+from pvt_det.modeling.dense import DenseInference
 from pvt_det.modeling.focal import dense_focal_loss
 from pvt_det.modeling.registration import register
 from pvt_det.modeling.targets import match_anchors
@@ -26,7 +24,7 @@ _EMA_MOMENTUM = 0.9
 
 
 @register(META_ARCH_REGISTRY)
-class PVTRetinaNet(RetinaNet):
+class PVTRetinaNet(DenseInference, RetinaNet):
     """Detectron2's RetinaNet with batched target matching and decoding, and with different losses.
 
     - Positive anchors, by whose number the losses are divided, are counted over all processes. So several processes
@@ -83,21 +81,6 @@ class PVTRetinaNet(RetinaNet):
         anchors = self.build_anchors(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
-
-    def build_anchors(self, features: list[Tensor]) -> list[Boxes]:
-        """Generate the anchors on the device of the feature maps.
-
-        Args:
-            features: Feature maps of each level, `N×C×H_l×W_l`.
-
-        Returns:
-            Anchors of each level, `R_l×4`, in pixels of the input.
-        """
-        # Detectron2 creates the grid on the CPU and copies it to the GPU, which synchronizes twice per level. Anchors
-        # are cheap to recompute for each batch: 1 ms for 800×1216 pixels on one CPU core.
-        with features[0].device:
-            anchors: list[Boxes] = self.anchor_generator(features)
-        return anchors
 
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
         """Match the anchors with the boxes of each image, as Detectron2 does.
@@ -175,9 +158,6 @@ class PVTRetinaNet(RetinaNet):
     ) -> list[Instances]:
         """Compute detections from the outputs of the head.
 
-        Everything after the head is computed in fp32, because in bf16 scores would tie and boxes would be off by
-        pixels.
-
         Args:
             images: Batch of images, with their sizes before padding.
             features: Feature maps of each level, `N×C×H_l×W_l`.
@@ -191,18 +171,4 @@ class PVTRetinaNet(RetinaNet):
             NumericError: The predictions are NaN or infinite.
         """
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
-        require_finite([*logits, *deltas], "scores or boxes")
-        candidates = decode(
-            logits,
-            deltas,
-            [boxes.tensor for boxes in self.build_anchors(features)],
-            self.box2box_transform,
-            threshold=self.test_score_thresh,
-            limit=self.test_topk_candidates,
-        )
-        return [self._suppress(*found, size) for found, size in zip(candidates, images.image_sizes, strict=True)]
-
-    def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:
-        # Run NMS per image. Offsetting the coordinates of each image, as for classes, would round boxes too much.
-        kept = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
-        return Instances(size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=classes[kept])
+        return self.detect(images, self.build_anchors(features), logits, deltas)

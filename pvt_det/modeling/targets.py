@@ -32,16 +32,15 @@ def match_anchors(
     boxes = torch.cat([*(image.gt_boxes.tensor for image in images), anchors.new_zeros(1, 4)])
     classes = torch.cat([*(image.gt_classes for image in images), torch.full_like(boxes[:1, 0], background).long()])
     first = [0, *accumulate(len(image) for image in images)]
-    corners, areas = anchors.T.contiguous(), _areas(anchors)
     matches = []
     for image, start in zip(images, first, strict=False):
         if len(image):
             # Process one image at a time, because the IoUs of a whole batch would take too much memory.
-            best, match, is_best_of_box = _match(image.gt_boxes.tensor, corners, areas)
+            best, match, is_best_of_box = _match(image.gt_boxes.tensor, anchors)
             matches.append((best, match + start, is_best_of_box & matcher.allow_low_quality_matches))
         else:
-            dummy = torch.full_like(areas, first[-1], dtype=torch.int64)
-            matches.append((torch.zeros_like(areas), dummy, torch.ones_like(dummy, dtype=torch.bool)))
+            dummy = torch.full_like(anchors[:, 0], first[-1], dtype=torch.int64)
+            matches.append((torch.zeros_like(anchors[:, 0]), dummy, torch.ones_like(dummy, dtype=torch.bool)))
     best, match, is_match = (torch.stack(tensors) for tensors in zip(*matches, strict=True))
 
     match_labels = torch.ones_like(best, dtype=torch.int8)
@@ -52,23 +51,31 @@ def match_anchors(
     return labels, boxes[match]
 
 
-def _match(boxes: Tensor, corners: Tensor, areas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best IoU and box of each anchor, and whether the anchor is the best one of any box."""
-    iou = _iou(boxes, corners, areas)
+    iou = pairwise_iou(boxes, anchors)
     best, match = iou.max(dim=0)
     return best, match, (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
 
 
-def _iou(boxes: Tensor, corners: Tensor, areas: Tensor) -> Tensor:
-    """Compute the IoU `G×R` of boxes `G×4` and anchors with corners `4×R` and areas `R`.
+def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Compute the IoU of every box with every anchor.
 
-    Allocates few tensors of this size. Operations have the same order as in Detectron2, and so the same rounding.
-    Unions are positive, because anchors have positive areas.
+    Allocates few tensors of the size of the result. Operations have the same order as in Detectron2, and so the same
+    rounding.
+
+    Args:
+        boxes: Boxes `G×4` as (x1, y1, x2, y2).
+        anchors: Anchors `R×4`, with positive area, so that unions are positive.
+
+    Returns:
+        IoUs `G×R`.
     """
     x0, y0, x1, y1 = boxes.T[:, :, None]
-    intersection = torch.minimum(x1, corners[2]).sub_(torch.maximum(x0, corners[0])).clamp_(min=0)
-    intersection *= torch.minimum(y1, corners[3]).sub_(torch.maximum(y0, corners[1])).clamp_(min=0)
-    return intersection.div_((_areas(boxes)[:, None] + areas).sub_(intersection))
+    left, top, right, bottom = anchors.T.contiguous()
+    intersection = torch.minimum(x1, right).sub_(torch.maximum(x0, left)).clamp_(min=0)
+    intersection *= torch.minimum(y1, bottom).sub_(torch.maximum(y0, top)).clamp_(min=0)
+    return intersection.div_((_areas(boxes)[:, None] + _areas(anchors)).sub_(intersection))
 
 
 def _areas(boxes: Tensor) -> Tensor:

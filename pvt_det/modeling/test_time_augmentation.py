@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms import HFlipTransform
 from torch import nn
@@ -46,9 +46,8 @@ def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation])
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST = 0
     mapper = TTAMapper(resizes, flip=bool(settings.FLIP))
-    if isinstance(model, RetinaNet):
-        nms_threshold = cfg.MODEL.RETINANET.NMS_THRESH_TEST
-        return cfg, RetinaNetWithTTA(model, mapper, nms_threshold, cfg.TEST.DETECTIONS_PER_IMAGE)
+    if isinstance(model, DenseDetector):
+        return cfg, DenseDetectorWithTTA(model, mapper, model.test_nms_thresh, model.max_detections_per_image)
     # PanopticFPN is also a GeneralizedRCNN, but Detectron2's TTA class would drop its semantic branch.
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         # Only views with the same size share a batch, because PVT's feature maps depend on the padding.
@@ -112,11 +111,11 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
                 setattr(heads, name, value)
 
 
-class RetinaNetWithTTA(nn.Module):
-    """RetinaNet on several views of an image, whose boxes are merged by NMS within each class.
+class DenseDetectorWithTTA(nn.Module):
+    """A one-stage detector on several views of an image, whose boxes are merged by NMS within each class.
 
     Args:
-        model: RetinaNet detector.
+        model: The detector.
         mapper: Mapper that creates the views of an image.
         nms_threshold: IoU of two boxes of the same class, in [0, 1], above which the box with the lower score is
             dropped.

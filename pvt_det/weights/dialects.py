@@ -17,8 +17,8 @@ class Rule:
 
     Attributes:
         sources: Regular expressions that each match one whole key. If there are several, `op` joins their tensors.
-        targets: New names. `{group}` is replaced by a named group of the match, and `{group+1}`, `{group-1}` or
-            `{group*2}` by the result of that calculation.
+        targets: New names, or none for a constant. `{group}` is replaced by a named group of the match, and
+            `{group+1}`, `{group-1}` or `{group*2}` by the result of that calculation.
         op: The operation on the tensors, a key of `translate.OPS`.
     """
 
@@ -103,6 +103,28 @@ def _hf_block(block: str, within: str, reduction: str, projection: str) -> list[
         (attention + r"layer_norm\.P", _BLOCK + "attn.norm.{p}"),
         (rf"{block}attention\.{projection}\.P", _BLOCK + "attn.proj.{p}"),
         (block + r"mlp\.dense<n>\.P", _BLOCK + "mlp.fc{n}.{p}"),
+    ]
+
+
+# MMDetection's FPN from stage 2 on, with two more levels.
+_MMDET_FPN = (
+    (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+3}.{p}"),
+    (r"neck\.fpn_convs\.(?P<i>[0-2])\.conv\.P", "backbone.fpn_output{i+3}.{p}"),
+    (r"neck\.fpn_convs\.(?P<i>[34])\.conv\.P", "backbone.top_block.p{i+3}.{p}"),
+)
+
+
+def _mmdet_towers(head: str) -> list[tuple]:
+    """Return rules for the head of MMDetection's ATSS and GFL, given the prefix of its last layers."""
+    return [
+        *_MMDET_FPN,
+        (r"bbox_head\.cls_convs\.<i>\.conv\.P", "head.cls_subnet.{i}.{p}"),
+        (r"bbox_head\.reg_convs\.<i>\.conv\.P", "head.bbox_subnet.{i}.{p}"),
+        (r"bbox_head\.cls_convs\.<i>\.gn\.P", "head.cls_subnet.{i}.norm.{p}"),
+        (r"bbox_head\.reg_convs\.<i>\.gn\.P", "head.bbox_subnet.{i}.norm.{p}"),
+        (rf"bbox_head\.{head}_cls\.P", "head.cls_score.{p}"),
+        (rf"bbox_head\.{head}_reg\.P", "head.bbox_pred.{p}"),
+        (r"bbox_head\.scales\.<i>\.scale", "head.scales.{i}"),
     ]
 
 
@@ -218,13 +240,25 @@ DETECTORS = (
     _dialect(
         "MMDetection RetinaNet",
         r"bbox_head\.retina_cls\.weight",
-        (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+3}.{p}"),
-        (r"neck\.fpn_convs\.(?P<i>[0-2])\.conv\.P", "backbone.fpn_output{i+3}.{p}"),
-        (r"neck\.fpn_convs\.(?P<i>[34])\.conv\.P", "backbone.top_block.p{i+3}.{p}"),
+        *_MMDET_FPN,
         (r"bbox_head\.cls_convs\.<i>\.conv\.P", "head.cls_subnet.{i*2}.{p}"),
         (r"bbox_head\.reg_convs\.<i>\.conv\.P", "head.bbox_subnet.{i*2}.{p}"),
         (r"bbox_head\.retina_cls\.P", "head.cls_score.{p}", "ratio_major_to_size_major"),
         (r"bbox_head\.retina_reg\.P", "head.bbox_pred.{p}", "ratio_major_to_size_major"),
+        prefix="backbone.",
+    ),
+    _dialect(
+        "MMDetection ATSS",
+        r"bbox_head\.atss_cls\.weight",
+        *_mmdet_towers("atss"),
+        (r"bbox_head\.atss_centerness\.P", "head.centerness.{p}"),
+        prefix="backbone.",
+    ),
+    _dialect(
+        "MMDetection GFL",
+        r"bbox_head\.gfl_cls\.weight",
+        *_mmdet_towers("gfl"),
+        (r"bbox_head\.integral\.project", (), "count_from_zero"),
         prefix="backbone.",
     ),
     _dialect(

@@ -172,7 +172,7 @@ def _apply(rules: tuple[Rule, ...], tensors: Mapping[str, Tensor]) -> tuple[dict
 
 
 def _change(op: str, parts: list[Tensor], wanted: int) -> list[Tensor] | None:
-    """Apply an operation; None if a part is missing or has a shape that does not fit."""
+    """Apply an operation; None if a part is missing or has a shape or values that do not fit."""
     try:
         return OPS[op](parts) if len(parts) == wanted else None
     except (IndexError, RuntimeError):
@@ -211,11 +211,19 @@ def _ratio_major_to_size_major(parts: Sequence[Tensor]) -> list[Tensor]:
     return [part.unflatten(0, (_RATIOS, _SIZES, -1)).transpose(0, 1).flatten(0, 2) for part in parts]
 
 
+def _count_from_zero(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Check that a constant is 0, 1, 2, … as in this package, and drop it."""
+    if not torch.equal(parts[0].float(), torch.arange(parts[0].numel()).float()):
+        raise RuntimeError("other values")
+    return []
+
+
 # Each operation takes parts in the order of a rule's sources and returns results in the order of its targets.
 OPS: dict[str, Callable[[Sequence[Tensor]], list[Tensor]]] = {
     "same": list,
     "concat": _concat,
     "split_q_kv": _split_q_kv,
     "conv_to_linear": _conv_to_linear,
+    "count_from_zero": _count_from_zero,
     "ratio_major_to_size_major": _ratio_major_to_size_major,
 }

@@ -82,7 +82,7 @@ def test_config_and_page(both, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-@pytest.mark.parametrize(("task", "head"), [("retinanet", "RETINANET"), ("mask-rcnn", "ROI_MASK_HEAD")])
+@pytest.mark.parametrize(("task", "head"), [("retinanet", "RETINANET"), ("gfl", "GFL"), ("mask-rcnn", "ROI_MASK_HEAD")])
 def test_unavailable_weights_fall_back_to_random_weights(words, tmp_path, capsys, monkeypatch, device, task, head):
     def fail(name):
         raise CheckpointError(f"{name} [no network]")
@@ -227,7 +227,7 @@ def flat(cfg, prefix=""):
 
 @pytest.mark.parametrize("weights", [[], ["--weights", "none"]], ids=["pretrained", "random"])
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-@pytest.mark.parametrize("task", ["retinanet", "mask-rcnn"])
+@pytest.mark.parametrize("task", ["retinanet", "atss", "mask-rcnn"])
 def test_another_backbone_gets_the_same_recipe(words, tmp_path, reachable, task, device, weights):
     configs = []
     for model in ("pvt_tiny", "R_18"):
@@ -256,16 +256,12 @@ def test_another_backbone_gets_the_same_recipe(words, tmp_path, reachable, task,
         assert (resnet["MODEL.BACKBONE.FREEZE_AT"], resnet["MODEL.RESNETS.NORM"]) == (2, "FrozenBN")
 
 
-@pytest.mark.parametrize("model", ["pvt_v2_b0", "R_18"])
+@pytest.mark.parametrize("model", ["retinanet_pvt_v2_b0", "retinanet_R_18", "atss_pvt_v2_b0", "gfl_R_18"])
 def test_written_config_trains(words, tmp_path, model):
     config = tmp_path / "c.yaml"
-    assert (
-        main(*words, "--write-config", config, "--model", f"retinanet_{model}", "--device", "cpu", "--weights", "none")
-        == 0
-    )
-    cfg = load_config(
-        config, ["INPUT.MIN_SIZE_TRAIN", "[64]", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"]
-    )
+    assert main(*words, "--write-config", config, "--model", model, "--device", "cpu", "--weights", "none") == 0
+    convs = f"MODEL.{model.partition('_')[0].upper()}.NUM_CONVS"
+    cfg = load_config(config, ["INPUT.MIN_SIZE_TRAIN", "[64]", "MODEL.FPN.OUT_CHANNELS", "64", convs, "1"])
     cfg.DATALOADER.NUM_WORKERS = 0
     register_datasets(cfg)
     detector = build_model(cfg)
@@ -305,6 +301,16 @@ def test_config_name_sets_the_task(words, tmp_path, capsys, model, task):
     other = "retinanet" if task == "ROI_HEADS" else "mask-rcnn"
     assert main(*words, "--write-config", tmp_path / "d.yaml", "--model", model, "--task", other) == 2
     assert f"but --task is {other}" in capsys.readouterr().err
+
+
+def test_published_recipe_sets_the_task(words, tmp_path, reachable):
+    """Its schedule is COCO's, and its anchors are squares."""
+    assert main(*words, "--write-config", tmp_path / "c.yaml", "--model", "gfl_pvt_v2_b2_li_3x") == 0
+    cfg = load_config(tmp_path / "c.yaml")
+    assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.PVT.VARIANT, cfg.MODEL.GFL.NUM_CLASSES) == ("GFL", "pvt_v2_b2_li", 4)
+    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[1.0]]
+    assert {len(sizes) for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES} == {1}
+    assert cfg.MODEL.FPN.P6_INPUT == "fpn"
 
 
 def test_annotations_are_converted_for_the_classes_of_a_run(words, tmp_path, capsys):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import pvt_det.modeling  # noqa: F401  (registers the models)
 from pvt_det.config import load_config
+from pvt_det.config.architecture import head_key, is_one_stage
 from pvt_det.modeling.registration import register
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CHANNELS = 16
+CHANNELS = 32  # the groups of the heads' GroupNorms
 
 
 class FewConvolutions(Backbone):
@@ -49,16 +50,24 @@ class FewConvolutions(Backbone):
 @register(BACKBONE_REGISTRY)
 def build_few_convolutions(cfg, input_shape: ShapeSpec) -> FewConvolutions:
     """Build a backbone with the feature maps that the heads use."""
-    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
-        return FewConvolutions(list(cfg.MODEL.RETINANET.IN_FEATURES))
+    if is_one_stage(cfg):
+        return FewConvolutions(list(cfg.MODEL[head_key(cfg)].IN_FEATURES))
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         return FewConvolutions(list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES))
     return FewConvolutions(list(cfg.MODEL.RPN.IN_FEATURES))
 
 
+def _adaptive(head: str) -> tuple[str, ...]:
+    """Return overrides that give many detections, although the boxes of neighbors overlap."""
+    values = {"NUM_CLASSES": "3", "TOPK_CANDIDATES_TEST": "50", "PRIOR_PROB": "0.3", "NMS_THRESH_TEST": "0.9"}
+    return tuple(word for name, value in values.items() for word in (f"MODEL.{head}.{name}", value))
+
+
 RCNN = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "60", "MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
 CASES = {
     "retinanet_pvt_tiny": ("MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "50"),
+    "atss_pvt_v2_b2_3x": _adaptive("ATSS"),
+    "gfl_pvt_v2_b2_3x": _adaptive("GFL"),
     "mask_rcnn_pvt_tiny": RCNN,
     "cascade_mask_rcnn_pvt_small": RCNN,
     "semantic_fpn_pvt_tiny": ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
@@ -73,9 +82,12 @@ SMALL_RETINANET = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]", "MODEL.RETINANET.IN_FEATURES", "['p3', 'p4']"),
     *("MODEL.RETINANET.NUM_CONVS", "1"),
 )
+SMALL_ATSS, SMALL_GFL = (tuple(word.replace("RETINANET", head) for word in SMALL_RETINANET) for head in ("ATSS", "GFL"))
 SMALL_SEMANTIC = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3']", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32")
 SMALL = {
     "retinanet_pvt_tiny": SMALL_RETINANET,
+    "atss_pvt_v2_b2_3x": SMALL_ATSS,
+    "gfl_pvt_v2_b2_3x": SMALL_GFL,
     "mask_rcnn_pvt_tiny": SMALL_RCNN,
     "semantic_fpn_pvt_tiny": SMALL_SEMANTIC,
 }

@@ -65,7 +65,9 @@ def test_classifier_with_a_class_token(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny"])
+@pytest.mark.parametrize(
+    "config", ["retinanet_pvt_tiny", "atss_pvt_v2_b2_3x", "gfl_pvt_v2_b2_3x", "mask_rcnn_pvt_tiny"]
+)
 def test_detectors(build, config, tmp_path):
     check(build(config, small=True), ("onnx", "torch"), tmp_path)
     import onnx

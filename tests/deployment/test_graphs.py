@@ -13,7 +13,14 @@ from pvt_det.deployment.suppression import ABSENT, suppress
 from pvt_det.errors import ConfigError
 from pvt_det.models import create_model
 
-CONFIGS = ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_small", "semantic_fpn_pvt_tiny"]
+CONFIGS = [
+    "retinanet_pvt_tiny",
+    "atss_pvt_v2_b2_3x",
+    "gfl_pvt_v2_b2_3x",
+    "mask_rcnn_pvt_tiny",
+    "cascade_mask_rcnn_pvt_small",
+    "semantic_fpn_pvt_tiny",
+]
 
 
 def images(number: int, height: int, width: int) -> np.ndarray:

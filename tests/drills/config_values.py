@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pvt_det.config import load_config
+from pvt_det.config.architecture import HEADS
 from pvt_det.config.table import TABLE, get_value
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
@@ -30,6 +31,8 @@ from tests.drills.outcome import Outcome
 _CONFIGS = (
     "retinanet_pvt_tiny",
     "retinanet_R_18",
+    "atss_pvt_v2_b2_3x",
+    "gfl_pvt_v2_b2_3x",
     "mask_rcnn_pvt_tiny",
     "mask_rcnn_R_18",
     "cascade_mask_rcnn_pvt_small",
@@ -37,9 +40,9 @@ _CONFIGS = (
     "shapes/panoptic_fpn_pvt_tiny",
 )
 _SETTINGS = {key: value for key, value in tiny.SETTINGS.items() if not key.startswith("SOLVER.STEPS")} | {
-    "MODEL.RETINANET.NUM_CLASSES": 3,
-    "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    **{f"MODEL.{head}.NUM_CLASSES": 3 for head in HEADS},
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
+    "MODEL.FPN.OUT_CHANNELS": 64,  # GroupNorm refuses a single value per group, on maps of one position
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
@@ -62,7 +65,7 @@ _ANY_TEXT = {
     *(f"DATASETS.{name}" for name in ("VAL_JSON", "VAL_IMAGES", "VAL_LABELS", "VAL_PANOPTIC_JSON")),
 }
 _DATA_NAMES = {"DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.LABEL_NAMES", "DATASETS.CLASS_NAMES"}
-_NORMS = {f"MODEL.{section}.NORM" for section in ("FPN", "RETINANET", "RESNETS", "SEM_SEG_HEAD")}
+_NORMS = {f"MODEL.{section}.NORM" for section in ("FPN", "RETINANET", "ATSS", "GFL", "RESNETS", "SEM_SEG_HEAD")}
 _NORMS |= {f"MODEL.{section}.NORM" for section in ("ROI_BOX_HEAD", "ROI_MASK_HEAD")}
 _MEANINGFUL: dict[str, set[str]] = {
     "zero": {
@@ -72,6 +75,11 @@ _MEANINGFUL: dict[str, set[str]] = {
         "INPUT.MOSAIC.PROBABILITY",
         "INPUT.MIN_SIZE_TEST",  # keep the size
         "MODEL.ANCHOR_GENERATOR.OFFSET",
+        "MODEL.ATSS.CENTERNESS_LOSS_WEIGHT",
+        "MODEL.ATSS.FOCAL_LOSS_GAMMA",  # cross entropy
+        "MODEL.GFL.DISTRIBUTION_LOSS_WEIGHT",
+        "MODEL.GFL.QUALITY_FOCAL_BETA",  # cross entropy
+        *(f"MODEL.{head}.{name}" for head in ("ATSS", "GFL") for name in ("BOX_LOSS_WEIGHT", "SCORE_THRESH_TEST")),
         "MODEL.BACKBONE.FREEZE_AT",
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
         "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
@@ -126,7 +134,7 @@ _MEANINGFUL: dict[str, set[str]] = {
         "MODEL.PIXEL_STD",
         "SOLVER.BETAS",
         "TEST.AUG.MIN_SIZES",
-        *(f"MODEL.{section}.BBOX_REG_WEIGHTS" for section in ("ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD")),
+        *(f"MODEL.{section}.BBOX_REG_WEIGHTS" for section in ("ATSS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD")),
     },
     "reversed inside": {"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.ANCHOR_GENERATOR.SIZES"}
     | {"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"},
@@ -137,6 +145,8 @@ _MEANINGFUL: dict[str, set[str]] = {
         "DATASETS.TEST",
         "DATASETS.TRAIN",
         "INPUT.CROP_BRANCH.RESIZE",
+        "MODEL.ATSS.IN_FEATURES",
+        "MODEL.GFL.IN_FEATURES",
         "MODEL.PVT.OUT_FEATURES",
         "MODEL.RESNETS.OUT_FEATURES",
         "MODEL.RETINANET.IN_FEATURES",

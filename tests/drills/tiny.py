@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "MODEL.DEVICE": "cpu",
     "MODEL.PVT.VARIANT": "pvt_v2_b0",
     "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.RETINANET.NUM_CONVS": 1,
+    **{f"MODEL.{head}.NUM_CONVS": 1 for head in ("RETINANET", "ATSS", "GFL")},
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
     "INPUT.MIN_SIZE_TRAIN": [SIDE],
     "INPUT.MIN_SIZE_TEST": SIDE,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from PIL import Image
 
 import pvt_det
@@ -198,3 +199,21 @@ def test_package_exports_predictor():
     assert pvt_det.Predictor is Predictor
     with pytest.raises(AttributeError, match="Predicter"):
         pvt_det.Predicter  # noqa: B018
+
+
+def test_score_threshold_applies_to_the_scores_of_the_detections(tmp_path, shapes):
+    """ATSS applies its own threshold to class scores, which are higher than the scores of its detections."""
+    config = tmp_path / "atss.yaml"
+    config.write_text(
+        "_BASE_: atss_pvt_v2_b2_3x\nMODEL:\n  DEVICE: cpu\n  PVT: {VARIANT: pvt_v2_b0}\n  FPN: {OUT_CHANNELS: 64}\n"
+        "  ATSS: {NUM_CLASSES: 2, NUM_CONVS: 1, PRIOR_PROB: 0.5}\nDATASETS: {CLASS_NAMES: [a, b]}\n"
+        "INPUT: {MIN_SIZE_TEST: 64}\n"
+    )
+    torch.manual_seed(0)
+    model = build_model(load_config(config))
+    torch.nn.init.normal_(model.head.centerness.weight, std=0.1)
+    torch.save({"model": model.state_dict()}, tmp_path / "atss.pth")
+    file = shapes / "val/000002.png"
+    every, above = (Predictor(config, tmp_path / "atss.pth", device="cpu", score_threshold=t)(file) for t in (0.0, 0.3))
+    assert 0 < len(above) < len(every)
+    assert above.scores.min() > 0.3 > every.scores.min()

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import nn
 
 from pvt_det.config import load_config
+from pvt_det.config.architecture import HEADS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_CLASSES = 3
@@ -44,7 +45,7 @@ def _masks(boxes, height, width, kind):
 
 def build(name: str, *overrides: str) -> nn.Module:
     """Build the detector of `configs/<name>.yaml` for three classes, with random weights, on the CPU."""
-    classes = [word for part in ("RETINANET", "ROI_HEADS") for word in (f"MODEL.{part}.NUM_CLASSES", str(NUM_CLASSES))]
+    classes = [word for part in HEADS for word in (f"MODEL.{part}.NUM_CLASSES", str(NUM_CLASSES))]
     cfg = load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu", *classes, *overrides])
     torch.manual_seed(0)
     return build_model(cfg)

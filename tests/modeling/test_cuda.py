@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -88,6 +88,28 @@ def test_dense_detector_stays_on_the_gpu(repo_root, name, dtype):
     assert copies.found == []
     # The outputs of the head are views, without a copy.
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (*logits, *deltas))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["atss_pvt_v2_b2_3x", "gfl_pvt_v2_b2_3x"])
+def test_adaptive_detector_stays_on_the_gpu(repo_root, name, dtype):
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.PVT.VARIANT", "pvt_v2_b0"]
+    model = build_model(load_config(repo_root / "configs" / f"{name}.yaml", overrides)).train()
+    with FakeTensorMode(), autocast_on_fake_cuda(dtype), Copies() as copies:
+        on_cuda(model)
+        images = ImageList(torch.zeros(2, 3, *SIZE, device="cuda"), [SIZE, (64, 64)])
+        maps = model.backbone(images.tensor)
+        features = [maps[level] for level in model.head_in_features]
+        outputs = model.head(features)
+        anchors = model.build_anchors(features)
+        labels, boxes = model.label_anchors(anchors, [make_targets(3), make_targets(0)], images)
+        deltas = outputs[1][0].flatten(2)[0].T
+        decoded = model.box2box_transform.apply_deltas(deltas, anchors[0].tensor)
+    on_gpu = [*features, *(level for levels in outputs for level in levels), labels, boxes, decoded]
+    assert {str(tensor.device) for tensor in on_gpu} == {"cuda:0"}
+    assert {level.dtype for levels in outputs for level in levels} == {dtype}
+    assert decoded.dtype == torch.float32
+    assert copies.found == []
 
 
 @pytest.mark.parametrize("loss_average", ["all", "valid"])

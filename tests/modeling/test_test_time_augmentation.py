@@ -9,11 +9,11 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from pvt_det.api import evaluate
-from pvt_det.config import load_config
+from pvt_det.config import get_config, load_config
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.predictor import Predictor
-from pvt_det.modeling.test_time_augmentation import RetinaNetWithTTA, TTAMapper, build_tta
+from pvt_det.modeling.test_time_augmentation import DenseDetectorWithTTA, TTAMapper, build_tta
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_views_have_the_configured_sizes_and_are_flipped(cfg):
 
 def test_boxes_of_all_views_are_merged(cfg):
     mapper = TTAMapper(build_tta_resizes(cfg), flip=True)
-    model = RetinaNetWithTTA(WhiteFinder(), mapper, nms_threshold=0.5, max_detections=100)
+    model = DenseDetectorWithTTA(WhiteFinder(), mapper, nms_threshold=0.5, max_detections=100)
     outputs = model([record(), record((60, 30, 80, 48))])
     for output, expected in zip(outputs, ([20, 8, 40, 32], [60, 30, 80, 48]), strict=True):
         instances = output["instances"]
@@ -110,6 +110,19 @@ def test_mask_rcnn_with_test_time_augmentation(repo_root, monkeypatch):
     with pytest.raises(NumericError):
         model([record()])
     assert model.model.roi_heads.mask_on
+
+
+@pytest.mark.parametrize("head", ["atss", "gfl"])
+def test_adaptive_detectors_with_test_time_augmentation(build, head):
+    model = build(f"{head}_pvt_v2_b2_3x", "MODEL.PVT.VARIANT", "pvt_v2_b0", f"MODEL.{head.upper()}.PRIOR_PROB", "0.5")
+    cfg = get_config()
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES = True, (32, 64)
+    _, views = build_tta(cfg, model.eval(), build_tta_resizes(cfg))
+    with torch.no_grad():
+        found = views([record()])[0]["instances"]
+    assert views.nms_threshold == 0.6
+    assert len(found) > 5
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
 def test_unsupported_models_and_sizes_are_refused(repo_root, cfg):

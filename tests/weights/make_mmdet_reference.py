@@ -35,7 +35,13 @@ CASES = {
     "mask_rcnn_pvt_tiny": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", TINY, [64, 128, 320, 512]),
     "mask_rcnn_pvt_v2_b0": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
     "mask_rcnn_R_50": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", None, None),
+    "atss_pvt_v2_b0": ("atss/atss_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
+    "gfl_pvt_v2_b0": ("gfl/gfl_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
 }
+# Heads whose losses and candidates are recorded too.
+ADAPTIVE = ("ATSSHead", "GFLHead")
+# Candidates for non-maximum suppression need this score. All of them are recorded by number and sum.
+CANDIDATE_SCORE = 0.9
 
 
 class _Absent(types.ModuleType):
@@ -50,11 +56,13 @@ class _Absent(types.ModuleType):
 
 
 def seeded(key, shape):
-    """Return values that depend only on the key and shape; batch-norm variances are positive."""
+    """Return values that depend only on the key and shape; variances are positive and scales are close to 1."""
+    if key.endswith("integral.project"):  # the values of a distribution, 0, 1, 2, …, which are not learned
+        return torch.arange(shape[0]).float()
     v = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
-    if key.endswith("running_var") or (v.dim() == 1 and key.endswith("weight")):
+    if key.endswith(("running_var", ".scale")) or (v.dim() == 1 and key.endswith("weight")):
         return 1 + 0.1 * v.clamp(-5, 5)
     if v.dim() >= 2 and "pos_embed" not in key:
         return v / v[0].numel() ** 0.5
@@ -72,6 +80,12 @@ def boxes(height, width):
     fractions = torch.rand(8, 4, generator=torch.Generator().manual_seed(height + width))
     corners = torch.stack([fractions[:, :2], fractions[:, 2:]]).sort(dim=0).values
     return torch.cat([corners[0], corners[1]], dim=1) * torch.tensor([width, height, width, height])
+
+
+def truth(height, width):
+    """Return boxes `8×4` and classes `8` of an image."""
+    classes = torch.randint(0, 80, (8,), generator=torch.Generator().manual_seed(height))
+    return boxes(height, width) + torch.tensor([0.0, 0.0, 1.0, 1.0]), classes
 
 
 def sample(t):
@@ -112,8 +126,8 @@ def run(model, height, width):
     pyramid = model.neck(maps)
     out = {f"backbone{i}": m for i, m in enumerate(maps)} | {f"fpn{i}": p for i, p in enumerate(pyramid)}
     head = model.bbox_head if hasattr(model, "bbox_head") else model.rpn_head
-    for i, (scores, deltas) in enumerate(zip(*head(pyramid), strict=True)):
-        out |= {f"scores{i}": scores, f"deltas{i}": deltas}
+    for i, level in enumerate(zip(*head(pyramid), strict=True)):
+        out |= {f"{name}{i}": values for name, values in zip(("scores", "deltas", "centerness"), level, strict=False)}
     if hasattr(model, "roi_head"):
         rois = torch.cat([torch.zeros(8, 1), boxes(height, width)], dim=1)
         roi_head = model.roi_head
@@ -121,6 +135,42 @@ def run(model, height, width):
         out["box_scores"], out["box_deltas"] = roi_head.bbox_head(box_features)
         out["masks"] = roi_head.mask_head(roi_head.mask_roi_extractor(pyramid[:4], rois))
     return {k: sample(v) for k, v in out.items()}
+
+
+def losses(model):
+    """Return the losses of a batch with an image of each size."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    samples = []
+    for size in SIZES:
+        sample = DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)})
+        true_boxes, labels = truth(*size)
+        sample.gt_instances = InstanceData(bboxes=true_boxes, labels=labels)
+        samples.append(sample)
+    inputs = [image(*size).flip(0) for size in SIZES]
+    data = model.data_preprocessor({"inputs": inputs, "data_samples": samples}, training=True)
+    found = model.loss(data["inputs"], data["data_samples"])
+    return {name: round(sum(level.item() for level in levels), 7) for name, levels in found.items()}
+
+
+def candidates(model, height, width):
+    """Return the number of candidates, the sums of their scores and boxes, and those with the highest scores."""
+    data = model.data_preprocessor({"inputs": [image(height, width).flip(0)], "data_samples": None})
+    cfg = model.test_cfg.copy()
+    cfg.update(score_thr=CANDIDATE_SCORE, nms_pre=1_000_000)
+    meta = {"img_shape": (height, width), "scale_factor": (1.0, 1.0)}
+    outputs = model.bbox_head(model.neck(model.backbone(data["inputs"])))
+    (found,) = model.bbox_head.predict_by_feat(*outputs, batch_img_metas=[meta], cfg=cfg, with_nms=False)
+    best = found.scores.argsort(descending=True)[:16]
+    return {
+        "number": len(found.scores),
+        "score_sum": round(found.scores.double().sum().item(), 4),
+        "box_sum": [round(total, 2) for total in found.bboxes.double().sum(dim=0).tolist()],
+        "scores": [round(score, 6) for score in found.scores[best].tolist()],
+        "labels": found.labels[best].tolist(),
+        "boxes": [[round(x, 3) for x in box] for box in found.bboxes[best].tolist()],
+    }
 
 
 def anchors(model):
@@ -145,6 +195,9 @@ def main(path):
             "anchors": anchors(model),
             "outputs": {f"{h}x{w}": run(model, h, w) for h, w in SIZES},
         }
+        if type(getattr(model, "bbox_head", None)).__name__ in ADAPTIVE:
+            record["cases"][name]["losses"] = losses(model)
+            record["cases"][name]["candidates"] = {f"{h}x{w}": candidates(model, h, w) for h, w in SIZES}
         print(name, len(record["cases"][name]["keys"]), "tensors")
     Path(path).write_text(json.dumps(record, separators=(",", ":")) + "\n")
 

@@ -167,6 +167,30 @@ def test_published_detector_has_mmdetection_heads_and_published_trunk() -> None:
     assert torch.equal(moved[3 * 80 : 4 * 80], heads["bbox_head.retina_cls.weight"][80:160])
 
 
+@pytest.mark.parametrize("head", ["atss", "gfl"])
+def test_published_detector_with_towers(head: str) -> None:
+    state = scramble(create_model("pvt_v2_b0", num_classes=0)).state_dict()
+    names = {
+        "neck.fpn_convs.4.conv.weight": "backbone.top_block.p7.weight",
+        "bbox_head.cls_convs.2.conv.weight": "head.cls_subnet.2.weight",
+        "bbox_head.reg_convs.3.gn.bias": "head.bbox_subnet.3.norm.bias",
+        f"bbox_head.{head}_cls.weight": "head.cls_score.weight",
+        f"bbox_head.{head}_reg.bias": "head.bbox_pred.bias",
+        "bbox_head.scales.4.scale": "head.scales.4",
+    }
+    names |= {"bbox_head.atss_centerness.bias": "head.centerness.bias"} if head == "atss" else {}
+    tensors = {f"backbone.{k}": v for k, v in state.items()} | {name: torch.randn(5) for name in names}
+    constant = {"bbox_head.integral.project": torch.arange(17).float()} if head == "gfl" else {}
+    translation = translate(tensors | constant, "x.pth")
+    assert translation.dialect == f"MMDetection {head.upper()}, published PVT"
+    assert not translation.unknown
+    expected = {f"backbone.bottom_up.{k}": v for k, v in state.items()}
+    assert equal(translation.tensors, expected | {new: tensors[old] for old, new in names.items()})
+    # Other values of the distribution would mean other boxes.
+    other = translate(tensors | {name: 2 * value for name, value in constant.items()}, "x.pth")
+    assert list(other.unknown) == list(constant)
+
+
 def test_caffe2_resnet_matches_detectron2() -> None:
     from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
