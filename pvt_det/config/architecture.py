@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 SEGMENTOR = "SemanticSegmentor"
 _PANOPTIC = "PanopticFPN"
+# Detectors without anchors and NMS: the MODEL section of the head, and its readable name.
+_QUERY_DETECTORS = {
+    "PVTDETR": ("DETR", "DETR"),
+    "PVTRTDETR": ("RT_DETR", "RT-DETRv2"),
+    "PVTSparseRCNN": ("SPARSE_RCNN", "Sparse R-CNN"),
+}
 # Backbone: the MODEL section of its trunk, and the number of levels above the trunk's in its FPN (0: no FPN).
 _TRUNKS = {
     "build_pvt_backbone": ("PVT", 0),
@@ -70,6 +76,15 @@ def is_rcnn(cfg: CfgNode) -> bool:
         cfg: A complete config.
     """
     return "GeneralizedRCNN" in cfg.MODEL.META_ARCHITECTURE or is_panoptic(cfg)
+
+
+def is_query_detector(cfg: CfgNode) -> bool:
+    """Return whether the model predicts a fixed set of boxes, without anchors and non-maximum suppression.
+
+    Args:
+        cfg: A complete config.
+    """
+    return cfg.MODEL.META_ARCHITECTURE in _QUERY_DETECTORS
 
 
 def is_multi_step(cfg: CfgNode) -> bool:
@@ -134,6 +149,8 @@ def head_key(cfg: CfgNode) -> str:
     Args:
         cfg: A complete config.
     """
+    if is_query_detector(cfg):
+        return _QUERY_DETECTORS[cfg.MODEL.META_ARCHITECTURE][0]
     return "RETINANET" if is_retinanet(cfg) else "ROI_HEADS"
 
 
@@ -164,6 +181,8 @@ def _trunk_name(cfg: CfgNode) -> str:
 def _head_name(cfg: CfgNode) -> str:
     if is_retinanet(cfg):
         return "RetinaNet"
+    if is_query_detector(cfg):
+        return _QUERY_DETECTORS[cfg.MODEL.META_ARCHITECTURE][1]
     if is_segmentor(cfg):
         return "Semantic FPN"
     if is_panoptic(cfg):

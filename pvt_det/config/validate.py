@@ -14,7 +14,9 @@ from pvt_det.config.architecture import (
     feature_strides,
     has_fpn,
     has_label_maps,
+    head_key,
     is_panoptic,
+    is_query_detector,
     is_rcnn,
     is_retinanet,
     is_segmentor,
@@ -67,7 +69,9 @@ def validate_config(cfg: CfgNode, where: str = "config", *, training: bool = Tru
     if trunk_section(cfg):  # the feature maps of other backbones are not known
         _check_trunk(check)
         _check_feature_maps(check)
-    if not is_segmentor(cfg):
+    if is_query_detector(cfg):
+        _check_query_detector(check)
+    elif not is_segmentor(cfg):
         _check_anchors(check)
     if is_rcnn(cfg):
         _check_roi_heads(check)
@@ -170,6 +174,8 @@ def _check_feature_maps(check: _Check) -> None:
     source = f"the maps of MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}"
     if is_retinanet(cfg):
         _check_names(check, "MODEL.RETINANET.IN_FEATURES", strides, source)
+    if is_query_detector(cfg):
+        _check_names(check, f"MODEL.{head_key(cfg)}.IN_FEATURES", strides, source)
     if is_rcnn(cfg) or cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         _check_names(check, "MODEL.RPN.IN_FEATURES", strides, source)
     if is_rcnn(cfg):
@@ -214,6 +220,19 @@ def _check_anchors(check: _Check) -> None:
     check.require(
         smallest == sorted(smallest), "MODEL.ANCHOR_GENERATOR.SIZES", f"sizes that do not fall along {levels_key}."
     )
+
+
+def _check_query_detector(check: _Check) -> None:
+    cfg = check.cfg
+    name, key = cfg.MODEL.META_ARCHITECTURE, f"MODEL.{head_key(cfg)}"
+    check.require(not cfg.MODEL.MASK_ON, "MODEL.MASK_ON", f"False for MODEL.META_ARCHITECTURE {name}.")
+    if head_key(cfg) == "RT_DETR":
+        check.require(len(cfg.MODEL.RT_DETR.IN_FEATURES) == 3, f"{key}.IN_FEATURES", "three feature maps.")
+        check.require(cfg.MODEL.RT_DETR.HIDDEN_DIM % 4 == 0, f"{key}.HIDDEN_DIM", "a multiple of 4.")
+        if trunk_section(cfg):
+            strides = [feature_strides(cfg)[feature] for feature in cfg.MODEL.RT_DETR.IN_FEATURES]
+            expected = "feature maps of which each has half the size."
+            check.require(_are_neighbors(strides), f"{key}.IN_FEATURES", expected)
 
 
 def _check_roi_heads(check: _Check) -> None:

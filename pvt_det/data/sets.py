@@ -190,5 +190,5 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     cfg.DATASETS.CLASS_NAMES = list(known[first])
     if stated != number:
         logger.info("MODEL.%s.NUM_CLASSES set to %d, the classes of %s: %s", head, number, first, listed(known[first]))
-        cfg.MODEL.RETINANET.NUM_CLASSES = number
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+        for section in {"RETINANET", "ROI_HEADS", head}:
+            cfg.MODEL[section].NUM_CLASSES = number

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from pvt_det.deployment.files import Kind
 from pvt_det.deployment.image import Features, Normalize
+from pvt_det.deployment.query import QueryGraph
 from pvt_det.deployment.rcnn import RCNNGraph
 from pvt_det.deployment.retinanet import RetinaNetGraph
 from pvt_det.deployment.suppression import Suppress, suppress, suppress_by_torchvision
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.models.trunk import Trunk
 
 
@@ -84,15 +86,15 @@ class ClassifierGraph(nn.Module):
         return self.model(self.normalize(image)).softmax(dim=1)
 
 
-Graph: TypeAlias = RetinaNetGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
+Graph: TypeAlias = RetinaNetGraph | QueryGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
 
 
 def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> Graph:
     """Wrap a trained model as a function of tensors.
 
     Args:
-        model: RetinaNet, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its weights
-            are shared.
+        model: RetinaNet, a detector without NMS, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation
+            mode, and its weights are shared.
         bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
         kind: Kind of file that the graph is traced for.
 
@@ -106,6 +108,8 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> 
     suppression: Suppress = suppress if kind == "onnx" else suppress_by_torchvision
     if isinstance(model, RetinaNet):
         return RetinaNetGraph(model, bgr=bgr, suppress=suppression)
+    if isinstance(model, QueryDetector):
+        return QueryGraph(model, bgr=bgr)
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         return RCNNGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, SemanticSegmentor):
@@ -113,6 +117,6 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> 
     if isinstance(model, Trunk) and model.num_classes > 0:
         return ClassifierGraph(model)
     raise ConfigError(
-        f"{type(model).__name__} cannot be exported. Expected RetinaNet, Faster, Mask or Cascade R-CNN, Semantic FPN, "
-        "or a classifier."
+        f"{type(model).__name__} cannot be exported. Expected RetinaNet, RT-DETRv2, DETR, Faster, Mask, Cascade or "
+        "Sparse R-CNN, Semantic FPN, or a classifier."
     )

@@ -82,5 +82,5 @@ class Predictor(BasePredictor[Detections]):
 def _set_threshold(cfg: CfgNode, threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise ConfigError(f"score threshold {threshold}: expected a number from 0 to 1.")
-    for head in (cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):
-        head.SCORE_THRESH_TEST = threshold
+    for section in {"RETINANET", "ROI_HEADS", head_key(cfg)}:
+        cfg.MODEL[section].SCORE_THRESH_TEST = threshold

@@ -1,3 +1,12 @@
 """Detectron2 models built on PVT. Importing this package registers them with Detectron2."""
 
-from pvt_det.modeling import backbone, fpn, rcnn, retinanet, roi_heads, semantic, timm_backbone  # noqa: F401
+from pvt_det.modeling import (  # noqa: F401
+    backbone,
+    fpn,
+    rcnn,
+    retinanet,
+    roi_heads,
+    rt_detr,
+    semantic,
+    timm_backbone,
+)

@@ -20,6 +20,7 @@ from torch import nn
 from torchvision.ops import batched_nms
 
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.query_detector import QueryDetector
 
 
 def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation]) -> tuple[CfgNode, nn.Module]:
@@ -46,8 +47,8 @@ def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation])
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST = 0
     mapper = TTAMapper(resizes, flip=bool(settings.FLIP))
-    if isinstance(model, RetinaNet):
-        nms_threshold = cfg.MODEL.RETINANET.NMS_THRESH_TEST
+    if isinstance(model, RetinaNet | QueryDetector):
+        nms_threshold = model.test_nms_thresh
         return cfg, RetinaNetWithTTA(model, mapper, nms_threshold, cfg.TEST.DETECTIONS_PER_IMAGE)
     # PanopticFPN is also a GeneralizedRCNN, but Detectron2's TTA class would drop its semantic branch.
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
@@ -113,10 +114,10 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
 
 
 class RetinaNetWithTTA(nn.Module):
-    """RetinaNet on several views of an image, whose boxes are merged by NMS within each class.
+    """A detector of boxes on several views of an image, which are merged by NMS within each class.
 
     Args:
-        model: RetinaNet detector.
+        model: RetinaNet or `QueryDetector`.
         mapper: Mapper that creates the views of an image.
         nms_threshold: IoU of two boxes of the same class, in [0, 1], above which the box with the lower score is
             dropped.
