@@ -69,6 +69,20 @@ def _transformer(section: str, *, feedforward: int, encoder: int) -> list[Row]:
 
 
 QUERY_KEYS: dict[str, list[Row]] = {
+    "DETR": [
+        *_common("DETR", ["stage4"]),
+        Row("MODEL.DETR.NUM_QUERIES", _COUNT, "Number of queries, each of which predicts one box.", 100),
+        *_transformer("DETR", feedforward=2048, encoder=6),
+        Row("MODEL.DETR.DROPOUT", RATE, "Dropout rate of the encoder and the decoder.", 0.1),
+        Row("MODEL.DETR.CLASS_WEIGHT", _WEIGHT, f"Weight of the cross-entropy of the classes. {_MATCHED}", 1.0),
+        *_weights("DETR", l1=5.0, giou=2.0, note=_MATCHED),
+        Row(
+            "MODEL.DETR.BACKGROUND_WEIGHT",
+            number(above=0, at_most=1),
+            "Weight of queries without an object in the cross-entropy.",
+            0.1,
+        ),
+    ],
     "RT-DETRv2": [
         *_common("RT_DETR", ["stage2", "stage3", "stage4"]),
         Row("MODEL.RT_DETR.NUM_QUERIES", _COUNT, "Number of queries, each of which predicts one box.", 300),
@@ -81,5 +95,33 @@ QUERY_KEYS: dict[str, list[Row]] = {
         ),
         Row("MODEL.RT_DETR.CLASS_WEIGHT", _WEIGHT, "Weight of the varifocal loss of the classes.", 1.0),
         *_weights("RT_DETR", l1=5.0, giou=2.0, note=""),
+    ],
+    "Sparse R-CNN": [
+        *_common("SPARSE_RCNN", ["p2", "p3", "p4", "p5"]),
+        Row(
+            "MODEL.SPARSE_RCNN.NUM_PROPOSALS",
+            _COUNT,
+            "Number of learned proposals, each of which predicts one box.",
+            300,
+        ),
+        Row("MODEL.SPARSE_RCNN.NUM_STAGES", _LAYERS, "Number of stages that refine the proposals.", 6),
+        Row("MODEL.SPARSE_RCNN.NUM_HEADS", _COUNT, "Heads of the attention between proposals.", 8),
+        Row("MODEL.SPARSE_RCNN.FEEDFORWARD_DIM", _CHANNELS, "Channels of the hidden layers of the MLPs.", 2048),
+        Row("MODEL.SPARSE_RCNN.DYNAMIC_DIM", _CHANNELS, "Channels between the two layers of a dynamic head.", 64),
+        Row("MODEL.SPARSE_RCNN.DROPOUT", RATE, "Dropout rate of the stages.", 0.0),
+        Row(
+            "MODEL.SPARSE_RCNN.POOLER_RESOLUTION",
+            integer(1, 64),
+            "Side of the features that ROIAlign extracts for a box.",
+            7,
+        ),
+        Row(
+            "MODEL.SPARSE_RCNN.POOLER_SAMPLING_RATIO",
+            integer(0, 64),
+            "Samples of ROIAlign per bin and axis; 0 adapts them to the size of the box.",
+            2,
+        ),
+        Row("MODEL.SPARSE_RCNN.CLASS_WEIGHT", _WEIGHT, f"Weight of the focal loss of the classes. {_MATCHED}", 2.0),
+        *_weights("SPARSE_RCNN", l1=5.0, giou=2.0, note=_MATCHED),
     ],
 }

@@ -226,13 +226,16 @@ def _check_query_detector(check: _Check) -> None:
     cfg = check.cfg
     name, key = cfg.MODEL.META_ARCHITECTURE, f"MODEL.{head_key(cfg)}"
     check.require(not cfg.MODEL.MASK_ON, "MODEL.MASK_ON", f"False for MODEL.META_ARCHITECTURE {name}.")
+    if head_key(cfg) != "SPARSE_RCNN":
+        check.require(cfg.MODEL[head_key(cfg)].HIDDEN_DIM % 4 == 0, f"{key}.HIDDEN_DIM", "a multiple of 4.")
+    features = cfg.MODEL[head_key(cfg)].IN_FEATURES
+    if head_key(cfg) == "DETR":
+        check.require(len(features) == 1, f"{key}.IN_FEATURES", "one feature map.")
     if head_key(cfg) == "RT_DETR":
-        check.require(len(cfg.MODEL.RT_DETR.IN_FEATURES) == 3, f"{key}.IN_FEATURES", "three feature maps.")
-        check.require(cfg.MODEL.RT_DETR.HIDDEN_DIM % 4 == 0, f"{key}.HIDDEN_DIM", "a multiple of 4.")
-        if trunk_section(cfg):
-            strides = [feature_strides(cfg)[feature] for feature in cfg.MODEL.RT_DETR.IN_FEATURES]
-            expected = "feature maps of which each has half the size."
-            check.require(_are_neighbors(strides), f"{key}.IN_FEATURES", expected)
+        check.require(len(features) == 3, f"{key}.IN_FEATURES", "three feature maps.")
+    if trunk_section(cfg):
+        is_pyramid = _are_neighbors([feature_strides(cfg)[name] for name in features])
+        check.require(is_pyramid, f"{key}.IN_FEATURES", "feature maps of which each has half the size.")
 
 
 def _check_roi_heads(check: _Check) -> None:

@@ -2,11 +2,13 @@
 
 from pvt_det.modeling import (  # noqa: F401
     backbone,
+    detr,
     fpn,
     rcnn,
     retinanet,
     roi_heads,
     rt_detr,
     semantic,
+    sparse_rcnn,
     timm_backbone,
 )

@@ -32,7 +32,7 @@ _FOLDED = {"batch-norm statistics (folded into the file's scales)": r".+\.norm\.
 # Layers whose number of outputs follows the number of classes.
 _CLASS_LAYERS = {
     "head": r"head\.(weight|bias)",
-    "cls_score": r"(head|roi_heads\.box_predictor(\.\d)?)\.cls_score\.(weight|bias)",
+    "cls_score": r"(head|stages\.\d+|roi_heads\.box_predictor(\.\d)?)\.cls_score\.(weight|bias)",
     "bbox_pred": r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)",
     "mask predictor": r"roi_heads\.mask_head\.predictor\.(weight|bias)",
     "class_embed": r"(detr\.decoder\.)?class_embed\.(\d+\.)?(weight|bias)",
