@@ -20,12 +20,12 @@ _WEIGHT = number(at_least=0, at_most=1000)
 _MATCHED = "Its cost in the matching has the same weight."
 
 
-def _divides(section: str) -> Limit:
+def _divides(section: str, channels_key: str) -> Limit:
     def applies(cfg: CfgNode) -> bool:
         return head_key(cfg) == section
 
     return Limit(
-        f"MODEL.{section}.HIDDEN_DIM",
+        channels_key,
         lambda heads, channels: channels % heads == 0,
         "a divisor of",
         applies,
@@ -61,7 +61,7 @@ def _transformer(section: str, *, feedforward: int, encoder: int) -> list[Row]:
     key = f"MODEL.{section}"
     return [
         Row(f"{key}.HIDDEN_DIM", _CHANNELS, "Channels of the encoder and the decoder.", 256),
-        Row(f"{key}.NUM_HEADS", _COUNT, "Heads of the attention layers.", 8, _divides(section)),
+        Row(f"{key}.NUM_HEADS", _COUNT, "Heads of the attention layers.", 8, _divides(section, f"{key}.HIDDEN_DIM")),
         Row(f"{key}.FEEDFORWARD_DIM", _CHANNELS, "Channels of the hidden layers of the MLPs.", feedforward),
         Row(f"{key}.ENCODER_LAYERS", _LAYERS, "Number of encoder layers.", encoder),
         Row(f"{key}.DECODER_LAYERS", _LAYERS, "Number of decoder layers.", 6),
@@ -105,7 +105,13 @@ QUERY_KEYS: dict[str, list[Row]] = {
             300,
         ),
         Row("MODEL.SPARSE_RCNN.NUM_STAGES", _LAYERS, "Number of stages that refine the proposals.", 6),
-        Row("MODEL.SPARSE_RCNN.NUM_HEADS", _COUNT, "Heads of the attention between proposals.", 8),
+        Row(
+            "MODEL.SPARSE_RCNN.NUM_HEADS",
+            _COUNT,
+            "Heads of the attention between proposals.",
+            8,
+            _divides("SPARSE_RCNN", "MODEL.FPN.OUT_CHANNELS"),
+        ),
         Row("MODEL.SPARSE_RCNN.FEEDFORWARD_DIM", _CHANNELS, "Channels of the hidden layers of the MLPs.", 2048),
         Row("MODEL.SPARSE_RCNN.DYNAMIC_DIM", _CHANNELS, "Channels between the two layers of a dynamic head.", 64),
         Row("MODEL.SPARSE_RCNN.DROPOUT", RATE, "Dropout rate of the stages.", 0.0),

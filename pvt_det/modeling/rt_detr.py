@@ -247,6 +247,7 @@ def _build(channels: Sequence[int], **settings: Any) -> Any:
         encode_proj_layers=[len(channels) - 1],
         num_feature_levels=len(channels),
         decoder_n_levels=len(channels),
+        tie_word_embeddings=False,
         **settings,
     )
     detr: Any = RTDetrV2ForObjectDetection(config).model
