@@ -47,8 +47,8 @@ class BottomUp(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Divisor of the sides of the images in pixels, as that of the trunk."""
-        return self.bottom_up.size_divisibility
+        """Divisor of the sides of the images in pixels: that of the trunk, or its largest stride if it has none."""
+        return self.bottom_up.size_divisibility or max(shape.stride for shape in self.output_shape().values())
 
     @property
     def padding_constraints(self) -> dict[str, int]:
@@ -109,7 +109,7 @@ class QueryDetector(nn.Module, ABC):
 
         Args:
             cfg: Complete config.
-            section: Name of the section of `MODEL` that describes the head, such as "DETR".
+            section: Name of the section of `MODEL` that describes the head: "DETR", "RT_DETR" or "SPARSE_RCNN".
 
         Returns:
             Keyword arguments of the constructor.

@@ -181,7 +181,7 @@ class PVTRTDETR(QueryDetector):
                 enc_topk_bboxes=outputs.enc_topk_bboxes,
                 denoising_meta_values=outputs.denoising_meta_values,
             )
-        # Without objects there are no denoising queries. Each process needs the same losses and gradients.
+        # A batch without objects has no denoising queries, but each process needs the same losses and gradients.
         unused = self.detr.denoising_class_embed.weight.sum() if self.detr.config.num_denoising else logits.sum()
         losses = dict.fromkeys(self._loss_names(), 0 * unused) | _sum_layers(values)
         share = _share_of_objects(sum(map(len, targets)), self.device)

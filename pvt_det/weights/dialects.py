@@ -238,7 +238,7 @@ def _mmdet_detr(transformer: str, self_attention: str, cross_attention: str, mlp
     ]
 
 
-# Parts of a stage of MMDetection's Sparse R-CNN, and of ours.
+# Rules for a stage of MMDetection's Sparse R-CNN: source and target after the number of the stage.
 _SPARSE_STAGE = (
     (r"attention\.attn\.(?P<k>in_proj_|out_proj\.)P", "self_attn.{k}{p}"),
     (r"attention_norm\.P", "norm1.{p}"),

@@ -24,6 +24,10 @@ from pvt_det.reports.published import find_published, published_classifier, publ
         ("cascade_mask_rcnn_pvt_v2_b2_li", 50.9, 44.0),
         ("retinanet_pvt_small_640", 38.7, None),
         ("retinanet_swin_t", 41.5, None),
+        ("detr_pvt_small", 34.7, None),
+        ("detr_R_50", 32.3, None),
+        ("sparse_rcnn_pvt_v2_b2", 50.1, None),
+        ("sparse_rcnn_pvt_v2_b2_li", 48.9, None),
         ("retinanet_poolformer_s24", 38.9, None),
     ],
 )
@@ -36,7 +40,7 @@ def test_rows(config, box, mask):
 def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     rows = published_results()
     names = [row.config for row in rows]
-    assert len(set(names)) == len(names) == 65
+    assert len(set(names)) == len(names) == 69
     assert all(row.source for row in rows)
     missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
     assert missing == []
