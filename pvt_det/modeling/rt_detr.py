@@ -53,7 +53,7 @@ class PVTRTDETR(QueryDetector):
             before.
 
     Raises:
-        ConfigError: `transformers` is not installed.
+        ConfigError: `transformers` is not installed, or its version is not supported.
     """
 
     @configurable
@@ -229,7 +229,8 @@ _PORTABLE: dict[str, Any] = {
 
 def _build(channels: Sequence[int], **settings: Any) -> Any:
     """Build transformers' RT-DETRv2 for feature maps with these channels, without the backbone."""
-    require_packages("transformers", purpose="RT-DETRv2")
+    # Earlier versions have other names of weights, and add denoising queries to the loss of the last layer.
+    require_packages("transformers>=5.20", purpose="RT-DETRv2")
     from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
     # transformers builds a backbone from its own config. The smallest possible one is built, and replaced.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,8 @@ TINY = {
         *("MODEL.SPARSE_RCNN.NUM_CLASSES", "5"),
     ),
 }
+NEEDS_TRANSFORMERS = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra detr")
+CONFIGS = [pytest.param(name, marks=NEEDS_TRANSFORMERS) if "rt_detr" in name else name for name in TINY]
 
 
 def build(config: str) -> nn.Module:
@@ -60,7 +64,7 @@ def compare_with_model(model: nn.Module, run) -> None:
     assert parity.detections > 50
 
 
-@pytest.mark.parametrize("config", list(TINY))
+@pytest.mark.parametrize("config", CONFIGS)
 def test_graph_matches_the_model(config):
     model = build(config)
     graph = build_graph(model)
@@ -75,7 +79,7 @@ def test_graph_matches_the_model(config):
 
 # Slow because tracing is, but only a traced program shows that no size became a constant.
 @pytest.mark.slow
-@pytest.mark.parametrize("config", list(TINY))
+@pytest.mark.parametrize("config", CONFIGS)
 def test_files_match_the_model(config, tmp_path):
     model = build(config)
     for kind, name in (("program", "model.pt2"), ("onnx", "model.onnx")):
