@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from pvt_det.errors import ConfigError
 from pvt_det.modeling.packages import require_packages
 from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.modeling.registration import register
@@ -53,7 +54,8 @@ class PVTRTDETR(QueryDetector):
             before.
 
     Raises:
-        ConfigError: `transformers` is not installed, or its version is not supported.
+        ConfigError: `transformers` is not installed, or its version is not supported. Later: the feature maps of an
+            image have fewer cells than there are queries.
     """
 
     @configurable
@@ -195,12 +197,25 @@ class PVTRTDETR(QueryDetector):
         """Run encoder and decoder. `labels` are the objects from which the denoising queries are made."""
         code = sys.modules[type(self.detr).__module__]
         exporting = torch.compiler.is_exporting()
+        if not exporting:
+            self._require_cells(features)
         with patch.multiple(code, create=True, **_PORTABLE) if exporting else nullcontext():
             projected = [layer(each) for layer, each in zip(self.detr.encoder_input_proj, features, strict=True)]
             encoded = self.detr.encoder(projected).last_hidden_state
             with torch.autocast(self.device.type, enabled=False):
                 # With the encoder's output given, transformers reads only the shape of what it takes for the images.
                 return self.detr(features[0], encoder_outputs=([each.float() for each in encoded],), labels=labels)
+
+    def _require_cells(self, features: list[Tensor]) -> None:
+        """Raise an error if the feature maps have fewer cells than there are queries, which start at the best cells."""
+        cells = sum(each.shape[2] * each.shape[3] for each in features)
+        if cells < self.detr.config.num_queries:
+            height, width = self._padded(features)
+            raise ConfigError(
+                f"MODEL.RT_DETR.NUM_QUERIES = {self.detr.config.num_queries}: images of {height}x{width} pixels have "
+                f"only {cells} cells in the feature maps, and each query starts at another cell. Set it to {cells} or "
+                "less, or use larger images."
+            )
 
     def _padded(self, features: list[Tensor]) -> tuple[int, int]:
         """Return the height and width of the padded images in pixels."""

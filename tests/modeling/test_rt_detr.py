@@ -184,6 +184,12 @@ def test_decoder_is_exact_under_autocast(repo_root):
     torch.testing.assert_close(centers / 4, (centers / 4).round(), atol=1e-3, rtol=0)
 
 
+def test_images_with_fewer_cells_than_queries_are_explained(repo_root):
+    model = build(repo_root, "MODEL.RT_DETR.NUM_QUERIES", "22").eval()
+    with pytest.raises(ConfigError, match=r"NUM_QUERIES = 22: images of 32x32 pixels have only 21 cells"):
+        model(records((30, 20)))
+
+
 def test_old_transformers_is_refused(repo_root, monkeypatch):
     monkeypatch.setattr(packages, "version", lambda name: "5.0.0")
     expected = r"RT-DETRv2 needs the package transformers>=5\.20, but 5\.0\.0 is installed\. Run pip install"
