@@ -18,7 +18,7 @@ from pvt_det.config import load_config
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.trunks import detector_trunk
-from pvt_det.modeling import packages
+from pvt_det.modeling import packages, set_losses
 from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.modeling.set_losses import SetLosses
 from pvt_det.solver.build import build_optimizer
@@ -199,3 +199,17 @@ def test_missing_scipy_is_explained(monkeypatch):
 def test_wrong_values_are_explained(head, key, value, message):
     with pytest.raises(ConfigError, match=message):
         load_config(head, [key, value])
+
+
+def test_losses_are_divided_by_the_objects_of_all_processes(monkeypatch):
+    """With 1 object here and 3 in the other process, the mean is 2, by which DDP's averaged gradients are divided."""
+    logits, boxes = torch.zeros(1, 1, 3, 2, requires_grad=True), torch.rand(1, 1, 3, 4).cumsum(3) * 20
+    alone = FOCAL(logits, boxes, SIZE, objects([10.0, 10, 30, 30]))
+    monkeypatch.setattr(set_losses.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.add_(3))
+    shared = FOCAL(logits, boxes, SIZE, objects([10.0, 10, 30, 30]))
+    with torch.no_grad():  # processes may have different numbers of validation images
+        unshared = FOCAL(logits, boxes, SIZE, objects([10.0, 10, 30, 30]))
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name] * 2, value)
+        torch.testing.assert_close(unshared[name], value)
