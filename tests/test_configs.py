@@ -279,3 +279,35 @@ def test_the_package_does_not_read_keys_that_are_not_ours():
         section, _, name = key.rpartition(".")
         pattern = rf"\b{re.escape(section.rpartition('.')[2])}\.{name}\b" if section else rf"\bcfg\.{name}\b"
         assert not any(re.search(pattern, text) for text in contents), key
+
+
+@pytest.mark.parametrize("name", ["sparse_rcnn_pvt_v2_b2", "sparse_rcnn_pvt_v2_b2_li"])
+def test_sparse_rcnn_recipe(name):
+    cfg = load(name)
+    solver, epoch = cfg.SOLVER, 117264 // 8
+    assert (8, pytest.approx(2.5e-5 / 1.4)) == (solver.IMS_PER_BATCH, solver.BASE_LR)
+    assert [step / epoch for step in (solver.MAX_ITER, *solver.STEPS)] == pytest.approx([36, 27, 33], abs=0.01)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.BACKBONE_MULTIPLIER) == (1e-4, 1e-4, 1.0)
+    assert (solver.CLIP_GRADIENTS.CLIP_TYPE, solver.CLIP_GRADIENTS.CLIP_VALUE) == ("full_model", 1.0)
+    assert tuple(range(480, 801, 32)) == cfg.INPUT.MIN_SIZE_TRAIN
+    assert cfg.INPUT.CROP_BRANCH == {"ENABLED": True, "RESIZE": (400, 500, 600), "SIZE": (384, 600)}
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (800, 1333, 300)
+
+
+@pytest.mark.parametrize("name", ["detr_pvt_small", "detr_R_50"])
+def test_detr_recipe(name):
+    cfg = load(name)
+    solver, epoch = cfg.SOLVER, 7330
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.OPTIMIZER) == (16, 1e-4, "adamw")
+    assert (solver.MAX_ITER, *solver.STEPS, solver.WARMUP_ITERS) == (50 * epoch, 33 * epoch, 0)
+    assert (solver.WEIGHT_DECAY, solver.BACKBONE_MULTIPLIER) == (1e-4, 0.1)
+    assert (solver.CLIP_GRADIENTS.CLIP_TYPE, solver.CLIP_GRADIENTS.CLIP_VALUE) == ("full_model", 0.1)
+    assert tuple(range(640, 801, 32)) == cfg.INPUT.MIN_SIZE_TRAIN
+    assert not cfg.INPUT.CROP_BRANCH.ENABLED
+
+
+def test_detr_has_the_published_number_of_parameters():
+    """DETR's training log says 41,302,368 for ResNet-50, with 91 classes instead of 80."""
+    model = build_without_memory(load("detr_R_50"))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 41_302_368 - 11 * (256 + 1)

@@ -14,8 +14,14 @@ SEGMENTOR = "SemanticSegmentor"
 _PANOPTIC = "PanopticFPN"
 # One-stage detectors with one anchor per position, whose MODEL section has the name of the meta-architecture.
 _ADAPTIVE = ("ATSS", "GFL")
+# Detectors without anchors and NMS: the MODEL section of the head, and its readable name.
+_QUERY_DETECTORS = {
+    "PVTDETR": ("DETR", "DETR"),
+    "PVTRTDETR": ("RT_DETR", "RT-DETRv2"),
+    "PVTSparseRCNN": ("SPARSE_RCNN", "Sparse R-CNN"),
+}
 # Sections of MODEL with the number of classes and the score threshold of a detector.
-HEADS = ("RETINANET", *_ADAPTIVE, "ROI_HEADS")
+HEADS = ("RETINANET", *_ADAPTIVE, *(section for section, _ in _QUERY_DETECTORS.values()), "ROI_HEADS")
 # Backbone: the MODEL section of its trunk, and the number of levels above the trunk's in its FPN (0: no FPN).
 _TRUNKS = {
     "build_pvt_backbone": ("PVT", 0),
@@ -94,6 +100,15 @@ def is_rcnn(cfg: CfgNode) -> bool:
     return "GeneralizedRCNN" in cfg.MODEL.META_ARCHITECTURE or is_panoptic(cfg)
 
 
+def is_query_detector(cfg: CfgNode) -> bool:
+    """Return whether the model predicts a fixed set of boxes, without anchors and non-maximum suppression.
+
+    Args:
+        cfg: A complete config.
+    """
+    return cfg.MODEL.META_ARCHITECTURE in _QUERY_DETECTORS
+
+
 def is_multi_step(cfg: CfgNode) -> bool:
     """Return whether the learning rate falls at SOLVER.STEPS.
 
@@ -158,6 +173,8 @@ def head_key(cfg: CfgNode) -> str:
     """
     if has_adaptive_anchors(cfg):
         return str(cfg.MODEL.META_ARCHITECTURE)
+    if is_query_detector(cfg):
+        return _QUERY_DETECTORS[cfg.MODEL.META_ARCHITECTURE][0]
     return "RETINANET" if is_retinanet(cfg) else "ROI_HEADS"
 
 
@@ -188,6 +205,8 @@ def _trunk_name(cfg: CfgNode) -> str:
 def _head_name(cfg: CfgNode) -> str:
     if is_retinanet(cfg):
         return "RetinaNet"
+    if is_query_detector(cfg):
+        return _QUERY_DETECTORS[cfg.MODEL.META_ARCHITECTURE][1]
     if is_segmentor(cfg):
         return "Semantic FPN"
     if is_panoptic(cfg):

@@ -111,7 +111,8 @@ def _check_trainer(cfg: CfgNode, stock: set[str]) -> None:
 def _optimizer(cfg: CfgNode) -> dict[str, Any]:
     clip = cfg.SOLVER.CLIP_GRADIENTS
     clips_all = clip.ENABLED and clip.CLIP_TYPE == "full_model"
-    return {"SOLVER.OPTIMIZER": "sgd"} | ({"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm"} if clips_all else {})
+    plain = {"SOLVER.OPTIMIZER": "sgd", "SOLVER.BACKBONE_MULTIPLIER": 1.0}
+    return plain | ({"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm"} if clips_all else {})
 
 
 def _schedule(cfg: CfgNode) -> dict[str, Any]:

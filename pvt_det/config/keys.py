@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvt_det.config.dense_keys import ATSS_KEYS, GFL_KEYS
 from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
+from pvt_det.config.query_keys import QUERY_KEYS
 from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number
 from pvt_det.models.variants import STAGES, list_models
@@ -183,6 +184,7 @@ ADDED_KEYS: dict[str, list[Row]] = {
     ],
     "ATSS": ATSS_KEYS,
     "GFL": GFL_KEYS,
+    **QUERY_KEYS,
     "Input": [
         Row(
             "INPUT.RESIZE_BACKEND",
@@ -356,6 +358,12 @@ ADDED_KEYS: dict[str, list[Row]] = {
             list_of(RATE, length=2),
             "AdamW's decay rates of the first and second moments.",
             (0.9, 0.999),
+        ),
+        Row(
+            "SOLVER.BACKBONE_MULTIPLIER",
+            number(at_least=0, at_most=100),
+            "Factor of the learning rate of the trunk. DETR and RT-DETRv2 train a pretrained trunk with 0.1.",
+            1.0,
         ),
         Row(
             "SOLVER.CHECKPOINT_KEEP",

@@ -18,6 +18,7 @@ from pvt_det.config.architecture import (
     head_key,
     is_one_stage,
     is_panoptic,
+    is_query_detector,
     is_rcnn,
     is_segmentor,
     trunk_section,
@@ -69,7 +70,9 @@ def validate_config(cfg: CfgNode, where: str = "config", *, training: bool = Tru
     if trunk_section(cfg):  # the feature maps of other backbones are not known
         _check_trunk(check)
         _check_feature_maps(check)
-    if not is_segmentor(cfg):
+    if is_query_detector(cfg):
+        _check_query_detector(check)
+    elif not is_segmentor(cfg):
         _check_anchors(check)
     if is_rcnn(cfg):
         _check_roi_heads(check)
@@ -172,6 +175,8 @@ def _check_feature_maps(check: _Check) -> None:
     source = f"the maps of MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}"
     if is_one_stage(cfg):
         _check_names(check, anchor_levels_key(cfg), strides, source)
+    if is_query_detector(cfg):
+        _check_names(check, f"MODEL.{head_key(cfg)}.IN_FEATURES", strides, source)
     if is_rcnn(cfg) or cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         _check_names(check, "MODEL.RPN.IN_FEATURES", strides, source)
     if is_rcnn(cfg):
@@ -219,6 +224,22 @@ def _check_anchors(check: _Check) -> None:
     check.require(
         smallest == sorted(smallest), "MODEL.ANCHOR_GENERATOR.SIZES", f"sizes that do not fall along {levels_key}."
     )
+
+
+def _check_query_detector(check: _Check) -> None:
+    cfg = check.cfg
+    name, key = cfg.MODEL.META_ARCHITECTURE, f"MODEL.{head_key(cfg)}"
+    check.require(not cfg.MODEL.MASK_ON, "MODEL.MASK_ON", f"False for MODEL.META_ARCHITECTURE {name}.")
+    if head_key(cfg) != "SPARSE_RCNN":
+        check.require(cfg.MODEL[head_key(cfg)].HIDDEN_DIM % 4 == 0, f"{key}.HIDDEN_DIM", "a multiple of 4.")
+    features = cfg.MODEL[head_key(cfg)].IN_FEATURES
+    if head_key(cfg) == "DETR":
+        check.require(len(features) == 1, f"{key}.IN_FEATURES", "one feature map.")
+    if head_key(cfg) == "RT_DETR":
+        check.require(len(features) == 3, f"{key}.IN_FEATURES", "three feature maps.")
+    if trunk_section(cfg):
+        is_pyramid = _are_neighbors([feature_strides(cfg)[name] for name in features])
+        check.require(is_pyramid, f"{key}.IN_FEATURES", "feature maps of which each has half the size.")
 
 
 def _check_roi_heads(check: _Check) -> None:

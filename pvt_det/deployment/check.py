@@ -18,6 +18,7 @@ from torch import nn
 
 from pvt_det.deployment.graphs import ClassifierGraph
 from pvt_det.errors import NumericError
+from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.utils.text import counted
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
@@ -98,7 +99,7 @@ def run_eager(model: nn.Module, images: NDArray[np.uint8], *, bgr: bool) -> dict
         if isinstance(model, GeneralizedRCNN):
             found = model.inference(records, do_postprocess=False)
         else:
-            assert isinstance(model, DenseDetector)
+            assert isinstance(model, DenseDetector | QueryDetector)
             found = [output["instances"] for output in model(records)]
     return _as_outputs([each[each.pred_boxes.nonempty()] for each in found])
 

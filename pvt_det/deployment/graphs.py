@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from pvt_det.deployment.adaptive import ATSSGraph, GFLGraph
 from pvt_det.deployment.files import Format
 from pvt_det.deployment.image import Features, Normalize
+from pvt_det.deployment.query import QueryGraph
 from pvt_det.deployment.rcnn import RCNNGraph
 from pvt_det.deployment.retinanet import RetinaNetGraph
 from pvt_det.deployment.suppression import Suppress, suppress, suppress_by_torchvision
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.atss import ATSS
 from pvt_det.modeling.gfl import GFL
+from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.models.trunk import Trunk
 
 
@@ -88,7 +90,7 @@ class ClassifierGraph(nn.Module):
         return self.model(self.normalize(image)).softmax(dim=1)
 
 
-Graph: TypeAlias = RetinaNetGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
+Graph: TypeAlias = RetinaNetGraph | QueryGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
 _ONE_STAGE = ((RetinaNet, RetinaNetGraph), (ATSS, ATSSGraph), (GFL, GFLGraph))
 
 
@@ -96,8 +98,8 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
     """Wrap a trained model as a function of tensors.
 
     Args:
-        model: RetinaNet, ATSS, GFL, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its
-            weights are shared.
+        model: RetinaNet, ATSS, GFL, a detector without NMS, an R-CNN, Semantic FPN, or a PVT classifier. It is set to
+            evaluation mode, and its weights are shared.
         bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
         kind: Format that the graph is traced for.
 
@@ -112,6 +114,8 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
     for architecture, graph in _ONE_STAGE:
         if isinstance(model, architecture):
             return graph(model, bgr=bgr, suppress=suppression)
+    if isinstance(model, QueryDetector):
+        return QueryGraph(model, bgr=bgr)
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         return RCNNGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, SemanticSegmentor):
@@ -119,6 +123,6 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
     if isinstance(model, Trunk) and model.num_classes > 0:
         return ClassifierGraph(model)
     raise ConfigError(
-        f"{type(model).__name__} cannot be exported. Expected RetinaNet, ATSS, GFL, Faster, Mask or Cascade R-CNN, "
-        "Semantic FPN, or a classifier."
+        f"{type(model).__name__} cannot be exported. Expected RetinaNet, ATSS, GFL, RT-DETRv2, DETR, Faster, Mask, "
+        "Cascade or Sparse R-CNN, Semantic FPN, or a classifier."
     )

@@ -1,3 +1,16 @@
 """Detectron2 models built on PVT. Importing this package registers them with Detectron2."""
 
-from pvt_det.modeling import atss, backbone, fpn, gfl, rcnn, retinanet, roi_heads, semantic, timm_backbone  # noqa: F401
+from pvt_det.modeling import (  # noqa: F401
+    atss,
+    backbone,
+    detr,
+    fpn,
+    gfl,
+    rcnn,
+    retinanet,
+    roi_heads,
+    rt_detr,
+    semantic,
+    sparse_rcnn,
+    timm_backbone,
+)

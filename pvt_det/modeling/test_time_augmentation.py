@@ -20,6 +20,7 @@ from torch import nn
 from torchvision.ops import batched_nms
 
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.query_detector import QueryDetector
 
 
 def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation]) -> tuple[CfgNode, nn.Module]:
@@ -46,8 +47,8 @@ def build_tta(cfg: CfgNode, model: nn.Module, resizes: Sequence[T.Augmentation])
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST = 0
     mapper = TTAMapper(resizes, flip=bool(settings.FLIP))
-    if isinstance(model, DenseDetector):
-        return cfg, DenseDetectorWithTTA(model, mapper, model.test_nms_thresh, model.max_detections_per_image)
+    if isinstance(model, DenseDetector | QueryDetector):
+        return cfg, BoxDetectorWithTTA(model, mapper, model.test_nms_thresh, cfg.TEST.DETECTIONS_PER_IMAGE)
     # PanopticFPN is also a GeneralizedRCNN, but Detectron2's TTA class would drop its semantic branch.
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         # Only views with the same size share a batch, because PVT's feature maps depend on the padding.
@@ -111,11 +112,11 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
                 setattr(heads, name, value)
 
 
-class DenseDetectorWithTTA(nn.Module):
-    """A one-stage detector on several views of an image, whose boxes are merged by NMS within each class.
+class BoxDetectorWithTTA(nn.Module):
+    """A detector without masks on several views of an image, whose boxes are merged by NMS within each class.
 
     Args:
-        model: The detector.
+        model: A one-stage detector or `QueryDetector`.
         mapper: Mapper that creates the views of an image.
         nms_threshold: IoU of two boxes of the same class, in [0, 1], above which the box with the lower score is
             dropped.

@@ -18,7 +18,7 @@ class PublishedResult:
     Attributes:
         config: Name, without suffix, of the config in this repository that follows the published recipe.
         model: Head and backbone.
-        schedule: "1x" (12 epochs) or "3x" (36 epochs) on COCO, "40k" (iterations) on ADE20K.
+        schedule: "1x" (12 epochs), "3x" (36 epochs) or "50 epochs" on COCO, "40k" (iterations) on ADE20K.
         parameters_millions: Number of parameters of the whole detector in millions. None if not published.
         box: Box AP and related metrics in percent, by metric.
         mask: Mask AP and related metrics in percent, by metric. Empty for models without masks.

@@ -16,6 +16,8 @@ from pvt_det.errors import ConfigError
 
 __all__ = ["build_lr_scheduler", "build_optimizer"]
 
+# Names of the parameters of a detector's trunk begin with this.
+_TRUNK = "backbone.bottom_up."
 # Takes the parameters and the norm of all their gradients, and clips the gradients in place.
 GradientClipper = Callable[[Sequence[nn.Parameter], Tensor], None]
 
@@ -27,8 +29,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, fused: bool = True) -> to
 
     Parameter groups follow Detectron2's rules. `WEIGHT_DECAY` applies to all parameters. If they are set,
     `WEIGHT_DECAY_NORM` replaces it for normalization layers and `WEIGHT_DECAY_BIAS` for biases. The learning rate of
-    biases is multiplied by `BIAS_LR_FACTOR`. The published PVT detectors use the same decay for all parameters,
-    including normalization layers.
+    biases is multiplied by `BIAS_LR_FACTOR`, and that of the trunk by `BACKBONE_MULTIPLIER`. The published PVT
+    detectors use the same decay for all parameters, including normalization layers.
 
     Args:
         cfg: Config whose `SOLVER` is read.
@@ -46,6 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, fused: bool = True) -> to
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(_TRUNK) else 1.0,
     )
     if not groups:
         raise ConfigError("No parameter of the model requires a gradient. Freeze fewer of its parts.")

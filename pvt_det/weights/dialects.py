@@ -234,6 +234,49 @@ TRUNKS = (
     _dialect("Detectron2 ResNet", r"stem\.conv1\.weight", _UNCHANGED),
 )
 
+
+def _mmdet_detr(transformer: str, self_attention: str, cross_attention: str, mlp: str) -> list[tuple]:
+    """Return rules for encoder, decoder and head of MMDetection's DETR.
+
+    Args:
+        transformer: Prefix of the keys of encoder and decoder.
+        self_attention: Name of the attention within a layer's inputs.
+        cross_attention: Name of the decoder's attention to the image.
+        mlp: Name of a layer's MLP.
+    """
+    layer = transformer + r"(?P<c>encoder|decoder)\.layers\.<s>\."
+    to = "transformer.{c}.{s}."
+    return [
+        (layer + self_attention + r"\.attn\.(?P<k>in_proj_|out_proj\.)P", to + "self_attn.{k}{p}"),
+        (layer + cross_attention + r"\.attn\.(?P<k>in_proj_|out_proj\.)P", to + "cross_attn.{k}{p}"),
+        (layer + mlp + r"\.layers\.0\.0\.P", to + "mlp.0.{p}"),
+        (layer + mlp + r"\.layers\.1\.P", to + "mlp.3.{p}"),
+        (layer + r"norms\.<n>\.P", to + "norm{n+1}.{p}"),
+        (transformer + r"decoder\.post_norm\.P", "transformer.norm.{p}"),
+        (r"bbox_head\.fc_cls\.P", "class_embed.{p}"),
+        (r"bbox_head\.reg_ffn\.layers\.0\.0\.P", "bbox_embed.0.{p}"),
+        (r"bbox_head\.reg_ffn\.layers\.1\.P", "bbox_embed.3.{p}"),
+        (r"bbox_head\.fc_reg\.P", "bbox_embed.6.{p}"),
+    ]
+
+
+# Rules for a stage of MMDetection's Sparse R-CNN: source and target after the number of the stage.
+_SPARSE_STAGE = (
+    (r"attention\.attn\.(?P<k>in_proj_|out_proj\.)P", "self_attn.{k}{p}"),
+    (r"attention_norm\.P", "norm1.{p}"),
+    (r"instance_interactive_conv\.(?P<k>dynamic_layer|norm_in|norm_out)\.P", "interaction.{k}.{p}"),
+    (r"instance_interactive_conv\.fc_layer\.P", "interaction.out_layer.{p}"),
+    (r"instance_interactive_conv\.fc_norm\.P", "interaction.norm.{p}"),
+    (r"instance_interactive_conv_norm\.P", "norm2.{p}"),
+    (r"ffn\.layers\.0\.0\.P", "mlp.0.{p}"),
+    (r"ffn\.layers\.1\.P", "mlp.3.{p}"),
+    (r"ffn_norm\.P", "norm3.{p}"),
+    (r"cls_fcs\.<n>\.P", "cls_layers.{n}.{p}"),
+    (r"reg_fcs\.<n>\.P", "box_layers.{n}.{p}"),
+    (r"fc_cls\.P", "cls_score.{p}"),
+    (r"fc_reg\.P", "bbox_pred.{p}"),
+)
+
 # Layouts of a whole detector. The keys that begin with `prefix` belong to its trunk, in one of the layouts of `TRUNKS`.
 DETECTORS = (
     _dialect("Detectron2 detector", r"backbone\.bottom_up\..+", _UNCHANGED, prefix="backbone.bottom_up."),
@@ -275,6 +318,32 @@ DETECTORS = (
         (r"roi_head\.mask_head\.convs\.<i>\.conv\.P", "roi_heads.mask_head.mask_fcn{i+1}.{p}"),
         (r"roi_head\.mask_head\.upsample\.P", "roi_heads.mask_head.deconv.{p}"),
         (r"roi_head\.mask_head\.conv_logits\.P", "roi_heads.mask_head.predictor.{p}"),
+        prefix="backbone.",
+    ),
+    _dialect(
+        "MMDetection DETR",
+        r"query_embedding\.weight",
+        (r"neck\.convs\.0\.conv\.P", "input_proj.{p}"),
+        (r"query_embedding\.weight", "query_embed.weight"),
+        *_mmdet_detr(r"", r"self_attn", r"cross_attn", r"ffn"),
+        prefix="backbone.",
+    ),
+    _dialect(
+        "MMDetection 2 DETR",
+        r"bbox_head\.query_embedding\.weight",
+        (r"bbox_head\.input_proj\.P", "input_proj.{p}"),
+        (r"bbox_head\.query_embedding\.weight", "query_embed.weight"),
+        *_mmdet_detr(r"bbox_head\.transformer\.", r"attentions\.0", r"attentions\.1", r"ffns\.0"),
+        prefix="backbone.",
+    ),
+    _dialect(
+        "MMDetection Sparse R-CNN",
+        r"rpn_head\.init_proposal_bboxes\.weight",
+        (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+2}.{p}"),
+        (r"neck\.fpn_convs\.<i>\.conv\.P", "backbone.fpn_output{i+2}.{p}"),
+        (r"rpn_head\.init_proposal_bboxes\.weight", "proposal_boxes.weight"),
+        (r"rpn_head\.init_proposal_features\.weight", "proposal_features.weight"),
+        *((rf"roi_head\.bbox_head\.<s>\.{source}", "stages.{s}." + target) for source, target in _SPARSE_STAGE),
         prefix="backbone.",
     ),
 )

@@ -32,9 +32,12 @@ _FOLDED = {"batch-norm statistics (folded into the file's scales)": r".+\.norm\.
 # Layers whose number of outputs follows the number of classes.
 _CLASS_LAYERS = {
     "head": r"head\.(weight|bias)",
-    "cls_score": r"(head|roi_heads\.box_predictor(\.\d)?)\.cls_score\.(weight|bias)",
+    "cls_score": r"(head|stages\.\d+|roi_heads\.box_predictor(\.\d)?)\.cls_score\.(weight|bias)",
     "bbox_pred": r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)",
     "mask predictor": r"roi_heads\.mask_head\.predictor\.(weight|bias)",
+    "class_embed": r"(detr\.decoder\.)?class_embed\.(\d+\.)?(weight|bias)",
+    "enc_score_head": r"detr\.enc_score_head\.(weight|bias)",
+    "denoising_class_embed": r"detr\.denoising_class_embed\.weight",
     "semantic predictor": r"sem_seg_head\.predictor\.(weight|bias)",
 }
 _RESNETS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pvt_det.modeling  # noqa: F401  (registers the models)
 from pvt_det.config import load_config
-from pvt_det.config.architecture import head_key, is_one_stage
+from pvt_det.config.architecture import head_key, is_one_stage, is_query_detector
 from pvt_det.modeling.registration import register
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -54,6 +54,8 @@ def build_few_convolutions(cfg, input_shape: ShapeSpec) -> FewConvolutions:
         return FewConvolutions(list(cfg.MODEL[head_key(cfg)].IN_FEATURES))
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         return FewConvolutions(list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES))
+    if is_query_detector(cfg):
+        return FewConvolutions(list(cfg.MODEL[head_key(cfg)].IN_FEATURES))
     return FewConvolutions(list(cfg.MODEL.RPN.IN_FEATURES))
 
 

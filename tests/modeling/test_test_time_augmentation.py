@@ -13,7 +13,7 @@ from pvt_det.config import get_config, load_config
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.predictor import Predictor
-from pvt_det.modeling.test_time_augmentation import DenseDetectorWithTTA, TTAMapper, build_tta
+from pvt_det.modeling.test_time_augmentation import BoxDetectorWithTTA, TTAMapper, build_tta
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_views_have_the_configured_sizes_and_are_flipped(cfg):
 
 def test_boxes_of_all_views_are_merged(cfg):
     mapper = TTAMapper(build_tta_resizes(cfg), flip=True)
-    model = DenseDetectorWithTTA(WhiteFinder(), mapper, nms_threshold=0.5, max_detections=100)
+    model = BoxDetectorWithTTA(WhiteFinder(), mapper, nms_threshold=0.5, max_detections=100)
     outputs = model([record(), record((60, 30, 80, 48))])
     for output, expected in zip(outputs, ([20, 8, 40, 32], [60, 30, 80, 48]), strict=True):
         instances = output["instances"]

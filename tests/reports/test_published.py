@@ -26,6 +26,10 @@ from pvt_det.reports.published import find_published, published_classifier, publ
         ("atss_pvt_v2_b2_3x", 49.9, None),
         ("gfl_pvt_v2_b2_li_3x", 49.2, None),
         ("retinanet_swin_t", 41.5, None),
+        ("detr_pvt_small", 34.7, None),
+        ("detr_R_50", 32.3, None),
+        ("sparse_rcnn_pvt_v2_b2", 50.1, None),
+        ("sparse_rcnn_pvt_v2_b2_li", 48.9, None),
         ("retinanet_poolformer_s24", 38.9, None),
     ],
 )
