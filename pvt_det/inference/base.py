@@ -17,7 +17,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
 from pvt_det.config import load_config, validate_config
-from pvt_det.config.architecture import head_key, is_segmentor
+from pvt_det.config.architecture import head_key, is_panoptic, is_segmentor
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
@@ -31,10 +31,15 @@ from pvt_det.utils.signing import verify_signed
 from pvt_det.weights import load_pretrained
 
 Prediction = TypeVar("Prediction")
+_KINDS = {
+    "Predictor": "a detector",
+    "Segmentor": "a semantic segmentation model",
+    "PanopticPredictor": "a panoptic segmentation model",
+}
 
 
 class BasePredictor(ABC, Generic[Prediction]):
-    """Runs a trained model on images. `Predictor` and `Segmentor` define what is returned for each image.
+    """Runs a trained model on images. Its subclasses define what is returned for each image.
 
     An image is a file path, a Pillow image, or an `H×W×3` uint8 array in **RGB** order. Files and Pillow images are
     rotated upright according to their EXIF orientation. Convert a BGR image from OpenCV with `image[:, :, ::-1]`.
@@ -168,18 +173,74 @@ class BasePredictor(ABC, Generic[Prediction]):
             return self._model(records)
 
 
+def predictor_name(cfg: CfgNode) -> str:
+    """Return which class of this package predicts with a model: "Predictor", "Segmentor" or "PanopticPredictor".
+
+    Args:
+        cfg: The config of the model.
+    """
+    if is_panoptic(cfg):
+        return "PanopticPredictor"
+    return "Segmentor" if is_segmentor(cfg) else "Predictor"
+
+
+def require_kind_of_model(cfg: CfgNode, path: Path, name: str) -> None:
+    """Check that a predictor is for the kind of model that a config describes.
+
+    Args:
+        cfg: The config of the model.
+        path: The config file, for the message.
+        name: "Predictor", "Segmentor" or "PanopticPredictor".
+
+    Raises:
+        ConfigError: The model is of a different kind.
+    """
+    found = predictor_name(cfg)
+    if found != name:
+        raise ConfigError(
+            f"{path} is the config of {_KINDS[found]}, {cfg.MODEL.META_ARCHITECTURE}. Expected {_KINDS[name]}. "
+            f"Use pvt_det.{found} for this model."
+        )
+
+
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Return the class names of a config's model, from the config, its data set, or otherwise numbered.
+
+    Those of a model for panoptic segmentation are the classes of objects.
 
     Args:
         cfg: The config of the model.
     """
     if is_segmentor(cfg):
-        count, given, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.LABEL_NAMES, "stuff_classes"
-    else:
-        count, given, key = cfg.MODEL[head_key(cfg)].NUM_CLASSES, cfg.DATASETS.CLASS_NAMES, "thing_classes"
+        return _label_names(cfg) or _numbered("class", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    count = cfg.MODEL[head_key(cfg)].NUM_CLASSES
+    return _find_names(cfg, count, cfg.DATASETS.CLASS_NAMES, "thing_classes") or _numbered("class", count)
+
+
+def stuff_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the names of the classes without objects of a model for panoptic segmentation.
+
+    They come from the config, its data set, or are numbered. Class 0 of the label maps, which means any object, is
+    left out.
+
+    Args:
+        cfg: The config of the model.
+    """
+    return (_label_names(cfg) or _numbered("stuff", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))[1:]
+
+
+def _label_names(cfg: CfgNode) -> tuple[str, ...]:
+    return _find_names(cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.LABEL_NAMES, "stuff_classes")
+
+
+def _find_names(cfg: CfgNode, count: int, given: Sequence[str], key: str) -> tuple[str, ...]:
+    """Return the first list of `count` names: that of the config, or of its data sets; () if there is none."""
     registered = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
     for names in (given, *(MetadataCatalog.get(name).get(key, []) for name in registered)):
         if len(names) == count:
             return tuple(names)
-    return tuple(f"class {index}" for index in range(count))
+    return ()
+
+
+def _numbered(prefix: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{prefix} {index}" for index in range(count))

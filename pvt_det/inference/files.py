@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from pvt_det.inference.predictions import (
 from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.inference.sources import Source
 from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
-from pvt_det.utils.files import write_json_list
+from pvt_det.utils.files import write_json_list, write_json_lists
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.visualizer import Picture
 
@@ -130,12 +129,17 @@ class OutputFiles(ABC, Generic[Prediction]):
 
     def finish(self) -> None:
         """Write the files that cover all images, and remove the part."""
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
-        after = f', "annotations": [], "categories": {json.dumps(categories, ensure_ascii=False)}}}'
-        write_json_list(
-            self.folder / IMAGES_NAME, self._images(), f'{{"info": {{"kind": "{PREDICTION}"}}, "images": ', after
+        write_json_lists(
+            self.folder / IMAGES_NAME,
+            {"images": self._images()},
+            info={"kind": PREDICTION},
+            annotations=[],
+            categories=self._categories(),
         )
         self.part.remove()
+
+    def _categories(self) -> list[dict[str, Any]]:
+        return [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
 
     def _images(self) -> Iterator[dict[str, Any]]:
         for number, record in enumerate(self.part.images_so_far(), start=1):

@@ -54,12 +54,26 @@ class PVTGeneralizedRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         return [
-            {"instances": _postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))}
+            {"instances": postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))}
             for instances, record, size in zip(results, batched_inputs, (r.image_size for r in results), strict=True)
         ]
 
 
-def _postprocess(instances: Instances, height: int, width: int) -> Instances:
+def postprocess(instances: Instances, height: int, width: int) -> Instances:
+    """Scale the detections of an R-CNN to the size of the original image, with masks as run lengths.
+
+    Args:
+        instances: Detections in the image that the model was given. `pred_masks`, if there are any, are probabilities
+            `N×1×M×M`.
+        height: Height of the original image in pixels.
+        width: Width of the original image in pixels.
+
+    Returns:
+        The detections with a box that is not empty. `pred_masks` are `RunLengthMasks`.
+
+    Raises:
+        NumericError: A mask is NaN or infinite.
+    """
     if not instances.has("pred_masks"):
         return detector_postprocess(instances, height, width)
     masks: Tensor = instances.pred_masks[:, 0]
