@@ -17,7 +17,7 @@ from torch import nn
 
 from pvt_det import __version__
 from pvt_det.config import load_config
-from pvt_det.config.architecture import head_key, is_segmentor, model_name
+from pvt_det.config.architecture import head_key, is_panoptic, is_segmentor, model_name
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import IMAGE_SUFFIXES, read_image
@@ -26,7 +26,7 @@ from pvt_det.deployment.check import Parity, compare, medians_ms, run_eager
 from pvt_det.deployment.files import Function, Kind, open_file, trace, write
 from pvt_det.deployment.graphs import Graph, build_graph
 from pvt_det.errors import ConfigError, NumericError
-from pvt_det.inference.base import class_names
+from pvt_det.inference.base import class_names, stuff_names
 from pvt_det.inference.trunks import trained_classifier
 from pvt_det.run_folder import config_file, run_weights
 from pvt_det.utils.text import counted
@@ -115,11 +115,20 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
         return np.ascontiguousarray(augmented.image)
 
     metadata = {
-        "task": "semantic segmentation" if is_segmentor(cfg) else "detection",
+        "task": _task(cfg),
         "short_side": str(cfg.INPUT.MIN_SIZE_TEST),
         "long_side": str(cfg.INPUT.MAX_SIZE_TEST),
         "classes": json.dumps(class_names(cfg)),
     }
+    if is_panoptic(cfg):
+        combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+        metadata |= {
+            # Those of the semantic labels 1, 2, …
+            "stuff_classes": json.dumps(stuff_names(cfg)),
+            "score_threshold": str(combine.INSTANCES_CONFIDENCE_THRESH),
+            "overlap_threshold": str(combine.OVERLAP_THRESH),
+            "stuff_area_limit": str(combine.STUFF_AREA_LIMIT),
+        }
     return Subject(
         name=model_name(cfg),
         model=model,
@@ -244,6 +253,12 @@ def check(subject: Subject, function: Function, images: Sequence[NDArray[np.uint
             "with --images, or lower the score threshold."
         )
     return parity
+
+
+def _task(cfg: CfgNode) -> str:
+    if is_panoptic(cfg):
+        return "panoptic segmentation"
+    return "semantic segmentation" if is_segmentor(cfg) else "detection"
 
 
 def _metadata(name: str, of_task: dict[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pvt_det.deployment.files import Kind
 from pvt_det.deployment.image import Features, Normalize
+from pvt_det.deployment.panoptic import PanopticGraph
 from pvt_det.deployment.rcnn import RCNNGraph
 from pvt_det.deployment.retinanet import RetinaNetGraph
 from pvt_det.deployment.suppression import Suppress, suppress, suppress_by_torchvision
@@ -84,15 +85,15 @@ class ClassifierGraph(nn.Module):
         return self.model(self.normalize(image)).softmax(dim=1)
 
 
-Graph: TypeAlias = RetinaNetGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
+Graph: TypeAlias = RetinaNetGraph | RCNNGraph | PanopticGraph | SegmentorGraph | ClassifierGraph
 
 
 def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> Graph:
     """Wrap a trained model as a function of tensors.
 
     Args:
-        model: RetinaNet, an R-CNN, Semantic FPN, or a PVT classifier. It is set to evaluation mode, and its weights
-            are shared.
+        model: RetinaNet, an R-CNN, Semantic or Panoptic FPN, or a PVT classifier. It is set to evaluation mode, and its
+            weights are shared.
         bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
         kind: Kind of file that the graph is traced for.
 
@@ -106,13 +107,15 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Kind = "onnx") -> 
     suppression: Suppress = suppress if kind == "onnx" else suppress_by_torchvision
     if isinstance(model, RetinaNet):
         return RetinaNetGraph(model, bgr=bgr, suppress=suppression)
-    if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
+    if isinstance(model, PanopticFPN):
+        return PanopticGraph(model, bgr=bgr, suppress=suppression)
+    if isinstance(model, GeneralizedRCNN):
         return RCNNGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, SemanticSegmentor):
         return SegmentorGraph(model, bgr=bgr)
     if isinstance(model, Trunk) and model.num_classes > 0:
         return ClassifierGraph(model)
     raise ConfigError(
-        f"{type(model).__name__} cannot be exported. Expected RetinaNet, Faster, Mask or Cascade R-CNN, Semantic FPN, "
-        "or a classifier."
+        f"{type(model).__name__} cannot be exported. Expected RetinaNet, Faster, Mask or Cascade R-CNN, Semantic or "
+        "Panoptic FPN, or a classifier."
     )

@@ -62,6 +62,7 @@ CASES = {
     "mask_rcnn_pvt_tiny": RCNN,
     "cascade_mask_rcnn_pvt_small": RCNN,
     "semantic_fpn_pvt_tiny": ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
+    "panoptic_fpn_pvt_small": (*RCNN, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
 }
 # Two levels and shallow heads halve the tracing time, and still repeat layers and levels.
 SMALL_RCNN = (
@@ -78,6 +79,7 @@ SMALL = {
     "retinanet_pvt_tiny": SMALL_RETINANET,
     "mask_rcnn_pvt_tiny": SMALL_RCNN,
     "semantic_fpn_pvt_tiny": SMALL_SEMANTIC,
+    "panoptic_fpn_pvt_small": SMALL_RCNN + SMALL_SEMANTIC,
 }
 
 

@@ -59,7 +59,7 @@ def test_classifier_with_a_class_token(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny"])
+@pytest.mark.parametrize("config", ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "panoptic_fpn_pvt_small"])
 def test_detectors(build, config, tmp_path):
     check(build(config, small=True), ("onnx", "program"), tmp_path)
     import onnx

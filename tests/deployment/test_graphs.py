@@ -13,7 +13,13 @@ from pvt_det.deployment.suppression import ABSENT, suppress
 from pvt_det.errors import ConfigError
 from pvt_det.models import create_model
 
-CONFIGS = ["retinanet_pvt_tiny", "mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_small", "semantic_fpn_pvt_tiny"]
+CONFIGS = [
+    "retinanet_pvt_tiny",
+    "mask_rcnn_pvt_tiny",
+    "cascade_mask_rcnn_pvt_small",
+    "semantic_fpn_pvt_tiny",
+    "panoptic_fpn_pvt_small",
+]
 
 
 def images(number: int, height: int, width: int) -> np.ndarray:
