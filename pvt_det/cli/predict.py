@@ -44,7 +44,8 @@ examples:
     %(prog)s photos/ --config-file output/mine --set TEST.AUG.ENABLED True
 
 Inputs that cannot be read are reported and skipped; the exit code is then 3.
-exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 6 a process was killed, 75 stopped and
+resumable
 """
 
 

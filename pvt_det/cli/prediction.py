@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from detectron2.structures import Instances
+from detectron2.config import CfgNode
 from rich.progress import Progress
 
 from pvt_det.cli.predict import OVERLAP
@@ -18,7 +19,8 @@ from pvt_det.inference.panoptic import PanopticPredictor
 from pvt_det.inference.panoptic_files import PanopticFiles
 from pvt_det.inference.part import Part
 from pvt_det.inference.predictor import Predictor
-from pvt_det.inference.run import Pixels, PredictionRun, Track
+from pvt_det.inference.reading import Prepare
+from pvt_det.inference.run import PredictionRun, Track
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source
 from pvt_det.inference.tiling import TiledPredictor
@@ -26,6 +28,7 @@ from pvt_det.inference.tracking import LOWEST_SCORE, Tracker, require_tracking
 from pvt_det.interop.formats import FORMATS
 from pvt_det.run_folder import DETECTIONS_NAME, PANOPTIC_NAME
 from pvt_det.utils.console import Console
+from pvt_det.utils.environment import available_cores
 from pvt_det.utils.progress import Bars
 from pvt_det.utils.text import counted, did_you_mean
 
@@ -68,9 +71,9 @@ def detect(
     )
     if predictor.score_threshold != lowest:  # by an override
         threshold = predictor.score_threshold
-    predict: Callable[[Sequence[Pixels]], Sequence[Instances]] = predictor
+    model: Predictor | TiledPredictor = predictor
     if args.tile is not None:
-        predict = TiledPredictor(predictor, args.tile, OVERLAP if args.overlap is None else args.overlap)
+        model = TiledPredictor(predictor, args.tile, OVERLAP if args.overlap is None else args.overlap)
     settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "tile", "overlap", "stride")}
     formats = sorted({*(args.format or ())} & FORMATS.keys())
     # The model does not depend on the threshold if it also returns lower scores.
@@ -84,7 +87,7 @@ def detect(
         settings=settings,
     )
     start_tracks = partial(Tracker, score_threshold=threshold) if args.track else None
-    faults = _predict(args, predict, files, sources, start_tracks)
+    faults = _predict(args, predictor.cfg, model, model.preparation, files, sources, start_tracks)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
     if Path(args.config_file).is_dir():
         hint += f"; `pvt-det report {args.config_file}` names the one with the best F1"
@@ -123,7 +126,7 @@ def segment(
     )
     settings = {"model": segmentor.fingerprint(), **_settings(args, "classes", "stride")}
     files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
-    faults = _predict(args, segmentor, files, sources)
+    faults = _predict(args, segmentor.cfg, segmentor, segmentor.preparation, files, sources)
     return faults, f"{counted(part.images, 'label map')}: {files.folder / LABELS_NAME}{files.drawn(sources)}"
 
 
@@ -159,7 +162,7 @@ def segment_panoptic(
     files = PanopticFiles(
         part, predictor.class_names, predictor.thing_count, pictures=not args.no_pictures, settings=settings
     )
-    faults = _predict(args, predictor, files, sources)
+    faults = _predict(args, predictor.cfg, predictor, predictor.preparation, files, sources)
     counts = f"{counted(part.objects, 'segment')} in {counted(part.images, 'image')}"
     return faults, f"{counts}: {files.folder / PANOPTIC_NAME}, {files.masks}{files.drawn(sources)}"
 
@@ -177,7 +180,9 @@ def _refuse(args: argparse.Namespace, kind: str, *names: str) -> None:
 
 def _predict(
     args: argparse.Namespace,
-    predict: Callable[[Sequence[Pixels]], Sequence[Prediction]],
+    cfg: CfgNode,
+    predict: Callable[[Sequence[Any]], Sequence[Prediction]],
+    prepare: Prepare,
     files: OutputFiles[Prediction],
     sources: Sequence[Source],
     start_tracks: Callable[[float], Track[Prediction]] | None = None,
@@ -194,8 +199,14 @@ def _predict(
             start_tracks=start_tracks,
             quiet=args.quiet,
             resume_command=args.resume_command,
+            prepare=prepare,
+            workers=_worker_count(cfg),
         )
         return steps.run(sources)
+
+
+def _worker_count(cfg: CfgNode) -> int:
+    return min(cfg.DATALOADER.NUM_WORKERS, available_cores())
 
 
 def _settings(args: argparse.Namespace, *names: str) -> dict[str, object]:

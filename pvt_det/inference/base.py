@@ -15,13 +15,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from numpy.typing import NDArray
 
 from pvt_det.config import load_config, validate_config
 from pvt_det.config.architecture import head_key, is_panoptic, is_segmentor
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
-from pvt_det.inference.pixels import Image, load_pixels
+from pvt_det.inference.pixels import Image, Prepared, load_pixels
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.utils.devices import require_device
@@ -36,6 +37,30 @@ _KINDS = {
     "Segmentor": "a semantic segmentation model",
     "PanopticPredictor": "a panoptic segmentation model",
 }
+
+
+class Preparation:
+    """Resizes images for a model. It can be sent to another process without the model.
+
+    Args:
+        cfg: The config of the model, of which INPUT is read.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
+        self._is_bgr = cfg.INPUT.FORMAT == "BGR"
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        """Return what the model is given: the resized `image` as a tensor, and the original `height` and `width`.
+
+        Args:
+            pixels: Image `H×W×3`, RGB.
+        """
+        height, width = pixels.shape[:2]
+        aug_input = T.AugInput(np.ascontiguousarray(pixels[:, :, ::-1] if self._is_bgr else pixels))
+        self._augmentations(aug_input)
+        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
 
 
 class BasePredictor(ABC, Generic[Prediction]):
@@ -61,6 +86,8 @@ class BasePredictor(ABC, Generic[Prediction]):
         class_names: Class names, by class index. They are "class 0", "class 1", … if neither the run nor its data set
             defines names.
         cfg: The complete config.
+        preparation: Function that resizes the pixels of an image for the model. With `Prepared` images, it can run in
+            another process.
 
     Raises:
         CheckpointError: The weights are missing, damaged, unsafe, or do not cover the whole model, or the signature of
@@ -95,7 +122,7 @@ class BasePredictor(ABC, Generic[Prediction]):
         load_pretrained(model, run_weights(path, weights)).require_whole()
         test_cfg, self._model = build_tta(cfg, model, build_tta_resizes(cfg))
         self._model.eval()
-        self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
+        self.preparation = Preparation(test_cfg)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,8 +136,8 @@ class BasePredictor(ABC, Generic[Prediction]):
     @overload
     def __call__(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[Prediction]: ...
-    def __call__(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
+    def __call__(self, images: Sequence[Image | Prepared]) -> list[Prediction]: ...
+    def __call__(self, images: Image | Sequence[Image | Prepared]) -> Prediction | list[Prediction]:
         """Run the model on one or more images.
 
         Args:
@@ -155,17 +182,11 @@ class BasePredictor(ABC, Generic[Prediction]):
                 by_shape.setdefault(record["image"].shape, {})[number] = record
             for records in by_shape.values():
                 outputs |= zip(records, self._run(list(records.values())), strict=True)
-        return [self._result(outputs[number], image) for number, image in enumerate(images)]
+        originals = [image.image if isinstance(image, Prepared) else image for image in images]
+        return [self._result(outputs[number], image) for number, image in enumerate(originals)]
 
     def _prepare(self, image: Any, name: str) -> dict[str, Any]:
-        pixels = load_pixels(image, name)
-        height, width = pixels.shape[:2]
-        if self.cfg.INPUT.FORMAT == "BGR":
-            pixels = pixels[:, :, ::-1]
-        aug_input = T.AugInput(np.ascontiguousarray(pixels))
-        self._augmentations(aug_input)
-        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return image.record if isinstance(image, Prepared) else self.preparation(load_pixels(image, name))
 
     def _outputs(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Detectron2's models are not thread-safe: test-time augmentation switches the mask head off and on.

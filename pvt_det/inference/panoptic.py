@@ -123,7 +123,7 @@ class PanopticPredictor(BasePredictor[PanopticSegments]):
         return PanopticSegments(ids.numpy(), found, self.class_names, self.thing_count, image)
 
     def _info(self, info: dict[str, Any]) -> dict[str, Any]:
-        # The semantic head's class 0 stands for all objects.
+        # The semantic head's class 0 means any object.
         offset = 0 if info["isthing"] else self.thing_count - 1
         score = {"score": info["score"]} if info["isthing"] else {}
         return {"id": info["id"], "category_id": info["category_id"] + offset, "isthing": info["isthing"], **score}

@@ -65,26 +65,22 @@ class PanopticFiles(OutputFiles[PanopticSegments]):
         """
         return prediction.keep_classes(classes)
 
-    def add(
-        self,
-        source: Source,
-        pixels: Picture,
-        prediction: PanopticSegments,
-        frame: int | None = None,
-        time: float = 0.0,
-    ) -> None:
-        """Save the segment ids as `panoptic/NAME.png`, and add the segments.
+    def save(
+        self, source: Source, pixels: Picture | None, prediction: PanopticSegments, frame: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Save the segment ids as `panoptic/NAME.png`.
 
         Args:
             source: The image, or the video of the frame.
-            pixels: `H×W×3` uint8 RGB image.
+            pixels: Not used.
             prediction: The segments of the image.
             frame: Number of the frame in its video, from 1. None for an image.
-            time: Seconds from the first frame of the video to this one.
+
+        Returns:
+            The segments as COCO's `segments_info`.
         """
         write_ids(prediction.ids, self.masks / f"{source.output_name(frame)}.png")
-        height, width = prediction.ids.shape
-        self.part.add(source, (height, width), coco_segments(prediction), frame, time)
+        return coco_segments(prediction)
 
     def draw(self, pixels: Picture, prediction: PanopticSegments, *, in_video: bool = False) -> Picture:
         """Draw at most 255 segments on their image, the largest ones. Small images are enlarged.
