@@ -48,7 +48,7 @@ class PanopticGraph(nn.Module):
         Returns:
             The outputs of `RCNNGraph`: boxes, scores, labels, images and masks of the detections; the semantic labels
             `N×H×W` (int64; 0 means any object); and the semantic logits `N×K×h×w` of the padded images, at the stride
-            of the head, from which labels of another size are computed.
+            of the head, from which labels of a different size are computed.
         """
         height, width = image.shape[2], image.shape[3]
         maps = self.detector.features(image)
