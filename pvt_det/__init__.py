@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pvt_det.functions.inspect import inspect as inspect
     from pvt_det.functions.train import TrainingResults as TrainingResults
     from pvt_det.functions.train import train as train
+    from pvt_det.inference.panoptic import PanopticPredictor as PanopticPredictor
     from pvt_det.inference.predictor import Predictor as Predictor
     from pvt_det.inference.segmentor import Segmentor as Segmentor
     from pvt_det.inspection.result import InspectionResult as InspectionResult
@@ -44,6 +45,7 @@ warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning
 __all__ = [
     "EvaluationResults",
     "InspectionResult",
+    "PanopticPredictor",
     "Predictor",
     "Segmentor",
     "TrainingResults",
@@ -64,6 +66,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "EvaluationResults": "pvt_det.functions.evaluate",
         "InspectionResult": "pvt_det.inspection.result",
+        "PanopticPredictor": "pvt_det.inference.panoptic",
         "Predictor": "pvt_det.inference.predictor",
         "Segmentor": "pvt_det.inference.segmentor",
         "TrainingResults": "pvt_det.functions.train",

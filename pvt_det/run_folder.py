@@ -15,7 +15,7 @@
 - `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`. If
   a run has several test data sets, `results.json` is about the first one, and each other one has such a folder.
 
-A prediction has a folder of its own, with `detections.json` and `images.json`.
+A prediction has a folder of its own, with `images.json`, and `detections.json` or `panoptic.json`.
 
 Paths in these files that lead into the run folder are relative to it, so that the folder can be moved.
 """
@@ -66,6 +66,7 @@ EVALUATION_FOLDER = "evaluation"
 # Files of predictions.
 DETECTIONS_NAME = "detections.json"
 IMAGES_NAME = "images.json"
+PANOPTIC_NAME = "panoptic.json"
 # The weights in a folder to share.
 SHARED_NAME = "model.safetensors"
 # Kinds of folders. A command writes to a folder of its own kind only.

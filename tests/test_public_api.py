@@ -40,6 +40,7 @@ MODULES = (
     "pvt_det.engine.trainer",
     "pvt_det.errors",
     "pvt_det.inference.predictions",
+    "pvt_det.inference.segments",
     "pvt_det.interop",
     "pvt_det.layers.cpu",
     "pvt_det.model_zoo",

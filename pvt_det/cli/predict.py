@@ -1,6 +1,7 @@
 """Detect objects in images, videos and live streams with a trained model; write visualizations, crops and COCO json.
 
-A semantic segmentation model writes label maps instead: PNG files with the class index of each pixel.
+A semantic segmentation model writes label maps instead: PNG files with the class index of each pixel. A panoptic
+segmentation model writes its segments in COCO's panoptic format: PNG files with the segment id of each pixel, and json.
 A run that was stopped continues with --resume.
 """
 
@@ -39,11 +40,14 @@ examples:
     %(prog)s photos/ --config-file output/mine --format labelme
   label maps from a semantic segmentation model:
     %(prog)s photos/ --config-file output/semantic
+  segments from a panoptic segmentation model, in COCO's panoptic format:
+    %(prog)s photos/ --config-file output/panoptic
   at several scales, merged (test-time augmentation):
     %(prog)s photos/ --config-file output/mine --set TEST.AUG.ENABLED True
 
 Inputs that cannot be read are reported and skipped; the exit code is then 3.
-exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 75 stopped and resumable
+exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 6 a process was killed, 75 stopped and
+resumable
 """
 
 
@@ -67,7 +71,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     parser.add_argument("--crops", action="store_true", help="also save each object as an image")
-    parser.add_argument("--no-pictures", action="store_true", help="write only the results json or the label maps")
+    parser.add_argument("--no-pictures", action="store_true", help="write only json, label maps and segment ids")
     parser.add_argument(
         "--format",
         nargs="+",
@@ -99,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from pvt_det.cli.prediction import detect, segment
-    from pvt_det.config.architecture import is_segmentor
+    from pvt_det.cli.prediction import detect, segment, segment_panoptic
+    from pvt_det.inference.base import predictor_name
     from pvt_det.inference.sources import find_sources
     from pvt_det.run_folder import PREDICTION, config_file, require_kind
     from pvt_det.runtimes.metadata import load_model_config
@@ -110,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     _check_video_options(args, any(source.is_video for source in sources))
     overrides = [word for pair in args.set for word in pair]
     cfg = load_model_config(config_file(args.config_file), overrides, training=False)
-    predict = segment if is_segmentor(cfg) else detect
+    kinds = {"Predictor": detect, "Segmentor": segment, "PanopticPredictor": segment_panoptic}
+    predict = kinds[predictor_name(cfg)]
     make_folder(args.output)
     with FolderLock(args.output):
         part = _open_part(args)

@@ -1,4 +1,4 @@
-"""Run a detector or a segmentor with the options of `pvt-det predict`."""
+"""Run a model with the options of `pvt-det predict`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from detectron2.structures import Instances
+from detectron2.config import CfgNode
 from rich.progress import Progress
 
 from pvt_det.cli.predict import OVERLAP
 from pvt_det.errors import ConfigError
 from pvt_det.inference import SCORE_THRESHOLD
 from pvt_det.inference.files import LABELS_NAME, LabelFiles, OutputFiles, Prediction, PredictionFiles
+from pvt_det.inference.panoptic import PanopticPredictor
+from pvt_det.inference.panoptic_files import PanopticFiles
 from pvt_det.inference.part import Part
 from pvt_det.inference.predictor import Predictor
-from pvt_det.inference.run import Pixels, PredictionRun, Track
+from pvt_det.inference.reading import Prepare
+from pvt_det.inference.run import PredictionRun, Track
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.inference.tracking import LOWEST_SCORE, Tracker, require_tracking
 from pvt_det.interop.formats import FORMATS
-from pvt_det.run_folder import CONFIG_NAME, DETECTIONS_NAME
+from pvt_det.run_folder import CONFIG_NAME, DETECTIONS_NAME, PANOPTIC_NAME
 from pvt_det.utils.console import Console
+from pvt_det.utils.environment import available_cores
 from pvt_det.utils.progress import Bars
 from pvt_det.utils.text import counted, did_you_mean
+
+# Options of `pvt-det predict` that only detectors have.
+_DETECTOR_OPTIONS = ("crops", "tile", "overlap", "format", "track")
 
 
 def detect(
@@ -63,9 +71,9 @@ def detect(
     )
     if predictor.score_threshold != lowest:  # by an override
         threshold = predictor.score_threshold
-    predict: Callable[[Sequence[Pixels]], Sequence[Instances]] = predictor
+    model: Predictor | TiledPredictor = predictor
     if args.tile is not None:
-        predict = TiledPredictor(predictor, args.tile, OVERLAP if args.overlap is None else args.overlap)
+        model = TiledPredictor(predictor, args.tile, OVERLAP if args.overlap is None else args.overlap)
     settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "tile", "overlap", "stride")}
     formats = sorted({*(args.format or ())} & FORMATS.keys())
     # The model does not depend on the threshold if it also returns lower scores.
@@ -79,7 +87,7 @@ def detect(
         settings=settings,
     )
     start_tracks = partial(Tracker, score_threshold=threshold) if args.track else None
-    faults = _predict(args, predict, files, sources, start_tracks)
+    faults = _predict(args, predictor.cfg, model, model.preparation, files, sources, start_tracks)
     hint = f"; no object scores above {threshold:g}. Lower --score-threshold to see more"
     if Path(args.config_file, CONFIG_NAME).is_file():
         hint += f"; `pvt-det report {args.config_file}` names the one with the best F1"
@@ -107,13 +115,7 @@ def segment(
         ConfigError: An option or the config is invalid.
         CheckpointError: The weights are missing, damaged, or do not match the config.
     """
-    for name in ("score_threshold", "crops", "tile", "overlap", "format", "track"):
-        given = getattr(args, name)
-        if given is not None and given is not False:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is for detectors, but {args.config_file} is a semantic "
-                "segmentation model. Leave it out."
-            )
+    _refuse(args, "semantic", "score_threshold", *_DETECTOR_OPTIONS)
     segmentor = Segmentor(
         args.config_file,
         args.weights,
@@ -124,13 +126,63 @@ def segment(
     )
     settings = {"model": segmentor.fingerprint(), **_settings(args, "classes", "stride")}
     files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
-    faults = _predict(args, segmentor, files, sources)
+    faults = _predict(args, segmentor.cfg, segmentor, segmentor.preparation, files, sources)
     return faults, f"{counted(part.images, 'label map')}: {files.folder / LABELS_NAME}{files.drawn(sources)}"
+
+
+def segment_panoptic(
+    args: argparse.Namespace, overrides: list[str], sources: Sequence[Source], part: Part
+) -> tuple[list[str], str]:
+    """Divide images into objects and the pixels of other classes.
+
+    Args:
+        args: Parsed options of `pvt-det predict`.
+        overrides: Config keys and values, alternating.
+        sources: The images, videos and streams.
+        part: What an unfinished run has written to the output folder.
+
+    Returns:
+        An error message for each source that could not be read, and a summary to print.
+
+    Raises:
+        ConfigError: An option or the config is invalid.
+        CheckpointError: The weights are missing, damaged, or do not match the config.
+    """
+    _refuse(args, "panoptic", *_DETECTOR_OPTIONS)
+    predictor = PanopticPredictor(
+        args.config_file,
+        args.weights,
+        overrides=overrides,
+        score_threshold=args.score_threshold,
+        batch_size=args.batch_size,
+        device=args.device,
+        public_key=args.public_key,
+    )
+    settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "stride")}
+    files = PanopticFiles(
+        part, predictor.class_names, predictor.thing_count, pictures=not args.no_pictures, settings=settings
+    )
+    faults = _predict(args, predictor.cfg, predictor, predictor.preparation, files, sources)
+    counts = f"{counted(part.objects, 'segment')} in {counted(part.images, 'image')}"
+    return faults, f"{counts}: {files.folder / PANOPTIC_NAME}, {files.masks}{files.drawn(sources)}"
+
+
+def _refuse(args: argparse.Namespace, kind: str, *names: str) -> None:
+    """Raise `ConfigError` if an option is given that is for detectors only."""
+    for name in names:
+        given = getattr(args, name)
+        if given is not None and given is not False:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for detectors, but {args.config_file} is a {kind} segmentation model. "
+                "Leave it out."
+            )
 
 
 def _predict(
     args: argparse.Namespace,
-    predict: Callable[[Sequence[Pixels]], Sequence[Prediction]],
+    cfg: CfgNode,
+    predict: Callable[[Sequence[Any]], Sequence[Prediction]],
+    prepare: Prepare,
     files: OutputFiles[Prediction],
     sources: Sequence[Source],
     start_tracks: Callable[[float], Track[Prediction]] | None = None,
@@ -147,8 +199,14 @@ def _predict(
             start_tracks=start_tracks,
             quiet=args.quiet,
             resume_command=args.resume_command,
+            prepare=prepare,
+            workers=_worker_count(cfg),
         )
         return steps.run(sources)
+
+
+def _worker_count(cfg: CfgNode) -> int:
+    return min(cfg.DATALOADER.NUM_WORKERS, available_cores())
 
 
 def _settings(args: argparse.Namespace, *names: str) -> dict[str, object]:
@@ -162,7 +220,8 @@ def _class_indices(names: Sequence[str], known: Sequence[str]) -> list[int]:
             raise ConfigError(
                 f"--classes {name}: unknown class.{hint} The classes of the model are {', '.join(known)}."
             )
-    return [known.index(name) for name in names]
+    # An object class and another class of a panoptic model may have the same name.
+    return [index for index, name in enumerate(known) if name in names]
 
 
 def _progress() -> Progress:

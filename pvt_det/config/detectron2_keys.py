@@ -417,7 +417,11 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         Row("INPUT.MASK_FORMAT", choice(("polygon", "bitmask")), "How masks are kept in training."),
         Row("DATASETS.TRAIN", NAMES, "Names of the registered data sets to train on."),
         Row("DATASETS.TEST", NAMES, "Names of the registered data sets to evaluate on."),
-        Row("DATALOADER.NUM_WORKERS", integer(0, 1024), "Processes that read images; with 0, the main process does."),
+        Row(
+            "DATALOADER.NUM_WORKERS",
+            integer(0, 1024),
+            "Processes that read images; with 0, the main process does. `predict` also has as many that write.",
+        ),
         Row(
             "DATALOADER.ASPECT_RATIO_GROUPING",
             FLAG,

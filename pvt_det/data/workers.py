@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import weakref
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -63,6 +64,15 @@ def start_worker(worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the workers already run in parallel; the data loader sets torch's threads to 1
     ForkingPickler.register(torch.UntypedStorage, _reduce_storage)
+
+
+def is_worker_death(error: RuntimeError) -> bool:
+    """Return whether an error says that a worker process was killed, of a data loader or a `ProcessPoolExecutor`.
+
+    Args:
+        error: The error.
+    """
+    return isinstance(error, BrokenProcessPool) or "DataLoader worker (pid" in str(error)
 
 
 def _reduce_storage(storage: torch.UntypedStorage) -> Any:

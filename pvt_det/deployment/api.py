@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pvt_det.config import load_config
-from pvt_det.config.architecture import head_key, is_segmentor, model_name
+from pvt_det.config.architecture import has_label_maps, head_key, is_panoptic, is_segmentor, model_name
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import IMAGE_SUFFIXES, read_image
@@ -27,13 +27,13 @@ from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
 from pvt_det.deployment.graphs import Graph, build_graph
 from pvt_det.deployment.int8_export import Int8Options, Int8Report, write_int8
 from pvt_det.errors import ConfigError, NumericError
-from pvt_det.inference.base import class_names, known_class_names
+from pvt_det.inference.base import class_names, known_class_names, known_label_names, stuff_names
 from pvt_det.inference.trunks import trained_classifier
 from pvt_det.models.complexity import count_parameters
 from pvt_det.run_folder import config_file, identified_weights
 from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.backends import BACKENDS
-from pvt_det.runtimes.metadata import CLASSIFICATION, DETECTION, SEGMENTATION, Metadata, portable_config
+from pvt_det.runtimes.metadata import CLASSIFICATION, DETECTION, PANOPTIC, SEGMENTATION, Metadata, portable_config
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
@@ -122,12 +122,13 @@ def load_detector(config: str | Path, weights: str, overrides: Sequence[str], ki
 
     metadata = Metadata(
         model=model_name(cfg),
-        task=SEGMENTATION if is_segmentor(cfg) else DETECTION,
+        task=_task(cfg),
         outputs=tuple(graph.outputs),
         classes=class_names(cfg),
+        stuff_classes=stuff_names(cfg) if is_panoptic(cfg) else (),
         weights_sha256=digest or file_digest(locate(source)),
         parameters=count_parameters(model),
-        config=portable_config(cfg, known_class_names(cfg)),
+        config=_portable(cfg),
         short_side=cfg.INPUT.MIN_SIZE_TEST,
         long_side=cfg.INPUT.MAX_SIZE_TEST,
         score_threshold=0.0 if is_segmentor(cfg) else cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
@@ -258,7 +259,7 @@ def _int8_metadata(subject: Subject) -> Metadata:
     cfg = subject.cfg
     if cfg is None:
         return subject.metadata
-    return replace(subject.metadata, config=portable_config(cfg, known_class_names(cfg), "bf16"))
+    return replace(subject.metadata, config=_portable(cfg, "bf16"))
 
 
 def check(
@@ -287,6 +288,17 @@ def _require_detections(outputs: Sequence[Outputs]) -> None:
             "The model detects nothing in the images, so an exported file could not be checked. Train the model first, "
             "add images with objects with --images, or lower the score threshold."
         )
+
+
+def _task(cfg: CfgNode) -> str:
+    if is_panoptic(cfg):
+        return PANOPTIC
+    return SEGMENTATION if is_segmentor(cfg) else DETECTION
+
+
+def _portable(cfg: CfgNode, precision: str = "fp32") -> str:
+    classes = () if is_segmentor(cfg) else known_class_names(cfg)
+    return portable_config(cfg, classes, known_label_names(cfg) if has_label_maps(cfg) else (), precision)
 
 
 def validation_images(cfg: CfgNode) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from detectron2.modeling.meta_arch import GeneralizedRCNN, SemanticSegmentor
+from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 from numpy.typing import NDArray
@@ -96,15 +96,32 @@ def run_eager(model: nn.Module, images: NDArray[np.uint8], *, bgr: bool) -> dict
             logits = torch.stack([output["sem_seg"] for output in model(records)])
             scores, labels = logits.softmax(dim=1).max(dim=1)
             return {"labels": labels.cpu().numpy(), "scores": scores.cpu().numpy()}
+        if isinstance(model, PanopticFPN):
+            return _run_panoptic(model, records)
         if isinstance(model, GeneralizedRCNN):
             found = model.inference(records, do_postprocess=False)
         else:
             assert isinstance(model, DenseDetector | QueryDetector)
             found = [output["instances"] for output in model(records)]
-    return _as_outputs([each[each.pred_boxes.nonempty()] for each in found])
+    return _as_outputs(found)
+
+
+def _run_panoptic(model: PanopticFPN, records: list[dict[str, torch.Tensor]]) -> dict[str, NDArray[Any]]:
+    logits: list[torch.Tensor] = []
+    # Detectron2's head returns the logits only after scaling them to the size of the padded image.
+    handle = model.sem_seg_head.predictor.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    try:
+        found, scaled = model.inference(records, do_postprocess=False)
+    finally:
+        handle.remove()
+    height, width = records[0]["image"].shape[-2:]
+    labels = scaled[:, :, :height, :width].argmax(dim=1)
+    semantic = {"semantic_labels": labels.cpu().numpy(), "semantic_logits": logits[0].cpu().numpy()}
+    return {**_as_outputs(found), **semantic}
 
 
 def _as_outputs(found: list[Instances]) -> dict[str, NDArray[Any]]:
+    found = [each[each.pred_boxes.nonempty()] for each in found]
     images = torch.cat([torch.full((len(each),), number) for number, each in enumerate(found)])
     tensors = {
         "boxes": torch.cat([each.pred_boxes.tensor for each in found]),
@@ -138,14 +155,23 @@ def compare(expected: Outputs, got: Outputs, parity: Parity, *, images: int, lim
             full = len(one["scores"]) >= limit
             least = max(threshold, float(one["scores"].min()) if full else 0.0) + SCORE_TOLERANCE
             _match(one, other, parity, least)
+        if "semantic_logits" in expected:
+            _compare_semantic(expected, got, parity)
         return
     parity.score = max(parity.score, float(np.abs(expected["scores"] - got["scores"]).max()))
     if "labels" in expected:
         parity.relabeled += int((expected["labels"] != got["labels"]).sum())
 
 
+def _compare_semantic(expected: Outputs, got: Outputs, parity: Parity) -> None:
+    one, other = (torch.from_numpy(outputs["semantic_logits"]).softmax(dim=1) for outputs in (expected, got))
+    parity.score = max(parity.score, float((one - other).abs().max()))
+    parity.relabeled += int((expected["semantic_labels"] != got["semantic_labels"]).sum())
+
+
 def _of_image(outputs: Outputs, number: int) -> dict[str, NDArray[Any]]:
-    return {name: values[outputs["images"] == number] for name, values in outputs.items()}
+    of_detections = {name: values for name, values in outputs.items() if not name.startswith("semantic_")}
+    return {name: values[outputs["images"] == number] for name, values in of_detections.items()}
 
 
 def _match(expected: Outputs, got: Outputs, parity: Parity, least: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pvt_det.deployment.adaptive import ATSSGraph, GFLGraph
 from pvt_det.deployment.files import Format
 from pvt_det.deployment.image import Features, Normalize
+from pvt_det.deployment.panoptic import PanopticGraph
 from pvt_det.deployment.query import QueryGraph
 from pvt_det.deployment.rcnn import RCNNGraph
 from pvt_det.deployment.retinanet import RetinaNetGraph
@@ -90,7 +91,7 @@ class ClassifierGraph(nn.Module):
         return self.model(self.normalize(image)).softmax(dim=1)
 
 
-Graph: TypeAlias = RetinaNetGraph | QueryGraph | RCNNGraph | SegmentorGraph | ClassifierGraph
+Graph: TypeAlias = RetinaNetGraph | QueryGraph | RCNNGraph | PanopticGraph | SegmentorGraph | ClassifierGraph
 _ONE_STAGE = ((RetinaNet, RetinaNetGraph), (ATSS, ATSSGraph), (GFL, GFLGraph))
 
 
@@ -98,8 +99,8 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
     """Wrap a trained model as a function of tensors.
 
     Args:
-        model: RetinaNet, ATSS, GFL, a detector without NMS, an R-CNN, Semantic FPN, or a PVT classifier. It is set to
-            evaluation mode, and its weights are shared.
+        model: RetinaNet, ATSS, GFL, a detector without NMS, an R-CNN, Semantic or Panoptic FPN, or a PVT classifier. It
+            is set to evaluation mode, and its weights are shared.
         bgr: Whether the model takes BGR images (`INPUT.FORMAT: BGR`).
         kind: Format that the graph is traced for.
 
@@ -116,7 +117,9 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
             return graph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, QueryDetector):
         return QueryGraph(model, bgr=bgr)
-    if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
+    if isinstance(model, PanopticFPN):
+        return PanopticGraph(model, bgr=bgr, suppress=suppression)
+    if isinstance(model, GeneralizedRCNN):
         return RCNNGraph(model, bgr=bgr, suppress=suppression)
     if isinstance(model, SemanticSegmentor):
         return SegmentorGraph(model, bgr=bgr)
@@ -124,5 +127,5 @@ def build_graph(model: nn.Module, *, bgr: bool = False, kind: Format = "onnx") -
         return ClassifierGraph(model)
     raise ConfigError(
         f"{type(model).__name__} cannot be exported. Expected RetinaNet, ATSS, GFL, RT-DETRv2, DETR, Faster, Mask, "
-        "Cascade or Sparse R-CNN, Semantic FPN, or a classifier."
+        "Cascade or Sparse R-CNN, Semantic or Panoptic FPN, or a classifier."
     )

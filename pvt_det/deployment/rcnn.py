@@ -57,8 +57,18 @@ class RCNNGraph(nn.Module):
             batch `D` (int64). For models with masks also masks `D×28×28`: probabilities 0 … 1 over the box. Detections
             are sorted by image, then by descending score.
         """
-        size = (image.shape[2], image.shape[3])
-        maps = self.features(image)
+        return self.detect(self.features(image), (image.shape[2], image.shape[3]))
+
+    def detect(self, maps: dict[str, Tensor], size: Size) -> tuple[Tensor, ...]:
+        """Detect objects in feature maps.
+
+        Args:
+            maps: Feature maps by name, `N×C×H×W`.
+            size: Height and width of the images in pixels.
+
+        Returns:
+            What `forward` returns.
+        """
         boxes, scores = self.proposals(maps, size)
         boxes, scores, labels, images = self.boxes(maps, boxes, scores, size)
         detections = (boxes, scores, labels, images)

@@ -56,13 +56,14 @@ class Detections:
         return [{"size": size, "counts": counts} for counts in self.masks or ()]
 
 
-def pack_detections(instances: Instances, image_id: int) -> Detections:
+def pack_detections(instances: Instances, image_id: int, name: str = "") -> Detections:
     """Convert the model's output for one image.
 
     Args:
         instances: The output of the model. Masks are `RunLengthMasks`, or a bool tensor `N×H×W`, which is run-length
             encoded.
         image_id: Image id in the annotation file.
+        name: Name of the image in messages. "" names it by its id.
 
     Returns:
         The detections, on the CPU.
@@ -73,7 +74,7 @@ def pack_detections(instances: Instances, image_id: int) -> Detections:
     boxes = instances.pred_boxes.tensor.detach().float().cpu().numpy().copy()
     scores = instances.scores.detach().float().cpu().numpy()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise diverged(f"image {image_id}: the model predicts boxes or scores")
+        raise diverged(f"image {name or image_id}: the model predicts boxes or scores")
     boxes[:, 2:] -= boxes[:, :2]
     masks = _runs(instances.pred_masks) if instances.has("pred_masks") else None
     return Detections(image_id, boxes, scores, instances.pred_classes.cpu().numpy(), masks, instances.image_size)

@@ -15,14 +15,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from pvt_det import api
-from pvt_det.config import load_config
-from pvt_det.config.architecture import is_segmentor
 from pvt_det.engine.launch import torchrun_group
 from pvt_det.engine.run_config import build_run_config, check_run
 from pvt_det.functions.call import Data, PathLike, data_options, library_call, override_words, patterns
+from pvt_det.inference.load import load_predictor
+from pvt_det.inference.panoptic import PanopticPredictor
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.segmentor import Segmentor
-from pvt_det.run_folder import CONFIG_NAME
 
 _RESUME = "the same call with resume=True"
 
@@ -41,13 +40,12 @@ class TrainingResults:
     output: Path
 
     @cached_property
-    def predictor(self) -> Predictor | Segmentor:
-        """A `Predictor`, or a `Segmentor` for semantic segmentation, with the best weights of the run.
+    def predictor(self) -> Predictor | Segmentor | PanopticPredictor:
+        """A `Predictor`, `Segmentor` or `PanopticPredictor` with the best weights of the run.
 
         It is built when it is first used.
         """
-        cfg = load_config(self.output / CONFIG_NAME, training=False)
-        return Segmentor(self.output) if is_segmentor(cfg) else Predictor(self.output)
+        return load_predictor(self.output)
 
 
 def train(

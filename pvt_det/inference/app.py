@@ -11,16 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.inference import SCORE_THRESHOLD
+from pvt_det.inference.load import AnyPredictor, load_predictor
 from pvt_det.inference.predictor import Predictor
-from pvt_det.inference.segmentor import Segmentor
-from pvt_det.inference.uploads import Model, Results
-from pvt_det.run_folder import config_file
-from pvt_det.runtimes.metadata import load_model_config
+from pvt_det.inference.uploads import Results
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -46,7 +43,7 @@ def require_gradio() -> None:
 
 def load_model(
     config: str, weights: str = "", *, overrides: Sequence[str] = (), device: str = "", public_key: str = ""
-) -> Model:
+) -> AnyPredictor:
     """Load the model of a run or a config, a detector with the low score threshold of its config.
 
     Args:
@@ -60,14 +57,13 @@ def load_model(
         CheckpointError: The weights or the signature are missing, damaged or do not match.
         ConfigError: The config is not valid.
     """
-    given: dict[str, Any] = {"overrides": overrides, "device": device, "public_key": public_key}
-    if is_segmentor(load_model_config(config_file(config), overrides, training=False)):
-        return Segmentor(config, weights, **given)
-    return Predictor(config, weights, score_threshold=None, **given)
+    return load_predictor(
+        config, weights, score_threshold=None, overrides=overrides, device=device, public_key=public_key
+    )
 
 
 @contextmanager
-def launched(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
+def launched(model: AnyPredictor, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
     """Context manager that serves the page, and at its end removes all uploaded and written files.
 
     Args:
@@ -119,7 +115,7 @@ def launched(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> Iter
                 page.close(verbose=False)
 
 
-def build_page(model: Model, folder: Path) -> gr.Blocks:
+def build_page(model: AnyPredictor, folder: Path) -> gr.Blocks:
     """Build the page of a model.
 
     Args:

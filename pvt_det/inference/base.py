@@ -14,13 +14,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from numpy.typing import NDArray
 
 from pvt_det.config import validate_config
-from pvt_det.config.architecture import head_key, is_segmentor
+from pvt_det.config.architecture import head_key, is_panoptic, is_segmentor
 from pvt_det.data.augmentation.transforms import build_tta_resizes
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
-from pvt_det.inference.pixels import Image, load_pixels
+from pvt_det.inference.pixels import Image, Prepared, load_pixels
 from pvt_det.modeling.test_time_augmentation import build_tta
 from pvt_det.run_folder import config_file, named_weights, run_weights
 from pvt_det.runtimes.backends import is_exported
@@ -32,10 +33,39 @@ from pvt_det.utils.precision import inference_autocast
 from pvt_det.utils.signing import verify_signed
 
 Prediction = TypeVar("Prediction")
+_KINDS = {
+    "Predictor": "a detector",
+    "Segmentor": "a semantic segmentation model",
+    "PanopticPredictor": "a panoptic segmentation model",
+}
+
+
+class Preparation:
+    """Resizes images for a model. It can be sent to another process without the model.
+
+    Args:
+        cfg: The config of the model, of which INPUT is read.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
+        self._is_bgr = cfg.INPUT.FORMAT == "BGR"
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        """Return what the model is given: the resized `image` as a tensor, and the original `height` and `width`.
+
+        Args:
+            pixels: Image `H×W×3`, RGB.
+        """
+        height, width = pixels.shape[:2]
+        aug_input = T.AugInput(np.ascontiguousarray(pixels[:, :, ::-1] if self._is_bgr else pixels))
+        self._augmentations(aug_input)
+        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
 
 
 class BasePredictor(ABC, Generic[Prediction]):
-    """Runs a trained model on images. `Predictor` and `Segmentor` define what is returned for each image.
+    """Runs a trained model on images. Its subclasses define what is returned for each image.
 
     An image is a file path, a Pillow image, or an `H×W×3` uint8 array in **RGB** order. Files and Pillow images are
     rotated upright according to their EXIF orientation. Convert a BGR image from OpenCV with `image[:, :, ::-1]`.
@@ -57,6 +87,8 @@ class BasePredictor(ABC, Generic[Prediction]):
         class_names: Class names, by class index. They are "class 0", "class 1", … if neither the run nor its data set
             defines names.
         cfg: The complete config.
+        preparation: Function that resizes the pixels of an image for the model. With `Prepared` images, it can run in
+            another process.
 
     Raises:
         CheckpointError: The weights are missing, damaged, unsafe, or do not cover the whole model, or the signature of
@@ -91,7 +123,7 @@ class BasePredictor(ABC, Generic[Prediction]):
         model = load_model(cfg, run_weights(path, weights))
         test_cfg, self._model = build_tta(cfg, model, build_tta_resizes(cfg))
         self._model.eval()
-        self._augmentations = T.AugmentationList(build_augmentations(test_cfg, is_train=False))
+        self.preparation = Preparation(test_cfg)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,8 +137,8 @@ class BasePredictor(ABC, Generic[Prediction]):
     @overload
     def __call__(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[Prediction]: ...
-    def __call__(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
+    def __call__(self, images: Sequence[Image | Prepared]) -> list[Prediction]: ...
+    def __call__(self, images: Image | Sequence[Image | Prepared]) -> Prediction | list[Prediction]:
         """Run the model on one or more images.
 
         Args:
@@ -151,17 +183,11 @@ class BasePredictor(ABC, Generic[Prediction]):
                 by_shape.setdefault(record["image"].shape, {})[number] = record
             for records in by_shape.values():
                 outputs |= zip(records, self._run(list(records.values())), strict=True)
-        return [self._result(outputs[number], image) for number, image in enumerate(images)]
+        originals = [image.image if isinstance(image, Prepared) else image for image in images]
+        return [self._result(outputs[number], image) for number, image in enumerate(originals)]
 
     def _prepare(self, image: Any, name: str) -> dict[str, Any]:
-        pixels = load_pixels(image, name)
-        height, width = pixels.shape[:2]
-        if self.cfg.INPUT.FORMAT == "BGR":
-            pixels = pixels[:, :, ::-1]
-        aug_input = T.AugInput(np.ascontiguousarray(pixels))
-        self._augmentations(aug_input)
-        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return image.record if isinstance(image, Prepared) else self.preparation(load_pixels(image, name))
 
     def _outputs(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Detectron2's models are not thread-safe: test-time augmentation switches the mask head off and on.
@@ -169,8 +195,40 @@ class BasePredictor(ABC, Generic[Prediction]):
             return self._model(records)
 
 
+def predictor_name(cfg: CfgNode) -> str:
+    """Return which class of this package predicts with a model: "Predictor", "Segmentor" or "PanopticPredictor".
+
+    Args:
+        cfg: The config of the model.
+    """
+    if is_panoptic(cfg):
+        return "PanopticPredictor"
+    return "Segmentor" if is_segmentor(cfg) else "Predictor"
+
+
+def require_kind_of_model(cfg: CfgNode, path: Path, name: str) -> None:
+    """Check that a predictor is for the kind of model that a config describes.
+
+    Args:
+        cfg: The config of the model.
+        path: The config file, for the message.
+        name: "Predictor", "Segmentor" or "PanopticPredictor".
+
+    Raises:
+        ConfigError: The model is of a different kind.
+    """
+    found = predictor_name(cfg)
+    if found != name:
+        raise ConfigError(
+            f"{path} is the config of {_KINDS[found]}, {cfg.MODEL.META_ARCHITECTURE}. Expected {_KINDS[name]}. "
+            f"Use pvt_det.{found} for this model."
+        )
+
+
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Return the class names of a config's model, from the config, its data set, or otherwise numbered.
+
+    Those of a model for panoptic segmentation are the classes of objects.
 
     Args:
         cfg: The config of the model.
@@ -185,12 +243,37 @@ def known_class_names(cfg: CfgNode) -> tuple[str, ...]:
         cfg: The config of the model.
     """
     if is_segmentor(cfg):
-        given, key = cfg.DATASETS.LABEL_NAMES, "stuff_classes"
-    else:
-        given, key = cfg.DATASETS.CLASS_NAMES, "thing_classes"
+        return known_label_names(cfg)
+    return _find_names(cfg, _class_count(cfg), cfg.DATASETS.CLASS_NAMES, "thing_classes")
+
+
+def stuff_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the names of the classes without objects of a model for panoptic segmentation.
+
+    They come from the config, its data set, or are numbered. Class 0 of the label maps, which means any object, is
+    left out.
+
+    Args:
+        cfg: The config of the model.
+    """
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return (known_label_names(cfg) or tuple(f"stuff {index}" for index in range(count)))[1:]
+
+
+def known_label_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the names of the classes of a config's label maps, or () if they are not known.
+
+    Args:
+        cfg: The config of the model.
+    """
+    return _find_names(cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.LABEL_NAMES, "stuff_classes")
+
+
+def _find_names(cfg: CfgNode, count: int, given: Sequence[str], key: str) -> tuple[str, ...]:
+    """Return the first list of `count` names: that of the config, or of its data sets; () if there is none."""
     registered = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
     for names in (given, *(MetadataCatalog.get(name).get(key, []) for name in registered)):
-        if len(names) == _class_count(cfg):
+        if len(names) == count:
             return tuple(names)
     return ()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from detectron2.structures import Instances
 from PIL import Image
 
+from pvt_det.data.images import read_image
 from pvt_det.evaluation.detections import as_json, pack_detections
 from pvt_det.inference.formats import DetectionFormat
 from pvt_det.inference.part import Part
@@ -28,12 +30,25 @@ from pvt_det.inference.predictions import (
 from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.inference.sources import Source
 from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
-from pvt_det.utils.files import write_json_list
+from pvt_det.utils.files import write_json_list, write_json_lists
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.visualizer import Picture
 
 LABELS_NAME, PICTURES_NAME, VIDEOS_NAME = "labels", "pictures", "videos"
 Prediction = TypeVar("Prediction")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known after the prediction for an image was written.
+
+    Attributes:
+        detections: The detections or segments as JSON values, for the part.
+        description: What was found, in a few words.
+    """
+
+    detections: list[dict[str, Any]]
+    description: str
 
 
 class OutputFiles(ABC, Generic[Prediction]):
@@ -67,6 +82,10 @@ class OutputFiles(ABC, Generic[Prediction]):
         self.pictures = pictures
         self.settings = {"kind of model": type(self).__name__, "--no-pictures": not pictures, **(settings or {})}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes save predictions, but do not add to the part.
+        return {**self.__dict__, "part": None}
+
     @abstractmethod
     def keep_classes(self, prediction: Prediction, classes: Sequence[int]) -> Prediction:
         """Remove all other classes from a prediction.
@@ -77,17 +96,19 @@ class OutputFiles(ABC, Generic[Prediction]):
         """
 
     @abstractmethod
-    def add(
-        self, source: Source, pixels: Picture, prediction: Prediction, frame: int | None = None, time: float = 0.0
-    ) -> None:
-        """Add the prediction for an image.
+    def save(
+        self, source: Source, pixels: Picture | None, prediction: Prediction, frame: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Save the prediction for an image, except for its drawing.
 
         Args:
             source: The image, or the video of the frame.
-            pixels: `H×W×3` uint8 RGB image.
+            pixels: `H×W×3` uint8 RGB image. None for a file if `needs_pixels` is False.
             prediction: The prediction for the image.
             frame: Number of the frame in its video, from 1. None for an image.
-            time: Seconds from the first frame of the video to this one.
+
+        Returns:
+            What to add to the part: the detections or segments as JSON values.
         """
 
     @abstractmethod
@@ -108,14 +129,46 @@ class OutputFiles(ABC, Generic[Prediction]):
             prediction: The prediction for an image.
         """
 
-    def save_picture(self, source: Source, picture: Picture) -> None:
-        """Save a drawing as `pictures/NAME.jpg`.
+    def add(
+        self, source: Source, pixels: Picture, prediction: Prediction, frame: int | None = None, time: float = 0.0
+    ) -> None:
+        """Save the prediction for an image, except for its drawing, and add it to the part.
+
+        Args:
+            source: The image, or the video of the frame.
+            pixels: `H×W×3` uint8 RGB image.
+            prediction: The prediction for the image.
+            frame: Number of the frame in its video, from 1. None for an image.
+            time: Seconds from the first frame of the video to this one.
+        """
+        size = (pixels.shape[0], pixels.shape[1])
+        self.part.add(source, size, self.save(source, pixels, prediction, frame), frame, time)
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the pixels of images are needed to write their predictions."""
+        return self.pictures
+
+    def write(self, source: Source, image: Path | Picture, prediction: Prediction) -> Written:
+        """Save the prediction for an image and its drawing, `pictures/NAME.jpg`. The part is not changed.
 
         Args:
             source: The image.
-            picture: The drawing, `H×W×3` uint8 RGB.
+            image: The file, or the pixels `H×W×3` uint8 RGB.
+            prediction: The prediction for the image.
+
+        Returns:
+            What to add to the part, and to print.
+
+        Raises:
+            DataError: The file cannot be read any more.
+            OSError: A file cannot be written.
         """
-        write_picture(picture, self.folder / PICTURES_NAME / f"{source.name}.jpg")
+        pixels = read_image(image, "RGB") if isinstance(image, Path) and self.needs_pixels else image
+        detections = self.save(source, None if isinstance(pixels, Path) else pixels, prediction)
+        if self.pictures and not isinstance(pixels, Path):
+            write_picture(self.draw(pixels, prediction), self.folder / PICTURES_NAME / f"{source.name}.jpg")
+        return Written(detections, self.describe(prediction))
 
     def drawn(self, sources: Sequence[Source]) -> str:
         """Return the folders of the drawings for a message, each after a comma; "" if there are none.
@@ -130,12 +183,17 @@ class OutputFiles(ABC, Generic[Prediction]):
 
     def finish(self) -> None:
         """Write the files that cover all images, and remove the part."""
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
-        after = f', "annotations": [], "categories": {json.dumps(categories, ensure_ascii=False)}}}'
-        write_json_list(
-            self.folder / IMAGES_NAME, self._images(), f'{{"info": {{"kind": "{PREDICTION}"}}, "images": ', after
+        write_json_lists(
+            self.folder / IMAGES_NAME,
+            {"images": self._images()},
+            info={"kind": PREDICTION},
+            annotations=[],
+            categories=self._categories(),
         )
         self.part.remove()
+
+    def _categories(self) -> list[dict[str, Any]]:
+        return [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
 
     def _images(self) -> Iterator[dict[str, Any]]:
         for number, record in enumerate(self.part.images_so_far(), start=1):
@@ -186,27 +244,38 @@ class PredictionFiles(OutputFiles[Instances]):
         """
         return prediction[torch.isin(prediction.pred_classes, torch.tensor(classes))]
 
-    def add(
-        self, source: Source, pixels: Picture, prediction: Instances, frame: int | None = None, time: float = 0.0
-    ) -> None:
-        """Add the detections in an image, and save crops of them if enabled.
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the pixels of images are needed to write their predictions."""
+        return self.pictures or self.crops
+
+    def save(
+        self, source: Source, pixels: Picture | None, prediction: Instances, frame: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the detections in an image, and save crops of them if enabled.
 
         Args:
             source: The image, or the video of the frame.
-            pixels: `H×W×3` uint8 RGB image.
+            pixels: `H×W×3` uint8 RGB image. None for a file if `needs_pixels` is False.
             prediction: The detections in the image.
             frame: Number of the frame in its video, from 1. None for an image.
-            time: Seconds from the first frame of the video to this one.
+
+        Returns:
+            The detections in COCO's results format, without `image_id`.
+
+        Raises:
+            NumericError: A box or score is NaN or infinite.
         """
-        detections = as_json(pack_detections(prediction, self.part.added + 1), self._category_ids)
+        detections = as_json(pack_detections(prediction, 1, source.shown), self._category_ids)
         if prediction.has("track_ids"):
             for detection, track_id in zip(detections, prediction.track_ids.tolist(), strict=True):
                 detection.update({"track_id": track_id} if track_id > 0 else {})
-        self.part.add(source, prediction.image_size, detections, frame, time)
-        for each in self.formats:
-            each.add(self.folder, source, pixels, frame)
-        if self.crops:
+        if pixels is not None and not (frame is None and isinstance(source.path, Path)):
+            for each in self.formats:
+                each.add(self.folder, source, pixels, frame)
+        if pixels is not None and self.crops:
             self._save_crops(str(source.output_name(frame)), pixels, prediction)
+        return detections
 
     def draw(self, pixels: Picture, prediction: Instances, *, in_video: bool = False) -> Picture:
         """Draw at most 300 detections on their image, the highest score on top. Small images are enlarged.
@@ -268,23 +337,24 @@ class LabelFiles(OutputFiles[Labels]):
         """
         return np.where(np.isin(prediction, classes), prediction, np.uint8(NO_CLASS))
 
-    def add(
-        self, source: Source, pixels: Picture, prediction: Labels, frame: int | None = None, time: float = 0.0
-    ) -> None:
+    def save(
+        self, source: Source, pixels: Picture | None, prediction: Labels, frame: int | None = None
+    ) -> list[dict[str, Any]]:
         """Save a label map as `labels/NAME.png`.
 
         Args:
             source: The image, or the video of the frame.
-            pixels: `H×W×3` uint8 RGB image.
+            pixels: Not used.
             prediction: `H×W` label map of the image.
             frame: Number of the frame in its video, from 1. None for an image.
-            time: Seconds from the first frame of the video to this one.
+
+        Returns:
+            An empty list.
         """
         file = self.folder / LABELS_NAME / f"{source.output_name(frame)}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(prediction).save(file)
-        height, width = prediction.shape
-        self.part.add(source, (height, width), frame=frame, time=time)
+        return []
 
     def draw(self, pixels: Picture, prediction: Labels, *, in_video: bool = False) -> Picture:
         """Draw a label map on its image. Small images are enlarged to keep the labels readable.

@@ -15,7 +15,7 @@ class DetectionFormat(ABC):
     """Writes the detections of a run in the format of another tool, in addition to COCO json."""
 
     def add(self, folder: Path, source: Source, pixels: Picture, frame: int | None) -> None:
-        """Receive an image while it is in memory. By default, nothing is done.
+        """Receive an image that is not a file, while it is in memory. By default, nothing is done.
 
         Args:
             folder: The output folder of the prediction.

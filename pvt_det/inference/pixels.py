@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,20 @@ from pvt_det.data.images import from_pillow, read_image
 from pvt_det.errors import DataError
 
 Image: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | PIL.Image.Image
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image that was read and resized before a predictor is called with it, for example in another process.
+
+    Attributes:
+        image: The image, to which the results refer.
+        record: What the predictor's `preparation` returned for its pixels.
+    """
+
+    image: Image
+    record: dict[str, Any]
+
 
 _EXPECTED = "Expected an H x W x 3 uint8 array in RGB order, a Pillow image, or a file path."
 

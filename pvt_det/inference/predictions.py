@@ -90,7 +90,7 @@ class Detections(Instances):
             ConfigError: The image is not known.
             DataError: The image file cannot be read any more, or has changed its size.
         """
-        return draw_detections(_original(self._image, self.image_size), self, self._class_names, width)
+        return draw_detections(original_pixels(self._image, self.image_size), self, self._class_names, width)
 
     def save(self, path: str | os.PathLike[str], width: int | None = None) -> Path:
         """Draw the objects on the image as `plot` does, and write the drawing.
@@ -161,7 +161,7 @@ class LabelMap(np.ndarray[Any, np.dtype[np.uint8]]):
             ConfigError: The image is not known.
             DataError: The image file cannot be read any more, or has a different size than the label map.
         """
-        pixels = _original(self._image, (self.shape[0], self.shape[1]))
+        pixels = original_pixels(self._image, (self.shape[0], self.shape[1]))
         return draw_label_map(pixels, self, self.class_names, width)
 
     def save(self, path: str | os.PathLike[str], width: int | None = None) -> Path:
@@ -250,7 +250,7 @@ def draw_detections(
         distinct: Whether neighboring objects of one class have different colors, which would flicker in a video.
     """
     objects = _as_objects(found[:MAX_SHOWN])
-    return draw(pixels, objects[::-1], class_names, width or _drawing_width(pixels), distinct=distinct)
+    return draw(pixels, objects[::-1], class_names, width or drawing_width(pixels), distinct=distinct)
 
 
 def draw_label_map(
@@ -265,7 +265,7 @@ def draw_label_map(
         width: Width of the drawing in pixels. None keeps the width of the image, but enlarges small images to 640
             pixels.
     """
-    return draw_labels(pixels, np.asarray(labels), class_names, width or _drawing_width(pixels))
+    return draw_labels(pixels, np.asarray(labels), class_names, width or drawing_width(pixels))
 
 
 def write_picture(picture: Picture, path: Path) -> Path:
@@ -291,8 +291,17 @@ def write_picture(picture: Picture, path: Path) -> Path:
     return path
 
 
-def _original(image: Image | None, size: tuple[int, int]) -> Picture:
-    """Return the pixels of the image that was predicted on, whose height and width were `size`."""
+def original_pixels(image: Image | None, size: tuple[int, int]) -> Picture:
+    """Return the pixels of the image that was predicted on, `H×W×3` RGB, to draw the predictions on them.
+
+    Args:
+        image: The image as passed to the predictor. None if it is not known.
+        size: Height and width of the image in pixels when it was predicted on.
+
+    Raises:
+        ConfigError: The image is not known.
+        DataError: The image file cannot be read any more, or has changed its size.
+    """
     if image is None:
         raise ConfigError(
             "The image of these predictions is not known, so they cannot be drawn. Pass it to the predictor, or as "
@@ -308,7 +317,12 @@ def _original(image: Image | None, size: tuple[int, int]) -> Picture:
     return pixels
 
 
-def _drawing_width(pixels: Picture) -> int:
+def drawing_width(pixels: Picture) -> int:
+    """Return the width of a drawing in pixels: that of the image, but at least 640.
+
+    Args:
+        pixels: The image, `H×W×3`.
+    """
     return max(pixels.shape[1], _MIN_WIDTH)
 
 

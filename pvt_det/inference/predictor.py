@@ -10,10 +10,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from pvt_det.config.architecture import HEADS, head_key, is_segmentor
+from pvt_det.config.architecture import HEADS, head_key
 from pvt_det.errors import ConfigError
 from pvt_det.inference import SCORE_THRESHOLD
-from pvt_det.inference.base import BasePredictor, class_names
+from pvt_det.inference.base import BasePredictor, class_names, require_kind_of_model
 from pvt_det.inference.pixels import Image
 from pvt_det.inference.predictions import Detections
 
@@ -65,11 +65,7 @@ class Predictor(BasePredictor[Detections]):
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
         if self._score_threshold is not None:
             _set_threshold(cfg, self._score_threshold)
-        if is_segmentor(cfg):
-            raise ConfigError(
-                f"{path} is the config of a semantic segmentation model. Expected a detector. Use pvt_det.Segmentor "
-                "for this model."
-            )
+        require_kind_of_model(cfg, path, "Predictor")
         return class_names(cfg)
 
     def _run(self, records: list[dict[str, Any]]) -> list[Instances]:

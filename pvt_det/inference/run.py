@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 
-from pvt_det.data.images import read_image
-from pvt_det.errors import ConfigError, DataError, Interrupted
+from pvt_det.data.workers import is_worker_death
+from pvt_det.errors import ConfigError, DataError, Interrupted, PvtDetError, RankError
 from pvt_det.inference.files import VIDEOS_NAME, OutputFiles, Prediction
 from pvt_det.inference.frames import Frame, LiveVideo, Video
+from pvt_det.inference.pixels import Prepared
+from pvt_det.inference.reading import Pixels, Prepare, ReadImage, read_images
 from pvt_det.inference.sources import Source
-from pvt_det.inference.urls import read_image_url
+from pvt_det.inference.times import Times
 from pvt_det.inference.video import NO_H264, VideoFile, writes_h264
+from pvt_det.inference.writing import ResultWriter
 from pvt_det.utils.signals import StopRequest
 from pvt_det.utils.text import counted
 
-Pixels = NDArray[np.uint8]
 # Changes the predictions for the frames of one video, in their order. The number is that of the frame in a video of
 # constant rate, from 0.
 Track = Callable[[Prediction, int], Prediction]
 
 _SECONDS = 5.0  # between the lines about a video
+_MANY = 10  # images, for which worker processes are started
 
 
 class PredictionRun(Generic[Prediction]):
@@ -41,7 +42,7 @@ class PredictionRun(Generic[Prediction]):
     stream. The run is then complete, unless more sources follow.
 
     Args:
-        predict: Returns one prediction for each of a list of images, `H×W×3` uint8 RGB.
+        predict: Returns one prediction for each of a list of images, `H×W×3` uint8 RGB or `Prepared`.
         files: Writes the predictions.
         batch_size: Number of images or frames to read at a time, at least 1.
         progress: Progress bar, on whose console the lines and the files that cannot be read are printed.
@@ -51,11 +52,19 @@ class PredictionRun(Generic[Prediction]):
             function that follows the objects from one frame to the next. None tracks nothing.
         resume_command: The command that resumes the run, shown if it ends early.
         quiet: Whether to print no line about an image or video that could be read.
+        prepare: Function that `predict` would apply to the pixels of an image. It is applied where images are read, and
+            `predict` is given `Prepared` images. None gives it the pixels.
+        workers: Number of processes that read images, and of those that write results, while the model runs. 0, or
+            fewer than 10 images, does everything in this process. The frames of videos are always read and written by
+            this process.
+
+    Attributes:
+        times: What the time for images was spent on.
     """
 
     def __init__(
         self,
-        predict: Callable[[Sequence[Pixels]], Sequence[Prediction]],
+        predict: Callable[[Sequence[Any]], Sequence[Prediction]],
         files: OutputFiles[Prediction],
         *,
         batch_size: int,
@@ -65,6 +74,8 @@ class PredictionRun(Generic[Prediction]):
         start_tracks: Callable[[float], Track[Prediction]] | None = None,
         resume_command: str = "the same command with --resume",
         quiet: bool = False,
+        prepare: Prepare | None = None,
+        workers: int = 0,
     ) -> None:
         self.predict = predict
         self.files = files
@@ -75,6 +86,9 @@ class PredictionRun(Generic[Prediction]):
         self.start_tracks = start_tracks
         self.resume_command = resume_command
         self.quiet = quiet
+        self.prepare = prepare
+        self.workers = workers
+        self.times = Times()
         self.errors: list[str] = []
         self._stop = StopRequest("batch")
         self._numbers: dict[Source, str] = {}
@@ -91,6 +105,8 @@ class PredictionRun(Generic[Prediction]):
         Raises:
             ConfigError: The output folder cannot be written, or the part was started with different settings.
             Interrupted: A signal such as SIGTERM requested to stop.
+            NumericError: The model's outputs are NaN or infinite.
+            RankError: A process that reads images or writes results was killed.
         """
         self._numbers = {source: f"{number}/{len(sources)}" for number, source in enumerate(sources, start=1)}
         part = self.files.part
@@ -99,10 +115,10 @@ class PredictionRun(Generic[Prediction]):
             self._report(fault)
         if self.files.pictures and not writes_h264() and any(source.is_video for source in sources):
             self._print(f"note: {NO_H264}")
-        task = self.progress.add_task("predicting", total=len(sources), completed=len(part.sources))
+        self._task = self.progress.add_task("predicting", total=len(sources), completed=len(part.sources))
         try:
             with self._stop:
-                self._predict_sources([source for source in sources if source.shown not in part.sources], task)
+                self._predict_sources([source for source in sources if source.shown not in part.sources])
                 self.files.finish()
         except OSError as error:
             raise ConfigError(
@@ -110,44 +126,86 @@ class PredictionRun(Generic[Prediction]):
                 f"{part.images} images are in {part.path}. Free some space or fix the folder, and continue with: "
                 f"{self.resume_command}"
             ) from error
+        except RuntimeError as error:
+            if not is_worker_death(error):
+                raise
+            raise RankError(
+                "A process that reads images or writes results was killed, most often because the memory was full. "
+                f"The predictions of {part.images} images are in {part.path}. Continue without such processes: "
+                f"{self.resume_command} --set DATALOADER.NUM_WORKERS 0"
+            ) from error
         finally:
             part.close()
         return self.errors
 
-    def _predict_sources(self, sources: Sequence[Source], task: TaskID) -> None:
-        batch: list[tuple[Source, Pixels]] = []
+    def _predict_sources(self, sources: Sequence[Source]) -> None:
+        images = [source for source in sources if not source.is_video]
+        workers = self.workers if len(images) >= _MANY else 0
+        reader = read_images(images, self.prepare, workers, self.batch_size)
+        with closing(reader), ResultWriter(self.files, workers) as self._writer:
+            try:
+                self._predict_each(sources, reader)
+            except Exception:
+                # Keep what is still written. If that fails too, the first error is the one to report.
+                with suppress(Exception):
+                    self._collect()
+                raise
+        if len(images) >= _MANY:
+            self._print(self.times.describe(len(images)))
+
+    def _predict_each(self, sources: Sequence[Source], reader: Generator[ReadImage | PvtDetError]) -> None:
+        batch: list[tuple[Source, ReadImage]] = []
         for source in sources:
             self._check_stop()
             if source.is_video:
-                self._predict_images(batch, task)
+                self._predict_images(batch)
                 batch = []
+                self._collect()
                 self._predict_video(source)
-                self.progress.advance(task)
+                self._advance()
                 continue
-            try:
-                batch.append((source, _read(source.path)))
-            except DataError as error:
-                self._report(str(error))
-                self.progress.advance(task)
+            with self.times.measured("reading"):
+                image = next(reader)
+            if isinstance(image, ReadImage):
+                batch.append((source, image))
+            else:
+                self._report(str(image))
+                self._advance()
             if len(batch) == self.batch_size:
-                self._predict_images(batch, task)
+                self._predict_images(batch)
                 batch = []
-        self._predict_images(batch, task)
+        self._predict_images(batch)
+        self._collect()
 
-    def _predict_images(self, batch: Sequence[tuple[Source, Pixels]], task: TaskID) -> None:
+    def _predict_images(self, batch: Sequence[tuple[Source, ReadImage]]) -> None:
         if not batch:
             return
-        predictions, milliseconds = self._predict([pixels for _, pixels in batch])
+        with self.times.measured("model"):
+            predictions, milliseconds = self._predict([image.given for _, image in batch])
         if self.start_tracks:
             predictions = [self.start_tracks(1.0)(prediction, 0) for prediction in predictions]
-        for (source, pixels), prediction in zip(batch, predictions, strict=True):
-            self.files.add(source, pixels, prediction)
-            if self.files.pictures:
-                self.files.save_picture(source, self.files.draw(pixels, prediction))
-            found = self.files.describe(prediction)
-            self._say(f"image {self._numbers[source]} {source.shown}: {found}, {milliseconds:.0f} ms")
-            self.progress.advance(task)
-        self.files.part.flush()
+        with self.times.measured("writing"):
+            for (source, image), prediction in zip(batch, predictions, strict=True):
+                self._writer.submit(source, image, prediction, milliseconds)
+        self._collect(keep=max(self.batch_size, 2 * self.workers))
+
+    def _collect(self, keep: int = 0) -> None:
+        """Add the results that are written to the part. Those of `keep` images may still wait."""
+        with self.times.measured("writing"):
+            for each in self._writer.finished(keep):
+                self._advance()
+                try:
+                    written = each.written.result()
+                except DataError as error:  # the file was removed or changed since it was read
+                    self._report(str(error))
+                    continue
+                self.files.part.add(each.source, each.size, written.detections)
+                name = f"image {self._numbers[each.source]} {each.source.shown}"
+                self._say(f"{name}: {written.description}, {each.milliseconds:.0f} ms")
+            self.files.part.flush()
+
+    def _advance(self) -> None:
+        self.progress.advance(self._task)
 
     def _predict_video(self, source: Source) -> None:
         try:
@@ -207,13 +265,14 @@ class PredictionRun(Generic[Prediction]):
 
     def _check_stop(self) -> None:
         if self._stop.signal_name is not None:
+            self._collect()
             part = self.files.part
             raise Interrupted(
                 f"by {self._stop.signal_name}; the predictions of {part.images} images are in {part.path}. "
                 f"Resume with: {self.resume_command}"
             )
 
-    def _predict(self, images: Sequence[Pixels]) -> tuple[Sequence[Prediction], float]:
+    def _predict(self, images: Sequence[Pixels | Prepared]) -> tuple[Sequence[Prediction], float]:
         """Return the predictions, and the milliseconds that they took per image."""
         start = time.perf_counter()
         predictions = self.predict(images)
@@ -233,7 +292,3 @@ class PredictionRun(Generic[Prediction]):
     def _print(self, line: str) -> None:
         # Above the progress bar, if there is one.
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _read(path: Path | str) -> Pixels:
-    return read_image(path, "RGB") if isinstance(path, Path) else read_image_url(path)

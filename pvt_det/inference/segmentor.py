@@ -12,9 +12,8 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvt_det.config.architecture import is_segmentor
 from pvt_det.errors import ConfigError
-from pvt_det.inference.base import BasePredictor, class_names
+from pvt_det.inference.base import BasePredictor, class_names, require_kind_of_model
 from pvt_det.inference.pixels import Image
 from pvt_det.inference.predictions import LabelMap
 from pvt_det.modeling.finite import require_finite
@@ -43,11 +42,7 @@ class Segmentor(BasePredictor[LabelMap]):
     """
 
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:
-        if not is_segmentor(cfg):
-            raise ConfigError(
-                f"{path} is the config of a detector, {cfg.MODEL.META_ARCHITECTURE}. Expected a semantic segmentation "
-                "model. Use pvt_det.Predictor for this model."
-            )
+        require_kind_of_model(cfg, path, "Segmentor")
         count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if count > NO_CLASS:
             raise ConfigError(
@@ -60,14 +55,25 @@ class Segmentor(BasePredictor[LabelMap]):
         # Without the original size, Detectron2 does not resize the scores of all classes, which saves memory.
         outputs = self._outputs([{"image": record["image"]} for record in records])
         sizes = [(record["height"], record["width"]) for record in records]
-        return [_best_classes(output["sem_seg"], size) for output, size in zip(outputs, sizes, strict=True)]
+        return [best_classes(output["sem_seg"], size) for output, size in zip(outputs, sizes, strict=True)]
 
     def _result(self, output: Labels, image: Image) -> LabelMap:
         return LabelMap(output, self.class_names, image)
 
 
-def _best_classes(scores: Tensor, size: tuple[int, int]) -> Labels:
-    """Resize `K×h×w` scores to `size`, and return the class with the highest score at each pixel."""
+def best_classes(scores: Tensor, size: tuple[int, int]) -> Labels:
+    """Resize scores, and return the class with the highest score at each pixel.
+
+    Args:
+        scores: Scores `K×h×w` of at most 255 classes.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        Class indices `H×W`.
+
+    Raises:
+        NumericError: A score is NaN or infinite.
+    """
     require_finite([scores], "scores")
     highest = scores.new_full(size, -torch.inf, dtype=torch.float32)
     labels = torch.full_like(highest, NO_CLASS, dtype=torch.uint8)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from pvt_det.config.architecture import head_key
 from pvt_det.errors import ConfigError
-from pvt_det.inference.pixels import Image, load_pixels
+from pvt_det.inference.pixels import Image, Prepared, load_pixels
 from pvt_det.inference.predictions import Detections
 from pvt_det.inference.predictor import Predictor
 from pvt_det.structures.masks import RunLengthMasks
@@ -35,6 +38,9 @@ class TiledPredictor:
         overlap: Minimum overlap of neighboring tiles as a fraction of the tile, in [0, 1). It should be larger than
             the objects.
 
+    Attributes:
+        preparation: Function that returns the pixels of an image unchanged, since only tiles are resized.
+
     Raises:
         ConfigError: An argument is out of range.
     """
@@ -45,24 +51,28 @@ class TiledPredictor:
         if not 0 <= overlap < 1:
             raise ConfigError(f"overlap {overlap}: expected a fraction of the tile, at least 0 and less than 1.")
         self.predictor = predictor
+        self.preparation = _unchanged
         self.tile = tile
         self.overlap = overlap
         cfg = predictor.cfg
         self.nms_threshold = cfg.MODEL[head_key(cfg)].NMS_THRESH_TEST
 
-    def __call__(self, images: Sequence[Image]) -> list[Detections]:
+    def __call__(self, images: Sequence[Image | Prepared]) -> list[Detections]:
         """Find objects in images.
 
         Args:
-            images: File paths, Pillow images, or `H×W×3` uint8 arrays in RGB order.
+            images: File paths, Pillow images, or `H×W×3` uint8 arrays in RGB order; or prepared images.
 
         Returns:
             The detections in each image, with the same fields as those of `Predictor`.
         """
         return [self._find(image, number) for number, image in enumerate(images)]
 
-    def _find(self, image: Image, number: int) -> Detections:
-        pixels = load_pixels(image, f"image {number}")
+    def _find(self, image: Image | Prepared, number: int) -> Detections:
+        if isinstance(image, Prepared):
+            pixels, image = image.record["pixels"].numpy(), image.image
+        else:
+            pixels = load_pixels(image, f"image {number}")
         height, width = pixels.shape[:2]
         if max(height, width) <= self.tile:
             return Detections.of(self.predictor(pixels), self.predictor.class_names, image)
@@ -82,6 +92,11 @@ class TiledPredictor:
         step = self.tile * (1 - self.overlap)
         count = math.ceil((length - self.tile) / step) + 1
         return [round(number * (length - self.tile) / (count - 1)) for number in range(count)]
+
+
+def _unchanged(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    # Tensors are sent between processes through shared memory.
+    return {"pixels": torch.from_numpy(pixels), "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def _uncut(detections: Instances, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:

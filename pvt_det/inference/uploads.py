@@ -18,13 +18,14 @@ import PIL.Image
 
 from pvt_det.errors import PvtDetError
 from pvt_det.evaluation.detections import as_json, pack_detections
+from pvt_det.inference.load import AnyPredictor
+from pvt_det.inference.panoptic_files import categories, coco_segments, write_ids
 from pvt_det.inference.predictions import Detections, LabelMap, describe_counts, describe_shares
 from pvt_det.inference.predictor import Predictor
-from pvt_det.inference.segmentor import Segmentor
+from pvt_det.inference.segments import PanopticSegments
 from pvt_det.structures.masks import RunLengthMasks
 from pvt_det.utils.files import write_atomically
 
-Model: TypeAlias = Predictor | Segmentor
 # Drawing, description and files to download.
 Shown: TypeAlias = tuple[Path | None, str, list[str] | None]
 
@@ -35,12 +36,12 @@ class Found:
 
     Attributes:
         path: The uploaded file.
-        prediction: All detections above the threshold of the config, or the label map.
+        prediction: All detections above the threshold of the config, the label map, or the segments.
         folder: Folder for the files to download.
     """
 
     path: Path
-    prediction: Detections | LabelMap
+    prediction: Detections | LabelMap | PanopticSegments
     folder: Path
 
 
@@ -55,7 +56,7 @@ class Results:
         lowest_score: The lowest score threshold that has an effect, 0 to 1.
     """
 
-    def __init__(self, model: Model, folder: Path) -> None:
+    def __init__(self, model: AnyPredictor, folder: Path) -> None:
         self._model = model
         self._folder = folder
         self.lowest_score = model.score_threshold if isinstance(model, Predictor) else 0.0
@@ -105,6 +106,8 @@ class Results:
         if isinstance(prediction, Detections):
             prediction = prediction[prediction.scores >= threshold]
             text, files = describe_counts(prediction.counts()), _write_detections(found, prediction)
+        elif isinstance(prediction, PanopticSegments):
+            text, files = prediction.describe(), _write_segments(found, prediction)
         else:
             text, files = describe_shares(prediction.shares()), _write_labels(found, prediction)
         try:
@@ -150,6 +153,14 @@ def _write_labels(found: Found, labels: LabelMap) -> list[Path]:
     PIL.Image.fromarray(np.asarray(labels)).save(picture)
     content = {"labels": picture.name, "shares": labels.shares(), "categories": _categories(labels.class_names, 0)}
     return [_write_json(found, (labels.shape[0], labels.shape[1]), content), picture]
+
+
+def _write_segments(found: Found, segments: PanopticSegments) -> list[Path]:
+    """Write the segments in COCO's panoptic format: a PNG file of ids, and what they are."""
+    picture = write_ids(segments.ids, found.folder / f"{found.path.stem}.png")
+    annotation = {"image_id": 1, "file_name": picture.name, "segments_info": coco_segments(segments)}
+    content = {"annotations": [annotation], "categories": categories(segments.class_names, segments.thing_count)}
+    return [_write_json(found, (segments.ids.shape[0], segments.ids.shape[1]), content), picture]
 
 
 def _write_json(found: Found, size: tuple[int, int], content: Mapping[str, Any]) -> Path:

@@ -29,7 +29,7 @@ class LabelMeFiles(DetectionFormat):
     """
 
     def add(self, folder: Path, source: Source, pixels: Picture, frame: int | None) -> None:
-        """Save an image that is not a file.
+        """Save the image.
 
         Args:
             folder: The output folder of the prediction.
@@ -40,8 +40,6 @@ class LabelMeFiles(DetectionFormat):
         Raises:
             OSError: The file cannot be written.
         """
-        if frame is None and isinstance(source.path, Path):
-            return
         file = folder / LABELME_NAME / f"{source.output_name(frame)}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file, quality=_QUALITY)

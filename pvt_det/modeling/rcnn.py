@@ -60,18 +60,19 @@ class PVTGeneralizedRCNN(GeneralizedRCNN):
 
 
 def postprocess(instances: Instances, height: int, width: int) -> Instances:
-    """Scale detections to an image and paste their masks, as Detectron2 does but with run-length encoded masks.
+    """Scale the detections of an R-CNN to the size of the original image, with masks as run lengths.
 
     Args:
-        instances: Detections in pixels of the model's image. `pred_masks`, if any, are probabilities `N×1×M×M`.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
+        instances: Detections in the image that the model was given. `pred_masks`, if there are any, are probabilities
+            `N×1×M×M`.
+        height: Height of the original image in pixels.
+        width: Width of the original image in pixels.
 
     Returns:
-        The detections in pixels of the image.
+        The detections with a box that is not empty. `pred_masks` are `RunLengthMasks`.
 
     Raises:
-        NumericError: A mask probability is NaN or infinite.
+        NumericError: A mask is NaN or infinite.
     """
     if not instances.has("pred_masks"):
         return detector_postprocess(instances, height, width)

@@ -13,6 +13,7 @@ from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
 from pvt_det.data.coco.annotations import read_json
+from pvt_det.inference.base import predictor_name
 from pvt_det.reports.card_page import (
     Facts,
     Shipped,
@@ -123,7 +124,8 @@ def _facts(run: Run, cfg: CfgNode, shipped: Shipped) -> Facts:
 
 def _usage(cfg: CfgNode, config: str, weights: str) -> str:
     options = f"{shlex.quote(config)}{f' --weights {shlex.quote(weights)}' if weights else ''}"
-    name, result = ("Segmentor", "labels") if is_segmentor(cfg) else ("Predictor", "detections")
+    name = predictor_name(cfg)
+    result = {"Predictor": "detections", "Segmentor": "labels", "PanopticPredictor": "segments"}[name]
     call = f"{name}({', '.join(json.dumps(word) for word in (config, weights) if word)})"
     return (
         f"```\npvt-det predict photo.jpg --config-file {options}\n```\n\n"

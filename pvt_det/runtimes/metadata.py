@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,16 @@ from pvt_det.utils.paths import file_fault
 
 # Increased when older versions of this package cannot use new files.
 FORMAT = 1
-DETECTION, SEGMENTATION, CLASSIFICATION = "detection", "semantic segmentation", "classification"
-_TASKS = (DETECTION, SEGMENTATION, CLASSIFICATION)
+DETECTION, SEGMENTATION, PANOPTIC, CLASSIFICATION = _TASKS = (
+    "detection",
+    "semantic segmentation",
+    "panoptic segmentation",
+    "classification",
+)
 _INPUT = "image N x 3 x H x W, uint8, RGB"
 # Keys that are part of the graph, except for those below them that only say where and how to run it.
 _BAKED = ("MODEL.", "INPUT.FORMAT", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.ENABLED", "TEST.VALIDATION_LOSS")
-_FREE = ("MODEL.DEVICE", "MODEL.WEIGHTS")
+_FREE = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.PANOPTIC_FPN.COMBINE.")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ class Metadata:
 
     Attributes:
         model: Name of the model, such as "RetinaNet pvt_tiny".
-        task: "detection", "semantic segmentation" or "classification".
+        task: "detection", "semantic segmentation", "panoptic segmentation" or "classification".
         outputs: Names of the outputs, in the order of the graph.
         classes: Names of the classes.
+        stuff_classes: Names of the semantic labels 1, 2, …, for panoptic segmentation.
         weights_sha256: SHA-256 of the weights that the file was made from, or "" if they are not a file.
         parameters: Number of parameters of the model.
         config: The model's config as YAML, without paths. "" for a classifier.
@@ -57,6 +62,7 @@ class Metadata:
     classes: tuple[str, ...]
     weights_sha256: str
     parameters: int
+    stuff_classes: tuple[str, ...] = ()
     config: str = ""
     short_side: int = 0
     long_side: int = 0
@@ -101,12 +107,15 @@ def read_metadata(path: Path) -> Metadata:
     return _parse(path, entries)
 
 
-def portable_config(cfg: CfgNode, names: tuple[str, ...], precision: str = "fp32") -> str:
+def portable_config(
+    cfg: CfgNode, classes: Sequence[str] = (), labels: Sequence[str] = (), precision: str = "fp32"
+) -> str:
     """Return a config as YAML without the paths and the settings that are not those of an exported model.
 
     Args:
         cfg: The config of the model.
-        names: Names of the classes, () if they are not known.
+        classes: Names of the classes of objects, () if there are none or they are not known.
+        labels: Names of the classes of label maps, () if there are none or they are not known.
         precision: Number format to compute in, unless users ask for another one. A value of TEST.PRECISION.
     """
     kept = cfg.clone()
@@ -120,7 +129,7 @@ def portable_config(cfg: CfgNode, names: tuple[str, ...], precision: str = "fp32
             kept.DATASETS[key] = ""
         elif key.startswith("PROPOSAL_FILES"):
             kept.DATASETS[key] = ()
-    kept.DATASETS["LABEL_NAMES" if is_segmentor(cfg) else "CLASS_NAMES"] = list(names)
+    kept.DATASETS.CLASS_NAMES, kept.DATASETS.LABEL_NAMES = list(classes), list(labels)
     kept.TEST.AUG.ENABLED, kept.TEST.VALIDATION_LOSS, kept.TEST.PRECISION = False, False, precision
     text: str = kept.dump()
     return text
@@ -168,7 +177,7 @@ def require_same_graph(cfg: CfgNode, path: Path, metadata: Metadata) -> None:
     own = _own_config(path, metadata)
     threshold_key = "" if is_segmentor(own) else f"MODEL.{head_key(own)}.SCORE_THRESH_TEST"
     for key, value in leaves(own):
-        if not key.startswith(_BAKED) or key in _FREE or key.endswith("SCORE_THRESH_TEST"):
+        if not key.startswith(_BAKED) or key.startswith(_FREE) or key.endswith("SCORE_THRESH_TEST"):
             continue
         if (given := get_value(cfg, key)) != value:
             raise ConfigError(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from pvt_det.modeling.rcnn import postprocess
 from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.backends import backend_of, exported_digest, is_exported
 from pvt_det.runtimes.metadata import (
+    PANOPTIC,
     SEGMENTATION,
     Metadata,
     read_metadata,
@@ -45,7 +47,9 @@ class ExportedModel(nn.Module):
         metadata: Its metadata.
         bgr: Whether it is called with BGR images, as the original model is. The file itself takes RGB.
         score_threshold: Minimum score of the detections, at least that of the file.
-        stride: Stride of a segmentor's logits.
+        stride: Stride of the logits of label maps.
+        combine: For panoptic segmentation: MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH, .STUFF_AREA_LIMIT and
+            .INSTANCES_CONFIDENCE_THRESH.
         precision: Number format to compute in, "fp32" or "bf16".
 
     Raises:
@@ -61,6 +65,7 @@ class ExportedModel(nn.Module):
         bgr: bool = False,
         score_threshold: float = 0.0,
         stride: int = 4,
+        combine: tuple[float, int, float] | None = None,
         precision: str = "fp32",
     ) -> None:
         super().__init__()
@@ -69,6 +74,7 @@ class ExportedModel(nn.Module):
         self.bgr = bgr
         self.score_threshold = score_threshold
         self.stride = stride
+        self.combine = combine
         self.precision = precision
         self.digest = exported_digest(path)
         self._open()
@@ -88,12 +94,14 @@ class ExportedModel(nn.Module):
         """
         metadata = read_metadata(path)
         require_same_graph(cfg, path, metadata)
+        settings = cfg.MODEL.PANOPTIC_FPN.COMBINE
         return cls(
             path,
             metadata,
             bgr=cfg.INPUT.FORMAT == "BGR",
             score_threshold=0.0 if is_segmentor(cfg) else cfg.MODEL[head_key(cfg)].SCORE_THRESH_TEST,
             stride=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
+            combine=(settings.OVERLAP_THRESH, settings.STUFF_AREA_LIMIT, settings.INSTANCES_CONFIDENCE_THRESH),
             precision=cfg.TEST.PRECISION,
         )
 
@@ -120,7 +128,8 @@ class ExportedModel(nn.Module):
                 `height` and `width` of the results in pixels.
 
         Returns:
-            `{"instances": Instances}` for each image, or `{"sem_seg": logits}` (`K×height×width`) of a segmentor.
+            `{"instances": Instances}` for each image, `{"sem_seg": logits}` (`K×height×width`) of a segmentor, or both
+            and `panoptic_seg` of Panoptic FPN.
 
         Raises:
             NumericError: Masks or logits are NaN or infinite.
@@ -147,40 +156,75 @@ class ExportedModel(nn.Module):
             self.path, outputs=self._outputs(), threads=torch.get_num_threads(), precision=self.precision
         )
 
-    def _outputs(self) -> tuple[str, ...]:
-        """Return the outputs that are used. The logits suffice for a segmentor."""
-        return ("logits",) if self.metadata.task == SEGMENTATION else self.metadata.outputs
+    def inference(
+        self, batched_inputs: Sequence[_Record], do_postprocess: bool = False
+    ) -> tuple[list[Instances], Tensor]:
+        """Run a model for panoptic segmentation like the method of Detectron2's PanopticFPN.
 
-    def _run(self, records: Sequence[_Record]) -> list[_Record]:
+        Args:
+            batched_inputs: As for `forward`, with images of the same size.
+            do_postprocess: Must be False.
+
+        Returns:
+            The detections of each image, with `pred_masks` as probabilities `N×1×M×M`, and the logits of the classes of
+            label maps, `N×K×H×W` of the padded images.
+        """
+        assert not do_postprocess
+        outputs, size = self._call(batched_inputs)
+        found = [self._instances(outputs, number, size) for number in range(len(batched_inputs))]
+        return found, self._scaled(outputs["semantic_logits"])
+
+    def _outputs(self) -> tuple[str, ...]:
+        """Return the outputs that are used. The logits suffice for label maps."""
+        if self.metadata.task == SEGMENTATION:
+            return ("logits",)
+        return tuple(name for name in self.metadata.outputs if name != "semantic_labels")
+
+    def _call(self, records: Sequence[_Record]) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:
+        """Return the outputs for images of the same size, and that size."""
         images = np.stack([record["image"].numpy() for record in records])
         assert images.dtype == np.uint8, images.dtype
         outputs = self._function(np.ascontiguousarray(images[:, ::-1] if self.bgr else images))
-        size = (images.shape[2], images.shape[3])
+        return outputs, (images.shape[2], images.shape[3])
+
+    def _run(self, records: Sequence[_Record]) -> list[_Record]:
+        own = tuple(records[0]["image"].shape[1:])
+        sizes = [(record.get("height", own[0]), record.get("width", own[1])) for record in records]
+        if self.metadata.task == PANOPTIC:
+            found, logits = self.inference(records)
+            return [self._combined(*each) for each in zip(found, logits, sizes, strict=True)]
+        outputs, own = self._call(records)
         if "boxes" in outputs:
             return [
-                {"instances": self._instances(outputs, number, record, size)} for number, record in enumerate(records)
+                {"instances": postprocess(self._instances(outputs, number, own), *size)}
+                for number, size in enumerate(sizes)
             ]
-        return self._label_scores(torch.from_numpy(outputs["logits"]), records, size)
+        logits = self._scaled(outputs["logits"])
+        return [{"sem_seg": sem_seg_postprocess(each, own, *size)} for each, size in zip(logits, sizes, strict=True)]
 
-    def _instances(
-        self, outputs: Mapping[str, NDArray[Any]], number: int, record: _Record, size: tuple[int, int]
-    ) -> Instances:
+    def _instances(self, outputs: Mapping[str, NDArray[Any]], number: int, size: tuple[int, int]) -> Instances:
+        """Return the detections of an image in pixels of the model's image."""
         kept = (outputs["images"] == number) & (outputs["scores"] > self.score_threshold)
-        found = {name: torch.from_numpy(values[kept]) for name, values in outputs.items()}
+        names = ("boxes", "scores", "labels", *(("masks",) if "masks" in outputs else ()))
+        found = {name: torch.from_numpy(outputs[name][kept]) for name in names}
         instances = Instances(
             size, pred_boxes=Boxes(found["boxes"]), scores=found["scores"], pred_classes=found["labels"]
         )
         if "masks" in found:
             instances.pred_masks = found["masks"][:, None]
-        return postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))
+        return instances
 
-    def _label_scores(self, logits: Tensor, records: Sequence[_Record], size: tuple[int, int]) -> list[_Record]:
+    def _scaled(self, outputs: NDArray[Any]) -> Tensor:
+        logits = torch.from_numpy(outputs)
         require_finite([logits], "scores")
-        logits = F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
-        return [
-            {"sem_seg": sem_seg_postprocess(each, size, record.get("height", size[0]), record.get("width", size[1]))}
-            for each, record in zip(logits, records, strict=True)
-        ]
+        return F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
+
+    def _combined(self, instances: Instances, logits: Tensor, size: tuple[int, int]) -> _Record:
+        assert self.combine is not None
+        found = postprocess(instances, *size)
+        scores = sem_seg_postprocess(logits, instances.image_size, *size)
+        panoptic = combine_semantic_and_instance_outputs(found, scores.argmax(dim=0), *self.combine)
+        return {"instances": found, "sem_seg": scores, "panoptic_seg": panoptic}
 
 
 def load_model(cfg: CfgNode, weights: str, *, allow_partial: Sequence[str] = ()) -> nn.Module:

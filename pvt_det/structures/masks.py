@@ -54,6 +54,15 @@ class RunLengthMasks:
         """Return the masks as COCO run-length dicts."""
         return [{"size": list(self.size), "counts": counts} for counts in self.counts]
 
+    def to(self, *args: Any, **kwargs: Any) -> RunLengthMasks:
+        """Return the masks themselves. Run lengths are always on the CPU.
+
+        Args:
+            args: Arguments of `torch.Tensor.to`; not used.
+            kwargs: Keyword arguments of `torch.Tensor.to`; not used.
+        """
+        return self
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape `(N, H, W)` of all masks."""
@@ -78,13 +87,14 @@ class RunLengthMasks:
         """Decode one mask, or select several without decoding them.
 
         Args:
-            item: Index of a mask; or a slice, a list of indices, or a bool or integer tensor.
+            item: Index of a mask, an int or a tensor without dimensions; or a slice, a list of indices, or a bool or
+                integer tensor.
 
         Returns:
             A bool tensor `H×W` on the CPU for an index, otherwise the selected masks.
         """
-        if isinstance(item, int):
-            (rle,) = RunLengthMasks([self.counts[item]], self.size).rles()
+        if isinstance(item, int) or (isinstance(item, Tensor) and item.dim() == 0):
+            (rle,) = RunLengthMasks([self.counts[int(item)]], self.size).rles()
             return torch.from_numpy(decode(rle)).bool()
         selected = torch.arange(len(self))[item.cpu() if isinstance(item, Tensor) else item]
         return RunLengthMasks([self.counts[index] for index in selected.tolist()], self.size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,12 +70,38 @@ def write_json_list(path: Path, items: Iterable[Any], before: str = "", after: s
         OSError: The file cannot be written. The old file is unchanged.
     """
     with open_atomically(path) as file:
-        separator = f"{before}["
-        for item in items:
-            text = separator + _encode(item)
-            file.write(text.encode("utf-8", errors="backslashreplace"))
-            separator = ",\n"
-        file.write((("]" if separator == ",\n" else f"{separator}]") + after).encode("utf-8"))
+        file.write(before.encode("utf-8"))
+        _write_list(file, items)
+        file.write(after.encode("utf-8"))
+
+
+def write_json_lists(path: Path, lists: Mapping[str, Iterable[Any]], **values: Any) -> None:
+    """Write a JSON object with long lists atomically, without keeping their elements in memory.
+
+    Args:
+        path: The file to write or replace. Its folder must exist.
+        lists: The elements of each list, as JSON values, by the key of the list.
+        values: Further values of the object, by key.
+
+    Raises:
+        OSError: The file cannot be written. The old file is unchanged.
+    """
+    with open_atomically(path) as file:
+        file.write(b"{")
+        for key, items in lists.items():
+            file.write(f"{_encode(key)}: ".encode())
+            _write_list(file, items)
+            file.write(b",\n")
+        # Without its opening brace, the rest of the object.
+        file.write(_encode(values)[1:].encode("utf-8"))
+
+
+def _write_list(file: BinaryIO, items: Iterable[Any]) -> None:
+    separator = "["
+    for item in items:
+        file.write((separator + _encode(item)).encode("utf-8", errors="backslashreplace"))
+        separator = ",\n"
+    file.write(b"[]" if separator == "[" else b"]")
 
 
 def sync_folder(folder: Path) -> None:

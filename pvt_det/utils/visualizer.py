@@ -165,21 +165,40 @@ def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence
     Returns:
         The drawing, `H×W×3`, RGB.
     """
+    return draw_regions(image, labels, class_names, class_colors()[: len(class_names)], width)
+
+
+def draw_regions(
+    image: Picture, regions: NDArray[np.uint8], names: Sequence[str], colors: NDArray[np.uint8], width: int
+) -> Picture:
+    """Draw regions, such as classes or segments, and their names on an image.
+
+    Args:
+        image: The image, `H×W×3`, RGB.
+        regions: Index of the region of each pixel, `H×W`. Pixels with an index that has no name are unchanged.
+        names: Names of the regions, by index, at most 255.
+        colors: Colors of the regions, by index, `N×3` RGB.
+        width: Width of the result in pixels, adjusted as in `draw`.
+
+    Returns:
+        The drawing, `H×W×3`, RGB.
+    """
     canvas = _resized(image, width)
-    labels = cv2.resize(labels, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    known = (labels < len(class_names)).astype(np.uint8)
-    table = class_colors()
-    colors = cv2.LUT(cv2.merge([labels] * 3), table[None])
-    cv2.copyTo(cv2.addWeighted(canvas, 1 - _OPACITY, colors, _OPACITY, 0), known, canvas)
-    # A line in the color of the class on each side of a border, and a black one between them.
+    regions = cv2.resize(regions, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    known = (regions < len(names)).astype(np.uint8)
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(names)] = colors
+    painted = cv2.LUT(cv2.merge([regions] * 3), table[None])
+    cv2.copyTo(cv2.addWeighted(canvas, 1 - _OPACITY, painted, _OPACITY, 0), known, canvas)
+    # A line in the color of the region on each side of a border, and a black one between them.
     line = _line_width(canvas)
-    cv2.copyTo(colors, _borders(labels, line + 1) & known, canvas)
-    canvas[(_borders(labels, _rim(line)) & known) > 0] = 0
-    present = [int(index) for index in np.unique(labels) if index < len(class_names)]
+    cv2.copyTo(painted, _borders(regions, line + 1) & known, canvas)
+    canvas[(_borders(regions, _rim(line)) & known) > 0] = 0
+    present = [int(index) for index in np.unique(regions) if index < len(names)]
     add_labels(
         canvas,
-        [class_names[index] for index in present],
-        _middles(labels, present),
+        [names[index] for index in present],
+        _middles(regions, present),
         [(int(red), int(green), int(blue)) for red, green, blue in table[present]],
         _font_size(canvas),
         centered=True,
@@ -187,21 +206,26 @@ def draw_labels(image: Picture, labels: NDArray[np.uint8], class_names: Sequence
     return canvas
 
 
-def _borders(labels: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]:
-    """Return a mask of the pixels within `reach` pixels of a pixel of another class."""
+def _borders(regions: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]:
+    """Return a mask of the pixels within `reach` pixels of a pixel of another region."""
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    return (cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)).astype(np.uint8)
+    return (cv2.dilate(regions, kernel) != cv2.erode(regions, kernel)).astype(np.uint8)
 
 
-def _middles(labels: NDArray[np.uint8], classes: Sequence[int]) -> NDArray[np.float64]:
-    """Return a point of each class that is far from all others, as an empty box."""
-    height, width = labels.shape
+def _middles(regions: NDArray[np.uint8], indices: Sequence[int]) -> NDArray[np.float64]:
+    """Return a point of each region that is far from all others, as an empty box."""
+    height, width = regions.shape
     factor = min(1, _LABEL_SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    middles = np.zeros((len(classes), 4))
-    for number, index in enumerate(classes):
-        depth = cv2.distanceTransform(np.pad((small == index).astype(np.uint8), 1), cv2.DIST_L2, 3)
+    small = cv2.resize(regions, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    middles = np.zeros((len(indices), 4))
+    for number, index in enumerate(indices):
+        mask = (small == index).astype(np.uint8)
+        if not mask.any():  # too small to be seen in the reduced map
+            row, column = np.argwhere(regions == index)[0] + 0.5
+            middles[number] = [column, row] * 2
+            continue
+        depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)
         inner = np.argwhere(depth >= _INNER * depth.max())
         row, column = inner[((inner - inner.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         middles[number] = [(column - 0.5) * width / size[0], (row - 0.5) * height / size[1]] * 2

@@ -66,14 +66,6 @@ def _adaptive(head: str) -> tuple[str, ...]:
 
 
 RCNN = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "60", "MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
-CASES = {
-    "retinanet_pvt_tiny": ("MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "50"),
-    "atss_pvt_v2_b2_3x": _adaptive("ATSS"),
-    "gfl_pvt_v2_b2_3x": _adaptive("GFL"),
-    "mask_rcnn_pvt_tiny": RCNN,
-    "cascade_mask_rcnn_pvt_small": RCNN,
-    "semantic_fpn_pvt_tiny": ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
-}
 # Two levels and shallow heads halve the tracing time, and still repeat layers and levels.
 SMALL_RCNN = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]", "MODEL.RPN.IN_FEATURES", "['p2', 'p3']"),
@@ -86,6 +78,15 @@ SMALL_RETINANET = (
 )
 SMALL_ATSS, SMALL_GFL = (tuple(word.replace("RETINANET", head) for word in SMALL_RETINANET) for head in ("ATSS", "GFL"))
 SMALL_SEMANTIC = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3']", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32")
+CASES = {
+    "retinanet_pvt_tiny": ("MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "50"),
+    "atss_pvt_v2_b2_3x": _adaptive("ATSS"),
+    "gfl_pvt_v2_b2_3x": _adaptive("GFL"),
+    "mask_rcnn_pvt_tiny": RCNN,
+    "cascade_mask_rcnn_pvt_small": RCNN,
+    "semantic_fpn_pvt_tiny": ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
+    "panoptic_fpn_pvt_small": (*RCNN, *SMALL_RCNN, *SMALL_SEMANTIC, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"),
+}
 SMALL = {
     "retinanet_pvt_tiny": SMALL_RETINANET,
     "atss_pvt_v2_b2_3x": SMALL_ATSS,
@@ -98,7 +99,7 @@ SMALL = {
 def build(config: str, *, small: bool = False) -> nn.Module:
     """Build the model of a config with this backbone and random weights that give many detections."""
     words = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_few_convolutions", *CASES[config]]
-    words += SMALL[config] if small else ()
+    words += SMALL.get(config, ()) if small else ()
     cfg = load_config(CONFIGS / f"{config}.yaml", words)
     torch.manual_seed(0)
     model = build_model(cfg).eval()

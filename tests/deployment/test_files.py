@@ -66,7 +66,8 @@ def test_classifier_with_a_class_token(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config", ["retinanet_pvt_tiny", "atss_pvt_v2_b2_3x", "gfl_pvt_v2_b2_3x", "mask_rcnn_pvt_tiny"]
+    "config",
+    ["retinanet_pvt_tiny", "atss_pvt_v2_b2_3x", "gfl_pvt_v2_b2_3x", "mask_rcnn_pvt_tiny", "panoptic_fpn_pvt_small"],
 )
 def test_detectors(build, config, tmp_path):
     check(build(config, small=True), ("onnx", "torch"), tmp_path)

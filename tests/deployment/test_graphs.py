@@ -10,7 +10,7 @@ from torch import nn
 from pvt_det.deployment.check import Parity, compare, run_eager
 from pvt_det.deployment.graphs import build_graph
 from pvt_det.deployment.suppression import ABSENT, suppress
-from pvt_det.errors import ConfigError
+from pvt_det.errors import ConfigError, NumericError
 from pvt_det.models import create_model
 
 CONFIGS = [
@@ -20,6 +20,7 @@ CONFIGS = [
     "mask_rcnn_pvt_tiny",
     "cascade_mask_rcnn_pvt_small",
     "semantic_fpn_pvt_tiny",
+    "panoptic_fpn_pvt_small",
 ]
 
 
@@ -100,3 +101,26 @@ def test_compare_detects_differences():
     few = {key: values[:1] for key, values in one.items()}
     compare(one, few, parity, images=1, limit=2, threshold=0.05)
     assert not parity.missing, "the lowest score of a full list may be missing"
+
+
+def test_compare_detects_differences_of_panoptic_pixels():
+    detections = {
+        "boxes": np.array([[0, 0, 10, 10.0]]),
+        "scores": np.array([0.9]),
+        "labels": np.array([1]),
+        "images": np.array([0]),
+    }
+    logits = np.zeros((1, 3, 2, 2), np.float32)
+    labels = np.zeros((1, 8, 8), np.int64)
+    one = {**detections, "semantic_logits": logits, "semantic_labels": labels}
+    moved = logits.copy()
+    moved[0, 1, 0, 0] = 1.0
+    relabeled = labels.copy()
+    relabeled[0, 0, :3] = 1
+    for change, score, count in (({}, 0.0, 0), ({"semantic_logits": moved, "semantic_labels": relabeled}, 0.24, 3)):
+        parity = Parity()
+        compare(one, {**one, **change}, parity, images=1, limit=100, threshold=0.05)
+        assert (parity.detections, parity.relabeled) == (1, count)
+        assert parity.score == pytest.approx(score, abs=0.01)
+    with pytest.raises(NumericError, match=r"mine\.onnx differs from the original model"):
+        parity.require("mine.onnx")
