@@ -26,11 +26,11 @@ _PARAMETERS, _TIME, _RUNS, _AGAINST, _PUBLISHED = "M", "training", "runs", "agai
 _NUMBERS, _TWO_LINES = (_PARAMETERS, _TIME, _RUNS), (_AGAINST, _PUBLISHED)
 _VARIANT = "{} ({})"
 NOTE = (
-    "M: parameters in millions. AP, IoU and PQ are in percent, of the last checkpoint: the mean and the standard deviation over the seeds. The "
-    "difference from the baseline is the mean over pairs of runs with the same seed. Its 95 % interval is the mean of "
-    "their paired bootstrap intervals over the images: it covers the choice of the test images, not that of the seeds, "
-    "whose effect the standard deviation shows. A published result is shown beside runs that follow its recipe on its "
-    "data."
+    "M: parameters in millions. AP, IoU and PQ are in percent, of the last checkpoint: the mean and the standard "
+    "deviation over the seeds. The difference from the baseline is the mean over pairs of runs with the same seed. Its "
+    "95 % interval is the mean of their paired bootstrap intervals over the images: it covers the choice of the test "
+    "images, not that of the seeds, whose effect the standard deviation shows. A published result is shown beside runs "
+    "that follow its recipe, with a verdict if they were evaluated on its data."
 )
 
 
