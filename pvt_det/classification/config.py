@@ -323,7 +323,8 @@ def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
-    return did_you_mean(word.replace("-", "_"), known).strip() or f"Expected one of {', '.join(known)}."
+    names = ", ".join(name or repr(name) for name in known)
+    return did_you_mean(word.replace("-", "_"), known).strip() or f"Expected one of {names}."
 
 
 def config_digest(cfg: TrainConfig) -> str:

@@ -19,7 +19,7 @@ from pvt_det.utils.cli import ArgumentParser, split_assignments
 if TYPE_CHECKING:
     from pvt_det.studies.run import Plan, StudyResults
 
-CLUSTERS = ("slurm", "local", "debug")
+CLUSTERS = ("slurm", "local")
 _EXAMPLES = """
 examples:
   what it would do, with GPU-hours and disk space:
@@ -61,7 +61,7 @@ def build_parser() -> ArgumentParser:
         "--cluster",
         choices=CLUSTERS,
         default="slurm",
-        help="with --submit: slurm, or local or debug to try it on this machine (%(default)s)",
+        help="with --submit: slurm, or local to try it on this machine (%(default)s)",
     )
     add(
         "--slurm",

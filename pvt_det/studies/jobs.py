@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from pvt_det.classification.config import TrainConfig, classifier_recipe, config_fields, load_train_config
 from pvt_det.config.digest import changed_values
+from pvt_det.config.loader import COMMAND_LINE
 from pvt_det.engine.options import option_name
 from pvt_det.engine.run_config import build_run_config
 from pvt_det.errors import ConfigError, PvtDetError
@@ -129,7 +130,7 @@ def _job(study: Study, load: Any, grid: Grid, dataset: str, variant: str, entry:
     try:
         cfg = load(entry.config, tuple(words), not grid.evaluate)
     except PvtDetError as error:
-        raise type(error)(f"{study.file}: {name}: {error}") from error
+        raise type(error)(f"{study.file}: {name}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
     given = [word for key, path in paths.items() for word in (option_name(key), path)]
     asked = changed_values(cfg) | {_WEIGHTS: f"pretraining {stage.name}" if stage else cfg.MODEL.WEIGHTS}
     resumed = () if grid.evaluate else (_RESUME,)

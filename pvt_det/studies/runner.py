@@ -181,7 +181,8 @@ class _Pool:
         name, number = outcome.job.name, len(self.outcomes)
         end = f"failed: {outcome.reason}" if outcome.exit_code else f"finished in {clock(outcome.seconds)}"
         if outcome.exit_code == Interrupted.exit_code:
-            end = outcome.reason
+            # Without the command that resumes this run alone.
+            end = outcome.reason.partition(" Resume with: ")[0]
         self._say(f"{name}: {end}  ({number} of {self._total} runs)")
 
     def _say(self, text: str) -> None:

@@ -22,6 +22,7 @@ from pvt_det.run_folder import (
 from pvt_det.studies.jobs import EVAL, Job
 from pvt_det.utils.digest import file_digest, folder_digest
 from pvt_det.utils.files import write_atomically
+from pvt_det.utils.logs import errors_only
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import listed
 
@@ -71,7 +72,9 @@ def load_results(job: Job) -> Run | None:
 
 
 def _load(job: Job) -> Run:
-    return load_run(job.folder / (EVALUATION_NAME if job.command == EVAL else RESULTS_NAME))
+    # The state says which runs are not finished.
+    with errors_only("pvt_det.results"):
+        return load_run(job.folder / (EVALUATION_NAME if job.command == EVAL else RESULTS_NAME))
 
 
 def require_same(jobs: Sequence[Job]) -> None:

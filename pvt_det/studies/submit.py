@@ -63,9 +63,9 @@ def submit_study(
             executor = submitit.AutoExecutor(folder=study.output / _FOLDER, cluster=cluster)
             executor.update_parameters(**values)
         except (RuntimeError, NameError, TypeError, ValueError) as error:
-            raise ConfigError(f"--submit: {error}. Check --cluster and --slurm.") from error
-        first = [job for job in jobs if not job.grid]
-        submitted = _submit(executor, first, study, processes)
+            first = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"--submit: {first}. Check --cluster and --slurm.") from error
+        submitted = _submit(executor, [job for job in jobs if not job.grid], study, processes)
         if submitted and cluster == "slurm":
             ids = ":".join(job.job_id for job in submitted)
             executor.update_parameters(slurm_additional_parameters={"dependency": f"afterok:{ids}"})
