@@ -391,7 +391,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         folder: The run folder.
 
     Returns:
-        Values by name of each line. Empty if there is no such file.
+        Values by name of each line. Empty if the file does not exist.
     """
     file = folder / METRICS_NAME
     if not file.is_file():

@@ -73,8 +73,8 @@ class TrainConfig:
     """The config of a classification run. Every key is also a command line flag, listed by `--help`.
 
     Attributes:
-        model: Name of the model. One of `pvt_det.models.list_models()` stands for the model of this package, any other
-            one for the model of timm with that name, such as "resnet18".
+        model: Name of the model: one of `pvt_det.models.list_models()`, or a model of timm, such as "resnet18". A name
+            that both have is that of this package.
         data: Folder of the data set: `train/` and `val/` with a folder per class, ILSVRC2012 as downloaded, or tar
             shards.
         val_labels: File with the classes of ILSVRC2012's validation images. "" searches for the devkit in and next to
@@ -433,7 +433,7 @@ def _config_file(args: argparse.Namespace, model: str) -> Path | None:
 
 
 def classifier_recipe(name: str) -> Path | None:
-    """Return the file with the options of a recipe, or None if there is no such recipe.
+    """Return the file with the options of a recipe, or None if no recipe has this name.
 
     Args:
         name: Name of the recipe: that of a model, such as "pvt_small", or another one in `configs/classification/`.

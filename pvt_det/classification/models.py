@@ -21,8 +21,7 @@ def build_classifier(cfg: TrainConfig, num_classes: int) -> nn.Module:
     """Build the network that `cfg.model` names, with random weights.
 
     Args:
-        cfg: The config of the run. A name of `pvt_det.models.list_models()` stands for the model of this package, any
-            other one for that of timm.
+        cfg: The config of the run. A name that this package and timm have is that of this package.
         num_classes: Number of classes.
 
     Returns:

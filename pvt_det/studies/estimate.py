@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from pvt_det.classification.models import build_classifier
@@ -96,7 +97,9 @@ def estimate_jobs(
     for job in jobs:
         if job.name in results and (seconds := results[job.name].training_seconds) is not None:
             measured.setdefault(_cell(job), []).append(seconds)
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
+    # Parameters by the model's config: runs that differ in their seed have the same model.
+    counts: dict[str, int] = {}
     for job in jobs:
         iterations = _iterations(job)
         seconds, basis = job.seconds, measured_on
@@ -105,23 +108,30 @@ def estimate_jobs(
             seconds, basis = iterations * batch * benchmark[job.config], benchmark_file
         if _cell(job) in measured:
             seconds, basis = statistics.fmean(measured[_cell(job)]), "finished runs of this study"
-        estimates[job.name] = Estimate(iterations, seconds, "" if seconds is None else basis, _disk(job))
+        estimates[job.name] = Estimate(iterations, seconds, "" if seconds is None else basis, _disk(job, counts))
     return estimates
 
 
-def _disk(job: Job) -> int:
-    """Return the bytes of the checkpoints that a run keeps."""
-    # An evaluation keeps none. Without memory for its tensors, a model is built in a moment.
-    with torch.device("meta"):
-        if job.cfg is not None and job.command == TRAIN:
-            cfg = job.cfg.clone()
-            cfg.MODEL.DEVICE = "meta"
-            copies = _COPIES + (1 if cfg.SOLVER.EMA.ENABLED else 0)
-            return count_parameters(build_model(cfg)) * _BYTES * copies
-        if job.options is not None:
-            copies = _COPIES + (1 if job.options.ema_decay else 0)
-            return count_parameters(build_classifier(job.options, _CLASSES)) * _BYTES * copies
+def _disk(job: Job, counts: dict[str, int]) -> int:
+    """Return the bytes of the checkpoints that a run keeps. An evaluation keeps none."""
+    if job.cfg is not None and job.command == TRAIN:
+        key = job.cfg.MODEL.dump()
+        if key not in counts:
+            counts[key] = _count(job.cfg)
+        return counts[key] * _BYTES * (_COPIES + int(job.cfg.SOLVER.EMA.ENABLED))
+    if job.options is not None:
+        with torch.device("meta"):
+            count = count_parameters(build_classifier(job.options, _CLASSES))
+        return count * _BYTES * (_COPIES + int(job.options.ema_decay > 0))
     return 0
+
+
+def _count(config: CfgNode) -> int:
+    cfg = config.clone()
+    cfg.MODEL.DEVICE = "meta"
+    # Without memory for its tensors, a model is built in a moment.
+    with torch.device("meta"):
+        return count_parameters(build_model(cfg))
 
 
 def _cell(job: Job) -> tuple[str, ...]:

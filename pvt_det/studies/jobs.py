@@ -38,7 +38,7 @@ class Job:
         words: Arguments of the command, with the output folder.
         asked: What the study asks for: values by config key or option, without those at their default. A finished run
             is used only if it was started with the same.
-        cfg: The config of a detector or segmentor, as it is before the data is read. None for a classifier.
+        cfg: The config of a detector or segmentor, before the data is read. None for a classifier.
         options: The options of a classifier. None for others.
         data: Paths of the data set by key. None for the data that the config names.
         missing: What has to be given before the job can run. "" if nothing is missing.

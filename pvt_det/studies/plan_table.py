@@ -16,7 +16,7 @@ from pvt_det.utils.text import counted
 
 _UNKNOWN = "?"
 _NO_BASIS = (
-    "Hours are unknown where there is no measurement: none of the study's runs is finished, and its file names none. "
+    "Unknown hours have not been measured: such a run is not finished yet, and the study's file names no duration. "
     "Measure with pvt-det benchmark --modes training --json FILE and add --benchmark FILE."
 )
 _DISK = "Disk space: the last training state, the best and the final weights of each run, from its parameters."

@@ -61,14 +61,14 @@ class _Started:
 def run_jobs(
     jobs: Sequence[Job], study: str, *, devices: Sequence[str] = ("",), processes: int = 1, resume_command: str = ""
 ) -> list[Outcome]:
-    """Run jobs, and go on after failures.
+    """Run jobs. One that fails does not stop the others.
 
     SIGINT and SIGTERM are passed on: the runs save their state and end, and no further one is started.
 
     Args:
         jobs: The jobs. One that needs a pretraining among them waits for it, and fails if it fails.
         study: Name of the study.
-        devices: Values of CUDA_VISIBLE_DEVICES, each for one job at a time. "" leaves it as it is.
+        devices: Values of CUDA_VISIBLE_DEVICES, each for one job at a time. "" does not set it.
         processes: Processes of each job, one per GPU.
         resume_command: The command that continues the study, for the message if it is stopped.
 

@@ -26,7 +26,7 @@ from pvt_det.utils.logs import errors_only
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import listed
 
-# Entries of the record besides those of `Job.asked`.
+# Further entries of the record, after those of `Job.asked`.
 _DATA, _WEIGHTS_DIGEST = "data: {}", "pretrained weights"
 # Keys at their default value are not recorded, so that a new key does not make older runs differ.
 _DEFAULT = "the default"

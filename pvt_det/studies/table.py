@@ -47,7 +47,7 @@ class Row:
         planned: Number of runs that the study asks for.
         is_baseline: Whether the other rows are compared with this one.
         values: The metric of each run, in percent, by seed.
-        against: Mean difference from the baseline. None for the baseline, and if there are no pairs to compare.
+        against: Mean difference from the baseline. None for the baseline, and without pairs to compare.
         has_interval: Whether `against` has an interval.
         published: The published metric in percent, or None.
         verdict: "reproduced", "above" or "below" the published result, or "".
