@@ -451,6 +451,6 @@ def _add_flag(parser: ArgumentParser, name: str, key: dataclasses.Field) -> None
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text)
     else:
         choices = key.metadata["choices"]
-        metavar = "{" + ",".join(choices) + "}" if choices else type(key.default).__name__.upper()
+        metavar = "{" + ",".join(filter(None, choices)) + "}" if choices else type(key.default).__name__.upper()
         default = f" (default: {key.default})" if key.default != "" else ""
         parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=help_text + default)

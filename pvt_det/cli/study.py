@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvt_det.errors import ConfigError
+from pvt_det.recipes import list_studies
 from pvt_det.reports.defaults import BOOTSTRAP, TOLERANCE
 from pvt_det.utils.cli import ArgumentParser, split_assignments
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pvt_det.studies.run import Plan, StudyResults
 
 CLUSTERS = ("slurm", "local")
-_EXAMPLES = """
+_EXAMPLES = f"""
 examples:
   what it would do, with GPU-hours and disk space:
     %(prog)s paper_retinanet --dry-run
@@ -34,6 +35,7 @@ examples:
   continue after an interruption, or after failed runs:
     the same command again
 
+shipped studies: {", ".join(list_studies())}
 exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 numeric, 6 lost process, 75 stopped and resumable; if runs
 failed, the exit code of the first one
 """
