@@ -102,7 +102,7 @@ def estimate_jobs(
     counts: dict[str, int] = {}
     for job in jobs:
         iterations = _iterations(job)
-        seconds, basis = job.seconds, measured_on
+        seconds, basis = iterations and job.step_seconds and iterations * job.step_seconds, measured_on
         if benchmark and iterations and job.config in benchmark and job.cfg is not None:
             batch = job.cfg.SOLVER.IMS_PER_BATCH * job.cfg.SOLVER.ACCUMULATE_STEPS
             seconds, basis = iterations * batch * benchmark[job.config], benchmark_file

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Job:
         seed: Its seed. None for an evaluation.
         needs: Name of the pretraining whose weights it starts from, or "".
         weights: File of these weights, or None.
-        seconds: Measured duration that the study's file names, in seconds, or None.
+        step_seconds: Measured duration of an iteration, or of an epoch of a classifier, that the study's file names, in
+            seconds. None if it names none.
     """
 
     command: str
@@ -70,7 +72,7 @@ class Job:
     seed: int | None = None
     needs: str = ""
     weights: Path | None = None
-    seconds: float | None = None
+    step_seconds: float | None = None
 
     @property
     def shown_command(self) -> str:
@@ -126,9 +128,9 @@ def _job(study: Study, load: Any, grid: Grid, dataset: str, variant: str, entry:
     if seed is not None:
         keys["SEED"] = seed
     paths, missing = _paths(study, dataset, grid.evaluate)
-    words = [_word(word) for pair in keys.items() for word in pair]
+    words = [(key, value if isinstance(value, str) else repr(value)) for key, value in keys.items()]
     try:
-        cfg = load(entry.config, tuple(words), not grid.evaluate)
+        cfg = load(entry.config, tuple(chain.from_iterable(words)), not grid.evaluate)
     except PvtDetError as error:
         raise type(error)(f"{study.file}: {name}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
     given = [word for key, path in paths.items() for word in (option_name(key), path)]
@@ -138,7 +140,7 @@ def _job(study: Study, load: Any, grid: Grid, dataset: str, variant: str, entry:
         command=EVAL if grid.evaluate else TRAIN,
         name=name,
         folder=folder,
-        words=("--config-file", entry.config, "--output", str(folder), *resumed, *given, *words),
+        words=("--config-file", entry.config, "--output", str(folder), *resumed, *given, *map("=".join, words)),
         asked=asked,
         cfg=cfg,
         data=paths or None,
@@ -151,12 +153,8 @@ def _job(study: Study, load: Any, grid: Grid, dataset: str, variant: str, entry:
         seed=seed,
         needs=stage.name if stage else "",
         weights=source,
-        seconds=_seconds(entry, cfg) if not grid.evaluate else None,
+        step_seconds=entry.seconds_per_iteration,
     )
-
-
-def _seconds(entry: Entry, cfg: CfgNode) -> float | None:
-    return entry.seconds_per_iteration and entry.seconds_per_iteration * cfg.SOLVER.MAX_ITER
 
 
 def _paths(study: Study, dataset: str, evaluate: bool) -> tuple[dict[str, str], str]:
@@ -189,7 +187,7 @@ def _pretraining_job(study: Study, stage: Pretraining) -> Job:
     except PvtDetError as error:
         raise type(error)(f"{study.file}: {name}: {error}") from error
     words = ["--config-file", str(file)] if stage.config else []
-    words += [word for option, value in options.items() for word in _flag(option, value)]
+    words += [_flag(option, value) for option, value in options.items()]
     return Job(
         command=TRAIN_CLS,
         name=name,
@@ -202,7 +200,7 @@ def _pretraining_job(study: Study, stage: Pretraining) -> Job:
         entry=stage.name,
         dataset=stage.data,
         seed=cfg.seed,
-        seconds=stage.seconds,
+        step_seconds=stage.seconds_per_epoch,
     )
 
 
@@ -212,12 +210,7 @@ def _changed_options(cfg: TrainConfig) -> dict[str, Any]:
     return {name: value for name in fixed if (value := getattr(cfg, name)) != getattr(TrainConfig, name)}
 
 
-def _flag(option: str, value: Any) -> list[str]:
+def _flag(option: str, value: Any) -> str:
     if isinstance(value, bool):
-        return [option_name(option if value else f"no_{option}")]
-    return [option_name(option), str(value)]
-
-
-def _word(value: Any) -> str:
-    """Return a value of a YAML file in the form that the command line takes."""
-    return value if isinstance(value, str) else repr(value)
+        return option_name(option if value else f"no_{option}")
+    return f"{option_name(option)}={value}"

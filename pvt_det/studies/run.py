@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import ConfigError
 from pvt_det.reports.defaults import BOOTSTRAP, TOLERANCE
 from pvt_det.results import Run
 from pvt_det.studies.estimate import Estimate, estimate_jobs, read_benchmark
@@ -36,14 +36,12 @@ class Plan:
         jobs: All its runs, in the order in which they are started.
         states: How far each run is, by its name.
         results: Results of the finished runs, by name.
-        faults: Why the results of a run cannot be read, by its name.
     """
 
     study: Study
     jobs: tuple[Job, ...]
     states: Mapping[str, State]
     results: Mapping[str, Run]
-    faults: Mapping[str, str] = field(default_factory=dict)
 
     def estimates(self, benchmark: Path | None = None) -> dict[str, Estimate]:
         """Estimate what each run takes.
@@ -75,6 +73,7 @@ def plan_study(study: Study, only: Sequence[str] = ()) -> Plan:
     Raises:
         ConfigError: A config does not exist, a value does not fit its key, a pattern matches no run, or a folder has a
             run that is not what the study asks for.
+        DataError: Results are damaged.
     """
     jobs = study_jobs(study)
     for pattern in only:
@@ -92,15 +91,8 @@ def plan_study(study: Study, only: Sequence[str] = ()) -> Plan:
 
 
 def _with_states(study: Study, jobs: Sequence[Job]) -> Plan:
-    states, results, faults = {}, {}, {}
-    for job in jobs:
-        try:
-            states[job.name] = find_state(job)
-            if (found := load_results(job)) is not None:
-                results[job.name] = found
-        except DataError as error:
-            states[job.name], faults[job.name] = State.INTERRUPTED, str(error)
-    return Plan(study, tuple(jobs), states, results, faults)
+    results = {job.name: found for job in jobs if (found := load_results(job)) is not None}
+    return Plan(study, tuple(jobs), {job.name: find_state(job) for job in jobs}, results)
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ class StudyResults:
     Attributes:
         rows: The rows of its table.
         output: Folder of its runs and of the files of the table.
-        failed: Runs that failed in this call, or whose results are damaged.
+        failed: Runs that failed in this call.
         finished: Number of finished runs.
         planned: Number of all runs.
         exit_code: 0, or the exit code of the first run that failed.
@@ -179,14 +171,13 @@ def run_study(
             jobs = missing_jobs(plan)
             outcomes = run_jobs(jobs, study.name, devices=devices, processes=processes, resume_command=resume_command)
             plan = _with_states(study, plan.jobs)
-        failures = {outcome.job.name: outcome.reason for outcome in outcomes if outcome.exit_code} | dict(plan.faults)
+        failures = {outcome.job.name: outcome.reason for outcome in outcomes if outcome.exit_code}
         with errors_only("pvt_det", "detectron2", "matplotlib.font_manager"):
             rows = study_rows(study, plan.jobs, plan.results, samples=samples, tolerance=tolerance)
             _write(plan, rows, failures)
     code = next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
     commands = {job.name: job.shown_command for job in plan.jobs}
     failed = tuple(Failure(name, reason, commands[name]) for name, reason in failures.items())
-    code = code or (DataError.exit_code if failed else 0)
     return StudyResults(tuple(rows), study.output, failed, len(plan.results), len(plan.jobs), code)
 
 
@@ -199,7 +190,7 @@ def missing_jobs(plan: Plan) -> list[Job]:
     Raises:
         ConfigError: Data of such a run is not given.
     """
-    jobs = [job for job in plan.jobs if plan.states[job.name] is not State.FINISHED and job.name not in plan.faults]
+    jobs = [job for job in plan.jobs if plan.states[job.name] is not State.FINISHED]
     if absent := list(dict.fromkeys(job.missing for job in jobs if job.missing)):
         raise ConfigError(f"{plan.study.file}: missing: " + "; ".join(absent) + ".")
     return jobs

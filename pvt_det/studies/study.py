@@ -24,7 +24,7 @@ _SEMANTIC = ("train_labels", "train_images", "val_labels", "val_images")
 FOLDER = "folder"
 _DATA_KEYS = (*dict.fromkeys((*_DETECTION, *_SEMANTIC)), FOLDER)
 _STUDY_KEYS = ("description", "output", "data", "pretrain", "seeds", "overrides", "measured_on", "grids")
-_PRETRAIN_KEYS = ("model", "config", "data", "options", "seconds")
+_PRETRAIN_KEYS = ("model", "config", "data", "options", "seconds_per_epoch")
 _GRID_KEYS = ("configs", "data", "seeds", "overrides", "variants", "baseline", "evaluate")
 _CONFIG_KEYS = ("config", "weights", "overrides", "seconds_per_iteration")
 # Names become those of folders.
@@ -49,7 +49,7 @@ class Pretraining:
         config: File of options, or "" for the published recipe of the model, if there is one.
         data: Name of the data set.
         options: Values by option of `train-cls`.
-        seconds: Measured duration in seconds on the machine that the study names, or None.
+        seconds_per_epoch: Measured duration of an epoch on the machine that the study names, or None.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Pretraining:
     config: str
     data: str
     options: dict[str, Any]
-    seconds: float | None = None
+    seconds_per_epoch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def load_study(
         measured_on=reader.get(tree, "measured_on", str, "", ""),
     )
     timed = any(entry.seconds_per_iteration for grid in grids for entry in grid.entries)
-    if (timed or any(stage.seconds for stage in stages.values())) and not found.measured_on:
+    if (timed or any(stage.seconds_per_epoch for stage in stages.values())) and not found.measured_on:
         raise reader.error("measured_on", "the file has durations. Name the machine and the date of their measurement")
     return found
 
@@ -325,7 +325,7 @@ def _pretraining(
         config=reader.config(reader.get(tree, "config", str, "", where)),
         data=reader.one_of(reader.get(tree, "data", str, "", where), sets, f"{where}.data", "data set"),
         options={**reader.get(tree, "options", dict, {}, where), **given},
-        seconds=reader.get(tree, "seconds", float, None, where),
+        seconds_per_epoch=reader.get(tree, "seconds_per_epoch", float, None, where),
     )
 
 

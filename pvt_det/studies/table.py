@@ -40,7 +40,7 @@ class Row:
 
     Attributes:
         grid: Name of the grid.
-        data: Name of the data set, as the results record it. "" if no run is finished.
+        data: Name of the data set in the study, or as the results record it. "" if no run is finished.
         task: "bbox", "segm", "sem_seg" or another task. "" if no run is finished.
         model: Name of the config, with the variant if there are several.
         runs: The finished runs by seed.
@@ -121,7 +121,7 @@ def study_rows(
             for name, part in entries.items():
                 row = Row(
                     grid=grid,
-                    data=next((run.dataset for run in found[name].values()), dataset),
+                    data=dataset or next((run.dataset for run in found[name].values()), ""),
                     task=task,
                     model=_VARIANT.format(name, variant) if several[grid] else name,
                     runs=found[name],
@@ -150,7 +150,7 @@ def _compared(row: Row, job: Job, base: Mapping[int, Run], samples: int, toleran
     value = None if published is None else published.value(row.task, TASKS[row.task])
     if published is None or value is None or row.mean is None:
         return row
-    is_same_data = row.data == published.dataset
+    is_same_data = all(run.dataset == published.dataset for run in row.runs.values())
     outcome = verdict(row.mean, value, tolerance) if is_same_data else ""
     return replace(row, published=value, verdict=outcome, source=published.source)
 

@@ -20,7 +20,8 @@ IMAGES = 12
 
 def main() -> int:
     command, words = sys.argv[1], sys.argv[2:]
-    folder = Path(words[words.index("--output") + 1])
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    folder = Path(values.get("--output") or words[words.index("--output") + 1])
     plan = json.loads(Path(os.environ["FAKE_RUNS"]).read_text())
     behavior = {key: value for text, part in plan.items() if text in f"{folder}" for key, value in part.items()}
     resumed = (folder / "last_checkpoint").exists()
@@ -46,7 +47,7 @@ def main() -> int:
     if command == "train-cls":
         classifier(folder)
     else:
-        detector(folder, command, words, behavior)
+        detector(folder, command, int(values.get("SEED", 0)), behavior)
     return 0
 
 
@@ -57,8 +58,7 @@ def classifier(folder: Path) -> None:
     write(folder, "training", {"final": final}, {"shown": "final", "model": "classifier", "config_file": "pvt_v2_b0"})
 
 
-def detector(folder: Path, command: str, words: list[str], behavior: dict) -> None:
-    seed = int(words[words.index("SEED") + 1]) if "SEED" in words else 0
+def detector(folder: Path, command: str, seed: int, behavior: dict) -> None:
     objects, noise = random.Random(0), random.Random(f"{seed} {behavior.get('noise')}")
     boxes = [[objects.uniform(0, 60), objects.uniform(0, 60), 30.0, 30.0] for _ in range(2 * IMAGES)]
     truth = {
