@@ -34,7 +34,7 @@ def test_a_study_with_pretraining(shapes, tmp_path, monkeypatch, capsys):
             }
         },
     }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     paths = [
         tiny.shapes_keys(shapes.parent, part)[f"DATASETS.{part}_{what}"]
         for part in ("TRAIN", "VAL")

@@ -18,16 +18,25 @@ import pytest
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.reports.published import published_results
+from pvt_det.studies import page
 from pvt_det.studies.jobs import study_jobs
 from pvt_det.studies.run import plan_study, run_study
 from pvt_det.studies.state import State
 from pvt_det.studies.study import load_study
 from pvt_det.studies.submit import SubmittedJob, submit_study
+from pvt_det.utils.html import Html
 from pvt_det.utils.lock import FolderLock
 from tests.command_line import run_command
 from tests.studies.fakes import STUDY
 
 ALL = ["pretrain/trunk", *(f"retinanet/{name}/seed{seed}" for seed in (0, 1) for name in ("large", "small"))]
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(request, monkeypatch):
+    """Draw the figures in one test only, because they take most of the time."""
+    if request.node.name != "test_the_table":
+        monkeypatch.setattr(page, "_figures", lambda rows: Html(""))
 
 
 def _run(runs, **options):
@@ -64,9 +73,9 @@ def test_the_table(fake_runs, capsys):
     text = (fake_runs.folder / "output/studies/study/study.md").read_text()
     assert "| large | 23.0 | 1:00:00 | 41.50 ± 0.71 | 2/2 |" in text
     assert "| small | 23.0 | 1:00:00 | 40.50 ± 0.71 | 2/2 | baseline | - |" in text
-    page = (fake_runs.folder / "output/studies/study/study.html").read_text()
-    assert page.count('<figure class="drawing">') == 4  # AP over parameters and time, learning curves, loss
-    assert "pvt-det train --config-file retinanet_pvt_v2_b1 --output output/studies/study/retinanet/large/seed0" in page
+    html = (fake_runs.folder / "output/studies/study/study.html").read_text()
+    assert html.count('<figure class="drawing">') == 4  # AP over parameters and time, learning curves, loss
+    assert "pvt-det train --config-file retinanet_pvt_v2_b1 --output output/studies/study/retinanet/large/seed0" in html
 
 
 def test_only_what_is_missing_is_run(fake_runs):
