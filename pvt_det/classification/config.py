@@ -216,10 +216,14 @@ class TrainConfig:
 
     def _check_timm_model(self) -> None:
         # Only here, because they import torch.
-        from pvt_det.classification.models import is_resnet
-        from pvt_det.models.timm_models import require_timm_model
+        import timm
 
-        require_timm_model(self.model, "model =", list_models())
+        from pvt_det.classification.models import is_resnet
+
+        if not timm.is_model(self.model):
+            expected = f"Expected one of {', '.join(list_models())}, or a model of timm."
+            hint = did_you_mean(self.model.replace("-", "_"), [*list_models(), *timm.list_models()]).strip()
+            raise ConfigError(f"model = {self.model!r}: {hint or expected}")
         if self.norm and not is_resnet(self.model):
             raise ConfigError(f"norm = {self.norm!r}: it is for ResNets of timm, which {self.model} is not.")
         if self.checkpoint_stages:

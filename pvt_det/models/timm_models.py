@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -16,21 +16,19 @@ from pvt_det.utils.text import did_you_mean
 _ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 
 
-def require_timm_model(name: str, key: str, others: Sequence[str] = ()) -> None:
+def require_timm_model(name: str, key: str) -> None:
     """Check that timm has a model.
 
     Args:
         name: Name of the model, such as "resnet18".
-        key: The config key or option that names it, for the message.
-        others: Further valid names, for the suggestion.
+        key: The config key that names it, for the message.
 
     Raises:
         ConfigError: timm has no such model.
     """
     if not timm.is_model(name):
-        names = [*others, *timm.list_models()]
         raise ConfigError(
-            f"{key} {name!r}: timm {timm.__version__} has no such model.{did_you_mean(name.replace('-', '_'), names)} "
+            f"{key} {name!r}: timm {timm.__version__} has no such model.{did_you_mean(name, timm.list_models())} "
             "timm.list_models() lists them."
         )
 
