@@ -128,9 +128,13 @@ def _disk(job: Job, counts: dict[str, int]) -> int:
 
 def _count(config: CfgNode) -> int:
     cfg = config.clone()
-    cfg.MODEL.DEVICE = "meta"
-    # Without memory for its tensors, a model is built in a moment.
-    with torch.device("meta"):
+    try:
+        # Without memory for its tensors, a model is built in a moment.
+        cfg.MODEL.DEVICE = "meta"
+        with torch.device("meta"):
+            return count_parameters(build_model(cfg))
+    except (NotImplementedError, RuntimeError):  # it reads the value of a tensor
+        cfg.MODEL.DEVICE = "cpu"
         return count_parameters(build_model(cfg))
 
 

@@ -7,6 +7,7 @@ configs can start from.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -298,7 +299,7 @@ class _Reader:
     def config(self, name: str) -> str:
         """Return a config by the name of its recipe or by its path, which is relative to the file."""
         is_path = name.endswith((".yaml", ".yml"))
-        return str(self._file.parent / name) if is_path else name
+        return os.path.normpath(self._file.parent / name) if is_path else name
 
     @staticmethod
     def _join(where: str, key: str) -> str:
