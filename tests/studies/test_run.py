@@ -251,6 +251,7 @@ def test_evaluations_are_compared_with_the_published_results_of_their_config(fak
 
 
 def test_jobs_for_a_cluster(fake_runs):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
     study = load_study(fake_runs.file)
     jobs = submit_study(study, cluster="debug", parameters={"timeout_min": "2"})
     for job in jobs:
@@ -263,6 +264,7 @@ def test_jobs_for_a_cluster(fake_runs):
 
 
 def test_a_submitted_job_that_fails_or_is_out_of_time(fake_runs):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
     fake_runs.behave({"large/seed0": {"exit": 3, "print": "error: broken."}, "large/seed1": {"wait": True}})
     jobs = {job.name: SubmittedJob(job, "study", 1) for job in study_jobs(load_study(fake_runs.file))}
     with pytest.raises(RuntimeError, match=r"retinanet/large/seed0 failed: broken\."):
