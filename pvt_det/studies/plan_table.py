@@ -19,6 +19,7 @@ _NO_BASIS = (
     "Unknown hours have not been measured: such a run is not finished yet, and the study's file names no duration. "
     "Measure with pvt-det benchmark --modes training --json FILE and add --benchmark FILE."
 )
+_DEVICE_HOURS = "Device-hours are GPU-hours if the runs use GPUs."
 _DISK = "Disk space: the last training state, the best and the final weights of each run, from its parameters."
 
 
@@ -63,16 +64,17 @@ def _sums(jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> list[str]:
     seconds = sum(each.seconds or 0 for each in known)
     iterations = sum(e.iterations or 0 for job, e in zip(jobs, found, strict=True) if job.command != TRAIN_CLS)
     unknown = len(found) - len(known)
-    lines = [f"In all: {counted(len(jobs), 'run')}, {iterations:,} iterations, {_total(seconds, unknown)} device-hours"]
-    lines[0] += f" (GPU-hours, if it runs on GPUs), {sum(each.disk for each in found) / 1e9:.1f} GB."
+    size = f"{sum(each.disk for each in found) / 1e9:.1f} GB"
+    lines = [f"In all: {counted(len(jobs), 'run')}, {iterations:,} iterations, {_total(seconds, unknown)}, {size}."]
     for basis in dict.fromkeys(each.basis for each in known):
         part = sum(each.basis == basis for each in known)
         lines.append(f"Hours of {counted(part, 'run')}: measured, {basis}.")
-    return [*lines, *([_NO_BASIS] if unknown else []), _DISK]
+    return [*lines, *([_NO_BASIS] if unknown else []), _DEVICE_HOURS, _DISK]
 
 
 def _total(seconds: float, unknown: int) -> str:
-    hours = f"{seconds / 3600:.1f}"
-    if not unknown:
-        return hours
-    return f"{hours} and those of {counted(unknown, 'run')} that are unknown," if seconds else "unknown"
+    """Return the hours of one device at a time: GPU-hours if the runs use GPUs."""
+    if unknown and not seconds:
+        return "unknown device-hours"
+    left_out = f" without {counted(unknown, 'run')} whose hours are unknown" if unknown else ""
+    return f"{seconds / 3600:.1f} device-hours{left_out}"
