@@ -12,12 +12,13 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "pvt_det/__init__.py").re
 
 
 class BuildWithRecipes(build_py):
-    """Puts the recipes into the package. In an editable install, they are used from the checkout."""
+    """Puts the recipes and studies into the package. In an editable install, they are used from the checkout."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
-            shutil.copytree(ROOT / "configs", Path(self.build_lib) / "pvt_det/model_zoo/configs", dirs_exist_ok=True)
+            for name in ("configs", "studies"):
+                shutil.copytree(ROOT / name, Path(self.build_lib) / "pvt_det/model_zoo" / name, dirs_exist_ok=True)
 
 
 setup(

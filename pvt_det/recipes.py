@@ -1,4 +1,4 @@
-"""Find the recipes: the config files that come with this package."""
+"""Find the recipes and the studies: the config files that come with this package."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import os
 from pathlib import Path
 
 from pvt_det.errors import ConfigError
-from pvt_det.utils.paths import similar_path
+from pvt_det.utils.paths import file_fault, similar_path
 from pvt_det.utils.text import did_you_mean
 
 _PACKAGE = Path(__file__).parent
-# An installed wheel has its own copy. In a checkout, the recipes are beside the package.
-_INSTALLED = _PACKAGE / "model_zoo/configs"
-RECIPES = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+
+
+def _shipped(name: str) -> Path:
+    """Return a folder of shipped files. An installed wheel has its own copy; in a checkout it is beside the package."""
+    installed = _PACKAGE / "model_zoo" / name
+    return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+RECIPES, STUDIES = _shipped("configs"), _shipped("studies")
 
 
 def list_recipes() -> list[str]:
@@ -50,5 +56,30 @@ def recipe_file(name: str | os.PathLike[str]) -> Path:
         raise ConfigError(
             f"{name} is not a file, and not the name of a recipe.{hint} Expected a run folder, a .yaml file, or a name "
             "that `pvt-det configs` lists."
+        )
+    return path
+
+
+def list_studies() -> list[str]:
+    """Return the names of all studies, such as "paper_retinanet"."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def study_file(study: str | os.PathLike[str]) -> Path:
+    """Return the file of a study.
+
+    Args:
+        study: Name of a study of this package, such as "paper_retinanet", or the path of a .yaml file.
+
+    Raises:
+        ConfigError: If the study does not exist.
+    """
+    path = STUDIES / f"{os.fspath(study)}.yaml" if is_recipe_name(study) else Path(study)
+    fault = file_fault(path)
+    if fault or path.suffix not in (".yaml", ".yml"):
+        hint = did_you_mean(str(study), list_studies()) or similar_path(study)
+        raise ConfigError(
+            f"{study} is not the .yaml file of a study, and not the name of one.{hint} Expected a file, or one of "
+            f"{', '.join(list_studies())}."
         )
     return path

@@ -12,6 +12,7 @@
   For label maps, `segmentation.json` with the confusion matrix and the predictions for the worst and best images.
 - `train_batch.jpg`: the first training images with their labels.
 - `README.md`, `report.html`: the model card and the report page.
+- `study.json`, `study.log`: what a study asked for, and what the process printed.
 - `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`. If
   a run has several test data sets, `results.json` is about the first one, and each other one has such a folder.
 
@@ -22,12 +23,13 @@ Paths in these files that lead into the run folder are relative to it, so that t
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pvt_det.checkpoint import MANIFEST_NAME, CheckpointStore
 from pvt_det.errors import CheckpointError, ConfigError, DataError
@@ -53,6 +55,9 @@ LOGGER_RUNS_NAME = "logger_runs.json"
 BATCH_PICTURE_NAME = "train_batch.jpg"
 CARD_NAME = "README.md"
 PAGE_NAME = "report.html"
+# Files that a study writes into the folders of its runs.
+STUDY_NAME = "study.json"
+STUDY_LOG_NAME = "study.log"
 # Files of classification runs.
 OPTIONS_NAME = "options.yaml"
 CLASSES_NAME = "classes.json"
@@ -437,3 +442,25 @@ def rename_old_files(folder: Path) -> None:
         if (folder / old).exists() and not (folder / new).exists():
             (folder / old).rename(folder / new)
             logger.info("Renamed %s to %s.", folder / old, new)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Read the complete lines of a run's `metrics.json`.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Values by name of each line. Empty if the file does not exist.
+    """
+    file = folder / METRICS_NAME
+    if not file.is_file():
+        return []
+    lines = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            # The line is incomplete because the run was killed.
+            continue
+    return [line for line in lines if isinstance(line, dict)]

@@ -36,7 +36,7 @@ def installed(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     source.mkdir()
     for name in ("setup.py", "README.md", "LICENSE", "MANIFEST.in", "pyproject.toml"):
         shutil.copy(repo_root / name, source)
-    for name in ("configs", "pvt_det"):
+    for name in ("configs", "studies", "pvt_det"):
         shutil.copytree(repo_root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "-q"]
     wheels = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]

@@ -23,19 +23,20 @@ def test_setup_py_has_name_version_and_license(repo_root: Path) -> None:
     assert lines == ["pvt_det", pvt_det.__version__, "Apache-2.0"]
 
 
-def test_wheel_contains_the_recipes(repo_root: Path, tmp_path: Path) -> None:
+def test_wheel_contains_the_recipes_and_studies(repo_root: Path, tmp_path: Path) -> None:
     # In a copy, because the build also writes beside the sources.
     source = tmp_path / "source"
     source.mkdir()
     for name in ("setup.py", "README.md", "pyproject.toml"):
         shutil.copy(repo_root / name, source)
-    for name in ("configs", "pvt_det"):
+    for name in ("configs", "studies", "pvt_det"):
         shutil.copytree(repo_root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
     subprocess.run(command, cwd=source, capture_output=True, check=True)
-    recipes = tmp_path / "lib/pvt_det/model_zoo/configs"
-    found = {path.relative_to(recipes) for path in recipes.rglob("*.yaml")}
-    assert found == {path.relative_to(source / "configs") for path in (source / "configs").rglob("*.yaml")}
+    for name in ("configs", "studies"):
+        copied = tmp_path / "lib/pvt_det/model_zoo" / name
+        found = {path.relative_to(copied) for path in copied.rglob("*.yaml")}
+        assert found == {path.relative_to(source / name) for path in (source / name).rglob("*.yaml")} != set()
 
 
 FILES = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from pvt_det.classification.config import TrainConfig, config_digest, load_train_config
 from pvt_det.classification.files import read_classes, write_config, write_weights
 from pvt_det.data.imagenet.folders import ImageSource
+from pvt_det.models import list_models
 from pvt_det.reports.card_page import (
     Facts,
     Shipped,
@@ -26,6 +27,7 @@ from pvt_det.utils.text import counted
 from pvt_det.weights import read_checkpoint
 from pvt_det.weights.source import locate
 
+_RESNETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
 _MAX_LISTED_CLASSES = 100  # with more classes, the card gives their number and refers to classes.json
 
 
@@ -97,18 +99,32 @@ def _facts(run: Run, shipped: Shipped, cfg: TrainConfig, classes: Sequence[str],
         # Only the last folder: the path on this machine is private.
         data={split: f"{Path(cfg.data).name}/{split}{count}" for split, count in counts.items()},
         classes=tuple(classes) if len(classes) <= _MAX_LISTED_CLASSES else (f"{len(classes):,}, in {CLASSES_NAME}",),
-        tags=("pvt",),
+        tags=("pvt",) if cfg.model in list_models() else (),
     )
 
 
 def _usage(cfg: TrainConfig, classes: int, weights: str) -> str:
     name, side = cfg.model, cfg.img_size
     size = f" --img-size {side}" if side != TrainConfig.img_size else ""
+    size += f" --norm {cfg.norm}" if cfg.norm else ""
+    module, model = "pvt_det.models", f'create_model("{name}", {classes}, img_size={side})'
+    if name not in list_models():
+        options = ', norm_layer="groupnorm"' if cfg.norm else ""
+        module, model = "timm", f'create_model("{name}", num_classes={classes}{options})'
     return (
         f"To evaluate the weights in this folder, and to train a detector from them:\n\n"
         f"```\npvt-det train-cls --model {name}{size} --data DIR --eval-only --weights {weights}\n"
-        f"pvt-det train --config-file configs/retinanet_{name}.yaml MODEL.WEIGHTS {weights}\n```\n\n"
-        f"```python\nfrom pvt_det.models import create_model\nfrom pvt_det.weights import load_pretrained\n\n"
-        f'model = create_model("{name}", {classes}, img_size={side}).eval()\n'
+        f"pvt-det train --config-file {_detector(cfg)} MODEL.WEIGHTS {weights}\n```\n\n"
+        f"```python\nfrom {module} import create_model\nfrom pvt_det.weights import load_pretrained\n\n"
+        f"model = {model}.eval()\n"
         f'load_pretrained(model, "{weights}").require_whole()\n```'
     )
+
+
+def _detector(cfg: TrainConfig) -> str:
+    """Return the config of a detector that the weights load into, with the keys that differ from its own."""
+    if cfg.model in list_models():
+        return f"configs/retinanet_{cfg.model}.yaml"
+    if cfg.model in _RESNETS:
+        return f"configs/retinanet_R_{_RESNETS[cfg.model]}.yaml" + (" MODEL.RESNETS.NORM GN" if cfg.norm else "")
+    return f"configs/retinanet_swin_t.yaml MODEL.TIMM.NAME {cfg.model} MODEL.TIMM.OUTPUT_NORM ''"

@@ -37,6 +37,8 @@ examples:
     the same command with --resume
   evaluate:
     %(prog)s --model pvt_small --data imagenet --eval-only --weights output/cls/model_best.safetensors
+  a model of timm, with its own recipe as options or in a file:
+    %(prog)s --model resnet18 --data imagenet --drop-path-rate 0
   train a detector from the result:
     pvt-det train --config-file configs/retinanet_pvt_small.yaml MODEL.WEIGHTS output/cls/model_best.safetensors
 
@@ -71,7 +73,8 @@ class TrainConfig:
     """The config of a classification run. Every key is also a command line flag, listed by `--help`.
 
     Attributes:
-        model: The model variant, one of `pvt_det.models.list_models()`.
+        model: Name of the model: one of `pvt_det.models.list_models()`, or a model of timm, such as "resnet18". A name
+            that both have is that of this package.
         data: Folder of the data set: `train/` and `val/` with a folder per class, ILSVRC2012 as downloaded, or tar
             shards.
         val_labels: File with the classes of ILSVRC2012's validation images. "" searches for the devkit in and next to
@@ -81,6 +84,7 @@ class TrainConfig:
         eval_only: Whether to only evaluate `weights` on the validation images.
         weights: The weights for `eval_only`: a file, URL or name such as "pvt_small".
         img_size: Side of the input images in pixels, at least 32.
+        norm: Normalization of a ResNet of timm: "GN" for GroupNorm with 32 groups, "" for BatchNorm.
         drop_path_rate: Stochastic depth rate of the last block, 0 to 0.99. It rises linearly from 0 at the first block.
         epochs: Number of passes over the training images, at least 1.
         batch_size: Number of images per optimizer step, over all processes and accumulation steps.
@@ -119,7 +123,8 @@ class TrainConfig:
         amp: Mixed precision of the forward pass: "bf16", "fp16" or "none" for fp32.
         compile: Whether to compile the model with `torch.compile`.
         channels_last: Whether to use the channels-last memory format.
-        checkpoint_stages: Comma-separated stages, from 1 to 4, whose activations are recomputed to save memory.
+        checkpoint_stages: Comma-separated stages, from 1 to 4, whose activations are recomputed to save memory. For the
+            models of this package only.
         deterministic: Whether to use deterministic GPU kernels, which are slower.
         workers: Number of data loader workers per process. It is lowered to the number of available cores.
         max_broken: Maximum number of broken images. They are named in a warning and skipped.
@@ -128,7 +133,7 @@ class TrainConfig:
     """
 
     # --- task
-    model: str = _option("", "model variant, such as pvt_small or pvt_v2_b2")
+    model: str = _option("", "model: a variant such as pvt_small or pvt_v2_b2, or a model of timm such as resnet18")
     data: str = _option("", "folder with train/ and val/, ILSVRC2012 as downloaded, or tar shards", resumable=True)
     val_labels: str = _option("", "class list of ILSVRC2012's validation images; default: the devkit's", resumable=True)
     output: str = _option("output/cls", "folder for checkpoints and logs", resumable=True)
@@ -136,6 +141,7 @@ class TrainConfig:
     eval_only: bool = _option(False, "only evaluate --weights on the validation images")
     weights: str = _option("", "weights for --eval-only: a file, URL or name such as pvt_small", resumable=True)
     img_size: int = _option(224, "side of the input images, in pixels", low=32)
+    norm: str = _option("", "normalization of a ResNet of timm instead of BatchNorm", choices=("", "GN"))
     drop_path_rate: float = _option(0.1, "stochastic depth rate of the last block", low=0, high=0.99)
     # --- schedule
     epochs: int = _option(300, "passes over the training images", low=1)
@@ -188,9 +194,14 @@ class TrainConfig:
         for name, option in config_fields().items():
             _check(name, getattr(self, name), option.metadata)
         if not self.model:
-            raise ConfigError(f"The model variant is missing. Add --model NAME with one of {', '.join(list_models())}.")
-        if self.model not in list_models():
-            raise ConfigError(f"model = {self.model!r}: {_suggestion(self.model, list_models())}")
+            raise ConfigError(
+                f"The model is missing. Add --model NAME with one of {', '.join(list_models())}, or a model of timm."
+            )
+        if self.model in list_models():
+            if self.norm:
+                raise ConfigError(f"norm = {self.norm!r}: {self.model} has no BatchNorm. It is for ResNets of timm.")
+        else:
+            self._check_timm_model()
         self.stages()
         if self.warmup_epochs >= self.epochs:
             raise ConfigError(
@@ -202,6 +213,24 @@ class TrainConfig:
             raise ConfigError("--resume is for training only. Remove it when using --eval-only.")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ConfigError(f"batch_size = {self.batch_size}: mixup and cutmix need an even number.")
+
+    def _check_timm_model(self) -> None:
+        # Only here, because they import torch.
+        import timm
+
+        from pvt_det.classification.models import is_resnet
+
+        if not timm.is_model(self.model):
+            expected = f"Expected one of {', '.join(list_models())}, or a model of timm."
+            hint = did_you_mean(self.model.replace("-", "_"), [*list_models(), *timm.list_models()]).strip()
+            raise ConfigError(f"model = {self.model!r}: {hint or expected}")
+        if self.norm and not is_resnet(self.model):
+            raise ConfigError(f"norm = {self.norm!r}: it is for ResNets of timm, which {self.model} is not.")
+        if self.checkpoint_stages:
+            raise ConfigError(
+                f"checkpoint_stages = {self.checkpoint_stages!r}: {self.model} is a model of timm. It is for models of "
+                f"this package only ({', '.join(list_models())}). Use --accumulate-steps to save memory."
+            )
 
     def stages(self) -> set[int]:
         """Return the stage numbers in `checkpoint_stages`, each from 1 to 4.
@@ -298,7 +327,8 @@ def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
-    return did_you_mean(word.replace("-", "_"), known).strip() or f"Expected one of {', '.join(known)}."
+    names = ", ".join(name or repr(name) for name in known)
+    return did_you_mean(word.replace("-", "_"), known).strip() or f"Expected one of {names}."
 
 
 def config_digest(cfg: TrainConfig) -> str:
@@ -403,7 +433,16 @@ def _config_file(args: argparse.Namespace, model: str) -> Path | None:
         warn_deprecated("--config", "--config-file")
     if given := args.config_file or args.config:
         return Path(given)
-    recipe = _RECIPES / f"{model}.yaml"
+    return classifier_recipe(model)
+
+
+def classifier_recipe(name: str) -> Path | None:
+    """Return the file with the options of a recipe, or None if no recipe has this name.
+
+    Args:
+        name: Name of the recipe: that of a model, such as "pvt_small", or another one in `configs/classification/`.
+    """
+    recipe = _RECIPES / f"{name}.yaml"
     return recipe if recipe.is_file() else None
 
 
@@ -416,6 +455,6 @@ def _add_flag(parser: ArgumentParser, name: str, key: dataclasses.Field) -> None
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text)
     else:
         choices = key.metadata["choices"]
-        metavar = "{" + ",".join(choices) + "}" if choices else type(key.default).__name__.upper()
+        metavar = "{" + ",".join(filter(None, choices)) + "}" if choices else type(key.default).__name__.upper()
         default = f" (default: {key.default})" if key.default != "" else ""
         parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=help_text + default)

@@ -17,10 +17,10 @@ from pvt_det.classification.card import write_card
 from pvt_det.classification.config import TrainConfig, config_digest, recipe_digest
 from pvt_det.classification.evaluator import Accuracy, accuracy_metrics
 from pvt_det.classification.files import read_classes_from_weights
+from pvt_det.classification.models import build_classifier
 from pvt_det.classification.trainer import ClassificationTrainer
 from pvt_det.data.imagenet.folders import ImageSource, open_images
 from pvt_det.errors import CheckpointError, Interrupted
-from pvt_det.models import create_model
 from pvt_det.models.complexity import count_gmacs, count_parameters
 from pvt_det.reports.published import IMAGENET, published_classifier
 from pvt_det.results import BEST, EVALUATED, Checkpoint, DataRecord, save_results
@@ -129,7 +129,7 @@ def evaluate(cfg: TrainConfig, process: Process) -> Accuracy:
     classes = read_classes_from_weights(cfg.weights)
     with process.main_first():
         images = open_images(cfg.data, "val", classes, cfg.val_labels or None)
-    model = create_model(cfg.model, len(images.classes), img_size=cfg.img_size)
+    model = build_classifier(cfg, len(images.classes))
     report = load_pretrained(model, cfg.weights)
     if report.new:
         raise CheckpointError(

@@ -25,10 +25,10 @@ from pvt_det.classification import build, files
 from pvt_det.classification.config import TrainConfig
 from pvt_det.classification.evaluator import Accuracy, accuracy_metrics, report_broken
 from pvt_det.classification.metrics import MetricsWriter
+from pvt_det.classification.models import build_classifier
 from pvt_det.data.imagenet.folders import ImageSource, describe_images, open_images
 from pvt_det.data.imagenet.loader import Batch, derive_seed
 from pvt_det.errors import ConfigError, DataError, Interrupted, NumericError
-from pvt_det.models import create_model
 from pvt_det.results import BEST, FINAL, Checkpoint
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
 from pvt_det.utils.agreement import check_agreement
@@ -192,9 +192,7 @@ class ClassificationTrainer:
             on the seed.
         """
         seed_all(derive_seed(cfg.seed))
-        model = create_model(cfg.model, num_classes, cfg.drop_path_rate, cfg.img_size)
-        model.checkpoint_stages = cfg.stages()
-        return model
+        return build_classifier(cfg, num_classes)
 
     @property
     def update(self) -> int:

@@ -22,6 +22,7 @@ COMMANDS = {
     "app": "try a model on a local web page",
     "explain": "draw attention maps",
     "configs": "list the recipes that come with this package",
+    "study": "train many configs, data sets and seeds, and compare them",
     "compare": "compare finished runs in one table",
     "report": "write a report page about a finished run",
     "inspect": "check a data set before training",

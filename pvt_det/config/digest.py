@@ -49,6 +49,18 @@ def effective_values(cfg: CfgNode) -> dict[str, Any]:
     return {key: value for key, value in sorted(leaves(cfg)) if key not in _WITHOUT_EFFECT}
 
 
+def changed_values(cfg: CfgNode) -> dict[str, Any]:
+    """Return the values of all keys that change the model, the data or the evaluation and differ from their defaults.
+
+    Args:
+        cfg: A complete config.
+
+    Returns:
+        The values by dotted key, with the keys in alphabetical order.
+    """
+    return _changed(effective_values(cfg))
+
+
 def config_digest(cfg: CfgNode) -> str:
     """Compute the SHA-256 of the keys that change the model, the data or the evaluation.
 
@@ -58,7 +70,7 @@ def config_digest(cfg: CfgNode) -> str:
     Returns:
         The digest as 64 hex digits.
     """
-    return value_digest(_changed(effective_values(cfg)))
+    return value_digest(changed_values(cfg))
 
 
 def recipe_digest(cfg: CfgNode) -> str:

@@ -7,6 +7,7 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
+from timm import is_model
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from pvt_det.config import load_config
 from pvt_det.data.augmentation.transforms import ResizeShortSide
 from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError
-from pvt_det.models import create_model
+from pvt_det.models import create_model, list_models
 from pvt_det.models.trunk import Trunk
 from pvt_det.run_folder import config_file, run_weights
 from pvt_det.weights import load_pretrained, read_translation
@@ -32,8 +33,10 @@ def trained_classifier(name: str, source: str, img_size: int = 224) -> Trunk:
 
     Raises:
         CheckpointError: The weights are missing, damaged, or do not cover a whole classifier of this variant.
-        ConfigError: The name is unknown.
+        ConfigError: The name is unknown, or that of a model of timm.
     """
+    if name not in list_models() and is_model(name):
+        raise ConfigError(f"{name} is a model of timm. Attention maps need a PVT: {', '.join(list_models())}.")
     translation = read_translation(source)
     head = translation.tensors.get("head.weight")
     model = create_model(name, num_classes=1000 if head is None else len(head), img_size=img_size).eval()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -19,12 +17,11 @@ from torch import Tensor, nn
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.backbone import require_three_channels
 from pvt_det.modeling.registration import register
+from pvt_det.models.timm_models import convert_checkpoint, create_timm_model, require_timm_model
 from pvt_det.models.trunk import check_drop_path_rate
 from pvt_det.models.variants import STAGES, STRIDES
-from pvt_det.utils.text import did_you_mean, listed
+from pvt_det.utils.text import listed
 
-# Options of models that expect images of one size by default. Windows are shifted in small maps too, as in detectors.
-_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 # Height and width in pixels of the image that every new backbone is tried on.
 _TRIED_SIZE = (64, 96)
 # Parts of the models of timm that have no `group_matcher`.
@@ -134,9 +131,7 @@ class TimmBackbone(Backbone):
         Returns:
             The tensors under the names of this backbone.
         """
-        convert = getattr(sys.modules[type(self.timm).__module__], "checkpoint_filter_fn", None)
-        converted = convert(dict(tensors), self.timm) if convert else tensors
-        return {f"timm.{key}": value for key, value in converted.items()}
+        return {f"timm.{key}": value for key, value in convert_checkpoint(tensors, self.timm).items()}
 
     @torch.no_grad()
     def _try(self, name: str) -> None:
@@ -183,21 +178,11 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 def _create(name: str, drop_path_rate: float) -> nn.Module:
     """Create a model that takes images of any size."""
-    if not timm.is_model(name):
-        raise ConfigError(
-            f"MODEL.TIMM.NAME {name!r}: timm {timm.__version__} has no such model."
-            f"{did_you_mean(name, timm.list_models())} timm.list_models() lists them."
-        )
-    with_drop_path = {"drop_path_rate": drop_path_rate}
-    choices: list[dict[str, Any]] = [{**_ANY_SIZE, **with_drop_path}, with_drop_path]
-    if drop_path_rate == 0:
-        choices.append({})
-    for options in choices:
-        try:
-            return timm.create_model(name, pretrained=False, **options)
-        except TypeError as error:  # the model does not have an option
-            reason = error
-    raise ConfigError(f"MODEL.TIMM.NAME {name}: {reason}. Set MODEL.TIMM.DROP_PATH_RATE 0.0.")
+    require_timm_model(name, "MODEL.TIMM.NAME")
+    model, reason = create_timm_model(name, drop_path_rate)
+    if model is None:
+        raise ConfigError(f"MODEL.TIMM.NAME {name}: {reason}. Set MODEL.TIMM.DROP_PATH_RATE 0.0.")
+    return model
 
 
 def _find_maps(name: str, model: Any) -> dict[str, tuple[int, int]]:

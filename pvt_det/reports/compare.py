@@ -24,11 +24,12 @@ from pvt_det.reports.defaults import BOOTSTRAP, TOLERANCE
 from pvt_det.reports.published import PublishedResult, find_published
 from pvt_det.results import TASKS, Run
 from pvt_det.run_folder import CONFIG_NAME
+from pvt_det.utils.numbers import clock
 from pvt_det.utils.paths import distinct_names
 
-_TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
+TITLES = {"bbox": "box AP", "segm": "mask AP", "sem_seg": "mIoU", "panoptic_seg": "PQ", "classification": "top-1"}
 # Tasks whose results file allows a bootstrap interval of the difference.
-_WITH_INTERVAL = ("bbox", "segm")
+WITH_INTERVAL = ("bbox", "segm")
 _DETAILS = ("AP50", "AP75")
 _MISSING = "-"
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def comparison_rows(
     rows = []
     for run, name in zip(runs, distinct_names([run.folder for run in runs]), strict=True):
         row = {"run": name, **_description(run, gmacs[run.folder])}
-        published = find_published(_recipe(run))
+        published = published_result(run)
         for task in tasks:
             row |= _published_columns(run, published, task, tolerance)
             row |= _details(run, task)
@@ -179,18 +180,13 @@ def _description(run: Run, cost: str) -> dict[str, str]:
         "data": run.dataset or _MISSING,
         "parameters (M)": f"{run.parameters / 1e6:.1f}",
         "GMACs": cost,
-        "training time": _MISSING if run.training_seconds is None else _clock(run.training_seconds),
+        "training time": _MISSING if run.training_seconds is None else clock(run.training_seconds),
         "peak memory (GiB)": _MISSING if run.peak_memory_gib is None else f"{run.peak_memory_gib:.1f}",
     }
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
 def _published_columns(run: Run, published: PublishedResult | None, task: str, tolerance: float) -> dict[str, str]:
-    title, measured = _TITLES[task], run.value(task)
+    title, measured = TITLES[task], run.value(task)
     reference = None if published is None else published.value(task, TASKS[task])
     against = _MISSING
     if published and reference is not None and measured is not None and run.dataset == published.dataset:
@@ -206,8 +202,8 @@ def _published_columns(run: Run, published: PublishedResult | None, task: str, t
 def _details(run: Run, task: str) -> dict[str, str]:
     """Return AP50 and AP75 of a detector, under names such as "box AP50"."""
     metrics = run.metrics.get(task, {})
-    names = _DETAILS if task in _WITH_INTERVAL else ()
-    return {_TITLES[task].replace("AP", name): _percent(metrics.get(name)) for name in names}
+    names = _DETAILS if task in WITH_INTERVAL else ()
+    return {TITLES[task].replace("AP", name): _percent(metrics.get(name)) for name in names}
 
 
 def _percent(value: float | None) -> str:
@@ -217,13 +213,13 @@ def _percent(value: float | None) -> str:
 def _against_first(run: Run, base: Run, task: str, samples: int) -> dict[str, str]:
     """Return the difference from the first run, with its interval where detections allow one."""
     value, first, shown = run.value(task), base.value(task), _MISSING
-    with_interval = task in _WITH_INTERVAL
+    with_interval = task in WITH_INTERVAL
     if run is not base and value is not None and first is not None and same_data(run, base):
         if not with_interval:
             shown = f"{value - first:+.2f}"
         elif run.has_detections and base.has_detections:
             shown = str(difference(run, base, task, samples=samples))
-    return {f"{_TITLES[task]} vs. first{' [95%]' if with_interval else ''}": shown}
+    return {f"{TITLES[task]} vs. first{' [95%]' if with_interval else ''}": shown}
 
 
 def build_evaluator(run: Run, task: str, min_score: float = 0.0) -> hotcoco.COCOeval:
@@ -242,6 +238,15 @@ def build_evaluator(run: Run, task: str, min_score: float = 0.0) -> hotcoco.COCO
         raise DataError(f"{run.results_file} names no detections. Evaluate again with pvt-det eval.")
     found = [each.with_score(min_score) for each in read_results(run.detections_file, truth)]
     return run_hotcoco(truth.with_masks() if task == "segm" else truth, found, task, run.max_detections)
+
+
+def published_result(run: Run) -> PublishedResult | None:
+    """Return the published result whose recipe a run followed, or None.
+
+    Args:
+        run: The run. If its results do not record the recipe, that of its config counts.
+    """
+    return find_published(_recipe(run))
 
 
 def _recipe(run: Run) -> str:

@@ -232,6 +232,28 @@ def curves(series: Series, title: str, caption: str, *, log: bool = False) -> Ht
     return _both(draw, _SMALL, caption)
 
 
+def scatter(points: Mapping[str, tuple[float, float, float | None]], x_label: str, y_label: str, caption: str) -> Html:
+    """Draw named points with error bars.
+
+    Args:
+        points: Position and half the length of the error bar (None for no bar) of each point by its name.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        caption: Caption below the figure.
+    """
+
+    def draw(axes: Axes) -> None:
+        for name, (x, y, error) in points.items():
+            drawn = axes.errorbar([x], [y], yerr=None if error is None else [error], fmt="o", capsize=3)
+            axes.annotate(
+                name, (x, y), (6, 4), textcoords="offset points", fontsize=8, color=drawn.lines[0].get_color()
+            )
+        axes.margins(x=0.25, y=0.15)
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    return _both(draw, _SMALL, caption)
+
+
 def _label(axes: Axes, x_label: str, y_label: str, *, x: tuple[float, float], y: tuple[float, float]) -> None:
     axes.set(xlabel=x_label, ylabel=y_label, xlim=x, ylim=y)
     if axes.get_legend_handles_labels()[1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pvt_det.reports.compare import build_evaluator, comparison_warnings, differ
 from pvt_det.reports.detection import TITLES, Section, build_evaluators, detection_sections
 from pvt_det.reports.semantic import semantic_sections
 from pvt_det.results import Checkpoint, Run, evaluation_command, load_run
-from pvt_det.run_folder import CONFIG_NAME, METRICS_NAME
+from pvt_det.run_folder import CONFIG_NAME, read_history
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.html import Html, code, details, drawings, escape, join, notice, page, paragraph, table
 from pvt_det.utils.numbers import Signed, cells
@@ -84,7 +83,7 @@ def _require_one_data_set(run: Run) -> None:
 
 def _page(run: Run, base: Run | None, images: Path | None, labels: Path | None, score_threshold: float | None) -> str:
     """Return the report as one self-contained HTML document, with a comparison if a base run is given."""
-    config, history = run.folder / CONFIG_NAME, _read_history(run.folder / METRICS_NAME)
+    config, history = run.folder / CONFIG_NAME, read_history(run.folder)
     evaluators = build_evaluators(run)
     sections: list[Section] = [("Metrics", _metrics(run))]
     if base is not None:
@@ -143,15 +142,15 @@ def _comparison(run: Run, base: Run, evaluators: Mapping[str, hotcoco.COCOeval])
 
 
 def _training(history: Sequence[Mapping[str, Any]]) -> Html:
-    losses = {name: _points(history, name) for name in _names(history) if _LOSSES in name and "/" not in name}
+    losses = {name: points(history, name) for name in _names(history) if _LOSSES in name and "/" not in name}
     measured = {
-        f"{_TITLES[task].lower()} {metric}": _points(history, f"{task}/{metric}")
+        f"{_TITLES[task].lower()} {metric}": points(history, f"{task}/{metric}")
         for task, metric in (("bbox", "AP"), ("segm", "AP"), ("sem_seg", "mIoU"), ("panoptic_seg", "PQ"))
     }
     drawn = [
         ("Loss", losses, "Loss terms and total loss.", True),
         ("Validation metrics", measured, "Metrics in percent at each evaluation during training.", False),
-        ("Learning rate", {"lr": _points(history, "lr")}, "Learning rate schedule.", False),
+        ("Learning rate", {"lr": points(history, "lr")}, "Learning rate schedule.", False),
     ]
     parts = [
         figures.curves(kept, title, caption, log=log)
@@ -165,7 +164,13 @@ def _names(history: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({name for line in history for name in line})
 
 
-def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+def points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Return the finite values of a metric over the iterations.
+
+    Args:
+        history: The lines of `metrics.json`, as `read_history` returns them.
+        name: Name of the metric, such as "bbox/AP".
+    """
     found = [(line["iteration"], line[name]) for line in history if name in line and "iteration" in line]
     return [(x, y) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
 
@@ -178,17 +183,3 @@ def _environment(environment: Mapping[str, Any]) -> Html:
         for name, value in environment.items()
     ]
     return table(["", ""], rows)
-
-
-def _read_history(file: Path) -> list[dict[str, Any]]:
-    """Read the complete lines of a `metrics.json`, which may be missing."""
-    if not file.is_file():
-        return []
-    lines = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            # The line is incomplete because the run was killed.
-            continue
-    return [line for line in lines if isinstance(line, dict)]

@@ -1,4 +1,4 @@
-"""Numbers that are shown with two decimal places, on pages as in the terminal."""
+"""Numbers that are shown with two decimal places, on pages as in the terminal, and durations."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def cells(values: Iterable[float | None]) -> list[Any]:
         values: The numbers, such as metrics in percent.
     """
     return ["" if value is None or value != value else Number(value) for value in values]
+
+
+def clock(seconds: float) -> str:
+    """Format a duration as hours, minutes and seconds, such as "1:02:03".
+
+    Args:
+        seconds: The duration in seconds.
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from pvt_det.models.timm_models import convert_checkpoint, is_timm_model
 from pvt_det.weights.matching import Grid, LoadReport, match
 from pvt_det.weights.reader import read_tensors
 from pvt_det.weights.source import locate
@@ -27,7 +29,8 @@ def load_pretrained(
     file holds a classifier, or a head for a different number of classes. On an error the model is left unchanged.
 
     Args:
-        model: The model. Its tensors are overwritten in place and keep their device and dtype.
+        model: The model, which may also be a classifier of timm. Its tensors are overwritten in place and keep their
+            device and dtype.
         source: The weights: a catalog name (`pvt://pvt_small`), a path, a URL, `hf://…`, `torchvision://…` or
             `detectron2://…` (see `pvt_det.weights.source.locate`), or weights that `read_translation` returned.
         allow_partial: Patterns (`*`, `?`) of tensor names that may be missing, unexpected or have a different shape.
@@ -40,12 +43,15 @@ def load_pretrained(
         NumericError: If the file holds NaN or infinity.
     """
     timm_trunk: Any = next((module for module in model.modules() if hasattr(module, "from_timm")), None)
+    from_timm = timm_trunk.from_timm if timm_trunk is not None else None
+    if is_timm_model(model):
+        from_timm = partial(convert_checkpoint, model=model)
     if isinstance(source, Translation):
         translation = source
-    elif timm_trunk is None:
+    elif from_timm is None:
         translation = read_translation(source)
     else:
-        translation = translate_timm(read_checkpoint(source), str(source), timm_trunk.from_timm)
+        translation = translate_timm(read_checkpoint(source), str(source), from_timm)
     current = model.state_dict()
     unused = getattr(timm_trunk, "unused", ())
     chosen, report = match(current, translation, grids=_grids(model), unused=unused, allow_partial=allow_partial)

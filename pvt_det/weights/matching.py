@@ -31,7 +31,7 @@ _COUNTERS = {"loss_normalizer": r"(.+\.)?loss_normalizer", "num_batches_tracked"
 _FOLDED = {"batch-norm statistics (folded into the file's scales)": r".+\.norm\.running_(mean|var)"}
 # Layers whose number of outputs follows the number of classes.
 _CLASS_LAYERS = {
-    "head": r"head\.(weight|bias)",
+    "head": r"(head|fc|head\.fc)\.(weight|bias)",
     "cls_score": r"(head|stages\.\d+|roi_heads\.box_predictor(\.\d)?)\.cls_score\.(weight|bias)",
     "bbox_pred": r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)",
     "mask predictor": r"roi_heads\.mask_head\.predictor\.(weight|bias)",

@@ -131,7 +131,7 @@ def test_typing_errors_are_reported_in_one_line(pvt_det, capsys, words, message)
         ),
         ("compare a --bootstrap 0", "--bootstrap 0: expected 1 or more"),
         ("compare a --tolerance nan", "--tolerance nan: expected 0 points or more"),
-        ("train-cls --data a", "The model variant is missing. Add --model NAME with one of pvt_tiny, pvt_small"),
+        ("train-cls --data a", "The model is missing. Add --model NAME with one of pvt_tiny, pvt_small"),
         ("train-cls --model pvt_tiny --eval-only --weights a --resume", "--resume is for training only. Remove it"),
         ("train --config-file {leaf} --dist-url tcp://a:1", "--dist-url needs several processes. Leave it out"),
         ("train --config-file {leaf} --allow-partial x MODEL.WEIGHTS {none}", "--allow-partial needs MODEL.WEIGHTS"),
