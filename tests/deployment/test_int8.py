@@ -110,7 +110,7 @@ def test_loss_is_measured_and_limited(source, quantized, images, metadata, valid
     report = write_int8(source, tmp_path / "a", images, metadata, max_drop=100.0, **options)
     assert set(report.before) == {"bbox AP", "segm AP"}
     assert report.before["bbox AP"] > 50
-    assert 0 < report.after["bbox AP"] < 100
+    assert 0 <= report.after["bbox AP"] < report.before["bbox AP"]
     assert not report.is_controlled
     drop = largest_drop(report.before, report.after)
     assert drop > 0
