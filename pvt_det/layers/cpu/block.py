@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pvt_det.layers.attention import attend
 from pvt_det.layers.cpu.chunked import chunk_length
+from pvt_det.layers.cpu.mlp import fast_mlp, has_no_hooks, use_fast_mlp
 from pvt_det.layers.cpu.switch import use_fast_cpu
+from pvt_det.layers.mlp import Mlp
 from pvt_det.layers.patch import Size
 
 if TYPE_CHECKING:
@@ -59,20 +60,8 @@ def _run(block: Block, x: Tensor, size: Size) -> Tensor:
 
 
 def _run_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
-    return _mlp_by_rows(block, _attention_by_rows(block, x, size, rows), size, rows)
-
-
-def _attention_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
-    """Compute the attention branch and its residual. Only keys and values need all tokens at once."""
-    attn = block.attn
-    normed = block.norm1(x)
-    key_value = attn.kv(attn.reduce(normed, size))
-    out = torch.empty_like(x)
-    length = rows * size[1]
-    for x_chunk, normed_chunk, out_chunk in zip(*(t.split(length, dim=1) for t in (x, normed, out)), strict=True):
-        attended = attn.proj(attend(attn.q(normed_chunk), key_value, attn.num_heads))
-        torch.add(attended, x_chunk, out=out_chunk)
-    return out
+    # Attention has chunks of its own.
+    return _mlp_by_rows(block, x + block.attn(block.norm1(x), size), size, rows)
 
 
 def _mlp_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
@@ -80,6 +69,11 @@ def _mlp_by_rows(block: Block, x: Tensor, size: Size, rows: int) -> Tensor:
     height, width = size
     halo = block.mlp.halo
     out = torch.empty_like(x)
+    if isinstance(block.mlp, Mlp) and has_no_hooks(block.mlp) and use_fast_mlp(block.mlp, x):
+        length = rows * width
+        for x_chunk, out_chunk in zip(x.split(length, dim=1), out.split(length, dim=1), strict=True):
+            out_chunk.copy_(fast_mlp(block.mlp, block.norm2(x_chunk), x_chunk))
+        return out
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = max(0, top - halo), min(height, bottom + halo)

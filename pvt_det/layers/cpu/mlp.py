@@ -33,27 +33,40 @@ def use_fast_mlp(mlp: Mlp, x: Tensor) -> bool:
     return is_large and _is_plain(mlp.fc2) and _training_dtype(mlp, x) is not None
 
 
-def fast_mlp(mlp: Mlp, x: Tensor) -> Tensor:
+def fast_mlp(mlp: Mlp, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """Compute `mlp(x)`. Call it only if `use_fast_mlp` is true.
 
     Args:
         mlp: The MLP to run.
         x: Tokens `N×L×C`.
+        residual: Tokens `N×L×C` to add in inference, or None.
 
     Returns:
         Tokens `N×L×C`.
     """
     fc1, fc2 = mlp.fc1, mlp.fc2
     if not torch.is_grad_enabled():
-        return fc2(product(x, fc1.weight, fc1.bias, gelu=True))
+        hidden = product(x, fc1.weight, fc1.bias, gelu=True)
+        if residual is None:
+            return fc2(hidden)
+        return product(hidden, fc2.weight, fc2.bias, add=residual) if _is_plain(fc2) else fc2(hidden) + residual
     dtype = _training_dtype(mlp, x)
     parameters = (p.to(dtype) for p in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
     return ChunkedMlp.apply(x.flatten(0, 1).to(dtype), *parameters).unflatten(0, x.shape[:2])
 
 
+def has_no_hooks(module: nn.Module) -> bool:
+    """Return whether a module has no hooks, so that its computation can replace a call.
+
+    Args:
+        module: The module. Its submodules do not matter.
+    """
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
 def _is_plain(layer: nn.Module) -> bool:
-    """Return whether a layer is a `Linear` without hooks, so that its matrix product can replace a call."""
-    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    """Return whether a layer is a `Linear` whose matrix product can replace a call."""
+    return type(layer) is Linear and has_no_hooks(layer)
 
 
 def _training_dtype(mlp: Mlp, x: Tensor) -> torch.dtype | None:

@@ -27,25 +27,31 @@ _HAS_BF16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _MIN_MACS = 1 << 21
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+def product(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, *, gelu: bool = False, add: Tensor | None = None
+) -> Tensor:
     """Compute `a bᵀ + bias` without gradients. Under autocast, the product has the autocast dtype.
 
     Args:
         a: Matrix or batch of matrices, `…×K`.
         b: Matrix `M×K`.
         bias: Bias `M`, or None.
-        gelu: Whether to apply GELU to the result.
+        gelu: Whether to apply GELU to the result. Not together with `add`.
+        add: Matrix or batch of matrices `…×M` to add to the result, or None.
 
     Returns:
         Matrix or batch of matrices, `…×M`.
     """
     dtype = _onednn_dtype(a, b, bias)
-    if dtype is None:
+    if dtype is None or (add is not None and add.dtype != dtype):
         out = F.linear(a, b, bias)
-        return F.gelu(out) if gelu else out
+        out = F.gelu(out) if gelu else out
+        return out if add is None else out + add
     a, b, bias = a.to(dtype), b.to(dtype), None if bias is None else bias.to(dtype)
     # oneDNN is very slow if a matrix is neither contiguous nor the transpose of a contiguous one.
     b = b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
+    if add is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(a, add, b, bias, "add")
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pvt_det.layers.attention import LinearSpatialReductionAttention, SpatialReductionAttention
 from pvt_det.layers.block import Block
-from pvt_det.layers.cpu import chunked
+from pvt_det.layers.cpu import chunked, set_fast_cpu
 from pvt_det.layers.mlp import ConvMlp, Mlp
 
 
@@ -47,8 +47,19 @@ def test_small_samples_share_a_chunk(monkeypatch, class_token, tokens_at_once, e
     block.attn.register_forward_hook(lambda module, inputs, output: samples.append(len(output)))
     with torch.no_grad():
         torch.testing.assert_close(block(x, (4, 6)), whole.detach(), rtol=1e-5, atol=1e-5)
-    # Chunks of rows compute attention without calling the attention module.
-    assert samples == ([] if tokens_at_once == 20 and not class_token else expected)
+    assert samples == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_residual_is_added_in_the_last_product_of_the_mlp(dtype):
+    block = Block(64, SpatialReductionAttention(64, 1, 8), Mlp(64, 8), drop_path=0.0).eval().to(dtype)
+    x = torch.randn(1, 96 * 160, 64, dtype=dtype)
+    with torch.no_grad():
+        fast = block(x, (96, 160))
+        with set_fast_cpu(False):
+            plain = block(x, (96, 160))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06
+    torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
 
 
 def test_input_is_not_modified(monkeypatch):
