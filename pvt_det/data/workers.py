@@ -56,7 +56,9 @@ def start_worker(worker_id: int) -> None:
     if platform.system() == "Linux":
         _prctl_pr_set_pdeathsig(signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # killed before the line above
+    # A fork server is a process in between, which ends with the training process.
+    is_child = multiprocessing.get_start_method() != "forkserver"
+    if parent is not None and is_child and os.getppid() != parent.pid:  # killed before the lines above
         os._exit(1)
     # These signals often reach the whole process group. The training process needs its workers to finish its step, and
     # then ends them itself.
