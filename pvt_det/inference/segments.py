@@ -81,8 +81,9 @@ class PanopticSegments:
 
     def describe(self) -> str:
         """Return the number of objects of each class and the shares of the others, such as "2 cat; sky 45%"."""
-        parts = [describe_counts(self.counts()) if self.counts() else "", describe_shares(self.shares())]
-        return "; ".join(filter(None, parts if self.shares() else parts[:1])) or "no segments"
+        counts, shares = self.counts(), self.shares()
+        parts = ([describe_counts(counts)] if counts else []) + ([describe_shares(shares)] if shares else [])
+        return "; ".join(parts) or "no segments"
 
     def keep_classes(self, classes: Sequence[int]) -> PanopticSegments:
         """Return the segments of some classes. The pixels of the others have no segment.
