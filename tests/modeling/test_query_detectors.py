@@ -100,9 +100,9 @@ def test_trunk_learns_at_its_own_rate(head, shapes, tmp_path):
 
 @pytest.mark.parametrize("head", HEADS_HERE)
 def test_operations_can_be_counted(head, shapes, tmp_path):
-    """As `pvt-det compare` does. The trunk alone, PVT v2 b0, costs 0.0465 GMACs at this size."""
+    """As `pvt-det compare` does. Nearly all of it is the trunk, 0.57 GMACs at 224 pixels."""
     model = build_model(config(head, shapes.parent, tmp_path))
-    assert 0.0465 < count_gmacs(model, [{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}]) < 0.1
+    assert 0.04 < count_gmacs(model, [{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}]) < 0.1
 
 
 class TwoQueries(QueryDetector):
