@@ -133,7 +133,9 @@ class PVTDETR(QueryDetector):
         columns, rows = (torch.arange(side, device=feature.device) * self.stride for side in (width, height))
         valid = (rows[:, None] < sizes[:, 1, None, None]) & (columns < sizes[:, 0, None, None])
         positions = sine_positions(valid, self.query_embed.embedding_dim)
-        hidden = self.transformer(self.input_proj(feature), ~valid, positions, self.query_embed.weight)
+        # A copy, because PyTorch's counter of operations fails on modules that take a view of a parameter.
+        queries = self.query_embed.weight.repeat(feature.shape[0], 1, 1)
+        hidden = self.transformer(self.input_proj(feature), ~valid, positions, queries)
         with torch.autocast(feature.device.type, enabled=False):
             boxes = box_convert(self.bbox_embed(hidden.float()).sigmoid(), "cxcywh", "xyxy") * sizes[:, None]
         return self.class_embed(hidden), boxes
@@ -170,13 +172,13 @@ class Transformer(nn.Module):
             feature: Feature map, `N×C×H×W`.
             padding: True for cells of the map that are padding, `N×H×W`.
             positions: Position embeddings of the cells, `N×C×H×W`.
-            queries: Learned position embeddings of the queries, `Q×C`.
+            queries: Learned position embeddings of the queries, `N×Q×C`.
 
         Returns:
             Normalized features of the queries, `L×N×Q×C`.
         """
         memory, positions = (x.flatten(2).transpose(1, 2) for x in (feature, positions))
-        padding, queries = padding.flatten(1), queries.expand(feature.shape[0], -1, -1)
+        padding = padding.flatten(1)
         for layer in self.encoder:
             memory = layer(memory, positions, padding)
         hidden = torch.zeros_like(queries)

@@ -244,7 +244,7 @@ _PORTABLE: dict[str, Any] = {
 
 def _build(channels: Sequence[int], **settings: Any) -> Any:
     """Build transformers' RT-DETRv2 for feature maps with these channels, without the backbone."""
-    # Earlier versions have other names of weights, and add denoising queries to the loss of the last layer.
+    # Earlier versions name the weights differently, and add denoising queries to the loss of the last layer.
     require_packages("transformers>=5.20", purpose="RT-DETRv2")
     from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 

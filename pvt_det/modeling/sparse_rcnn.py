@@ -138,7 +138,8 @@ class PVTSparseRCNN(QueryDetector):
         number, places = sizes.shape[0], self.proposal_boxes.num_embeddings
         boxes = box_convert(self.proposal_boxes.weight, "cxcywh", "xyxy") * sizes[:, None]
         images = torch.arange(number, device=sizes.device)[:, None].expand(-1, places).flatten()
-        vectors = self.proposal_features.weight.expand(number, -1, -1)
+        # A copy, because PyTorch's counter of operations fails on modules that take a view of a parameter.
+        vectors = self.proposal_features.weight.repeat(number, 1, 1)
         all_logits, all_boxes = [], []
         for stage in self.stages:
             pooled = self.pool(maps, boxes.detach().flatten(0, 1), images)

@@ -21,6 +21,7 @@ from pvt_det.inference.trunks import detector_trunk
 from pvt_det.modeling import packages, set_losses
 from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.modeling.set_losses import SetLosses
+from pvt_det.models.complexity import count_gmacs
 from pvt_det.solver.build import build_optimizer
 from tests.drills import tiny
 from tests.tiny_runs import stop_in
@@ -95,6 +96,13 @@ def test_trunk_learns_at_its_own_rate(head, shapes, tmp_path):
     rates = {id(p): group["lr"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(1e-4 if "bottom_up" in name else 1e-3), name
+
+
+@pytest.mark.parametrize("head", HEADS_HERE)
+def test_operations_can_be_counted(head, shapes, tmp_path):
+    """As `pvt-det compare` does. Nearly all of it is the trunk, 0.57 GMACs at 224 pixels."""
+    model = build_model(config(head, shapes.parent, tmp_path))
+    assert 0.04 < count_gmacs(model, [{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}]) < 0.1
 
 
 class TwoQueries(QueryDetector):
