@@ -18,12 +18,12 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import pytest
 
 from tests.exported_models import (  # noqa: F401  (fixtures)
-    _smallest_variant,
     exported,
     exported_program,
     mask_rcnn_run,
     semantic_run,
     shared_once,
+    smallest_variant,
 )
 from tests.tiny_runs import saved_weights, shapes, tiny_cfg, tiny_words, untrained_run  # noqa: F401  (fixtures)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,24 @@ _SEMANTIC = {
 }
 
 
-@pytest.fixture(scope="session")
-def _smallest_variant() -> Iterator[None]:
+@contextmanager
+def _variant() -> Iterator[None]:
     from pvt_det.models.variants import VARIANTS, Variant
 
+    is_outermost = VARIANT not in VARIANTS
     VARIANTS[VARIANT] = Variant(VARIANT, "v2", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64))
-    yield
-    del VARIANTS[VARIANT]
+    try:
+        yield
+    finally:
+        if is_outermost:  # other tests count the variants
+            del VARIANTS[VARIANT]
+
+
+@pytest.fixture(scope="module")
+def smallest_variant() -> Iterator[None]:
+    """Make the variant of the small models known, which their config names. Modules that open them need it."""
+    with _variant():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +70,8 @@ def shared_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Cal
                 unfinished = root / f"{name}.unfinished"
                 shutil.rmtree(unfinished, ignore_errors=True)
                 unfinished.mkdir()
-                build(unfinished)
+                with _variant():
+                    build(unfinished)
                 unfinished.rename(folder)
         return folder
 
@@ -88,14 +101,14 @@ def _write_run(folder: Path, recipe: Path, settings: dict[str, object]) -> None:
 
 
 @pytest.fixture(scope="session")
-def mask_rcnn_run(_smallest_variant: None, repo_root: Path, shared_once: Callable[..., Path]) -> Path:
+def mask_rcnn_run(repo_root: Path, shared_once: Callable[..., Path]) -> Path:
     """Run folder of a Mask R-CNN for BGR images."""
     recipe = repo_root / "configs/mask_rcnn_pvt_tiny.yaml"
     return shared_once("mask_rcnn_run", lambda folder: _write_run(folder, recipe, _MASK_RCNN))
 
 
 @pytest.fixture(scope="session")
-def semantic_run(_smallest_variant: None, repo_root: Path, shared_once: Callable[..., Path]) -> Path:
+def semantic_run(repo_root: Path, shared_once: Callable[..., Path]) -> Path:
     """Run folder of a Semantic FPN."""
     recipe = repo_root / "configs/semantic_fpn_pvt_tiny.yaml"
     return shared_once("semantic_run", lambda folder: _write_run(folder, recipe, _SEMANTIC))

@@ -70,7 +70,8 @@ class BasePredictor(ABC, Generic[Prediction]):
     An image is a file path, a Pillow image, or an `H×W×3` uint8 array in **RGB** order. Files and Pillow images are
     rotated upright according to their EXIF orientation. Convert a BGR image from OpenCV with `image[:, :, ::-1]`.
     Several threads may share a predictor: they preprocess images in parallel and take turns running the model. A
-    predictor can be pickled with its weights, to send it to another process.
+    predictor can be pickled with its weights, to send it to another process. With an exported file, the copy opens that
+    file again.
 
     Args:
         config: A run folder, a config file, or an exported file.

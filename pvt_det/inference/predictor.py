@@ -27,12 +27,13 @@ class Predictor(BasePredictor[Detections]):
     `pred_masks` (N bool masks, `H×W`).
 
     Args:
-        config: A run folder or a config file.
+        config: A run folder, a config file, or an exported file, such as "mine.onnx" or "mine_openvino".
         weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
             otherwise `model_final.pth`, next to the config.
         overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.
         score_threshold: Minimum score of the detections, 0 to 1, by default 0.5 as in `pvt-det predict`. None uses the
-            threshold of the config, which is low for evaluation. So does an override of SCORE_THRESH_TEST.
+            threshold of the config, which is low for evaluation. So does an override of SCORE_THRESH_TEST. An exported
+            file refuses thresholds below its own.
         batch_size: Maximum number of images per forward pass, at least 1. Only images that have the same size after
             resizing are batched, because padding would change the predictions.
         device: Device such as "cuda:1", "mps" or "cpu". "" selects the first GPU if one is available.

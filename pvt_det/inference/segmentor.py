@@ -30,7 +30,7 @@ class Segmentor(BasePredictor[LabelMap]):
     `save` and `shares`. It contains the class index of each pixel, whose name is `class_names[index]`.
 
     Args:
-        config: A run folder or a config file.
+        config: A run folder, a config file, or an exported file, such as "mine.onnx" or "mine_openvino".
         weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
             otherwise `model_final.pth`, next to the config.
         overrides: Config keys and values, such as `["TEST.AUG.ENABLED", "True"]`.

@@ -10,6 +10,8 @@ import pytest
 from benchmarks import runtimes
 from benchmarks.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("smallest_variant")
+
 
 @pytest.fixture
 def folder(mask_rcnn_run, exported, tmp_path):

@@ -55,7 +55,7 @@ def test_runs_use_trained_weights_and_configs_random_ones(untrained_run, repo_ro
     ]
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "smallest_variant")
 def test_exported_files_are_measured_in_inference(exported, tmp_path):
     words = [exported / "mine_openvino", *SMALL, "--dtypes", "fp32", "bf16", "--device", "cpu"]
     assert call("--models", *words, "--json", tmp_path / "found.json") == 0

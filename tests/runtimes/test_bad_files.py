@@ -19,6 +19,8 @@ from pvt_det.runtimes import backend
 from pvt_det.runtimes.backends import BACKENDS
 from tests.command_line import run_command
 
+pytestmark = pytest.mark.usefixtures("smallest_variant")
+
 
 def refused(path, message, predictor=Predictor, error=CheckpointError):
     with pytest.raises(error, match=message) as raised:

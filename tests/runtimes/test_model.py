@@ -19,6 +19,7 @@ from pvt_det.results import load_run
 from pvt_det.run_folder import identify
 from tests.command_line import run_command
 
+pytestmark = pytest.mark.usefixtures("smallest_variant")
 FILES = ("mine.onnx", "mine_openvino")
 LOW = {"device": "cpu", "score_threshold": None}
 
