@@ -65,6 +65,7 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
+        "detr": ["scipy>=1.13", "transformers>=5.20"],
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.7"],
         "openvino": ["nncf>=3", "onnx>=1.18", "onnxscript>=0.7", "openvino>=2025.3"],  # nncf is for int8
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
@@ -103,7 +104,7 @@ setup(
             "sqlalchemy>=2",
             "submitit>=1.5",
             "supervision>=0.30",
-            "transformers>=5",
+            "transformers>=5.20",
             "types-PyYAML>=6.0.12",
             "wandb>=0.19",
             "wheel>=0.45",

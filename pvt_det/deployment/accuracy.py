@@ -87,6 +87,6 @@ def largest_drop(before: dict[str, float], after: dict[str, float]) -> float:
 
     Args:
         before: Metrics by name.
-        after: The same metrics of another model.
+        after: Metrics of another model, under the same names.
     """
     return max(before[name] - after[name] for name in before)
