@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 
-from pvt_det.deployment.exact_boxes import keep_boxes_exact
 from pvt_det.deployment.suppression import translations
 from pvt_det.errors import ConfigError
 from pvt_det.runtimes.backend import INPUT_NAME, require_modules
@@ -98,7 +97,6 @@ def convert_to_openvino(file: Path, folder: Path, metadata: Mapping[str, str]) -
     """
     openvino = import_openvino()
     model = openvino.convert_model(file)
-    keep_boxes_exact(model)
     folder.mkdir()
     openvino.save_model(model, folder / GRAPH_NAME, compress_to_fp16=False)
     OpenVINOBackend().write_metadata(folder, metadata)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.runtimes.backend import INPUT_NAME, Backend, Function, damaged, not_supported, read_bytes
+from pvt_det.runtimes.exact_boxes import keep_boxes_exact
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
 from pvt_det.utils.paths import file_fault
@@ -104,6 +105,8 @@ class OpenVINOBackend(Backend):
         }
         try:
             model = core.read_model(path, path.with_name(WEIGHTS_NAME))
+            if precision == "bf16":
+                keep_boxes_exact(model)  # a file cannot say so
             known = {name for output in model.outputs for name in output.names}
             if missing := set(outputs) - known:
                 raise damaged(path, f"it has no output {', '.join(sorted(missing))}")
