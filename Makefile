@@ -56,7 +56,8 @@ $(MODELS_TRIED): try-%: setup
 	    INPUT.MIN_SIZE_TRAIN "(224, 256)" INPUT.MAX_SIZE_TRAIN 448 INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 448
 
 test: setup
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not openvino"
+	$(RUN) -m pytest -n 2 -m openvino
 
 test-oldest:
 	@$(PYTHON) tools/setup_env.py --oldest

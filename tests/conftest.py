@@ -96,3 +96,13 @@ def _threads() -> Iterator[None]:
     yield
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run OpenVINO. `make test` runs them in processes of their own.
+
+    After them, a signal ends the process with a segmentation fault on some Linux kernels, seen with AMX.
+    """
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.openvino)

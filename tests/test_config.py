@@ -109,7 +109,7 @@ def test_dump_can_be_loaded_again(write):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("MODEL: {NUM_CLASSES: 3}", ["unknown key MODEL.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"]),
+        ("MODEL: {NUM_CLASSES: 3}", ["unknown key MODEL.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES"]),
         ("solver: {BASE_LR: 1.0}", ["unknown key solver", "SOLVER"]),
         ("SOLVER: 3", ["SOLVER = 3", "section"]),
         ("SOLVER: {MAX_ITER: {A: 1}}", ["SOLVER.MAX_ITER", "an integer"]),

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,22 +90,24 @@ def quantize(
         "subset_size": len(images),
         "ignored_scope": nncf.IgnoredScope(names=_float_operators(model), validate=False),
     }
+
+    def run() -> Any:
+        if control is None:
+            return nncf.quantize(model, dataset, **options)
+        return nncf.quantize_with_accuracy_control(
+            model,
+            dataset,
+            nncf.Dataset(range(control.images)),
+            validation_fn=lambda compiled, indices: _validate(control.measure, compiled, indices),
+            max_drop=control.max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            **options,
+        )
+
     try:
-        # NNCF draws progress bars of its own.
-        with contextlib.redirect_stdout(None):
-            quantized = (
-                nncf.quantize(model, dataset, **options)
-                if control is None
-                else nncf.quantize_with_accuracy_control(
-                    model,
-                    dataset,
-                    nncf.Dataset(range(control.images)),
-                    validation_fn=lambda compiled, indices: _validate(control.measure, compiled, indices),
-                    max_drop=control.max_drop,
-                    drop_type=nncf.DropType.ABSOLUTE,
-                    **options,
-                )
-            )
+        # NNCF draws progress bars of its own. The thread is for the same reason as in `OpenVINOBackend.open`.
+        with contextlib.redirect_stdout(None), ThreadPoolExecutor(1) as pool:
+            quantized = pool.submit(run).result()
     except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
         raise NumericError(f"The model cannot be quantized: {error}. Export it without --int8.") from error
     target.mkdir()
@@ -117,7 +120,8 @@ def _validate(measure: Measure, compiled: Any, indices: Any) -> tuple[float, Non
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        request.infer({INPUT_NAME: images})
+        request.start_async({INPUT_NAME: images})
+        request.wait()
         return {name: request.get_tensor(name).data.copy() for name in names}
 
     return measure(run, list(indices)), None

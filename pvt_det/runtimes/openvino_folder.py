@@ -123,7 +123,9 @@ class OpenVINOBackend(Backend):
             )
 
         def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-            request.infer({INPUT_NAME: images})
+            # In a thread of OpenVINO, so that the caller's thread does not keep the state of AMX.
+            request.start_async({INPUT_NAME: images})
+            request.wait()
             return {name: request.get_tensor(name).data.copy() for name in outputs}
 
         return run

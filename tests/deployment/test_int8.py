@@ -21,6 +21,8 @@ from pvt_det.runtimes.metadata import read_metadata
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, import_openvino
 from tests.command_line import run_command
 
+pytestmark = pytest.mark.usefixtures("smallest_variant")
+
 
 @pytest.fixture(scope="module")
 def images(shapes):

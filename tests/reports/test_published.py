@@ -42,7 +42,7 @@ def test_rows(config, box, mask):
 def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     rows = published_results()
     names = [row.config for row in rows]
-    assert len(set(names)) == len(names) == 69
+    assert len(set(names)) == len(names) == 73
     assert all(row.source for row in rows)
     missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
     assert missing == []
