@@ -98,11 +98,10 @@ def _threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that run OpenVINO. `make test` runs them in processes of their own.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test that runs OpenVINO. `make test` runs these in processes of their own.
 
     After them, a signal ends the process with a segmentation fault on some Linux kernels, seen with AMX.
     """
-    for item in items:
-        if "exported" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.openvino)
+    if "exported" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.openvino)
