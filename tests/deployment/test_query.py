@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,6 +15,7 @@ from pvt_det.config import load_config
 from pvt_det.deployment import files
 from pvt_det.deployment.check import Parity, compare, run_eager
 from pvt_det.deployment.graphs import build_graph
+from pvt_det.runtimes.backends import BACKENDS
 
 EXAMPLE = torch.zeros(2, 3, 200, 140, dtype=torch.uint8)
 TINY = {
@@ -82,7 +84,10 @@ def test_graph_matches_the_model(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_files_match_the_model(config, tmp_path):
     model = build(config)
-    for kind, name in (("program", "model.pt2"), ("onnx", "model.onnx")):
+    for kind, name in (("torch", "model.pt2"), ("onnx", "model.onnx")):
         graph = build_graph(model, kind=kind)
-        files.write(files.trace(graph, EXAMPLE), tmp_path / name, kind, graph.outputs, {})
-        compare_with_model(model, files.open_file(tmp_path / name, kind, graph.outputs))
+        files.write(
+            files.trace(graph, EXAMPLE), tmp_path / name, kind, graph.outputs, {"outputs": json.dumps(graph.outputs)}
+        )
+        function = BACKENDS[kind].open(tmp_path / name, outputs=graph.outputs, threads=1)
+        compare_with_model(model, function)
