@@ -63,11 +63,8 @@ def detect(
     predictor = Predictor(
         args.config_file,
         args.weights,
-        overrides=overrides,
         score_threshold=lowest,
-        batch_size=args.batch_size,
-        device=args.device,
-        public_key=args.public_key,
+        **_predictor_options(args, overrides),
     )
     if predictor.score_threshold != lowest:  # by an override
         threshold = predictor.score_threshold
@@ -116,14 +113,7 @@ def segment(
         CheckpointError: The weights are missing, damaged, or do not match the config.
     """
     _refuse(args, "semantic", "score_threshold", *_DETECTOR_OPTIONS)
-    segmentor = Segmentor(
-        args.config_file,
-        args.weights,
-        overrides=overrides,
-        batch_size=args.batch_size,
-        device=args.device,
-        public_key=args.public_key,
-    )
+    segmentor = Segmentor(args.config_file, args.weights, **_predictor_options(args, overrides))
     settings = {"model": segmentor.fingerprint(), **_settings(args, "classes", "stride")}
     files = LabelFiles(part, segmentor.class_names, pictures=not args.no_pictures, settings=settings)
     faults = _predict(args, segmentor.cfg, segmentor, segmentor.preparation, files, sources)
@@ -152,11 +142,8 @@ def segment_panoptic(
     predictor = PanopticPredictor(
         args.config_file,
         args.weights,
-        overrides=overrides,
         score_threshold=args.score_threshold,
-        batch_size=args.batch_size,
-        device=args.device,
-        public_key=args.public_key,
+        **_predictor_options(args, overrides),
     )
     settings = {"model": predictor.fingerprint(), **_settings(args, "classes", "stride")}
     files = PanopticFiles(
@@ -165,6 +152,15 @@ def segment_panoptic(
     faults = _predict(args, predictor.cfg, predictor, predictor.preparation, files, sources)
     counts = f"{counted(part.objects, 'segment')} in {counted(part.images, 'image')}"
     return faults, f"{counts}: {files.folder / PANOPTIC_NAME}, {files.masks}{files.drawn(sources)}"
+
+
+def _predictor_options(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    return {
+        "overrides": overrides,
+        "batch_size": args.batch_size,
+        "device": args.device,
+        "public_key": args.public_key,
+    }
 
 
 def _refuse(args: argparse.Namespace, kind: str, *names: str) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvt_det.errors import NumericError
-from pvt_det.runtimes.backend import INPUT_NAME, require_modules
-from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
+from pvt_det.runtimes.backend import INPUT_NAME, Function, require_modules
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, as_function, import_openvino
 
 # Default number of calibration images.
 CALIBRATION_IMAGES = 300
@@ -32,7 +32,7 @@ _RESHAPED = ("Convert", "Reshape", "Transpose", "Unsqueeze")
 _LAST = re.compile(r"(objectness_logits|anchor_deltas|cls_score|bbox_pred)\.weight$")
 
 # Returns the accuracy of a model on some images, given as indices, in percentage points; higher is better.
-Measure = Callable[[Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]], Sequence[int]], float]
+Measure = Callable[[Function, Sequence[int]], float]
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,8 @@ def quantize(
 
 
 def _validate(measure: Measure, compiled: Any, indices: Any) -> tuple[float, None]:
-    request = compiled.create_infer_request()
     names = [output.get_any_name() for output in compiled.outputs]
-
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        request.start_async({INPUT_NAME: images})
-        request.wait()
-        return {name: request.get_tensor(name).data.copy() for name in names}
-
-    return measure(run, list(indices)), None
+    return measure(as_function(compiled.create_infer_request(), names), list(indices)), None
 
 
 def _float_operators(model: Any) -> list[str]:

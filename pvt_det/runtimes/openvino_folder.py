@@ -45,6 +45,23 @@ def import_openvino() -> Any:
     return openvino
 
 
+def as_function(request: Any, outputs: Sequence[str]) -> Function:
+    """Return an inference request of OpenVINO as a function.
+
+    Args:
+        request: The `openvino.InferRequest`.
+        outputs: Names of the outputs to return.
+    """
+
+    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        # In a thread of OpenVINO, so that the caller's thread does not keep the state of AMX.
+        request.start_async({INPUT_NAME: images})
+        request.wait()
+        return {name: request.get_tensor(name).data.copy() for name in outputs}
+
+    return run
+
+
 class OpenVINOBackend(Backend):
     """Folders with a model in OpenVINO's format, run by OpenVINO.
 
@@ -121,14 +138,7 @@ class OpenVINOBackend(Backend):
                 f"TEST.PRECISION {precision}: this processor has no instructions for it, so {self.version()} would "
                 "compute in fp32. Leave it out."
             )
-
-        def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-            # In a thread of OpenVINO, so that the caller's thread does not keep the state of AMX.
-            request.start_async({INPUT_NAME: images})
-            request.wait()
-            return {name: request.get_tensor(name).data.copy() for name in outputs}
-
-        return run
+        return as_function(request, outputs)
 
     def write_metadata(self, folder: Path, entries: Mapping[str, str]) -> None:
         """Write the metadata of a model next to its other files.
