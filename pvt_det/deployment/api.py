@@ -35,6 +35,7 @@ from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.backends import BACKENDS
 from pvt_det.runtimes.metadata import CLASSIFICATION, DETECTION, PANOPTIC, SEGMENTATION, Metadata, portable_config
 from pvt_det.utils.digest import file_digest
+from pvt_det.utils.precision import fastest_cpu_precision
 from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.source import locate
@@ -232,7 +233,7 @@ def export(
             quantized = write_int8(
                 written, path, calibration, metadata, max_drop=int8.max_drop, validation=validation, show=show
             )
-            function = _open(path, kind, metadata, "bf16")
+            function = _open(path, kind, metadata, fastest_cpu_precision())
     first = batches[0]
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)

@@ -21,6 +21,7 @@ from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.metadata import Metadata, load_model_config
 from pvt_det.runtimes.model import ExportedModel
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend
+from pvt_det.utils.precision import fastest_cpu_precision
 from pvt_det.utils.text import counted
 
 # Number of calibration images on which the two models are compared.
@@ -140,8 +141,8 @@ def _compare(
     """Return the table of differences and its number of images."""
     chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(_COMPARED, len(images))).round().astype(int)]
     open_model = OpenVINOBackend().open
-    threads = torch.get_num_threads()
-    one = open_model(source / GRAPH_NAME, outputs=metadata.outputs, threads=threads)
-    other = open_model(target / GRAPH_NAME, outputs=metadata.outputs, threads=threads, precision="bf16")
+    options: dict[str, Any] = {"outputs": metadata.outputs, "threads": torch.get_num_threads()}
+    one = open_model(source / GRAPH_NAME, **options)
+    other = open_model(target / GRAPH_NAME, **options, precision=fastest_cpu_precision())
     batches = [image[None] for image in chosen]
     return differences([one(batch) for batch in batches], [other(batch) for batch in batches]), len(chosen)

@@ -20,6 +20,7 @@ from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.runtimes.backend import damaged
 from pvt_det.runtimes.backends import backend_of, is_exported
 from pvt_det.utils.paths import file_fault
+from pvt_det.utils.precision import fastest_cpu_precision
 
 # Increased when older versions of this package cannot use new files.
 FORMAT = 1
@@ -116,7 +117,8 @@ def portable_config(
         cfg: The config of the model.
         classes: Names of the classes of objects, () if there are none or they are not known.
         labels: Names of the classes of label maps, () if there are none or they are not known.
-        precision: Number format to compute in, unless users ask for another one. A value of TEST.PRECISION.
+        precision: Number format to compute in, unless users ask for another one. A value of TEST.PRECISION. "bf16" is
+            "fp32" on processors without instructions for it.
     """
     kept = cfg.clone()
     kept.defrost()
@@ -206,9 +208,12 @@ def _own_config(path: Path, metadata: Metadata) -> CfgNode:
             f"{path} is a classifier. Expected a detector or segmentor. tools/run_onnx.py runs the ONNX file of one."
         )
     try:
-        return parse_config(metadata.config, f"the config in {path}", training=False)
+        cfg = parse_config(metadata.config, f"the config in {path}", training=False)
     except ConfigError as error:
         raise damaged(path, error) from error
+    if cfg.TEST.PRECISION == "bf16":
+        cfg.TEST.PRECISION = fastest_cpu_precision()
+    return cfg
 
 
 def _parse(path: Path, entries: Mapping[str, str]) -> Metadata:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.results import load_run
 from pvt_det.run_folder import identify
+from pvt_det.runtimes.metadata import load_model_config, portable_config, read_metadata
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend
+from pvt_det.utils.precision import has_fast_bf16
 from tests.command_line import run_command
 
 pytestmark = pytest.mark.usefixtures("smallest_variant")
@@ -82,6 +87,20 @@ def test_tiles(predictor, eager):
     assert found.pred_classes.tolist() == wanted.pred_classes.tolist()
 
 
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_precision_of_a_file_follows_the_processor(exported, images, tmp_path, monkeypatch, has_bf16, precision):
+    folder = tmp_path / "int8_openvino"
+    shutil.copytree(exported / "mine_openvino", folder)
+    metadata = read_metadata(folder / GRAPH_NAME)
+    config = portable_config(load_model_config(folder / GRAPH_NAME, training=False), precision="bf16")
+    OpenVINOBackend().write_metadata(folder, replace(metadata, config=config).entries())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bf16}, raising=False)
+    assert precision == load_model_config(folder / GRAPH_NAME, training=False).TEST.PRECISION
+    if not has_bf16:
+        assert_same(Predictor(folder, **LOW)(images[0]), Predictor(exported / "mine_openvino", **LOW)(images[0]))
+
+
+@pytest.mark.skipif(not has_fast_bf16(torch.device("cpu")), reason="this processor has no instructions for bf16")
 def test_bf16_of_openvino_is_close(exported, images):
     fp32, bf16 = (
         Predictor(exported / "mine_openvino", overrides=["TEST.PRECISION", precision], **LOW)(images[0])
