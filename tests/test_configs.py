@@ -118,6 +118,17 @@ def test_parameter_counts_match_the_published_ones(name, millions):
     assert (trained + norms) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("R_18", 15.5), ("R_50", 28.5), ("R_101", 47.5), ("X_101_32x4d", 47.1), ("X_101_64x4d", 86.4)],
+)
+def test_semantic_fpn_has_about_the_published_number_of_parameters(name, millions):
+    """The published counts include the scale and shift of BatchNorms, which FrozenBN keeps as buffers."""
+    model = build_without_memory(load(f"semantic_fpn_{name}"))
+    norms = sum(b.numel() for key, b in model.named_buffers() if re.search(r"norm\.(weight|bias)$", key))
+    assert (count(model) + norms) / 1e6 == pytest.approx(millions, abs=0.12)
+
+
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if re.fullmatch(r"retinanet_pvt_(tiny|small|v2_b\d(_li)?)", n)])
 def test_retinanet_adds_10_25_million_parameters_to_the_backbone(name):
     model = build_without_memory(load(name))

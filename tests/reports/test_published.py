@@ -42,7 +42,7 @@ def test_rows(config, box, mask):
 def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     rows = published_results()
     names = [row.config for row in rows]
-    assert len(set(names)) == len(names) == 73
+    assert len(set(names)) == len(names) == 77
     assert all(row.source for row in rows)
     missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
     assert missing == []
@@ -52,7 +52,11 @@ def test_semantic_segmentation_rows_are_on_ade20k():
     rows = [row for row in published_results() if row.dataset != "coco_2017_val"]
     found = {row.config: row.value("sem_seg", "mIoU") for row in rows}
     assert found == {
+        "semantic_fpn_R_18": 32.9,
         "semantic_fpn_R_50": 36.7,
+        "semantic_fpn_R_101": 38.8,
+        "semantic_fpn_X_101_32x4d": 39.7,
+        "semantic_fpn_X_101_64x4d": 40.2,
         "semantic_fpn_pvt_tiny": 36.6,
         "semantic_fpn_pvt_small": 41.9,
         "semantic_fpn_pvt_medium": 43.5,

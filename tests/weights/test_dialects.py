@@ -210,20 +210,23 @@ def test_caffe2_resnet_matches_detectron2() -> None:
     }
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_torchvision_resnet(depth: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "depth", "groups"), [("resnet18", 18, 1), ("resnet50", 50, 1), ("resnext50_32x4d", 50, 32)]
+)
+def test_torchvision_resnet(name: str, depth: int, groups: int) -> None:
     import torchvision
     from detectron2.layers import ShapeSpec
     from detectron2.modeling import build_resnet_backbone
 
     from pvt_det.config import get_config
 
-    theirs = scramble(getattr(torchvision.models, f"resnet{depth}")(weights=None))
+    theirs = scramble(getattr(torchvision.models, name)(weights=None))
     for k, v in theirs.state_dict().items():
         if k.endswith("running_var"):
             v.abs_().add_(0.5)
     cfg = get_config()
     cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = groups, 64 if groups == 1 else 4
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     if depth == 18:
