@@ -22,10 +22,11 @@ from torch.fx.experimental import _config as symbols
 
 from pvt_det.deployment.suppression import translations
 from pvt_det.errors import ConfigError
-from pvt_det.runtimes.backend import INPUT_NAME, require_modules
+from pvt_det.runtimes.backend import INPUT_NAME
 from pvt_det.runtimes.backends import BACKENDS
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
 from pvt_det.runtimes.torch_program import METADATA_NAME
+from pvt_det.utils.extras import require_packages
 
 Format: TypeAlias = Literal["onnx", "torch", "openvino"]
 
@@ -112,7 +113,7 @@ def require_writer(kind: Format) -> None:
         ConfigError: A package is missing.
     """
     backend = BACKENDS[kind]
-    require_modules(f"--format {kind}", (*backend.modules, *_WRITERS[kind]), backend.extra)
+    require_packages(f"--format {kind}", *backend.modules, *_WRITERS[kind], extra=backend.extra)
 
 
 @contextmanager

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvt_det.errors import NumericError
-from pvt_det.runtimes.backend import INPUT_NAME, Function, require_modules
+from pvt_det.runtimes.backend import INPUT_NAME, Function
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, as_function, import_openvino
+from pvt_det.utils.extras import require_packages
 
 # Default number of calibration images.
 CALIBRATION_IMAGES = 300
@@ -56,7 +57,7 @@ def require_nncf() -> None:
     Raises:
         ConfigError: It is missing.
     """
-    require_modules("--int8", ("nncf", "openvino"), "openvino")
+    require_packages("--int8", "nncf", "openvino", extra="openvino")
 
 
 def quantize(

@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from pvt_det.inference import SCORE_THRESHOLD
 from pvt_det.inference.load import AnyPredictor, load_predictor
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.uploads import Results
+from pvt_det.utils.extras import require_packages
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -34,11 +34,7 @@ def require_gradio() -> None:
     Raises:
         ConfigError: It is not.
     """
-    if find_spec("gradio") is None:
-        raise ConfigError(
-            "The web page needs the package gradio, which is missing. Run pip install gradio, or pip install -e "
-            "'.[app]' in a checkout."
-        )
+    require_packages("The web page", "gradio", extra="app")
 
 
 def load_model(

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.errors import DataError
 from pvt_det.inference.predictions import Detections
 from pvt_det.structures.masks import RunLengthMasks
+from pvt_det.utils.extras import require_packages
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -106,11 +107,7 @@ def _array(values: Any, dtype: Any) -> np.ndarray[Any, Any]:
 
 
 def _supervision() -> Any:
-    try:
-        import supervision
-    except ImportError as error:
-        raise ConfigError(
-            "The package supervision is not installed. Run pip install 'supervision>=0.30', or pip install "
-            "-e '.[supervision]' in a checkout."
-        ) from error
+    require_packages("Conversion to supervision", "supervision>=0.30", extra="supervision")
+    import supervision
+
     return supervision

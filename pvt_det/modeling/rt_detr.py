@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from pvt_det.errors import ConfigError
-from pvt_det.modeling.packages import require_packages
 from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.modeling.registration import register
+from pvt_det.utils.extras import require_packages
 
 # Names of the losses: those of transformers, and ours.
 _LOSSES = {"vfl": "cls", "bbox": "box_reg", "giou": "giou"}
@@ -153,7 +153,7 @@ class PVTRTDETR(QueryDetector):
         Raises:
             ConfigError: SciPy, which matches predictions and objects, is not installed.
         """
-        require_packages("scipy", purpose="Training RT-DETRv2")
+        require_packages("Training RT-DETRv2", "scipy", extra="detr")
         from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
         height, width = self._padded(features)
@@ -245,7 +245,7 @@ _PORTABLE: dict[str, Any] = {
 def _build(channels: Sequence[int], **settings: Any) -> Any:
     """Build transformers' RT-DETRv2 for feature maps with these channels, without the backbone."""
     # Earlier versions name the weights differently, and add denoising queries to the loss of the last layer.
-    require_packages("transformers>=5.20", purpose="RT-DETRv2")
+    require_packages("RT-DETRv2", "transformers>=5.20", extra="detr")
     from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
     # transformers builds a backbone from its own config. The smallest possible one is built, and replaced.

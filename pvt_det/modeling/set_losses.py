@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
 from pvt_det.modeling.focal import dense_focal_loss
-from pvt_det.modeling.packages import require_packages
+from pvt_det.utils.extras import require_packages
 
 _ALPHA, _GAMMA = 0.25, 2.0
 _EPSILON = 1e-12
@@ -93,7 +93,7 @@ class SetLosses:
             Layer, image, query and object of each of the M matches, `M` each. Objects are counted over all images. If
             there are more objects than queries, the objects that are left have no match.
         """
-        require_packages("scipy", purpose="Training DETR or Sparse R-CNN")
+        require_packages("Training DETR or Sparse R-CNN", "scipy", extra="detr")
         from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
         class_costs = self._class_costs(logits)

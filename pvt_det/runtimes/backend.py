@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.errors import CheckpointError
+from pvt_det.utils.extras import require_packages
 from pvt_det.utils.paths import file_fault
 
 if TYPE_CHECKING:  # the options of commands need no NumPy
@@ -51,7 +51,7 @@ class Backend(ABC):
         Raises:
             ConfigError: A package is missing.
         """
-        require_modules(self.runtime, self.modules, self.extra)
+        require_packages(self.runtime, *self.modules, extra=self.extra)
 
     def version(self) -> str:
         """Return the name and version of the runtime, for the record of a result."""
@@ -97,25 +97,6 @@ class Backend(ABC):
             CheckpointError: The file is damaged, or the runtime does not support it.
             ConfigError: A package that is needed to run the file is missing.
         """
-
-
-def require_modules(what: str, modules: Sequence[str], extra: str) -> None:
-    """Check that modules are installed.
-
-    Args:
-        what: What needs them, as the start of the message.
-        modules: Their names, which are also those of their packages.
-        extra: The extra of this package that installs them.
-
-    Raises:
-        ConfigError: A module is missing.
-    """
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing. Run pip "
-            f"install 'pvt_det[{extra}]', or pip install -e '.[{extra}]' in a checkout."
-        )
 
 
 def read_bytes(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from pvt_det.studies.run import missing_jobs, plan_study
 from pvt_det.studies.runner import command_line, failure
 from pvt_det.studies.state import find_difference, write_record
 from pvt_det.studies.study import Study
+from pvt_det.utils.extras import require_packages
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import make_folder
 
@@ -46,10 +47,9 @@ def submit_study(
     Raises:
         ConfigError: submitit or Slurm is not available, a parameter is wrong, or `run_study` would raise an error.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError("--submit needs submitit. Install it with pip install submitit.") from error
+    require_packages("--submit", "submitit", extra="slurm")
+    import submitit
+
     make_folder(study.output)
     with FolderLock(study.output):
         jobs = missing_jobs(plan_study(study, only))

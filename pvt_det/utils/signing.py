@@ -6,10 +6,10 @@ The signature is a file in the format of Sigstore's `model-signing`, which is an
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 
 from pvt_det.errors import CheckpointError, ConfigError
+from pvt_det.utils.extras import require_packages
 from pvt_det.utils.paths import file_fault
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ SIGNATURE_NAME = "model.sig"
 _UNSIGNED = (".cache",)
 _MAX_SIGNATURE_BYTES = 2**24
 # model-signing imports it without requiring it.
-_REQUIRED = {"model_signing": "model-signing", "OpenSSL": "pyopenssl"}
+_MODULES = ("model_signing", "OpenSSL")
 
 
 class FolderSigner:
@@ -33,7 +33,7 @@ class FolderSigner:
     """
 
     def __init__(self, private_key: Path) -> None:
-        _require_packages()
+        require_packages("A signature", *_MODULES, extra="signing")
         from model_signing import signing
 
         _require_key(private_key, "private")
@@ -81,7 +81,7 @@ def verify_folder(folder: Path, public_key: Path) -> None:
         CheckpointError: The folder is not signed, was signed with another key, or was changed.
         ConfigError: The package `model-signing` is missing, or the key cannot be used.
     """
-    _require_packages()
+    require_packages("A signature", *_MODULES, extra="signing")
     from model_signing import verifying
 
     _require_key(public_key, "public")
@@ -132,15 +132,6 @@ def verify_signed(public_key: str | Path, *files: Path) -> None:
                 "and the weights must be files in one signed folder."
             )
     verify_folder(folder, Path(public_key))
-
-
-def _require_packages() -> None:
-    missing = [package for module, package in _REQUIRED.items() if find_spec(module) is None]
-    if missing:
-        raise ConfigError(
-            f"Signatures need {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing. Run pip "
-            f"install {' '.join(missing)}, or pip install -e '.[signing]' in a checkout."
-        )
 
 
 def _require_key(path: Path, kind: str) -> None:

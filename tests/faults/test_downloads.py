@@ -14,7 +14,6 @@ from filelock import FileLock
 
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.inference.predictor import Predictor
-from pvt_det.utils import signing
 from pvt_det.weights import transfer
 from pvt_det.weights.catalog import Remote, hub_file
 from pvt_det.weights.download import fetch
@@ -398,8 +397,10 @@ def test_F82_unusable_keys_are_refused_before_the_card_is_written(share, keys, t
 
 
 def test_F82_missing_package_is_named(share, keys, tmp_path, monkeypatch):
-    monkeypatch.setattr(signing, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"Signatures need model-signing and pyopenssl, .*pip install"):
+    monkeypatch.setattr("pvt_det.utils.extras.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"A signature needs model_signing and OpenSSL, .*pip install 'pvt_det\[signing\]'"
+    ):
         share("--sign", tmp_path / "key.pem")
-    with pytest.raises(ConfigError, match=r"Signatures need model-signing"):
+    with pytest.raises(ConfigError, match=r"A signature needs model_signing"):
         load(share(), tmp_path / "key.pem")

@@ -34,11 +34,11 @@ NAMES = ["<img src=x onerror=alert(1)>", "a & b", "**bold**", "${c}{{d}}"]
 
 @pytest.fixture
 def no_gradio(monkeypatch):
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr("pvt_det.utils.extras.find_spec", lambda name: None)
 
 
 def test_missing_gradio_is_named_before_the_model_is_loaded(no_gradio, tmp_path):
-    with pytest.raises(ConfigError, match=r"needs the package gradio.*pip install gradio"):
+    with pytest.raises(ConfigError, match=r"needs gradio, which is missing.*pip install 'pvt_det\[app\]'"):
         run_command("app", [str(tmp_path)])
 
 

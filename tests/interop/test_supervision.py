@@ -135,5 +135,5 @@ def test_example_of_the_documentation(repo_root, untrained_run, shapes, tmp_path
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ConfigError, match=r"pip install 'supervision>=0\.30'"):
+    with pytest.raises(ConfigError, match=r"needs supervision>=0\.30, .*'pvt_det\[supervision\]'"):
         to_supervision(detections())

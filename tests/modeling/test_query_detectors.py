@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,11 +17,12 @@ from pvt_det.config import load_config
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.trunks import detector_trunk
-from pvt_det.modeling import packages, set_losses
+from pvt_det.modeling import set_losses
 from pvt_det.modeling.query_detector import QueryDetector
 from pvt_det.modeling.set_losses import SetLosses
 from pvt_det.models.complexity import count_gmacs
 from pvt_det.solver.build import build_optimizer
+from pvt_det.utils import extras
 from tests.drills import tiny
 from tests.tiny_runs import stop_in
 
@@ -179,11 +179,8 @@ def test_predictions_that_are_not_finite_give_losses_that_are_not():
 
 
 def test_missing_scipy_is_explained(monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError
-
-    monkeypatch.setattr(packages, "version", missing)
-    expected = "Training DETR or Sparse R-CNN needs the package scipy, which is missing. Run pip install 'scipy'"
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    expected = "Training DETR or Sparse R-CNN needs scipy, which is missing. Run pip install 'pvt_det[detr]'"
     with pytest.raises(ConfigError, match=re.escape(expected)):
         FOCAL.match(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 4), SIZE, objects([1.0, 1, 2, 2]))
 

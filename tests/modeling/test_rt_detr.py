@@ -12,7 +12,8 @@ from torch import nn
 
 from pvt_det.config import load_config
 from pvt_det.errors import ConfigError
-from pvt_det.modeling import packages, rt_detr
+from pvt_det.modeling import rt_detr
+from pvt_det.utils import extras
 
 pytest.importorskip("transformers", minversion="5.20", reason="needs the extra detr")
 
@@ -191,8 +192,8 @@ def test_images_with_fewer_cells_than_queries_are_explained(repo_root):
 
 
 def test_old_transformers_is_refused(repo_root, monkeypatch):
-    monkeypatch.setattr(packages, "version", lambda name: "5.0.0")
-    expected = r"RT-DETRv2 needs the package transformers>=5\.20, but 5\.0\.0 is installed\. Run pip install"
+    monkeypatch.setattr(extras, "version", lambda name: "5.0.0")
+    expected = r"RT-DETRv2 needs transformers>=5\.20, but 5\.0\.0 is installed\. Run pip install 'pvt_det\[detr\]'"
     with pytest.raises(ConfigError, match=expected):
         build(repo_root)
 

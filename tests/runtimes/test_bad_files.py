@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.segmentor import Segmentor
-from pvt_det.runtimes import backend
 from pvt_det.runtimes.backends import BACKENDS
+from pvt_det.utils import extras
 from tests.command_line import run_command
 
 pytestmark = pytest.mark.usefixtures("smallest_variant")
@@ -120,7 +120,7 @@ def test_unsupported_operator(changed):
     ],
 )
 def test_missing_runtime(exported, monkeypatch, name, missing, message):
-    monkeypatch.setattr(backend, "find_spec", lambda module: None if module == missing else object())
+    monkeypatch.setattr(extras, "find_spec", lambda module: None if module == missing else object())
     with pytest.raises(ConfigError, match=message):
         Predictor(exported / name)
 
