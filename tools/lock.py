@@ -42,7 +42,7 @@ from tools.setup_env import (
 UV = "uv>=0.13"
 BUILD_TOOLS = ("packaging", "setuptools", "wheel")  # wheel needs packaging
 # Extras whose lower bounds are tested, and the tools for it, which have their newest version.
-OLDEST_EXTRAS = ("export", "imagenet", "signing", "video")
+OLDEST_EXTRAS = ("export", "imagenet", "openvino", "signing", "video")
 TEST_TOOLS = ("hypothesis", "psutil", "pytest", "pytest-xdist")
 HEADER = "# Written by `make lock`. Do not edit.\n"
 # An entry starts with its name; its hashes follow in indented lines.
