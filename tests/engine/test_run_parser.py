@@ -48,6 +48,7 @@ def test_folder_in_the_working_directory_is_a_config(parse, tmp_path, monkeypatc
     [
         ([], "no config is given. Expected one as the first argument"),
         (["A", "1"], "no config is given"),
+        (["a.yaml", "b.json"], "repeat the option: --train-json FILE --train-json b.json"),
         (["a.yaml", "--config-file", "b.yaml"], "two configs are given: --config-file b.yaml and a.yaml"),
         (["a.yaml", "--image-size", "big"], "big: expected one or two numbers of pixels"),
         (["a.yaml", "--image-size", "640", "480"], "640 480: expected the short side before the longest side"),

@@ -130,7 +130,7 @@ def stopped(command, monkeypatch, tiny_set):
     [
         ("SOLVER.IMS_PER_BATCH", 2, 4),
         ("SOLVER.ACCUMULATE_STEPS", 1, 2),
-        ("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "RepeatFactorTrainingSampler"),
+        ("DATALOADER.REPEAT_THRESHOLD", 0.0, 0.5),
         ("DATALOADER.ASPECT_RATIO_GROUPING", True, False),
     ],
 )
