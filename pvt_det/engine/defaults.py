@@ -100,7 +100,8 @@ def default_setup(
         check_agreement(config_values(cfg) | library_versions(), comm.all_gather)
         _adapt_to_machine(cfg)
         validate_config(cfg, training=not eval_only)
-        resume = resume or restarts() > 0
+        # A host that replaces another one was not restarted itself.
+        resume = resume or any(comm.all_gather(restarts()))
         if not eval_only and not resume:
             _check_unused(folder)
         if not eval_only and comm.is_main_process():

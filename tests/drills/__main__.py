@@ -16,6 +16,7 @@ import torch
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from tests.drills.config_values import run_config_values
 from tests.drills.fuzz import KINDS, run_fuzz
+from tests.drills.hosts import run_hosts
 from tests.drills.kills import run_kills
 from tests.drills.memory import run_evaluation, run_loader, run_training
 from tests.drills.outcome import Outcome
@@ -43,6 +44,10 @@ def _resume(args: argparse.Namespace, folder: Path) -> Outcome:
 
 def _restarts(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_restarts(folder, _RETINANET, args.count, seed=args.seed)
+
+
+def _hosts(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_hosts(folder, _RETINANET, args.count, seed=args.seed)
 
 
 def _fuzz(args: argparse.Namespace, folder: Path) -> Outcome:
@@ -74,6 +79,12 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         3,
     ),
     "restarts": (_restarts, "kill -9 one of two processes under torchrun: the run restarts and finishes", 20),
+    "hosts": (
+        _hosts,
+        "train on three hosts (network namespaces) of which one is stopped for a time and one killed: the end is that "
+        "of an undisturbed run",
+        4,
+    ),
     "fuzz": (
         _fuzz,
         "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from pvt_det.errors import ConfigError
-from pvt_det.utils.distributed import start_process
+from pvt_det.utils.distributed import agree_on_prefix, start_process
 from pvt_det.utils.torchrun import local_rank, local_world_size, under_torchrun
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -43,3 +48,40 @@ def test_single_process(monkeypatch, missing):
         assert process.gather("a") == ["a"]
         assert process.sum(torch.ones(2)).tolist() == [1, 1]
         assert (process.any(True), process.any(False)) == (True, False)
+
+
+@pytest.fixture
+def connect():
+    """Connect to a store as another process does."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return lambda: dist.TCPStore("127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=10))
+
+
+def agreed(connect, ranks, size, seconds=10.0):
+    def join(rank):
+        return agree_on_prefix(connect(), rank, size, timedelta(seconds=seconds))
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(join, ranks))
+
+
+def test_processes_agree_on_a_new_prefix_each_time(connect):
+    """The words of earlier processes, living or dead, stay in the store."""
+    first, second = agreed(connect, range(4), 4), agreed(connect, [3, 1, 0, 2], 4)
+    assert len(set(first)) == len(set(second)) == 1
+    assert first[0] != second[0]
+
+
+def test_process_that_died_while_it_joined_is_replaced(connect):
+    connect().set("asked/1", "the word of a dead process")
+    connect().set("asked/2", "another")
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(agreed, connect, [0, 2], 3)
+        time.sleep(0.3)
+        assert not late.done()
+        assert {*agreed(connect, [1], 3)} == {*late.result()}
+
+
+def test_processes_that_never_join_are_counted(connect):
+    with pytest.raises(dist.DistStoreError, match="2 processes did not join"):
+        agreed(connect, [0], 3, seconds=0.2)
