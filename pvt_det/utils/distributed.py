@@ -106,8 +106,8 @@ def agree_on_prefix(store: dist.Store, rank: int, world_size: int, timeout: time
     """Agree on a new prefix for the keys of a process group in a store that outlives its processes.
 
     `torchrun` keeps one store for all attempts (torch 2.14), in which a restarted process would find the addresses of
-    dead ones. Its number of restarts is no prefix: a host that was replaced has a lower one than the others. So every
-    process asks with a word of its own, which only a living rank 0 can answer.
+    dead ones. Its number of restarts would not do as a prefix, because it differs between hosts: only those on which a
+    process failed count a restart. So every process asks with a word of its own, which only a living rank 0 can answer.
 
     Args:
         store: The store, used by no other thread.

@@ -7,18 +7,21 @@ the first one. A host that has ended is started again after some seconds, as a c
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pvt_det.checkpoint import CheckpointStore
+from pvt_det.utils.text import counted
 from tests.drills.network import Host, can_make_hosts, make_hosts
-from tests.drills.outcome import Outcome
+from tests.drills.outcome import Outcome, children
 from tests.drills.resume import differences, saved_state
 from tests.drills.tiny import shapes_keys, tiny_words
 
@@ -28,14 +31,21 @@ _SLOW = 20.0
 # Seconds until a host that has ended starts again, and that a run may take.
 _REQUEUE, _TIMEOUT = 3.0, 900.0
 _PORT = 29400
+# With one store for all attempts, a host that replaces another one cannot join (torch 2.14).
+_OWN_STORES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def run_hosts(folder: Path, config_file: str, count: int, *, seed: int = 0, number: int = 3) -> Outcome:
     """Train with disturbed hosts, and compare the end with that of an undisturbed run.
 
-    In each run, a host is stopped for 20 seconds, and later another one is killed with all of its processes. Every
-    other run kills the first host, on which the others depend. At last, runs with a host that has another output
-    folder, other data or other code must be refused.
+    In each run, a host is stopped for 20 seconds, and later another one is disturbed, in one of four ways by turns:
+
+    - all of its processes are killed,
+    - the same for host0, on which the others depend,
+    - its torchrun gets SIGTERM, as when a machine is taken away,
+    - only its training process is killed, with one store for all attempts, which is torchrun's default.
+
+    At last, runs with a host that has another output folder, other data or other code must be refused.
 
     Args:
         folder: Folder for the data, the runs and their logs.
@@ -50,23 +60,24 @@ def run_hosts(folder: Path, config_file: str, count: int, *, seed: int = 0, numb
         return outcome
     generator = random.Random(seed)
     with make_hosts(number, folder) as hosts:
-        whole = _Run(folder, config_file, "whole", hosts)
+        whole = _Run(folder, config_file, "whole", hosts, _OWN_STORES)
         if failure := whole.finish():
             outcome.failures.append(f"undisturbed run: {failure}. See {whole.output}")
             return outcome
         outcome.facts["undisturbed"] = f"{whole.seconds:.0f} s"
         for attempt in range(count):
-            run = _Run(folder, config_file, f"run{attempt}", hosts)
-            victim = 0 if attempt % 2 else generator.randrange(1, number)
-            slow = generator.choice([index for index in range(number) if index != victim])
+            way, disturb, is_first, variables = _WAYS[attempt % len(_WAYS)]
+            run = _Run(folder, config_file, f"run{attempt}", hosts, variables)
+            victim = hosts[0 if is_first else generator.randrange(1, number)]
+            slow = generator.choice([host for host in hosts if host is not victim])
             first, second = generator.randrange(4, 16), generator.randrange(20, 36)
-            failure = run.finish({first: lambda s=slow: _slow_down(hosts[s]), second: hosts[victim].kill})
+            failure = run.finish({first: partial(_slow_down, slow), second: partial(disturb, victim)})
             if not failure and (different := list(differences(saved_state(whole.output), saved_state(run.output)))):
                 failure = f"{len(different)} values differ, such as {different[0]}"
             outcome.tried += 1
             outcome.facts[f"run {attempt}"] = (
-                f"host{slow} stopped for {_SLOW:.0f} s after iteration {first}, host{victim} killed after {second}; "
-                f"{run.seconds:.0f} s, hosts started again: {run.started_again}"
+                f"{slow.name} stopped for {_SLOW:.0f} s after iteration {first}, {victim.name} {way} after {second}; "
+                f"{run.seconds:.0f} s, {counted(run.started_again, 'host')} started again"
             )
             if failure:
                 outcome.failures.append(f"run {attempt}: {failure}. See {run.output}")
@@ -83,12 +94,22 @@ class _Run:
         started_again: How many times a host was started again.
     """
 
-    def __init__(self, folder: Path, config_file: str, name: str, hosts: Sequence[Host], restarts: int = 3) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config_file: str,
+        name: str,
+        hosts: Sequence[Host],
+        variables: Mapping[str, str],
+        *,
+        restarts: int = 3,
+    ) -> None:
         self.output = folder / name
         self.output.mkdir()
         self.seconds = 0.0
         self.started_again = 0
         self.hosts = hosts
+        self.variables = {"OMP_NUM_THREADS": "1", **variables}
         settings = {
             "SOLVER.MAX_ITER": _ITERATIONS,
             "SOLVER.CHECKPOINT_PERIOD": _PERIOD,
@@ -112,7 +133,7 @@ class _Run:
             code: Folder with the package. None takes the current one.
             hidden: Folder that is not shared with the other hosts.
         """
-        variables = {"PYTHONPATH": str(code or Path.cwd()), "OMP_NUM_THREADS": "1"}
+        variables = self.variables | {"PYTHONPATH": str(code or Path.cwd())}
         host.start([*self.command, *changes], self.log(host), variables, hidden)
 
     def log(self, host: Host) -> Path:
@@ -193,6 +214,18 @@ def _code(host: Host) -> int | None:
     return host.process.poll() if host.process else None
 
 
+def _kill_training(host: Host) -> None:
+    """Kill the process that trains, and not the torchrun that started it."""
+    assert host.process is not None
+    os.kill(children(host.process.pid)[0], signal.SIGKILL)
+
+
+def _terminate(host: Host) -> None:
+    """Ask torchrun to end, as when a machine is taken away."""
+    assert host.process is not None
+    host.process.terminate()
+
+
 def _slow_down(host: Host) -> None:
     host.signal(signal.SIGSTOP)
     time.sleep(_SLOW)
@@ -215,10 +248,19 @@ def _try_refusals(outcome: Outcome, folder: Path, config_file: str, hosts: Seque
         "code": ("differ: code version is", {"code": other_code}),
     }
     for name, (expected, differs) in cases.items():
-        run = _Run(folder, config_file, name, hosts, restarts=0)
+        run = _Run(folder, config_file, name, hosts, _OWN_STORES, restarts=0)
         for host in hosts:
             run.start(host, **(differs if host is hosts[-1] else {}))
         outcome.tried += 1
         if failure := run.refusal(expected):
             outcome.failures.append(f"other {name}: {failure}. See {run.log(hosts[0])}")
     outcome.facts["refused before training"] = f"a host with another {', '.join(cases)}"
+
+
+# What is done to a host, the function, whether it is done to host0, and the environment variables of the run.
+_WAYS: tuple[tuple[str, Callable[[Host], None], bool, Mapping[str, str]], ...] = (
+    ("killed", Host.kill, False, _OWN_STORES),
+    ("killed", Host.kill, True, _OWN_STORES),
+    ("terminated", _terminate, False, _OWN_STORES),
+    ("without its training process", _kill_training, False, {}),
+)
