@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pvt_det.errors import ConfigError, RankError
 from pvt_det.utils.devices import require_device, require_single_process
@@ -139,6 +141,46 @@ def agree_on_prefix(store: dist.Store, rank: int, world_size: int, timeout: time
                 waiting.remove(other)
         time.sleep(_POLL)
     return word
+
+
+def distribute(model: nn.Module, device: torch.device, *, broadcast_buffers: bool) -> DistributedDataParallel:
+    """Wrap a model so that its gradients are averaged over all processes, in the same order in every iteration.
+
+    `DistributedDataParallel` groups the gradients anew after its first backward pass, by the order in which they came.
+    With three or more processes, another group is another order of additions, so that the first iteration of a resumed
+    run would differ in the last bits from the same iteration of an uninterrupted one. Therefore, the first backward
+    pass is done here, without the model's own computation.
+
+    Args:
+        model: The model, on its device. Its gradients are None afterwards.
+        device: Device of the model.
+        broadcast_buffers: Whether the buffers of rank 0 are sent to all processes before each forward pass.
+
+    Returns:
+        The wrapped model. All processes must call this function at the same time.
+    """
+    device_ids = [device] if device.type == "cuda" else None
+    started = _Started(model)
+    wrapped = DistributedDataParallel(started, device_ids=device_ids, broadcast_buffers=broadcast_buffers)
+    wrapped(torch.zeros((), device=device)).backward()
+    model.zero_grad(set_to_none=True)
+    started.is_first = False
+    return wrapped
+
+
+class _Started(nn.Module):
+    """A model whose first forward pass only touches its parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.is_first = True
+
+    def forward(self, *inputs: Any) -> Any:
+        if self.is_first:
+            trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+            return sum(((0 * parameter).sum() for parameter in trained), *inputs)
+        return self.model(*inputs)
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,6 @@ def _restarts(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_restarts(folder, _RETINANET, args.count, seed=args.seed)
 
 
-def _hosts(args: argparse.Namespace, folder: Path) -> Outcome:
-    return run_hosts(folder, _RETINANET, args.count, seed=args.seed)
-
-
 def _fuzz(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_fuzz(folder, args.count, seed=args.seed, kinds=tuple(args.kinds))
 
@@ -70,6 +66,10 @@ def _evaluation(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_evaluation(folder, args.count, detections=100)
 
 
+def _hosts(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_hosts(folder, _RETINANET, args.count, seed=args.seed)
+
+
 # name: (drill, description, default of --count or --minutes)
 _DRILLS: dict[str, tuple[Drill, str, int]] = {
     "kills": (_kills, "kill -9 a process that saves checkpoints: all files stay intact, and every run resumes", 200),
@@ -79,12 +79,6 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         3,
     ),
     "restarts": (_restarts, "kill -9 one of two processes under torchrun: the run restarts and finishes", 20),
-    "hosts": (
-        _hosts,
-        "train on three hosts (network namespaces) of which one is stopped for a time and one killed: the end is that "
-        "of an undisturbed run",
-        4,
-    ),
     "fuzz": (
         _fuzz,
         "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",
@@ -102,6 +96,12 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
     ),
     "loader": (_loader, "read training data with 2 workers: memory and open files do not grow", 60),
     "training": (_training, "train: memory and open files do not grow", 30),
+    "hosts": (
+        _hosts,
+        "train on three hosts (network namespaces) of which one is stopped for a time and one killed: the end is that "
+        "of an undisturbed run",
+        4,
+    ),
 }
 
 

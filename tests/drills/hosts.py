@@ -25,7 +25,7 @@ from tests.drills.outcome import Outcome, children
 from tests.drills.resume import differences, saved_state
 from tests.drills.tiny import shapes_keys, tiny_words
 
-_ITERATIONS, _PERIOD = 40, 4
+_ITERATIONS, _PERIOD = 24, 4
 # Seconds for which a host is stopped: more than the 15 after which torchrun's rendezvous counts it as dead.
 _SLOW = 20.0
 # Seconds until a host that has ended starts again, and that a run may take.
@@ -70,7 +70,7 @@ def run_hosts(folder: Path, config_file: str, count: int, *, seed: int = 0, numb
             run = _Run(folder, config_file, f"run{attempt}", hosts, variables)
             victim = hosts[0 if is_first else generator.randrange(1, number)]
             slow = generator.choice([host for host in hosts if host is not victim])
-            first, second = generator.randrange(4, 16), generator.randrange(20, 36)
+            first, second = generator.randrange(4, 9), generator.randrange(12, 21)
             failure = run.finish({first: partial(_slow_down, slow), second: partial(disturb, victim)})
             if not failure and (different := list(differences(saved_state(whole.output), saved_state(run.output)))):
                 failure = f"{len(different)} values differ, such as {different[0]}"

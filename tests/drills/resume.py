@@ -53,13 +53,13 @@ def run_resume(
             name = f"{Path(config_file).stem}, seed {seed}"
             settings = _SETTINGS | {"SEED": seed}
             whole = folder / f"{Path(config_file).stem}-{seed}-whole"
-            _train(tiny_config(config_file, folder, whole, settings))
+            train_or_stop(tiny_config(config_file, folder, whole, settings))
             expected = saved_state(whole)
             for number in workers:
                 parts = folder / f"{Path(config_file).stem}-{seed}-{number}"
                 for cut in (*CUTS, None):
                     cfg = tiny_config(config_file, folder, parts, settings | {"DATALOADER.NUM_WORKERS": number})
-                    _train(cfg, cut)
+                    train_or_stop(cfg, cut)
                 outcome.tried += 1
                 if different := list(differences(expected, saved_state(parts))):
                     outcome.failures.append(
@@ -80,7 +80,13 @@ class _StopIn(HookBase):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _train(cfg: CfgNode, cut: int | None = None) -> None:
+def train_or_stop(cfg: CfgNode, cut: int | None = None) -> None:
+    """Train, or resume a run.
+
+    Args:
+        cfg: Config of the run.
+        cut: Iteration in which the run is stopped, counted from 1. None does not stop it.
+    """
     register_datasets(cfg)
     # A new process has different random states, which the saved states must replace.
     is_resumed = any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
@@ -96,14 +102,24 @@ def _train(cfg: CfgNode, cut: int | None = None) -> None:
 
 
 def saved_state(folder: Path) -> dict[str, Any]:
-    """Return the training state at the end of a run, and its final weights."""
+    """Return the training state at the end of a run, and its final weights.
+
+    Args:
+        folder: The run folder.
+    """
     last = CheckpointStore(folder).latest()
     assert last is not None
     return {"state": read_file(last), "final": read_file(folder / FINAL_NAME)}
 
 
 def differences(expected: Any, found: Any, name: str = "state") -> Iterator[str]:
-    """Yield the names of all entries that differ, except the training time and memory, which are measured."""
+    """Yield the names of all entries that differ, except the training time and memory, which are measured.
+
+    Args:
+        expected: State of `saved_state`, or a part of it.
+        found: The same of another run.
+        name: Name of the part.
+    """
     if name.endswith(_MEASURED):
         return
     if isinstance(expected, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,10 +10,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pvt_det.errors import ConfigError
-from pvt_det.utils.distributed import agree_on_prefix, start_process
+from pvt_det.utils.distributed import agree_on_prefix, distribute, start_process
 from pvt_det.utils.torchrun import local_rank, local_world_size, under_torchrun
+from tests.classification.test_distributed import _free_ports
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -48,6 +51,49 @@ def test_single_process(monkeypatch, missing):
         assert process.gather("a") == ["a"]
         assert process.sum(torch.ones(2)).tolist() == [1, 1]
         assert (process.any(True), process.any(False)) == (True, False)
+
+
+class Tangled(nn.Module):
+    """Layers that are used in another order than that of their parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(300, 300) for _ in range(8))
+
+    def forward(self, x):
+        for index in (3, 0, 7, 1, 5, 2, 6, 4):
+            x = torch.tanh(self.layers[index](x))
+        return x.sum()
+
+
+def compare_gradients(rank, port, file):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), rank=rank, world_size=3)
+    torch.manual_seed(0)
+    model, images = Tangled(), torch.randn(5, 300, generator=torch.Generator().manual_seed(rank))
+    before = [parameter.clone() for parameter in model.parameters()]
+    wrapped, found = distribute(model, torch.device("cpu"), broadcast_buffers=True), []
+    unchanged = all(map(torch.equal, before, model.parameters()))
+    for _ in range(2):
+        model.zero_grad()
+        wrapped(images).backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    if rank == 0 and unchanged and all(grad.abs().sum() > 0 for grad in found[0]):
+        file.write_text(str(sum(not torch.equal(*grads) for grads in zip(*found, strict=True))))
+    dist.destroy_process_group()
+
+
+def test_gradients_are_added_in_the_same_order_in_the_first_and_in_later_iterations(tmp_path):
+    """With three processes. The sum of two numbers does not depend on their order."""
+    context, port = multiprocessing.get_context("fork"), _free_ports(1)[0]
+    processes = [
+        context.Process(target=compare_gradients, args=(rank, port, tmp_path / "different")) for rank in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert (tmp_path / "different").read_text() == "0"
 
 
 @pytest.fixture
