@@ -32,11 +32,11 @@ from pvt_det.run_folder import (
     path_in_run,
     require_kind,
 )
-from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.agreement import check_agreement, check_shared_folder
 from pvt_det.utils.console import get_console
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.distributed import Process, start_process
-from pvt_det.utils.environment import environment
+from pvt_det.utils.environment import environment, library_versions
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
@@ -73,7 +73,9 @@ def start_run(cfg: TrainConfig, resume_command: str = "the same command with --r
         make_folder(folder)
         logs, reported = run_logging(folder, process.rank, get_console()), termination_reported(command)
         with _lock(cfg, process), logs, reported, missing_ranks_named(command):
-            check_agreement(cfg.shared_values(), process.gather)
+            if not cfg.eval_only:
+                check_shared_folder(folder, process.rank, process.gather)
+            check_agreement(cfg.shared_values() | library_versions(), process.gather)
             try:
                 yield process
             except Interrupted as error:

@@ -33,7 +33,7 @@ from pvt_det.results import BEST, FINAL, Checkpoint
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME, CLASSIFIER_FINAL_NAME, CLASSIFIER_LAST_NAME, rename_old_files
 from pvt_det.utils.agreement import check_agreement
 from pvt_det.utils.digest import file_digest
-from pvt_det.utils.distributed import Process
+from pvt_det.utils.distributed import Process, distribute
 from pvt_det.utils.environment import CODE, code_fingerprint
 from pvt_det.utils.rank_watch import count_batches
 from pvt_det.utils.rng import seed_all
@@ -488,4 +488,4 @@ class ClassificationTrainer:
 def _wrap(model: nn.Module, process: Process) -> nn.Module:
     if process.world_size == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[process.device] if process.device.type == "cuda" else None)
+    return distribute(model, process.device, broadcast_buffers=True)

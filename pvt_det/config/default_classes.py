@@ -7,7 +7,7 @@ augmentations, or resize test images by another library.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from pvt_det.config.architecture import is_segmentor
+from pvt_det.config.given_data import Part, given_data
 from pvt_det.config.table import get_value
 from pvt_det.errors import ConfigError
 from pvt_det.utils.text import listed
@@ -171,9 +172,12 @@ def _refuse(user: str, cfg: CfgNode, same: Mapping[str, Any], fix: str) -> None:
 
 def _check_data(cfg: CfgNode) -> None:
     """Raise an error if data given by its files has not been registered: DefaultTrainer would use other data."""
-    for part, names in (("TRAIN", cfg.DATASETS.TRAIN), ("VAL", cfg.DATASETS.TEST)):
-        for kind, attribute in (("JSON", "json_file"), ("LABELS", "sem_seg_root")):
-            file = cfg.DATASETS[f"{part}_{kind}"]
+    parts: tuple[tuple[Part, Sequence[str]], ...] = (("TRAIN", cfg.DATASETS.TRAIN), ("VAL", cfg.DATASETS.TEST))
+    for part, names in parts:
+        given = given_data(cfg, part)
+        files = [("JSON", "json_file", data.json_file) for data in given]
+        files += [("LABELS", "sem_seg_root", data.labels) for data in given]
+        for kind, attribute, file in files:
             if file and not any(MetadataCatalog.get(name).get(attribute) == file for name in names):
                 raise ConfigError(
                     f"Detectron2's DefaultTrainer would ignore DATASETS.{part}_{kind} {file}, because no data set of "

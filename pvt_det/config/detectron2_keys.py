@@ -430,7 +430,8 @@ DETECTRON2_KEYS: dict[str, list[Row]] = {
         Row(
             "DATALOADER.SAMPLER_TRAIN",
             choice(("TrainingSampler", "RepeatFactorTrainingSampler")),
-            "How often images are drawn: all alike, or those with rare classes more often.",
+            "How often images are drawn: all alike, or those with rare classes more often. The latter needs "
+            "REPEAT_THRESHOLD.",
         ),
         Row(
             "DATALOADER.REPEAT_THRESHOLD",

@@ -28,7 +28,7 @@ _WITHOUT_EFFECT = EXECUTION_KEYS | {
 }  # fmt: skip
 # Further keys in which a run may differ from a published recipe: what its data, its seed or its machine decides.
 _NOT_OF_RECIPE = frozenset((
-    "SEED", "DATASETS.CLASS_NAMES", "DATASETS.LABEL_NAMES", "DATASETS.ON_ERROR",
+    "SEED", "DATASETS.CLASS_NAMES", "DATASETS.LABEL_NAMES", "DATASETS.ON_ERROR", "DATASETS.TRAIN_WEIGHTS",
     *(f"MODEL.{head}.NUM_CLASSES" for head in (*HEADS, "SEM_SEG_HEAD")),
     "SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION",
     "TEST.BEST_METRIC", "TEST.EVAL_PERIOD", "TEST.PRECISION", "TEST.VALIDATION_LOSS",

@@ -6,13 +6,14 @@ Only builders read the config (`from_config`, `build_*`), never a model's `forwa
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
 from pvt_det.config.dense_keys import ATSS_KEYS, GFL_KEYS
 from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.config.query_keys import QUERY_KEYS
-from pvt_det.config.rows import FLAG, MANY, NAMES, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
+from pvt_det.config.rows import FLAG, MANY, NAMES, PATHS, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number
 from pvt_det.models.variants import STAGES, list_models
 
@@ -48,6 +49,11 @@ def _loggers() -> Rule:
         lambda: (expected, expected),
         example=[""],
     )
+
+
+def _weights() -> Rule:
+    reason = "A data set without a share is left out of the list of data sets."
+    return dataclasses.replace(list_of(number(above=0, at_most=100_000)), reason=reason)
 
 
 # Each section is a heading of the configuration reference.
@@ -287,11 +293,26 @@ ADDED_KEYS: dict[str, list[Row]] = {
     "Your own data, without code": [
         Row(
             "DATASETS.TRAIN_JSON",
-            TEXT,
-            "COCO-format json file with the annotations to train on. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.",
+            PATHS,
+            "COCO-format json file with the annotations to train on, or a list of several, which must have the same "
+            "classes. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.",
             "",
         ),
-        Row("DATASETS.TRAIN_IMAGES", TEXT, "Folder with the images of TRAIN_JSON or TRAIN_LABELS.", ""),
+        Row(
+            "DATASETS.TRAIN_IMAGES",
+            PATHS,
+            "Folder with the images of TRAIN_JSON or TRAIN_LABELS. If these are lists: a list of as many folders, or "
+            "one folder for all.",
+            "",
+        ),
+        Row(
+            "DATASETS.TRAIN_WEIGHTS",
+            _weights(),
+            "Share of the training samples that is drawn from each data set of TRAIN_JSON, TRAIN_LABELS or TRAIN, in "
+            "the same order. The numbers are divided by their sum. Empty draws each image of all data sets equally "
+            "often.",
+            (),
+        ),
         Row(
             "DATASETS.VAL_JSON",
             TEXT,
@@ -301,10 +322,11 @@ ADDED_KEYS: dict[str, list[Row]] = {
         Row("DATASETS.VAL_IMAGES", TEXT, "Folder with the images of VAL_JSON or VAL_LABELS.", ""),
         Row(
             "DATASETS.TRAIN_LABELS",
-            TEXT,
+            PATHS,
             "Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's "
             "name. Pixel values are class indices, or 255 for no class. For Panoptic FPN, 0 means any thing (a class "
-            "of TRAIN_JSON, which is needed too). Replaces DATASETS.TRAIN; needs TRAIN_IMAGES and LABEL_NAMES.",
+            "of TRAIN_JSON, which is needed too). Or a list of several folders. Replaces DATASETS.TRAIN; needs "
+            "TRAIN_IMAGES and LABEL_NAMES.",
             "",
         ),
         Row(
@@ -376,8 +398,9 @@ ADDED_KEYS: dict[str, list[Row]] = {
         Row(
             "SOLVER.EPOCHS",
             integer(0, 100_000),
-            "Number of passes over the training images. If it is not 0, it replaces MAX_ITER as soon as the data is "
-            "read, and STEPS, TEST.EVAL_PERIOD and other keys follow. The run's config.yaml has the resulting numbers.",
+            "Number of passes over the training images: a pass is as many samples as all data sets have images. If it "
+            "is not 0, it replaces MAX_ITER as soon as the data is read, and STEPS, TEST.EVAL_PERIOD and other keys "
+            "follow. The run's config.yaml has the resulting numbers.",
             0,
         ),
         Row(

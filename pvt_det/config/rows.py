@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pvt_det.config.rules import Rule, flag, integer, list_of, number, text
+from pvt_det.config.rules import Rule, flag, integer, list_of, number, text, text_or_list
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -56,6 +56,7 @@ SIDE = 20_000  # pixels
 FLAG = flag()
 TEXT = text()
 NAMES = list_of(text(required=True))
+PATHS = text_or_list()
 PROBABILITY = number(at_least=0, at_most=1)
 RATE = number(at_least=0, below=1)
 SHARE = number(above=0, at_most=1)

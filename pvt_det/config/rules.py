@@ -26,6 +26,7 @@ class Rule:
             called, because models can be registered at any time.
         reason: Sentence that says why no other value is valid.
         may_be_infinite: Whether infinity is a valid number.
+        may_be_list: Whether a list of values with the example's type is valid too.
     """
 
     accepts: Callable[[Any], bool]
@@ -34,6 +35,7 @@ class Rule:
     choices: Callable[[], Sequence[Any]] = tuple
     reason: str = ""
     may_be_infinite: bool = False
+    may_be_list: bool = False
 
     @property
     def expected(self) -> str:
@@ -143,6 +145,17 @@ def text(*, required: bool = False) -> Rule:
     """
     words = ("a string that is not empty", "strings that are not empty") if required else ("a string", "strings")
     return Rule(lambda value: isinstance(value, str) and bool(value or not required), lambda: words)
+
+
+def text_or_list() -> Rule:
+    """Return the rule of a key that is a string, or a list of one or more strings that are not empty."""
+    several = list_of(text(required=True), 1)
+    expected = f"a string, or {several.expected}"
+    return Rule(
+        lambda value: isinstance(value, str) or several.accepts(value),
+        lambda: (expected, expected),
+        may_be_list=True,
+    )
 
 
 def matching(matches: Callable[[str], bool], expected: str) -> Rule:

@@ -65,6 +65,7 @@ def validate_config(cfg: CfgNode, where: str = "config", *, training: bool = Tru
     _check_limits(check, rows)
     if training:
         _check_solver(check)
+        _check_sampler(check)
     _check_sizes(check)
     _check_augmentations(check)
     if trunk_section(cfg):  # the feature maps of other backbones are not known
@@ -105,6 +106,16 @@ def _check_solver(check: _Check) -> None:
     solver = check.cfg.SOLVER
     has_momentum = solver.OPTIMIZER != "sgd" or solver.MOMENTUM > 0
     check.require(has_momentum or not solver.NESTEROV, "SOLVER.NESTEROV", "False if SOLVER.MOMENTUM is 0.")
+
+
+def _check_sampler(check: _Check) -> None:
+    loader, key = check.cfg.DATALOADER, "DATALOADER.SAMPLER_TRAIN"
+    if loader.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return
+    expected = f"TrainingSampler. The other repeats images by their objects, which {SEGMENTOR} does not have."
+    check.require(not is_segmentor(check.cfg), key, expected)
+    expected = f"a share above 0, such as 0.01, for {key} {loader.SAMPLER_TRAIN}. With 0, no class is rare."
+    check.require(loader.REPEAT_THRESHOLD > 0, "DATALOADER.REPEAT_THRESHOLD", expected)
 
 
 def _check_sizes(check: _Check) -> None:

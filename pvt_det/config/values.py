@@ -44,6 +44,8 @@ def coerce(value: Any, default: Any, key: str, where: str) -> Any:
     example = default
     if rule is not None and default in (None, [], ()):  # does not show the type
         example = rule.example if default is None else type(default)(rule.example)
+    if rule is not None and rule.may_be_list and isinstance(parsed := _parse_literal(value), list | tuple):
+        value, example = parsed, [example]
     result = _match(value, example, key, where)
     if not all(map(_is_writable, _strings(result))):
         raise ConfigError(f"{where}: {key} = {shown(value)}: expected a valid Unicode string without null bytes.")

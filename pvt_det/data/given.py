@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from pvt_det.config.given_data import GivenData, Part, given_data
 from pvt_det.data.formats import (
     YAML_SUFFIXES,
     are_swapped,
@@ -32,21 +33,19 @@ def require_coco_files(cfg: CfgNode, *, training: bool, config_file: str | Path)
         DataError: The annotations are in another format, or were swapped with the images. The message gives the command
             that converts them.
     """
-    parts = ("TRAIN", "VAL") if training else ("VAL",)
-    for part in parts:
-        source, images = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
-        if not source:
-            continue
+    parts: tuple[Part, ...] = ("TRAIN", "VAL") if training else ("VAL",)
+    given = [(part, data) for part in parts for data in given_data(cfg, part) if data.json_file]
+    for part, data in given:
         options = [f"--{part.lower()}-{name}" for name in ("json", "images")]
-        if images and are_swapped(Path(source), Path(images)):
+        if data.images and are_swapped(Path(data.json_file), Path(data.images)):
             raise DataError(
-                f"DATASETS.{part}_JSON is {source}, a folder of images, and {part}_IMAGES is {images}: they are "
-                f"swapped. Give {shlex.join([options[0], images, options[1], source])}"
+                f"DATASETS.{part}_JSON is {data.json_file}, a folder of images, and {part}_IMAGES is {data.images}: "
+                f"they are swapped. Give {shlex.join([options[0], data.images, options[1], data.json_file])}"
             )
-        if what := _other_format(Path(source)):
+        if what := _other_format(Path(data.json_file)):
             raise DataError(
-                f"DATASETS.{part}_JSON ({options[0]}) is {source}, {what}. Expected COCO JSON. "
-                f"{_advice(cfg, training, config_file)}"
+                f"DATASETS.{part}_JSON ({options[0]}) is {data.json_file}, {what}. Expected COCO JSON. "
+                f"{_advice(cfg, training, config_file, part, data)}"
             )
 
 
@@ -67,10 +66,10 @@ def _other_format(source: Path) -> str:
         return f"a folder, which contains {describe_folder(source)}"
 
 
-def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
+def _advice(cfg: CfgNode, training: bool, config_file: str | Path, part: Part, given: GivenData) -> str:
     data = cfg.DATASETS
-    val = [data.VAL_JSON, *_images(data.VAL_JSON, data.VAL_IMAGES)] if data.VAL_JSON else []
-    if training:
+    if training and isinstance(data.TRAIN_JSON, str):
+        val = [data.VAL_JSON, *_images(data.VAL_JSON, data.VAL_IMAGES)] if data.VAL_JSON else []
         config = _unused("mine.yaml")
         options = [word for pair in zip(("--val-json", "--val-images"), val, strict=False) for word in pair]
         words = [data.TRAIN_JSON, *_images(data.TRAIN_JSON, data.TRAIN_IMAGES), *options, "--write-config", config]
@@ -79,11 +78,11 @@ def _advice(cfg: CfgNode, training: bool, config_file: str | Path) -> str:
             f"Check and convert it, and write a config for it, with\n  {shlex.join([*_INSPECT, *words])}\nThen train "
             f"with\n  {after}\nor with your own config and the JSON files that the first command names."
         )
-    file = _unused("converted.json")
-    classes = ["--classes-of", str(config_file)] if data.CLASS_NAMES else []
+    words, file = [given.json_file, *_images(given.json_file, given.images)], _unused("converted.json")
+    classes = ["--classes-of", str(config_file)] if data.CLASS_NAMES and not training else []
     return (
-        f"Check and convert it with\n  {shlex.join([*_INSPECT, *val, *classes, '--write-json', file])}\n"
-        f"Then give --val-json {file}{_validation_part(data.VAL_JSON, file)}"
+        f"Check and convert it with\n  {shlex.join([*_INSPECT, *words, *classes, '--write-json', file])}\n"
+        f"Then give --{part.lower()}-json {file}{_validation_part(given.json_file, file)}"
     )
 
 

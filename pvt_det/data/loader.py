@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.coco.findings import SKIP_OPTION
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
-from pvt_det.data.sampler import ResumableBatchSampler, Sample
+from pvt_det.data.sampler import Mixture, ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
@@ -51,12 +53,16 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
         records: Detectron2 records, one per image.
         mapper: Mapper that reads and augments one image.
         on_error: How to handle unreadable images. "skip" replaces them; "stop" and "strict" raise an error.
+        mixture: Shares of the data sets, from which images to mix into a sample are drawn. None draws all alike.
     """
 
-    def __init__(self, records: list[dict[str, Any]], mapper: PVTDatasetMapper, on_error: str) -> None:
+    def __init__(
+        self, records: list[dict[str, Any]], mapper: PVTDatasetMapper, on_error: str, mixture: Mixture | None = None
+    ) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.on_error = on_error
+        self.mixture = mixture
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._reported: set[str] = set()
 
@@ -83,7 +89,8 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
 
     def _draw(self, generator: np.random.Generator) -> Labelled:
         """Draw another image to mix into a training sample."""
-        return self._first_readable(int(generator.integers(len(self))), self.mapper.read)
+        index = self.mixture.draw(generator) if self.mixture else int(generator.integers(len(self)))
+        return self._first_readable(index, self.mapper.read)
 
     def _first_readable(
         self, index: int, read: Callable[[_Record], _Read], placeholder: Callable[[_Record], _Read] | None = None
@@ -143,25 +150,27 @@ def build_detection_train_loader(
             f"processes; expected a positive multiple of {world_size}."
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    records, repeat_factors = _training_records(cfg)
+    data = _training_data(cfg)
+    _log_sources(cfg, data)
     for name in set(cfg.DATASETS.TRAIN) - set(cfg.DATASETS.TEST):
         if source := MetadataCatalog.get(name).get("coco_source"):
             forget_annotations(source.json_file)
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(record["width"] > record["height"]) for record in records]
+        groups = [int(record["width"] > record["height"]) for record in data.records]
     stream = ResumableBatchSampler(
-        len(records),
+        len(data.records),
         batch_size,
         seed=seed,
         groups=groups,
-        repeat_factors=repeat_factors,
+        repeat_factors=data.repeat_factors,
+        mixture=data.mixture,
         rank=comm.get_rank(),
         world_size=world_size,
         start_batch=start_batch,
     )
     mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed, before=augmentations)
-    return _loader(cfg, MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR), stream)
+    return _loader(cfg, MappedDataset(data.records, mapper, cfg.DATASETS.ON_ERROR, data.mixture), stream)
 
 
 def count_training_images(cfg: CfgNode) -> int:
@@ -173,7 +182,7 @@ def count_training_images(cfg: CfgNode) -> int:
     Raises:
         DataError: The data set is empty, or no image has an object to train on.
     """
-    return len(_training_records(cfg)[0])
+    return len(_training_data(cfg).records)
 
 
 def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -232,32 +241,85 @@ def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:
         raise DataError(f"{', '.join(names)}: {error}") from error
 
 
-def _training_records(cfg: CfgNode) -> tuple[list[_Record], np.ndarray | None]:
-    """Return the records to train on, with packed targets, and their repeat factors."""
-    records = _records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    repeat_factors = _repeat_factors(cfg, records)
+@dataclass(frozen=True)
+class _TrainingData:
+    """What training draws from.
+
+    Attributes:
+        records: Records with packed targets, those of the first data set first.
+        sizes: Number of records of each data set.
+        repeat_factors: Repeat factor of each record, or None if all images are drawn alike.
+        mixture: The share of each data set, or None if all images are drawn alike.
+    """
+
+    records: list[_Record]
+    sizes: list[int]
+    repeat_factors: np.ndarray | None
+    mixture: Mixture | None
+
+
+def _training_data(cfg: CfgNode) -> _TrainingData:
+    """Return what training draws from: the images of DATASETS.TRAIN with something to train on."""
+    names, filter_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    parts = [_records([name], filter_empty=filter_empty) for name in names]
+    weights = cfg.DATASETS.TRAIN_WEIGHTS
+    factors = _repeat_factors(cfg, parts if weights else [list(chain.from_iterable(parts))])
+    usable = [_pack(part, masks=cfg.MODEL.MASK_ON) | (not filter_empty) for part in parts]
+    for name, part in zip(names, usable, strict=True):
+        if not part.any():
+            required = "a mask" if cfg.MODEL.MASK_ON else "a box"
+            raise DataError(f"{name}: no image has an object with {required} to train on")
+    kept = np.concatenate(usable)
+    sizes = [int(part.sum()) for part in usable]
+    return _TrainingData(
+        list(compress(chain.from_iterable(parts), kept)),
+        sizes,
+        None if factors is None else factors[kept],
+        Mixture(sizes, weights) if weights else None,
+    )
+
+
+def _pack(records: list[_Record], *, masks: bool) -> np.ndarray:
+    """Replace the annotations of records by packed targets, and return which records have any."""
     for record in records:
-        record["targets"] = pack_targets(record.pop("annotations", []), masks=cfg.MODEL.MASK_ON)
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return records, repeat_factors
-    usable = np.array([len(record["targets"].classes) > 0 for record in records])
-    if not usable.any():
-        required = "a mask" if cfg.MODEL.MASK_ON else "a box"
-        raise DataError(f"{', '.join(cfg.DATASETS.TRAIN)}: no image has an object with {required} to train on")
-    records = [record for record, use in zip(records, usable, strict=True) if use]
-    return records, None if repeat_factors is None else repeat_factors[usable]
+        record["targets"] = pack_targets(record.pop("annotations", []), masks=masks)
+    return np.array([len(record["targets"].classes) > 0 for record in records])
 
 
-def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:
-    """Return the repeat factor of each record, or None if the config does not use repeat factors."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
+def _repeat_factors(cfg: CfgNode, parts: list[list[_Record]]) -> np.ndarray | None:
+    """Return the repeat factor of each record, by the frequency of the classes in its part, or None without them."""
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN == "TrainingSampler":
         return None
-    if name == "RepeatFactorTrainingSampler":
-        return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        ).numpy()
-    raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; expected TrainingSampler or RepeatFactorTrainingSampler")
+    if loader.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r}; expected TrainingSampler or "
+            "RepeatFactorTrainingSampler"
+        )
+    count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    return np.concatenate([count(part, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy() for part in parts])
+
+
+def _log_sources(cfg: CfgNode, data: _TrainingData) -> None:
+    """Log how many images each of several data sets has, and how often they are drawn."""
+    if len(data.sizes) < 2:
+        return
+    drawn = np.ones(len(data.records)) if data.repeat_factors is None else data.repeat_factors
+    ends = np.cumsum(data.sizes)[:-1]
+    shares = data.mixture.shares if data.mixture else [part.sum() / drawn.sum() for part in np.split(drawn, ends)]
+    logger.info(
+        "Training data: %s.",
+        "; ".join(
+            f"{_path(name)} with {counted(size, 'image')}, {share:.1%} of the samples"
+            for name, size, share in zip(cfg.DATASETS.TRAIN, data.sizes, shares, strict=True)
+        ),
+    )
+
+
+def _path(name: str) -> str:
+    """Return the annotation file or the label maps of a data set, or its name. Names do not show which is which."""
+    metadata = MetadataCatalog.get(name)
+    return str(metadata.get("json_file") or metadata.get("sem_seg_root") or name)
 
 
 class _Loader(WorkerLoader):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pvt_det.config.architecture import HEADS, head_key
+from pvt_det.config.given_data import GivenData, Part, given_data
 from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
-from pvt_det.utils.text import did_you_mean, listed
+from pvt_det.utils.text import counted, did_you_mean, listed
 
 __all__ = ["register_datasets"]
 
@@ -50,15 +51,17 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         ConfigError: A data set is unknown or incompletely specified, or the model has a different number of classes.
         DataError: A data set is missing or broken, or training and test data have different classes.
     """
-    given = {part: bool(cfg.DATASETS[f"{part}_JSON"] or cfg.DATASETS[f"{part}_LABELS"]) for part in ("TRAIN", "VAL")}
+    given: dict[Part, list[GivenData]] = {"TRAIN": given_data(cfg, "TRAIN"), "VAL": given_data(cfg, "VAL")}
     _refuse_images_alone(cfg, given)
-    _require_paths(cfg, ("TRAIN", "VAL") if training else ("VAL",))
+    if training:
+        _check_weights(cfg, len(given["TRAIN"] or cfg.DATASETS.TRAIN))
+    _require_paths(cfg, given if training else {"VAL": given["VAL"]})
     if not training:
         cfg.DATASETS.TRAIN = ()
     elif given["TRAIN"]:
-        cfg.DATASETS.TRAIN = (_register_given(cfg, "TRAIN"),)
+        cfg.DATASETS.TRAIN = tuple(_register_given(cfg, "TRAIN", data) for data in given["TRAIN"])
     if given["VAL"]:
-        cfg.DATASETS.TEST = (_register_given(cfg, "VAL"),)
+        cfg.DATASETS.TEST = tuple(_register_given(cfg, "VAL", data) for data in given["VAL"])
     elif training and given["TRAIN"]:
         logger.warning("DATASETS.VAL_JSON and VAL_LABELS are empty: this run trains without evaluation")
         cfg.DATASETS.TEST = ()
@@ -66,13 +69,24 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         _check_named(cfg, name)
         check_named_labels(cfg, name)
     fit_label_classes(cfg)
-    _fit_classes(cfg, training=training, from_json=given["TRAIN"] or given["VAL"])
+    _fit_classes(cfg, training=training, from_json=bool(given["TRAIN"] or given["VAL"]))
 
 
-def _refuse_images_alone(cfg: CfgNode, given: dict[str, bool]) -> None:
+def _check_weights(cfg: CfgNode, number: int) -> None:
+    """Raise an error if there are weights, but not one for each of several data sets."""
+    weights = cfg.DATASETS.TRAIN_WEIGHTS
+    if weights and (number != len(weights) or number < 2):
+        raise ConfigError(
+            f"DATASETS.TRAIN_WEIGHTS is {tuple(weights)}, but there {'is' if number == 1 else 'are'} "
+            f"{counted(number, 'training data set')}. Expected a weight for each of two or more data sets. Correct it, "
+            "or set it to []."
+        )
+
+
+def _refuse_images_alone(cfg: CfgNode, given: Mapping[Part, list[GivenData]]) -> None:
     """Raise an error if an image folder is given without annotations."""
-    for part, is_given in given.items():
-        if (images := cfg.DATASETS[f"{part}_IMAGES"]) and not is_given:
+    for part, sets in given.items():
+        if (images := cfg.DATASETS[f"{part}_IMAGES"]) and not sets:
             low = part.lower()
             raise ConfigError(
                 f"DATASETS.{part}_IMAGES is {images}, but neither {part}_JSON nor {part}_LABELS is given. Give the "
@@ -80,36 +94,39 @@ def _refuse_images_alone(cfg: CfgNode, given: dict[str, bool]) -> None:
             )
 
 
-def _require_paths(cfg: CfgNode, parts: Sequence[str]) -> None:
+def _require_paths(cfg: CfgNode, given: Mapping[Part, list[GivenData]]) -> None:
     """Raise an error that names all files and folders that do not exist, with the options that replace them."""
-    keys = [f"{part}_{kind}" for part in parts for kind in ("JSON", "IMAGES", "LABELS")]
-    keys += ["VAL_PANOPTIC_JSON"] if "VAL" in parts else []
-    given = {key: path for key in keys if (path := cfg.DATASETS[key])}
-    if missing := [key for key, path in given.items() if file_fault(path) == ABSENT]:
-        named = ", ".join(f"DATASETS.{key} {given[key]}" for key in missing)
-        options = " and ".join(_OPTIONS.get(key, f"--{key.lower().replace('_', '-')}") for key in missing)
+    paths = [
+        (f"{part}_{kind}", path)
+        for part, sets in given.items()
+        for kind, field in (("JSON", "json_file"), ("IMAGES", "images"), ("LABELS", "labels"))
+        for path in dict.fromkeys(getattr(data, field) for data in sets)
+    ]
+    paths += [("VAL_PANOPTIC_JSON", cfg.DATASETS.VAL_PANOPTIC_JSON)]
+    if missing := [(key, path) for key, path in paths if path and file_fault(path) == ABSENT]:
+        named = ", ".join(f"DATASETS.{key} {path}" for key, path in missing)
+        keys = dict.fromkeys(key for key, _ in missing)
+        options = " and ".join(_OPTIONS.get(key, f"--{key.lower().replace('_', '-')}") for key in keys)
         does, it = ("does", "it has") if len(missing) == 1 else ("do", "they have")
         raise DataError(f"{named} {does} not exist. If {it} moved, give the new path with {options}.")
 
 
-def _register_given(cfg: CfgNode, part: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_JSON` and `<part>_LABELS`, and return its name."""
-    json_file, labels = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_LABELS"]
-    if not cfg.DATASETS[f"{part}_IMAGES"]:
-        key, value = ("JSON", json_file) if json_file else ("LABELS", labels)
+def _register_given(cfg: CfgNode, part: Part, data: GivenData) -> str:
+    """Check and register a data set that is given by paths, and return its name."""
+    if not data.images:
+        key, value = ("JSON", data.json_file) if data.json_file else ("LABELS", data.labels)
         raise ConfigError(
             f"DATASETS.{part}_{key} is {value}, but DATASETS.{part}_IMAGES is empty. "
             f"Give the folder of its images (--{part.lower()}-images)."
         )
-    name = _register_given_json(cfg, part) if json_file else ""
-    return register_given_labels(cfg, part, name) if labels else name
+    name = _register_given_json(cfg, data) if data.json_file else ""
+    return register_given_labels(cfg, part, data, name) if data.labels else name
 
 
-def _register_given_json(cfg: CfgNode, part: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_JSON`, and return its name."""
-    json_file, image_root = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]
-    source, _ = _check(cfg, json_file, image_root)
-    name = Path(json_file).stem
+def _register_given_json(cfg: CfgNode, data: GivenData) -> str:
+    """Check and register the annotations of a data set that is given by paths, and return its name."""
+    source, _ = _check(cfg, data.json_file, data.images)
+    name = Path(data.json_file).stem
     if name in DatasetCatalog and MetadataCatalog.get(name).get("coco_source") != source:
         name = f"{name}_{zlib.crc32(repr(source).encode()):08x}"
     register_coco(name, **vars(source))
@@ -159,6 +176,18 @@ def _check(cfg: CfgNode, json_file: str, image_root: str) -> tuple[CocoSource, C
     return CocoSource(json_file, image_root, data.ON_ERROR, data.ALLOW_OUTSIDE, report.unreadable), report
 
 
+def _difference(classes: Sequence[str], other: Sequence[str]) -> str:
+    """Say in one sentence how the classes of two data sets differ."""
+    missing = [name for name in classes if name not in other]
+    added = [name for name in other if name not in classes]
+    parts = [f"{listed(missing)} only in the first"] if missing else []
+    parts += [f"{listed(added)} only in the second"] if added else []
+    if not parts:
+        place = next(index for index, (a, b) in enumerate(zip(classes, other, strict=False)) if a != b)
+        parts = [f"class {place} is {classes[place]} in the first and {other[place]} in the second"]
+    return f"The difference: {'; '.join(parts)}."
+
+
 def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
     """Compare the classes of all data sets with each other and with the model, and store their names in `cfg`."""
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
@@ -171,7 +200,7 @@ def _fit_classes(cfg: CfgNode, *, training: bool, from_json: bool) -> None:
         if found != known[first]:
             raise DataError(
                 f"data sets {first!r} and {name!r} have different classes: {listed(known[first])} and {listed(found)}. "
-                "Their categories must have the same names in the order of their ids."
+                f"{_difference(known[first], found)} The categories must have the same names in the order of their ids."
             )
     number = len(known[first])
     head = head_key(cfg)

@@ -26,10 +26,10 @@ from pvt_det.engine.options import default_argument_parser
 from pvt_det.engine.run_config import config_from_args, describe_options
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.run_folder import CONFIG_NAME, EVALUATION, TRAINING, WITH_MODEL, folder_kind, require_kind
-from pvt_det.utils.agreement import check_agreement
+from pvt_det.utils.agreement import check_agreement, check_shared_folder
 from pvt_det.utils.console import get_console
 from pvt_det.utils.devices import require_device, require_single_process
-from pvt_det.utils.environment import BUSY, available_cores, busy_share
+from pvt_det.utils.environment import BUSY, available_cores, busy_share, library_versions
 from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.logs import run_logging
 from pvt_det.utils.paths import make_folder
@@ -95,10 +95,13 @@ def default_setup(
     with lock, run_logging(folder, comm.get_rank(), get_console()), reported, named, tracked_runs():
         if note:
             logger.info("%s.", note)
-        check_agreement(config_values(cfg), comm.all_gather)
+        if not eval_only:
+            check_shared_folder(folder, comm.get_rank(), comm.all_gather)
+        check_agreement(config_values(cfg) | library_versions(), comm.all_gather)
         _adapt_to_machine(cfg)
         validate_config(cfg, training=not eval_only)
-        resume = resume or restarts() > 0
+        # A host that replaces another one was not restarted itself.
+        resume = resume or any(comm.all_gather(restarts()))
         if not eval_only and not resume:
             _check_unused(folder)
         if not eval_only and comm.is_main_process():

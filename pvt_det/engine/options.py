@@ -10,11 +10,19 @@ from pvt_det.utils.cli import ArgumentParser, add_public_key
 # Options that set a key of the config.
 SHORTCUTS = {
     "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
-    "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on, in COCO's format; they define the classes"),
-    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "images of the training annotations"),
+    "train_json": (
+        "DATASETS.TRAIN_JSON",
+        "FILE",
+        "annotations to train on, in COCO's format; they define the classes; may be repeated",
+    ),
+    "train_images": (
+        "DATASETS.TRAIN_IMAGES",
+        "DIR",
+        "images of the training annotations; one for all, or repeated for each",
+    ),
     "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on, in COCO's format"),
     "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations"),
-    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation"),
+    "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation; may be repeated"),
     "val_labels": ("DATASETS.VAL_LABELS", "DIR", "label maps to evaluate on"),
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how thoroughly to check the data before training"),
     "on_error": ("DATASETS.ON_ERROR", "stop|skip|strict", "how to handle broken data"),
@@ -32,8 +40,10 @@ SHORTCUTS = {
 }
 # Options whose value is not the text of the key's value.
 _CONVERTED = {"logger": logger_names}
+# Options that may be given several times.
+_REPEATED = ("train_json", "train_images", "train_labels")
 # Options for training only, and those whose effect is logged.
-_TRAINING_ONLY = ("train_json", "train_images", "train_labels", "epochs", "batch_size", "lr", "seed", "logger")
+_TRAINING_ONLY = (*_REPEATED, "epochs", "batch_size", "lr", "seed", "logger")
 LOGGED = ("epochs", "batch_size", "lr", "seed", "device")
 
 
@@ -79,7 +89,9 @@ def add_run_options(parser: ArgumentParser, *, training: bool) -> None:
     shown = {name: row for name, row in SHORTCUTS.items() if training or name not in _TRAINING_ONLY}
     for name, (key, value, description) in shown.items():
         convert = _CONVERTED.get(name, str)
-        parser.add_argument(option_name(name), type=convert, metavar=value, help=f"{description} ({key})")
+        action = "append" if name in _REPEATED else "store"
+        help_text = f"{description} ({key})"
+        parser.add_argument(option_name(name), type=convert, action=action, metavar=value, help=help_text)
     sizes = "INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, " if training else "INPUT."
     sizes += "MIN_SIZE_TEST, MAX_SIZE_TEST"
     parser.add_argument(

@@ -177,7 +177,9 @@ def find_run(run: str, weights: str, overrides: Sequence[Any], public_key: str) 
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name, None) for name in SHORTCUTS}
+    options = {name: getattr(args, name, None) for name in SHORTCUTS}
+    # Options that may be repeated and are given once have the form of the others, in the run's config.yaml too.
+    return {name: each[0] if isinstance(each, list) and len(each) == 1 else each for name, each in options.items()}
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

@@ -43,6 +43,11 @@ class RunParser(ArgumentParser):
         pairs: list[str] = []
         for word in args.overrides:
             is_key = len(pairs) % 2 == 0
+            if is_key and word.lower().endswith(".json"):
+                raise ConfigError(
+                    f"{self.prog}: {word} is neither a config nor a config key. For several annotation files, repeat "
+                    f"the option: --train-json FILE --train-json {word}."
+                )
             if is_key and _is_config(word, recipes):
                 configs.append(word)
             else:

@@ -26,6 +26,7 @@ from pvt_det.solver.build import (
 )
 from pvt_det.solver.ema import build_ema
 from pvt_det.solver.state import load_optimizer
+from pvt_det.utils.distributed import distribute
 from pvt_det.utils.precision import autocast
 
 
@@ -260,5 +261,5 @@ class TrainStep:
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
-    device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    place = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+    return distribute(model, place, broadcast_buffers=False)

@@ -226,7 +226,7 @@ class PVTTrainer(TrainerBase):
                 `MAX_ITER` iterations, or if the processes have different weights.
             DataError: If the checkpoint was trained on different classes.
         """
-        resume = resume or restarts() > 0
+        resume = resume or any(comm.all_gather(restarts()))
         path = comm.all_gather(self.store.latest() if resume and comm.is_main_process() else None)[0]
         if resume and path is None:
             logger.info("%s holds no checkpoint to resume from. Starting from iteration 0.", self.store.folder)

@@ -60,12 +60,13 @@ def override_words(overrides: Mapping[str, Any] | None) -> list[Any]:
     return [word for key, value in pairs for word in (key, os.fspath(value) if isinstance(value, Path) else value)]
 
 
-def data_options(name: str, data: Data | None, part: str, cfg: CfgNode) -> dict[str, str]:
+def data_options(name: str, data: Data | Sequence[Data] | None, part: str, cfg: CfgNode) -> dict[str, Any]:
     """Return the options of the command for annotations and images.
 
     Args:
         name: Name of the argument, for messages.
-        data: Annotations and images. For a semantic segmentation model, the annotations are a folder of label maps.
+        data: Annotations and images. For a semantic segmentation model, the annotations are a folder of label maps. For
+            training, it can be a list of such pairs.
         part: "train" or "val".
         cfg: The config, which says what kind of model it is.
 
@@ -74,7 +75,11 @@ def data_options(name: str, data: Data | None, part: str, cfg: CfgNode) -> dict[
     """
     if data is None:
         return {}
-    annotations, images = as_pair(name, data)
+    several = part == "train" and isinstance(data, Sequence) and all(isinstance(each, tuple | list) for each in data)
+    pairs = [as_pair(name, each) for each in data] if several else [as_pair(name, data)]
+    if not pairs:
+        raise ConfigError(f"{name}: the list of data sets is empty. Expected one or more, or None.")
+    annotations, images = ([*column] if len(pairs) > 1 else column[0] for column in zip(*pairs, strict=True))
     return {f"{part}_{'labels' if is_segmentor(cfg) else 'json'}": annotations, f"{part}_images": images}
 
 

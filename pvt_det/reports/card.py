@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from pvt_det import __version__
 from pvt_det.config import load_config
 from pvt_det.config.architecture import is_segmentor
+from pvt_det.config.given_data import Part, given_data
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.inference.base import predictor_name
 from pvt_det.reports.card_page import (
@@ -116,7 +117,7 @@ def _facts(run: Run, cfg: CfgNode, shipped: Shipped) -> Facts:
         run=run,
         shipped=shipped,
         start=Path(cfg.MODEL.WEIGHTS).name,
-        data={part: _data(run, cfg, part) for part in ("TRAIN", "VAL")},
+        data={"TRAIN": _data(run, cfg, "TRAIN"), "VAL": _data(run, cfg, "VAL")},
         classes=cfg.DATASETS.LABEL_NAMES if is_segmentor(cfg) else cfg.DATASETS.CLASS_NAMES,
         tags=("pvt", "detectron2"),
     )
@@ -133,22 +134,35 @@ def _usage(cfg: CfgNode, config: str, weights: str) -> str:
     )
 
 
-def _data(run: Run, cfg: CfgNode, part: str) -> str:
+def _data(run: Run, cfg: CfgNode, part: Part) -> str:
     """Describe the training or validation data: file name and counts, or the name of the data set."""
     role = "train" if part == "TRAIN" else "test"
     recorded = [each for each in run.data if each.role == role and each.objects is not None]
     if recorded:
         return "; ".join(
-            f"{Path(r.path).name}, {r.images:,} images, {r.objects:,} objects{_left_out(r.left_out)}" for r in recorded
+            f"{Path(r.path).name}, {r.images:,} images, {r.objects:,} objects{_left_out(r.left_out)}"
+            f"{_share(cfg, r.dataset) if role == 'train' else ''}"
+            for r in recorded
         )
-    file = Path(cfg.DATASETS[f"{part}_JSON"])
-    if not cfg.DATASETS[f"{part}_JSON"]:
+    files = [Path(data.json_file) for data in given_data(cfg, part) if data.json_file]
+    if not files:
         names = cfg.DATASETS.TRAIN if part == "TRAIN" else cfg.DATASETS.TEST
         return ", ".join(names) or "not stated"
+    return "; ".join(map(_count, files))
+
+
+def _count(file: Path) -> str:
+    """Describe an annotation file by its name and, if it exists, what it contains."""
     if not file.is_file():
         return file.name
     content = read_json(file)
     return f"{file.name}, {counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')}"
+
+
+def _share(cfg: CfgNode, name: str) -> str:
+    """Describe the share of a data set in the training samples, or return "" without weights."""
+    weights = dict(zip(cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS, strict=False))
+    return f", {weights[name] / sum(weights.values()):.1%} of the samples" if name in weights else ""
 
 
 def _left_out(counts: dict[str, int]) -> str:

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from pvt_det.classification.models import build_classifier
+from pvt_det.config.given_data import given_data
 from pvt_det.data.coco.annotations import read_json
 from pvt_det.errors import DataError, PvtDetError
 from pvt_det.models.complexity import count_parameters
@@ -150,8 +151,12 @@ def _iterations(job: Job) -> int | None:
     solver = job.cfg.SOLVER
     if not solver.EPOCHS:
         return int(solver.MAX_ITER)
-    images = _images((job.data or {}).get("train_json") or job.cfg.DATASETS.TRAIN_JSON)
-    return images and math.ceil(solver.EPOCHS * images / (solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS))
+    given = (job.data or {}).get("train_json")
+    files = [given] if given else [data.json_file for data in given_data(job.cfg, "TRAIN")]
+    counts = [count for file in files if (count := _images(file)) is not None]
+    if not counts or len(counts) < len(files):
+        return None
+    return math.ceil(solver.EPOCHS * sum(counts) / (solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS))
 
 
 @cache

@@ -5,33 +5,36 @@ It does not need Detectron2.
 
 from __future__ import annotations
 
-import itertools
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pvt_det.errors import ConfigError, RankError
 from pvt_det.utils.devices import require_device, require_single_process
 from pvt_det.utils.rank_watch import watch_ranks
+from pvt_det.utils.text import counted
 from pvt_det.utils.torchrun import (
     address_of_store,
     group_rank_and_size,
     local_rank,
-    restarts,
     under_torchrun,
 )
 
 _TIMEOUT_VARIABLE, _TIMEOUT_SECONDS, _LONGEST_TIMEOUT = "PVT_DET_TIMEOUT", 30 * 60, 10**7
 # NCCL ends the process without a message after its timeout. The watch of the ranks acts before.
 _NCCL_EXTRA = timedelta(seconds=60)
-# Numbers of the groups that this process joins, the same in all processes.
-_groups = itertools.count()
+# Seconds between two looks for processes that join.
+_POLL = 0.05
 
 
 def collective_timeout() -> timedelta:
@@ -96,11 +99,88 @@ def _join_torchrun_group(backend: str, timeout: timedelta) -> None:
     if address is None:
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout)
         return
-    # torchrun keeps one store for all its attempts (torch 2.14). Without a prefix, a restarted process, or a second run
-    # in the same processes, would find the addresses of dead processes and wait for them.
     of_torchrun = dist.TCPStore(*address, is_master=False, timeout=timeout)
-    store = dist.PrefixStore(f"attempt_{restarts()}/group_{next(_groups)}", of_torchrun)
+    store = dist.PrefixStore(agree_on_prefix(of_torchrun, rank, world_size, timeout), of_torchrun)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def agree_on_prefix(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """Agree on a new prefix for the keys of a process group in a store that outlives its processes.
+
+    `torchrun` keeps one store for all attempts (torch 2.14), in which a restarted process would find the addresses of
+    dead ones. Its number of restarts would not do as a prefix, because it differs between hosts: only those on which a
+    process failed count a restart. So every process asks with a word of its own, which only a living rank 0 can answer.
+
+    Args:
+        store: The store, used by no other thread.
+        rank: Rank of this process.
+        world_size: Number of processes, all of which call this function.
+        timeout: Maximum time to wait for the others.
+
+    Returns:
+        The prefix, the same in all processes and never used before.
+
+    Raises:
+        DistStoreError: Some processes did not call this function in time.
+    """
+    word = secrets.token_hex(16)
+    if rank > 0:
+        store.set(f"asked/{rank}", word)
+        prefix = store.get(f"answer/{word}").decode()
+        store.set(f"heard/{prefix}/{rank}", "")
+        return prefix
+    waiting, deadline = set(range(1, world_size)), time.monotonic() + timeout.total_seconds()
+    while waiting:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"{counted(len(waiting), 'process', 'processes')} did not join")
+        for other in sorted(waiting):
+            # The word may be of a dead process, until its successor asks.
+            if store.check([f"asked/{other}"]):
+                store.set(f"answer/{store.get(f'asked/{other}').decode()}", word)
+            if store.check([f"heard/{word}/{other}"]):
+                waiting.remove(other)
+        time.sleep(_POLL)
+    return word
+
+
+def distribute(model: nn.Module, device: torch.device, *, broadcast_buffers: bool) -> DistributedDataParallel:
+    """Wrap a model so that its gradients are averaged over all processes, in the same order in every iteration.
+
+    `DistributedDataParallel` groups the gradients anew after its first backward pass, by the order in which they came.
+    With three or more processes, another group is another order of additions, so that the first iteration of a resumed
+    run would differ in the last bits from the same iteration of an uninterrupted one. Therefore, the first backward
+    pass is done here, without the model's own computation.
+
+    Args:
+        model: The model, on its device. Its gradients are None afterwards.
+        device: Device of the model.
+        broadcast_buffers: Whether the buffers of rank 0 are sent to all processes before each forward pass.
+
+    Returns:
+        The wrapped model. All processes must call this function at the same time.
+    """
+    device_ids = [device] if device.type == "cuda" else None
+    started = _Started(model)
+    wrapped = DistributedDataParallel(started, device_ids=device_ids, broadcast_buffers=broadcast_buffers)
+    wrapped(torch.zeros((), device=device)).backward()
+    model.zero_grad(set_to_none=True)
+    started.is_first = False
+    return wrapped
+
+
+class _Started(nn.Module):
+    """A model whose first forward pass only touches its parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.is_first = True
+
+    def forward(self, *inputs: Any) -> Any:
+        if self.is_first:
+            trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+            return sum(((0 * parameter).sum() for parameter in trained), *inputs)
+        return self.model(*inputs)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy")
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "detectron2", "sal-detectron2", "numpy", "pillow")
 _PACKAGE = Path(__file__).parents[1]
 # Name of `code_fingerprint` in fingerprints.
 CODE = "code version"
@@ -41,10 +41,15 @@ def environment(device: torch.device) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "versions": {library: found for library in _LIBRARIES if (found := _version(library))},
+        "versions": library_versions(),
         "commit": _running_commit(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the installed libraries that a result depends on, by their names."""
+    return {library: found for library in _LIBRARIES if (found := _version(library))}
 
 
 def code_version() -> dict[str, str]:

@@ -104,6 +104,90 @@ def test_batches_have_one_aspect_ratio_group_and_no_empty_images(cfg):
     assert {sample["image_id"] for batch in batches(cfg, 30) for sample in batch} == set(range(IMAGES))
 
 
+@pytest.fixture
+def two_sets(cfg, tmp_path):
+    """The data of `cfg` and another set of 5 images, of which 4 have an object."""
+    other = write_set(tmp_path / "other", images=5)
+    cfg.DATASETS.TRAIN_JSON = [cfg.DATASETS.TRAIN_JSON, str(other / "set.json")]
+    cfg.DATASETS.TRAIN_IMAGES = [cfg.DATASETS.TRAIN_IMAGES, str(other)]
+    return cfg
+
+
+def from_other(batch):
+    return sum("/other/" in sample["file_name"] for sample in batch)
+
+
+def test_several_data_sets_are_drawn_as_one_or_by_weights(two_sets, caplog):
+    cfg = two_sets
+    register_datasets(cfg)
+    assert len(set(cfg.DATASETS.TRAIN)) == 2
+    caplog.set_level("INFO")
+    assert {sample["file_name"] for batch in batches(cfg, 20) for sample in batch} == {
+        str(Path(folder, f"{number}.png"))
+        for folder, images in zip(cfg.DATASETS.TRAIN_IMAGES, (9, 4), strict=True)
+        for number in range(images)
+    }
+    assert (
+        f"{cfg.DATASETS.TRAIN_JSON[0]} with 9 images, 69.2% of the samples; {cfg.DATASETS.TRAIN_JSON[1]} with 4"
+        in caplog.text
+    )
+    cfg.DATASETS.TRAIN_WEIGHTS = (1.0, 3.0)
+    register_datasets(cfg)
+    whole = batches(cfg, 39)  # 12 epochs of 13 samples
+    assert sum(map(from_other, whole)) == pytest.approx(0.75 * 39 * 4, abs=3)
+    assert "with 9 images, 25.0% of the samples" in caplog.text
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert_same(batches(cfg, 5, start=34), whole[34:])
+
+
+def test_mixed_in_images_follow_the_weights(two_sets):
+    two_sets.DATASETS.TRAIN_WEIGHTS = (1.0, 99.0)
+    register_datasets(two_sets)
+    dataset = build_detection_train_loader(two_sets).dataset
+    read = dataset.mapper.read
+    dataset.mapper.read = lambda record: read(record) and record["file_name"]
+    generator = np.random.default_rng(0)
+    drawn = [dataset._draw(generator) for _ in range(40)]
+    assert sum("/other/" in name for name in drawn) > 36
+
+
+def test_repeat_factors_count_classes_within_a_weighted_data_set(two_sets):
+    """Every image of a set has the same class, so none is rare in it."""
+    cfg = two_sets
+    cfg.DATASETS.TRAIN_WEIGHTS = (1.0, 1.0)
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 0.9
+    register_datasets(cfg)
+    assert build_detection_train_loader(cfg).batch_sampler.repeat_factors.tolist() == [1.0] * 13
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
+def test_every_data_set_needs_a_weight(two_sets, weights):
+    two_sets.DATASETS.TRAIN_WEIGHTS = weights
+    with pytest.raises(ConfigError, match=r"TRAIN_WEIGHTS is \(1\.0.*there are 2 training data sets"):
+        register_datasets(two_sets)
+
+
+def test_weights_need_several_data_sets(cfg):
+    cfg.DATASETS.TRAIN_WEIGHTS = (1.0,)
+    with pytest.raises(ConfigError, match=r"there is 1 training data set\. .*each of two or more"):
+        register_datasets(cfg)
+
+
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        (("cat", "cow"), "The difference: dog only in the first; cow only in the second"),
+        (("dog", "cat"), "The difference: class 0 is cat in the first and dog in the second"),
+    ],
+)
+def test_data_sets_with_different_classes(cfg, tmp_path, names, difference):
+    other = write_set(tmp_path / "other", names=names)
+    cfg.DATASETS.TRAIN_JSON = [cfg.DATASETS.TRAIN_JSON, str(other / "set.json")]
+    cfg.DATASETS.TRAIN_IMAGES = [cfg.DATASETS.TRAIN_IMAGES, str(other)]
+    with pytest.raises(DataError, match=difference):
+        register_datasets(cfg)
+
+
 def test_building_a_loader_does_not_change_the_global_generator(cfg):
     register_datasets(cfg)
     before = torch.get_rng_state()

@@ -16,6 +16,7 @@ import torch
 from pvt_det.utils.cli import ArgumentParser, run_cli
 from tests.drills.config_values import run_config_values
 from tests.drills.fuzz import KINDS, run_fuzz
+from tests.drills.hosts import run_hosts
 from tests.drills.kills import run_kills
 from tests.drills.memory import run_evaluation, run_loader, run_training
 from tests.drills.outcome import Outcome
@@ -65,6 +66,10 @@ def _evaluation(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_evaluation(folder, args.count, detections=100)
 
 
+def _hosts(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_hosts(folder, _RETINANET, args.count, seed=args.seed)
+
+
 # name: (drill, description, default of --count or --minutes)
 _DRILLS: dict[str, tuple[Drill, str, int]] = {
     "kills": (_kills, "kill -9 a process that saves checkpoints: all files stay intact, and every run resumes", 200),
@@ -91,6 +96,12 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
     ),
     "loader": (_loader, "read training data with 2 workers: memory and open files do not grow", 60),
     "training": (_training, "train: memory and open files do not grow", 30),
+    "hosts": (
+        _hosts,
+        "train on three hosts (network namespaces) of which one is stopped for a time and one killed: the end is that "
+        "of an undisturbed run",
+        4,
+    ),
 }
 
 

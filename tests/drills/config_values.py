@@ -127,7 +127,7 @@ _MEANINGFUL: dict[str, set[str]] = {
     "empty text": {*_ANY_TEXT, *_NORMS, "MODEL.PVT.COMPILE", "TEST.BEST_METRIC"} - {"OUTPUT_DIR"},
     "unknown": _ANY_TEXT,
     "unknown first": _DATA_NAMES,
-    "empty list": {*_DATA_NAMES, "MODEL.PVT.CHECKPOINT_STAGES", "SOLVER.STEPS"},
+    "empty list": {*_DATA_NAMES, "DATASETS.TRAIN_WEIGHTS", "MODEL.PVT.CHECKPOINT_STAGES", "SOLVER.STEPS"},
     "reversed": {
         "INPUT.CROP_BRANCH.RESIZE",
         "MODEL.PIXEL_MEAN",  # BGR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pvt_det.engine.options import default_argument_parser
+from pvt_det.engine.run_config import config_from_args
 from pvt_det.engine.run_parser import RunParser, image_size
 from pvt_det.errors import ConfigError
 from pvt_det.utils.cli import split_assignments
@@ -48,6 +49,7 @@ def test_folder_in_the_working_directory_is_a_config(parse, tmp_path, monkeypatc
     [
         ([], "no config is given. Expected one as the first argument"),
         (["A", "1"], "no config is given"),
+        (["a.yaml", "b.json"], "repeat the option: --train-json FILE --train-json b.json"),
         (["a.yaml", "--config-file", "b.yaml"], "two configs are given: --config-file b.yaml and a.yaml"),
         (["a.yaml", "--image-size", "big"], "big: expected one or two numbers of pixels"),
         (["a.yaml", "--image-size", "640", "480"], "640 480: expected the short side before the longest side"),
@@ -100,3 +102,12 @@ def test_loggers_are_one_option(words, loggers):
 def test_wrong_loggers_are_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         default_argument_parser().parse_words(["retinanet_pvt_tiny", *words.split()])
+
+
+def test_options_that_are_repeated_are_lists():
+    words = ["retinanet_pvt_tiny", "--train-json", "a.json", "--train-json", "b.json", "--train-images", "both"]
+    data = config_from_args(default_argument_parser().parse_words(words)).DATASETS
+    assert (data.TRAIN_JSON, data.TRAIN_IMAGES) == (["a.json", "b.json"], "both")
+    words += ["DATASETS.TRAIN_JSON", "a.json"]
+    with pytest.raises(ConfigError, match=r"--train-json sets DATASETS\.TRAIN_JSON to \['a\.json', 'b\.json'\], but"):
+        config_from_args(default_argument_parser().parse_words(words))

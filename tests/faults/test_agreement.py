@@ -19,6 +19,7 @@ import torch.distributed as dist
 from pvt_det.checkpoint import FORMAT, CheckpointStore
 from pvt_det.engine.step import TrainStep
 from pvt_det.errors import RankError
+from pvt_det.utils import agreement, environment
 from pvt_det.utils.cli import run_cli
 from pvt_det.utils.rank_watch import RankWatch
 from tests.command_line import run_command
@@ -41,6 +42,10 @@ def ranks(tiny_words, repo_root, tmp_path):
         return Ranks(tmp_path / "out", "train", words, prepare)
 
     return start
+
+
+def impatient(rank):
+    agreement._APPEARS = 0.5
 
 
 def copy_of(tiny_set, tmp_path):
@@ -83,6 +88,22 @@ def test_F56_processes_with_different_data(ranks, tiny_set, tmp_path, fault):
         assert f"training data: {'annotations' if fault == 'annotation' else 'images'} is " in ending.error
 
 
+def test_F56_hosts_without_a_common_output_folder(ranks, tmp_path):
+    for ending in ranks(TWO, TWO | {"OUTPUT_DIR": tmp_path / "local"}, prepare=impatient).wait():
+        assert ending.code == 2, ending
+        assert f"The output folder is not shared: rank 1 ({os.uname().nodename}: {tmp_path}/local) can" in ending.error
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_F56_processes_with_different_libraries(ranks):
+    def prepare(rank):
+        environment._version = {"torch": f"2.{rank}"}.get
+
+    for ending in ranks(TWO, TWO, prepare=prepare).wait():
+        assert ending.code == 2, ending
+        assert "The processes of this run differ: torch is 2.0 on rank 0" in ending.error
+
+
 def test_F56_processes_with_different_weights(ranks, tiny_words, repo_root, tmp_path):
     """Detectron2 loads the file in every process, and nothing compares what it contains."""
     paths = []
@@ -109,9 +130,10 @@ def test_F56_processes_of_a_classifier(tmp_path):
     for name, changes, part in (
         ("config", [["--lr", 0.1], ["--lr", 0.2]], "lr is 0.1 on rank 0"),
         ("data", [["--data", tmp_path / "set"], ["--data", tmp_path / "other/set"]], "training images is "),
+        ("folder", [["--output", tmp_path / "run"], ["--output", tmp_path / "local"]], "folder is not shared: rank 1 "),
     ):
         words = [[*tiny, "--data", tmp_path / "set", *each] for each in changes]
-        for ending in Ranks(tmp_path / name, "train-cls", words).wait():
+        for ending in Ranks(tmp_path / name, "train-cls", words, impatient).wait():
             assert (ending.code, part in ending.error) == (2, True), ending
 
 
@@ -130,7 +152,7 @@ def stopped(command, monkeypatch, tiny_set):
     [
         ("SOLVER.IMS_PER_BATCH", 2, 4),
         ("SOLVER.ACCUMULATE_STEPS", 1, 2),
-        ("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "RepeatFactorTrainingSampler"),
+        ("DATALOADER.REPEAT_THRESHOLD", 0.0, 0.5),
         ("DATALOADER.ASPECT_RATIO_GROUPING", True, False),
     ],
 )

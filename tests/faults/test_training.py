@@ -21,6 +21,8 @@ from pvt_det.errors import DataError, NumericError
 from pvt_det.utils import signals
 from pvt_det.utils.signals import StopRequest
 from pvt_det.weights.reader import read_file
+from tests.drills.hosts import run_hosts
+from tests.drills.network import can_make_hosts
 from tests.drills.restarts import run_restarts
 from tests.drills.resume import run_resume
 from tests.engine.test_step import Regression, batches, build
@@ -270,6 +272,16 @@ def test_F46_failed_evaluation_is_skipped_on_request(command, evaluations, tmp_p
     assert "Evaluation after iteration 2 failed (image 7.jpg is gone)" in (tmp_path / "run/log.txt").read_text()
     best = json.loads((tmp_path / "run/results.json").read_text())["checkpoints"]["best"]
     assert best["metrics"] == {"bbox": {"AP": 6.0}}
+
+
+@pytest.mark.slow
+def test_F49_killed_host_is_replaced_and_the_run_ends_as_an_undisturbed_one(tmp_path, repo_root, monkeypatch):
+    if not can_make_hosts():
+        pytest.skip("needs network namespaces")
+    monkeypatch.chdir(repo_root)
+    outcome = run_hosts(tmp_path, CONFIG, 1, number=2)
+    assert outcome.tried == 4
+    assert not outcome.failures, outcome
 
 
 @pytest.mark.slow

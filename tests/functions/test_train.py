@@ -224,6 +224,12 @@ def test_trains_on_label_maps(tmp_path, shapes):
         ),
         ({"overrides": ["SEED", 1]}, r"^overrides: .*Expected a dict"),
         ({"train": "train.json"}, r"^train: 'train\.json' is not a pair of paths"),
+        ({"train": [("a.json", "a"), ("b.json",)]}, r"^train: \('b\.json',\) is not a pair of paths"),
+        ({"train": []}, r"^train: the list of data sets is empty"),
+        (
+            {"train": [("a.json", "a"), ("b.json", "b")]},
+            r"^DATASETS\.TRAIN_JSON a\.json, DATASETS\.TRAIN_JSON b\.json, .* with `train`",
+        ),
         (
             {"hooks": [Recorder]},
             r"^hooks: .*Recorder'> is not an instance of .*HookBase.*Recorder\(\): add the brackets",

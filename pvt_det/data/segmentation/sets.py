@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pvt_det.config.architecture import SEGMENTOR, has_label_maps, is_segmentor
+from pvt_det.config.given_data import GivenData, Part
 from pvt_det.data.segmentation.folders import LabelSource, check_labels, register_labels
 from pvt_det.errors import ConfigError, DataError
 
@@ -20,12 +21,13 @@ logger = logging.getLogger(__name__)
 _DEFAULT_CLASSES = 54
 
 
-def register_given_labels(cfg: CfgNode, part: str, coco_name: str) -> str:
-    """Check and register the data set of `DATASETS.<part>_LABELS`.
+def register_given_labels(cfg: CfgNode, part: Part, given: GivenData, coco_name: str) -> str:
+    """Check and register a data set of `DATASETS.<part>_LABELS`.
 
     Args:
         cfg: Config whose `DATASETS` and `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` are read.
         part: "TRAIN" or "VAL".
+        given: The paths of the data set.
         coco_name: Registered data set with the images' objects (Panoptic FPN), or "" (semantic segmentation).
 
     Returns:
@@ -49,8 +51,8 @@ def register_given_labels(cfg: CfgNode, part: str, coco_name: str) -> str:
             "VAL_LABELS are set, and '' otherwise"
         )
     source = LabelSource(
-        image_root=data[f"{part}_IMAGES"],
-        label_root=data[f"{part}_LABELS"],
+        image_root=given.images,
+        label_root=given.labels,
         class_names=tuple(names),
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         on_error=data.ON_ERROR,
@@ -58,10 +60,16 @@ def register_given_labels(cfg: CfgNode, part: str, coco_name: str) -> str:
     )
     source = dataclasses.replace(source, left_out=check_labels(source, data.CHECK))
     name = f"{coco_name}_panoptic" if coco_name else Path(source.label_root).name
-    if name in DatasetCatalog and MetadataCatalog.get(name).get("label_source") != source:
+    if name in DatasetCatalog and not _is_same(name, source, panoptic_json):
         name = f"{name}_{zlib.crc32(repr((source, panoptic_json)).encode()):08x}"
     register_labels(name, source, panoptic_json)
     return name
+
+
+def _is_same(name: str, source: LabelSource, panoptic_json: str) -> bool:
+    """Return whether the data set that is registered under a name is the given one."""
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("label_source") == source and metadata.get("panoptic_json", "") == panoptic_json
 
 
 def check_named_labels(cfg: CfgNode, name: str) -> None:

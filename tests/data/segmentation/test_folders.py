@@ -344,6 +344,22 @@ def test_skip_drops_broken_pairs(shapes):
     assert not names & {first.name, second.name}
 
 
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_several_sets_of_label_maps_with_weights(shapes, task):
+    """The first set has 6 images, the second 4."""
+    cfg = shapes_cfg(shapes, task, DATASETS__TRAIN_WEIGHTS=(0.1, 0.9))
+    data = cfg.DATASETS
+    for key in ("TRAIN_IMAGES", "TRAIN_LABELS", *(["TRAIN_JSON"] if task == "panoptic" else [])):
+        first = Path(data[key])
+        data[key] = [str(first), str(first.with_name(first.name.replace("train", "val")))]
+    register_datasets(cfg)
+    assert len(set(data.TRAIN)) == 2
+    batches = iter(build_detection_train_loader(cfg))
+    samples = [sample for _ in range(50) for sample in next(batches)]
+    assert sum(sample["file_name"].startswith(str(shapes / "val")) for sample in samples) == pytest.approx(90, abs=2)
+    assert all("sem_seg" in sample for sample in samples)
+
+
 RETINANET = {
     "MODEL__META_ARCHITECTURE": "PVTRetinaNet",
     "MODEL__RETINANET__IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
