@@ -295,7 +295,7 @@ def _identity() -> dict[str, object]:
 
 
 def _process(pid: int) -> str:
-    """Return what tells a process from all others on all machines, or "" if that is not known or it has ended."""
+    """Return what distinguishes a process from all others on all machines, or "" if that is unknown or it has ended."""
     try:
         # The name of the program is in parentheses and may contain spaces.
         state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -307,7 +307,7 @@ def _process(pid: int) -> str:
 
 @cache
 def _machine() -> str:
-    """Return what tells the ids of this machine's, or this container's, processes from those of others; "" if unknown.
+    """Return what distinguishes process ids of this machine or container from those of others, "" if unknown.
 
     Names of hosts may be equal in containers.
     """

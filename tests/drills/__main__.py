@@ -82,7 +82,7 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
     "parts": (
         _parts,
         "predict in parts with four processes, kill two and start two others: the result is that of one process",
-        10,
+        5,
     ),
     "fuzz": (
         _fuzz,
