@@ -47,6 +47,8 @@ def predict_in_parts(args: argparse.Namespace, load: Callable[[], Task[Any]], so
         def predict(folder: Path, part: Sequence[Source], check: Callable[[], None]) -> tuple[list[str], str]:
             nonlocal signal
             journal = Journal(folder)
+            if journal.images:
+                print(f"continuing after {counted(journal.images, 'image')}")
             run = predict_on(args, task, part, journal, check)
             signal = run.stop_signal
             return run.errors, task.count(journal)

@@ -243,10 +243,10 @@ def _run_part(
         say(f"part {number} of {plan.count}: {counted(len(sources), 'file')}")
         try:
             errors, found = predict(claim.folder, sources, claim.check)
-        except PvtDetError:
-            claim.check()  # the error may be due to the process that took over
+            write_atomically(claim.folder / PART_NAME, _manifest(plan, number, claim.folder, errors))
+        except (OSError, PvtDetError):
+            claim.check()  # the process that took over may have caused it
             raise
-        write_atomically(claim.folder / PART_NAME, _manifest(plan, number, claim.folder, errors))
         claim.finish()
     say(f"part {number} of {plan.count} is finished: {found}")
     return errors

@@ -119,14 +119,11 @@ class Claims:
         Returns:
             The right, or the living process that has it, or None if the work is finished.
         """
-        first = found = self.claim(name)
-        while isinstance(found, Holder) and isinstance(first, Holder):
-            if found.is_alive or ((found.host, found.pid) == (first.host, first.pid) and found.seen > first.seen):
+        seen: dict[tuple[str, int], float] = {}
+        while isinstance(found := self.claim(name), Holder):
+            if found.is_alive or found.seen > seen.setdefault((found.host, found.pid), found.seen):
                 break
-            if (found.host, found.pid) != (first.host, first.pid):
-                first = found
             time.sleep(min(1.0, self.heartbeat / 4))
-            found = self.claim(name)
         return found
 
     def holder(self, name: str) -> Holder | None:

@@ -281,6 +281,25 @@ def test_part_that_was_taken_over_is_left_to_the_other_process(folder, tmp_path)
     assert merge_parts(tmp_path / "out").images == COUNT - 1
 
 
+def test_part_that_another_process_has_finished_meanwhile_is_left_alone(folder, tmp_path):
+    lines, batches = [], []
+
+    def stopped(images):
+        batches.append(len(images))
+        if len(batches) == 1:
+            (tmp_path / "out/parts/1-of-3.attempt-1/released").touch()
+            assert predict(folder, tmp_path / "out", numbers=[1]).finished == [1]
+        return detect(images)
+
+    result = predict(folder, tmp_path / "out", predict=stopped, say=lines.append)
+    assert [line for line in lines if "note" in line] == [
+        "note: part 1-of-3 was taken over by another process, because this one gave no sign of life for 120 seconds."
+    ]
+    assert (result.skipped, result.finished) == ([1], [2, 3])
+    assert sorted(path.name for path in (tmp_path / "out/parts").iterdir()) == [*NAMES, "plan.json"]
+    assert merge_parts(tmp_path / "out").images == COUNT - 1
+
+
 def test_part_that_another_process_works_on_is_refused(words, tmp_path):
     output = ["--output", tmp_path / "out", "--no-pictures"]
     run_command("predict", [*words, *output, "--part", "1/3"])
