@@ -157,6 +157,10 @@ def read_plan(output: Path) -> Plan:
     raise DataError(f"{plan.file} was written by another version of pvt_det. Choose another folder with --output.")
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)  # for those who watch the log of a batch job
+
+
 @dataclass
 class PartsResult:
     """What a process has done.
@@ -179,7 +183,7 @@ def predict_parts(
     numbers: Iterable[int],
     sources: Sequence[Source],
     predict: PredictPart,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _print,
     check_stop: Callable[[], None] = lambda: None,
 ) -> PartsResult:
     """Predict on all parts that are not finished and that no other process works on.
