@@ -68,6 +68,7 @@ setup(
         "detr": ["scipy>=1.13", "transformers>=5.20"],
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.7"],
         "openvino": ["nncf>=3", "onnx>=1.18", "onnxscript>=0.7", "openvino>=2025.3"],  # nncf is for int8
+        "ray": ["ray[data]>=2.44"],
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store

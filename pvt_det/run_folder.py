@@ -16,7 +16,8 @@
 - `evaluation/DATASET/`: an evaluation of the run, with its own `evaluation.json`, `config.yaml` and `report.html`. If
   a run has several test data sets, `results.json` is about the first one, and each other one has such a folder.
 
-A prediction has a folder of its own, with `images.json`, and `detections.json` or `panoptic.json`.
+A prediction has a folder of its own, with `images.json`, and `detections.json` or `panoptic.json`. If it is divided,
+its folder `parts` has a `plan.json`, and a folder with such files and a `part.json` for each part that is finished.
 
 Paths in these files that lead into the run folder are relative to it, so that the folder can be moved.
 """
@@ -72,6 +73,8 @@ EVALUATION_FOLDER = "evaluation"
 DETECTIONS_NAME = "detections.json"
 IMAGES_NAME = "images.json"
 PANOPTIC_NAME = "panoptic.json"
+PARTS_FOLDER = "parts"
+PLAN_NAME = "plan.json"
 # The weights in a folder to share.
 SHARED_NAME = "model.safetensors"
 # Kinds of folders. A command writes to a folder of its own kind only.
@@ -104,7 +107,9 @@ def folder_kind(folder: str | os.PathLike[str]) -> str:
         "training", "evaluation", "prediction" or "shared". "" if the folder does not exist or has no such files.
     """
     path = Path(folder)
-    is_prediction = any((path / name).is_file() for name in (DETECTIONS_NAME, IMAGES_NAME))
+    is_prediction = any(
+        (path / name).is_file() for name in (DETECTIONS_NAME, IMAGES_NAME, f"{PARTS_FOLDER}/{PLAN_NAME}")
+    )
     is_prediction = is_prediction or _has_old_detections(path / RESULTS_NAME)
     # Checkpoints first: earlier versions of `predict` could write into a run.
     found = {

@@ -21,6 +21,7 @@ from tests.exported_models import (  # noqa: F401  (fixtures)
     exported,
     exported_program,
     mask_rcnn_run,
+    panoptic_small_run,
     semantic_run,
     shared_once,
     smallest_variant,

@@ -35,6 +35,13 @@ _SEMANTIC = {
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
 }
+_PANOPTIC = {key: value for key, value in _MASK_RCNN.items() if key != "INPUT.FORMAT"} | {
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["p2", "p3"],
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3,
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 16,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
+}
 
 
 @contextmanager
@@ -112,6 +119,13 @@ def semantic_run(repo_root: Path, shared_once: Callable[..., Path]) -> Path:
     """Run folder of a Semantic FPN."""
     recipe = repo_root / "configs/semantic_fpn_pvt_tiny.yaml"
     return shared_once("semantic_run", lambda folder: _write_run(folder, recipe, _SEMANTIC))
+
+
+@pytest.fixture(scope="session")
+def panoptic_small_run(repo_root: Path, shared_once: Callable[..., Path]) -> Path:
+    """Run folder of a Panoptic FPN."""
+    recipe = repo_root / "configs/panoptic_fpn_pvt_small.yaml"
+    return shared_once("panoptic_small_run", lambda folder: _write_run(folder, recipe, _PANOPTIC))
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ MODULES = (
     "pvt_det.inference.predictions",
     "pvt_det.inference.segments",
     "pvt_det.interop",
+    "pvt_det.interop.ray",
     "pvt_det.layers.cpu",
     "pvt_det.model_zoo",
     "pvt_det.models",

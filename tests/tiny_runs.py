@@ -51,27 +51,8 @@ def tiny_cfg(tiny_words, repo_root: Path):
 @pytest.fixture(scope="session")
 def untrained_run(shapes: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder with random weights that predict low and high scores for 64-pixel images."""
-    import torch
-    from detectron2.modeling import build_model
-
-    from pvt_det.config import load_config
-
-    folder = tmp_path_factory.mktemp("untrained")
-    names = ["circle", "square", "triangle", "star"]
-    settings = TINY | {
-        "DATASETS.CLASS_NAMES": names,
-        "MODEL.RETINANET.NUM_CLASSES": len(names),
-        **tiny.shapes_keys(shapes.parent, "VAL"),
-        "OUTPUT_DIR": folder,
-    }
-    cfg = load_config(repo_root / CONFIG, [str(word) for pair in settings.items() for word in pair])
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    torch.nn.init.normal_(model.head.cls_score.weight, std=1.0)
-    torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.1)
-    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
+    settings = {"SEED": TINY["SEED"], **tiny.shapes_keys(shapes.parent, "VAL")}
+    return tiny.write_untrained_run(tmp_path_factory.mktemp("untrained"), repo_root / CONFIG, settings)
 
 
 @pytest.fixture

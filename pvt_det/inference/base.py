@@ -157,11 +157,16 @@ class BasePredictor(ABC, Generic[Prediction]):
         return self._predict([images])[0]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what the predictions depend on: the config without the device, and the weights."""
+        """Return the SHA-256 of what the predictions depend on.
+
+        This is the config without what is only for training, the paths, the device and the number of workers; the class
+        names, and the weights.
+        """
         cfg = self.cfg.clone()
         cfg.defrost()
-        cfg.MODEL.DEVICE = ""
-        return value_digest([cfg.dump(), model_digest(self._model)])
+        cfg.MODEL.DEVICE = cfg.MODEL.WEIGHTS = ""
+        sections = [cfg[name].dump() for name in ("MODEL", "INPUT", "TEST")]
+        return value_digest([sections, self.class_names, model_digest(self._model)])
 
     @abstractmethod
     def _check(self, cfg: CfgNode, path: Path) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ from PIL import Image
 from pvt_det.data.images import read_image
 from pvt_det.evaluation.detections import as_json, pack_detections
 from pvt_det.inference.formats import DetectionFormat
-from pvt_det.inference.part import Part
+from pvt_det.inference.journal import Journal
 from pvt_det.inference.predictions import (
     class_shares,
     count_classes,
@@ -29,8 +29,8 @@ from pvt_det.inference.predictions import (
 )
 from pvt_det.inference.segmentor import NO_CLASS, Labels
 from pvt_det.inference.sources import Source
-from pvt_det.run_folder import DETECTIONS_NAME, IMAGES_NAME, PREDICTION, require_kind
-from pvt_det.utils.files import write_json_list, write_json_lists
+from pvt_det.inference.tables import write_detections, write_images
+from pvt_det.run_folder import PREDICTION, require_kind
 from pvt_det.utils.paths import make_folder
 from pvt_det.utils.visualizer import Picture
 
@@ -43,7 +43,7 @@ class Written:
     """What is known after the prediction for an image was written.
 
     Attributes:
-        detections: The detections or segments as JSON values, for the part.
+        detections: The detections or segments as JSON values, for the journal.
         description: What was found, in a few words.
     """
 
@@ -57,13 +57,14 @@ class OutputFiles(ABC, Generic[Prediction]):
     `images.json` lists the images with their names in the output folder, and the classes, in COCO's annotation format.
 
     Args:
-        part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
+        journal: The predictions so far, in the folder to write to. The folder is created if it does not exist.
         class_names: Class names, by class index.
         pictures: Whether to draw the predictions.
         settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
+        folder: Folder for all but the tables, `images.json` and so on. None takes that of the journal.
 
     Attributes:
-        folder: The folder to write to.
+        folder: The folder for all but the tables.
 
     Raises:
         ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
@@ -72,19 +73,25 @@ class OutputFiles(ABC, Generic[Prediction]):
     _first_category_id = 1
 
     def __init__(
-        self, part: Part, class_names: tuple[str, ...], *, pictures: bool, settings: Mapping[str, Any] | None = None
+        self,
+        journal: Journal,
+        class_names: tuple[str, ...],
+        *,
+        pictures: bool,
+        settings: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self.folder = part.path.parent
+        self.folder = journal.path.parent if folder is None else folder
         require_kind(self.folder, PREDICTION)
         make_folder(self.folder)
-        self.part = part
+        self.journal = journal
         self.class_names = class_names
         self.pictures = pictures
         self.settings = {"kind of model": type(self).__name__, "--no-pictures": not pictures, **(settings or {})}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Other processes save predictions, but do not add to the part.
-        return {**self.__dict__, "part": None}
+        # Other processes save predictions, but do not add to the journal.
+        return {**self.__dict__, "journal": None}
 
     @abstractmethod
     def keep_classes(self, prediction: Prediction, classes: Sequence[int]) -> Prediction:
@@ -108,7 +115,7 @@ class OutputFiles(ABC, Generic[Prediction]):
             frame: Number of the frame in its video, from 1. None for an image.
 
         Returns:
-            What to add to the part: the detections or segments as JSON values.
+            What to add to the journal: the detections or segments as JSON values.
         """
 
     @abstractmethod
@@ -132,7 +139,7 @@ class OutputFiles(ABC, Generic[Prediction]):
     def add(
         self, source: Source, pixels: Picture, prediction: Prediction, frame: int | None = None, time: float = 0.0
     ) -> None:
-        """Save the prediction for an image, except for its drawing, and add it to the part.
+        """Save the prediction for an image, except for its drawing, and add it to the journal.
 
         Args:
             source: The image, or the video of the frame.
@@ -142,7 +149,7 @@ class OutputFiles(ABC, Generic[Prediction]):
             time: Seconds from the first frame of the video to this one.
         """
         size = (pixels.shape[0], pixels.shape[1])
-        self.part.add(source, size, self.save(source, pixels, prediction, frame), frame, time)
+        self.journal.add(source, size, self.save(source, pixels, prediction, frame), frame, time)
 
     @property
     def needs_pixels(self) -> bool:
@@ -150,7 +157,7 @@ class OutputFiles(ABC, Generic[Prediction]):
         return self.pictures
 
     def write(self, source: Source, image: Path | Picture, prediction: Prediction) -> Written:
-        """Save the prediction for an image and its drawing, `pictures/NAME.jpg`. The part is not changed.
+        """Save the prediction for an image and its drawing, `pictures/NAME.jpg`. The journal is not changed.
 
         Args:
             source: The image.
@@ -158,7 +165,7 @@ class OutputFiles(ABC, Generic[Prediction]):
             prediction: The prediction for the image.
 
         Returns:
-            What to add to the part, and to print.
+            What to add to the journal, and to print.
 
         Raises:
             DataError: The file cannot be read any more.
@@ -170,35 +177,30 @@ class OutputFiles(ABC, Generic[Prediction]):
             write_picture(self.draw(pixels, prediction), self.folder / PICTURES_NAME / f"{source.name}.jpg")
         return Written(detections, self.describe(prediction))
 
+    def table(self, name: str) -> Path:
+        """Return the path of a table, such as `images.json`.
+
+        Args:
+            name: Name of the file.
+        """
+        return self.journal.path.with_name(name)
+
     def drawn(self, sources: Sequence[Source]) -> str:
         """Return the folders of the drawings for a message, each after a comma; "" if there are none.
 
         Args:
             sources: The images and videos.
         """
-        if not self.pictures or not self.part.images:
+        if not self.pictures or not self.journal.images:
             return ""
         names = {False: PICTURES_NAME, True: VIDEOS_NAME}
         return "".join(f", {self.folder / names[is_video]}" for is_video in sorted({s.is_video for s in sources}))
 
     def finish(self) -> None:
-        """Write the files that cover all images, and remove the part."""
-        write_json_lists(
-            self.folder / IMAGES_NAME,
-            {"images": self._images()},
-            info={"kind": PREDICTION},
-            annotations=[],
-            categories=self._categories(),
-        )
-        self.part.remove()
-
-    def _categories(self) -> list[dict[str, Any]]:
-        return [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
-
-    def _images(self) -> Iterator[dict[str, Any]]:
-        for number, record in enumerate(self.part.images_so_far(), start=1):
-            del record["detections"]
-            yield {"id": number, **record}
+        """Write the files that cover all images, and remove the journal."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, self._first_category_id)]
+        write_images(self.journal.path.parent, self.journal.images_so_far(), categories)
+        self.journal.remove()
 
 
 class PredictionFiles(OutputFiles[Instances]):
@@ -208,12 +210,13 @@ class PredictionFiles(OutputFiles[Instances]):
     tracked object have a `track_id`. Crops are saved as `crops/CLASS/NAME_NUMBER.jpg`.
 
     Args:
-        part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
+        journal: The predictions so far, in the folder to write to. The folder is created if it does not exist.
         class_names: Class names, by class index. The category id is the class index plus 1.
         pictures: Whether to draw the detections.
         crops: Whether to save a crop of every object.
         formats: Formats of other tools, in which the detections are written too.
         settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
+        folder: Folder for all but the tables, `images.json` and so on. None takes that of the journal.
 
     Raises:
         ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
@@ -221,15 +224,17 @@ class PredictionFiles(OutputFiles[Instances]):
 
     def __init__(
         self,
-        part: Part,
+        journal: Journal,
         class_names: tuple[str, ...],
         *,
         pictures: bool,
         crops: bool,
         formats: Sequence[DetectionFormat] = (),
         settings: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        super().__init__(part, class_names, pictures=pictures, settings={"--crops": crops, **(settings or {})})
+        settings = {"--crops": crops, **(settings or {})}
+        super().__init__(journal, class_names, pictures=pictures, settings=settings, folder=folder)
         self.crops = crops
         self.formats = formats
         self._category_ids = np.arange(1, len(class_names) + 1)
@@ -296,16 +301,11 @@ class PredictionFiles(OutputFiles[Instances]):
         return describe_counts(count_classes(prediction, self.class_names))
 
     def finish(self) -> None:
-        """Write `detections.json`, `images.json` and the other formats, and remove the part."""
-        write_json_list(self.folder / DETECTIONS_NAME, self._results())
+        """Write `detections.json`, `images.json` and the other formats, and remove the journal."""
+        write_detections(self.journal.path.parent, self.journal.images_so_far())
         for each in self.formats:
-            each.write(self.folder, self.part.images_so_far(), self.class_names)
+            each.write(self.folder, self.journal.images_so_far(), self.class_names)
         super().finish()
-
-    def _results(self) -> Iterator[dict[str, Any]]:
-        for number, record in enumerate(self.part.images_so_far(), start=1):
-            for detection in record["detections"]:
-                yield {"image_id": number, **detection}
 
     def _save_crops(self, name: str, pixels: Picture, prediction: Instances) -> None:
         height, width = prediction.image_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 from pvt_det.evaluation.panoptic import id_to_rgb
 from pvt_det.inference.files import OutputFiles
-from pvt_det.inference.part import Part
+from pvt_det.inference.journal import Journal
 from pvt_det.inference.segments import PanopticSegments, draw_segments
 from pvt_det.inference.sources import Source
+from pvt_det.inference.tables import write_panoptic
 from pvt_det.run_folder import PANOPTIC_NAME
 from pvt_det.utils.colors import class_colors
-from pvt_det.utils.files import write_json_lists
 from pvt_det.utils.visualizer import Picture
 
 
@@ -28,12 +28,13 @@ class PanopticFiles(OutputFiles[PanopticSegments]):
     `panoptic.json` describes the segments.
 
     Args:
-        part: The predictions so far, in the folder to write to. The folder is created if it does not exist.
+        journal: The predictions so far, in the folder to write to. The folder is created if it does not exist.
         class_names: Class names, by class index: the classes of objects, then the others. The category id is the class
             index plus 1.
         thing_count: Number of classes of objects.
         pictures: Whether to draw the segments.
         settings: What else the predictions depend on, as JSON values. A run can only be resumed with the same.
+        folder: Folder for all but the tables, `images.json` and so on. None takes that of the journal.
 
     Raises:
         ConfigError: The folder cannot be created or written, or belongs to a run or an evaluation.
@@ -41,14 +42,15 @@ class PanopticFiles(OutputFiles[PanopticSegments]):
 
     def __init__(
         self,
-        part: Part,
+        journal: Journal,
         class_names: tuple[str, ...],
         thing_count: int,
         *,
         pictures: bool,
         settings: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        super().__init__(part, class_names, pictures=pictures, settings=settings)
+        super().__init__(journal, class_names, pictures=pictures, settings=settings, folder=folder)
         self.thing_count = thing_count
 
     @property
@@ -101,17 +103,10 @@ class PanopticFiles(OutputFiles[PanopticSegments]):
         return prediction.describe()
 
     def finish(self) -> None:
-        """Write `panoptic.json` and `images.json`, and remove the part."""
-        lists = {"images": self._images(), "annotations": self._annotations()}
-        write_json_lists(self.folder / PANOPTIC_NAME, lists, categories=self._categories())
+        """Write `panoptic.json` and `images.json`, and remove the journal."""
+        names = categories(self.class_names, self.thing_count)
+        write_panoptic(self.journal.path.parent, self.journal.images_so_far, names)
         super().finish()
-
-    def _annotations(self) -> Iterator[dict[str, Any]]:
-        for number, record in enumerate(self.part.images_so_far(), start=1):
-            yield {"image_id": number, "file_name": f"{record['name']}.png", "segments_info": record["detections"]}
-
-    def _categories(self) -> list[dict[str, Any]]:
-        return categories(self.class_names, self.thing_count)
 
 
 def write_ids(ids: NDArray[np.int32], path: Path) -> Path:

@@ -37,9 +37,12 @@ class PredictionRun(Generic[Prediction]):
 
     A line for each image says what was found and how long the model took, and so do some lines for each video.
 
-    Predictions are appended to the part of the output folder after every batch. At the end, the part becomes COCO json.
-    A run that ends early, for any reason, can be resumed from it. A request to stop during a live stream ends the
-    stream. The run is then complete, unless more sources follow.
+    Predictions are appended to the journal of the output folder after every batch. At the end, they become COCO json. A
+    run that ends early, for any reason, can be resumed from the journal. A request to stop during a live stream ends
+    the stream. The run is then complete, unless more sources follow.
+
+    A batch has the images of `batch_size` successive sources, without those that cannot be read. After an interruption,
+    a batch is predicted on as a whole again, because the last digits of a prediction depend on the other images.
 
     Args:
         predict: Returns one prediction for each of a list of images, `H×W×3` uint8 RGB or `Prepared`.
@@ -60,6 +63,7 @@ class PredictionRun(Generic[Prediction]):
 
     Attributes:
         times: What the time for images was spent on.
+        errors: An error message for each source that could not be read completely.
     """
 
     def __init__(
@@ -91,10 +95,15 @@ class PredictionRun(Generic[Prediction]):
         self.times = Times()
         self.errors: list[str] = []
         self._stop = StopRequest("batch")
-        self._numbers: dict[Source, str] = {}
+        self._positions: dict[Source, int] = {}
+
+    @property
+    def stop_signal(self) -> str | None:
+        """Name of the signal that requested to stop, such as "SIGTERM". None without one."""
+        return self._stop.signal_name
 
     def run(self, sources: Sequence[Source]) -> list[str]:
-        """Run the model on all sources that are not in the part yet, and write the results.
+        """Run the model on all sources that are not in the journal yet, and write the results.
 
         Args:
             sources: The images, videos and streams.
@@ -103,27 +112,27 @@ class PredictionRun(Generic[Prediction]):
             An error message for each source that cannot be read completely.
 
         Raises:
-            ConfigError: The output folder cannot be written, or the part was started with different settings.
+            ConfigError: The output folder cannot be written, or the journal was started with different settings.
             Interrupted: A signal such as SIGTERM requested to stop.
             NumericError: The model's outputs are NaN or infinite.
             RankError: A process that reads images or writes results was killed.
         """
-        self._numbers = {source: f"{number}/{len(sources)}" for number, source in enumerate(sources, start=1)}
-        part = self.files.part
-        part.open(self.files.settings)
-        for fault in part.faults:
+        self._positions = {source: position for position, source in enumerate(sources, start=1)}
+        journal = self.files.journal
+        journal.open(self.files.settings)
+        for fault in journal.faults:
             self._report(fault)
         if self.files.pictures and not writes_h264() and any(source.is_video for source in sources):
             self._print(f"note: {NO_H264}")
-        self._task = self.progress.add_task("predicting", total=len(sources), completed=len(part.sources))
+        self._task = self.progress.add_task("predicting", total=len(sources), completed=len(journal.sources))
         try:
             with self._stop:
-                self._predict_sources([source for source in sources if source.shown not in part.sources])
+                self._predict_sources(self._unfinished(sources))
                 self.files.finish()
         except OSError as error:
             raise ConfigError(
                 f"{error.filename or self.files.folder} cannot be written: {error.strerror}. The predictions of "
-                f"{part.images} images are in {part.path}. Free some space or fix the folder, and continue with: "
+                f"{journal.images} images are in {journal.path}. Free some space or fix the folder, and continue with: "
                 f"{self.resume_command}"
             ) from error
         except RuntimeError as error:
@@ -131,12 +140,20 @@ class PredictionRun(Generic[Prediction]):
                 raise
             raise RankError(
                 "A process that reads images or writes results was killed, most often because the memory was full. "
-                f"The predictions of {part.images} images are in {part.path}. Continue without such processes: "
+                f"The predictions of {journal.images} images are in {journal.path}. Continue without such processes: "
                 f"{self.resume_command} --set DATALOADER.NUM_WORKERS 0"
             ) from error
         finally:
-            part.close()
+            journal.close()
         return self.errors
+
+    def _unfinished(self, sources: Sequence[Source]) -> list[Source]:
+        """Return the sources of the batches that are not complete in the journal."""
+        batches = [sources[start : start + self.batch_size] for start in range(0, len(sources), self.batch_size)]
+        return [source for batch in batches if not all(map(self._is_done, batch)) for source in batch]
+
+    def _is_done(self, source: Source) -> bool:
+        return source.shown in self.files.journal.sources
 
     def _predict_sources(self, sources: Sequence[Source]) -> None:
         images = [source for source in sources if not source.is_video]
@@ -161,8 +178,9 @@ class PredictionRun(Generic[Prediction]):
                 self._predict_images(batch)
                 batch = []
                 self._collect()
-                self._predict_video(source)
-                self._advance()
+                if not self._is_done(source):
+                    self._predict_video(source)
+                    self._advance()
                 continue
             with self.times.measured("reading"):
                 image = next(reader)
@@ -171,7 +189,7 @@ class PredictionRun(Generic[Prediction]):
             else:
                 self._report(str(image))
                 self._advance()
-            if len(batch) == self.batch_size:
+            if self._positions[source] % self.batch_size == 0:
                 self._predict_images(batch)
                 batch = []
         self._predict_images(batch)
@@ -186,11 +204,12 @@ class PredictionRun(Generic[Prediction]):
             predictions = [self.start_tracks(1.0)(prediction, 0) for prediction in predictions]
         with self.times.measured("writing"):
             for (source, image), prediction in zip(batch, predictions, strict=True):
-                self._writer.submit(source, image, prediction, milliseconds)
+                if not self._is_done(source):
+                    self._writer.submit(source, image, prediction, milliseconds)
         self._collect(keep=max(self.batch_size, 2 * self.workers))
 
     def _collect(self, keep: int = 0) -> None:
-        """Add the results that are written to the part. Those of `keep` images may still wait."""
+        """Add the results that are written to the journal. Those of `keep` images may still wait."""
         with self.times.measured("writing"):
             for each in self._writer.finished(keep):
                 self._advance()
@@ -199,10 +218,10 @@ class PredictionRun(Generic[Prediction]):
                 except DataError as error:  # the file was removed or changed since it was read
                     self._report(str(error))
                     continue
-                self.files.part.add(each.source, each.size, written.detections)
-                name = f"image {self._numbers[each.source]} {each.source.shown}"
+                self.files.journal.add(each.source, each.size, written.detections)
+                name = self._name("image", each.source)
                 self._say(f"{name}: {written.description}, {each.milliseconds:.0f} ms")
-            self.files.part.flush()
+            self.files.journal.flush()
 
     def _advance(self) -> None:
         self.progress.advance(self._task)
@@ -213,7 +232,7 @@ class PredictionRun(Generic[Prediction]):
         except DataError as error:
             self._report(str(error))
             return
-        name = f"{source.kind.value} {self._numbers[source]} {source.shown}"
+        name = self._name(source.kind.value, source)
         is_endless = video.frames == 0 and isinstance(source.path, str)
         drawing = VideoFile(self.files.folder / VIDEOS_NAME / f"{source.name}.mp4", video.rate, is_live=is_endless)
         task = self.progress.add_task(source.name.name, total=video.frames or None)
@@ -225,8 +244,8 @@ class PredictionRun(Generic[Prediction]):
         else:
             ending = f" ({video.ending()})" if video.ending() else ""
             self._say(f"{name}: {counted(count, 'frame')}, {milliseconds / max(count, 1):.0f} ms per frame{ending}")
-        self.files.part.end_video(source, fault)
-        self.files.part.flush()
+        self.files.journal.end_video(source, fault)
+        self.files.journal.flush()
 
     def _open(self, source: Source) -> Video | LiveVideo:
         if source.is_live:
@@ -250,7 +269,7 @@ class PredictionRun(Generic[Prediction]):
             for frame, prediction in zip(frames, predictions, strict=True):
                 self._add_frame(source, frame, prediction, drawing)
             self.progress.update(task, completed=video.number)
-            self.files.part.flush()
+            self.files.journal.flush()
             count, total = count + len(frames), total + milliseconds * len(frames)
             if time.monotonic() - said > _SECONDS:
                 said = time.monotonic()
@@ -266,9 +285,9 @@ class PredictionRun(Generic[Prediction]):
     def _check_stop(self) -> None:
         if self._stop.signal_name is not None:
             self._collect()
-            part = self.files.part
+            journal = self.files.journal
             raise Interrupted(
-                f"by {self._stop.signal_name}; the predictions of {part.images} images are in {part.path}. "
+                f"by {self._stop.signal_name}; the predictions of {journal.images} images are in {journal.path}. "
                 f"Resume with: {self.resume_command}"
             )
 
@@ -280,6 +299,9 @@ class PredictionRun(Generic[Prediction]):
         if self.classes is not None:
             predictions = [self.files.keep_classes(prediction, self.classes) for prediction in predictions]
         return predictions, milliseconds
+
+    def _name(self, kind: str, source: Source) -> str:
+        return f"{kind} {self._positions[source]}/{len(self._positions)} {source.shown}"
 
     def _report(self, error: str) -> None:
         self.errors.append(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -107,7 +108,9 @@ def _resolve_path(given: str) -> list[tuple[Path, PurePath]]:
     path = Path(given)
     if not folder_fault(path):
         known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and not file.is_dir())
+        # Path.rglob would ask a file system on the network about each file.
+        found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        files = sorted((file for file in found if file.suffix.lower() in known), key=lambda file: file.parts)
         if not files:
             raise DataError(f"{path} contains no image or video. Expected files with the suffix {', '.join(known)}.")
         return [(file, file.relative_to(path).with_suffix("")) for file in files]
@@ -131,30 +134,33 @@ class _Names:
     """The names of all output files, in lower case, because some file systems ignore it."""
 
     def __init__(self) -> None:
-        self._files: set[PurePath] = set()
-        self._folders: set[PurePath] = set()
-        self._videos: set[PurePath] = set()
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        self._videos: set[str] = set()
 
     def take(self, source: Source) -> Source:
         """Return the source with a free name: its own, or else with a number after the first part, as in a_2/b."""
-        first, *rest = source.name.parts
         unique, number = source, 1
-        while not self._is_free(unique):
+        while not self._is_free(lower := _lower(unique.name), unique.is_video):
+            first, *rest = source.name.parts
             number += 1
             unique = replace(source, name=PurePath(f"{first}_{number}", *rest))
-        name = _lower(unique.name)
-        self._files.add(name)
-        self._folders.update(name.parents)
+        self._files.add(lower)
+        self._folders.update(_parents(lower))
         if unique.is_video:
-            self._videos.add(name)
+            self._videos.add(lower)
         return unique
 
-    def _is_free(self, source: Source) -> bool:
-        name = _lower(source.name)
-        if name in self._files or not self._videos.isdisjoint(name.parents):
+    def _is_free(self, name: str, is_video: bool) -> bool:
+        if name in self._files or not self._videos.isdisjoint(_parents(name)):
             return False
-        return not (source.is_video and name in self._folders)
+        return not (is_video and name in self._folders)
 
 
-def _lower(name: PurePath) -> PurePath:
-    return PurePath(str(name).casefold())
+def _lower(name: PurePath) -> str:
+    return name.as_posix().casefold()
+
+
+def _parents(name: str) -> list[str]:
+    """Return the folders of a name: "a/b" and "a" of "a/b/c". Making a path of each would take most of the time."""
+    return [name[:end] for end, character in enumerate(name) if character == "/"]

@@ -45,7 +45,7 @@ class ResultWriter(Generic[Prediction]):
     """Context manager that draws and saves the results of images.
 
     Args:
-        files: The output folder. The part is left to the main process.
+        files: The output folder. The journal is left to the main process.
         workers: Number of worker processes. 0 writes in this process.
     """
 

@@ -52,6 +52,7 @@ def test_every_module_is_listed_as_a_command(repo_root):
         "main",
         "machine",
         "prediction",
+        "prediction_parts",
     }
     assert modules == {name.replace("-", "_") for name in command_line.COMMANDS}
 

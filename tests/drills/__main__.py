@@ -20,6 +20,7 @@ from tests.drills.hosts import run_hosts
 from tests.drills.kills import run_kills
 from tests.drills.memory import run_evaluation, run_loader, run_training
 from tests.drills.outcome import Outcome
+from tests.drills.parts import run_parts
 from tests.drills.restarts import run_restarts
 from tests.drills.resume import run_resume
 
@@ -44,6 +45,10 @@ def _resume(args: argparse.Namespace, folder: Path) -> Outcome:
 
 def _restarts(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_restarts(folder, _RETINANET, args.count, seed=args.seed)
+
+
+def _parts(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_parts(folder, _RETINANET, args.count, seed=args.seed)
 
 
 def _fuzz(args: argparse.Namespace, folder: Path) -> Outcome:
@@ -79,6 +84,11 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         3,
     ),
     "restarts": (_restarts, "kill -9 one of two processes under torchrun: the run restarts and finishes", 20),
+    "parts": (
+        _parts,
+        "predict in parts with four processes, kill two and start two others: the result is that of one process",
+        5,
+    ),
     "fuzz": (
         _fuzz,
         "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",

@@ -77,3 +77,32 @@ def tiny_config(config_file: str, folder: Path, output: Path, settings: dict[str
 
     output.mkdir(parents=True, exist_ok=True)
     return load_config(config_file, tiny_words(folder, output, settings))
+
+
+def write_untrained_run(folder: Path, config_file: str | Path, settings: dict[str, Any] | None = None) -> Path:
+    """Write the run folder of a tiny RetinaNet with random weights that predict low and high scores.
+
+    Args:
+        folder: An existing folder.
+        config_file: Config of a RetinaNet.
+        settings: Additional keys and values, which replace the defaults.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from detectron2.modeling import build_model
+
+    from pvt_det.config import load_config
+
+    names = ["circle", "square", "triangle", "star"]
+    of_classes = {"DATASETS.CLASS_NAMES": names, "MODEL.RETINANET.NUM_CLASSES": len(names), "OUTPUT_DIR": folder}
+    merged = SETTINGS | of_classes | (settings or {})
+    cfg = load_config(config_file, [str(word) for pair in merged.items() for word in pair], training=False)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.head.cls_score.weight, std=1.0)
+    torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.1)
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder

@@ -33,7 +33,7 @@ from pvt_det.data.workers import WorkerLoader, start_worker
 from pvt_det.engine import trainer
 from pvt_det.errors import ConfigError, DataError, Interrupted
 from pvt_det.inference.files import PredictionFiles
-from pvt_det.inference.part import PART_NAME, Part
+from pvt_det.inference.journal import JOURNAL_NAME, Journal
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.sources import Source, find_sources
@@ -71,7 +71,7 @@ def folder_of_images(tmp_path: Path) -> Path:
 
 def stub_run(output: Path, predict=None, *, batch_size: int = 2, count: int = 3, crops: bool = False) -> PredictionRun:
     """A prediction run without a model."""
-    files = PredictionFiles(Part(output), ("bowl", "cup"), pictures=False, crops=crops)
+    files = PredictionFiles(Journal(output), ("bowl", "cup"), pictures=False, crops=crops)
     return PredictionRun(
         predict or (lambda images: [boxes(count, image.shape[:2]) for image in images]),
         files,
@@ -82,12 +82,12 @@ def stub_run(output: Path, predict=None, *, batch_size: int = 2, count: int = 3,
 
 def run_stub(output: Path, *inputs: Path, **options) -> list[str]:
     run = stub_run(output, **options)
-    return run.run(find_sources(map(str, inputs), run.files.part.sources))
+    return run.run(find_sources(map(str, inputs), run.files.journal.sources))
 
 
 def content(output: Path) -> tuple[list, dict]:
     """Read the detections and the list of images."""
-    assert not (output / PART_NAME).exists()
+    assert not (output / JOURNAL_NAME).exists()
     return json.loads((output / DETECTIONS_NAME).read_text()), json.loads((output / "images.json").read_text())
 
 
@@ -114,7 +114,7 @@ def test_F61_predictions_survive_any_end_and_resume(folder_of_images, tmp_path, 
 
     def stop():
         if end == "full disk":
-            monkeypatch.setattr(Part, "flush", full_disk)
+            monkeypatch.setattr(Journal, "flush", full_disk)
         elif end == "bug":
             raise ZeroDivisionError
         else:
@@ -133,16 +133,16 @@ def test_F61_predictions_survive_any_end_and_resume(folder_of_images, tmp_path, 
         with pytest.raises(errors.get(end, Interrupted)) as raised:
             predict_and_stop()
         if end != "bug":
-            assert str(output / PART_NAME) in str(raised.value)
+            assert str(output / JOURNAL_NAME) in str(raised.value)
             assert "--resume" in str(raised.value)
     monkeypatch.undo()
-    part = Part(output)
+    journal = Journal(output)
     # A signal lets the batch finish.
-    assert part.images == (6 if end in ("SIGINT", "SIGTERM") else 4)
-    assert [Path(shown).name for shown in part.sources] == [f"{number}.png" for number in range(part.images)]
+    assert journal.images == (6 if end in ("SIGINT", "SIGTERM") else 4)
+    assert [Path(shown).name for shown in journal.sources] == [f"{number}.png" for number in range(journal.images)]
     seen = []
     run_stub(output, folder_of_images, predict=lambda images: seen.extend(images) or [boxes(3, (48, 64))] * len(images))
-    assert len(seen) == 10 - part.images
+    assert len(seen) == 10 - journal.images
     assert content(output) == content(tmp_path / "whole")
 
 
@@ -152,7 +152,7 @@ def test_F61_torn_line_is_predicted_again(folder_of_images, tmp_path, torn):
     run_stub(tmp_path / "whole", folder_of_images)
     with pytest.raises(ZeroDivisionError):
         run_stub(output, folder_of_images, predict=end_in_batch(2, lambda: 1 // 0))
-    with (output / PART_NAME).open("ab") as file:
+    with (output / JOURNAL_NAME).open("ab") as file:
         file.write(torn)
     run_stub(output, folder_of_images)
     assert content(output) == content(tmp_path / "whole")
@@ -171,7 +171,7 @@ def test_F61_unfinished_video_starts_again(folder_of_images, tmp_path):
     run_stub(tmp_path / "whole", *inputs)
     with pytest.raises(ZeroDivisionError):
         run_stub(tmp_path / "out", *inputs, predict=end_in_batch(7, lambda: 1 // 0))
-    assert Part(tmp_path / "out").images == 10
+    assert Journal(tmp_path / "out").images == 10
     run_stub(tmp_path / "out", *inputs)
     found, listed = content(tmp_path / "out")
     assert (found, listed) == content(tmp_path / "whole")
@@ -194,7 +194,7 @@ def test_F61_command_stops_refuses_to_overwrite_and_resumes(untrained_run, shape
         patch.setattr(Predictor, "__call__", lambda *args: os.kill(os.getpid(), signal.SIGINT) or call(*args))
         code, printed = predict()
     assert code == 75
-    assert f"stopped: by SIGINT; the predictions of 1 images are in {output / PART_NAME}. " in printed.err
+    assert f"stopped: by SIGINT; the predictions of 1 images are in {output / JOURNAL_NAME}. " in printed.err
     assert "Resume with: pvt-det predict --resume " in printed.err
     assert notices == ["Saving after this batch; press Ctrl-C again to stop now."]
     code, printed = predict()
@@ -243,7 +243,7 @@ def test_F63_names_of_output_files_never_collide(tmp_path):
 
 
 def test_F63_crops_of_different_classes_have_different_folders(tmp_path):
-    files = PredictionFiles(Part(tmp_path), ("and/or", "and_or"), pictures=False, crops=True)
+    files = PredictionFiles(Journal(tmp_path), ("and/or", "and_or"), pictures=False, crops=True)
     files.add(Source(tmp_path / "a.png", PurePath("a")), np.zeros((48, 64, 3), np.uint8), boxes(2, (48, 64)))
     found = sorted(path.relative_to(tmp_path / "crops").as_posix() for path in tmp_path.rglob("*.jpg"))
     assert found == ["and_or/a_1.jpg", "and_or_2/a_2.jpg"]
@@ -420,7 +420,7 @@ def test_F75_memory_does_not_grow_with_the_number_of_images(tmp_path):
 
 
 def test_F76_a_thousand_detections_per_image_are_all_written(tmp_path, folder_of_images):
-    files = PredictionFiles(Part(tmp_path / "out"), ("bowl", "cup"), pictures=True, crops=True)
+    files = PredictionFiles(Journal(tmp_path / "out"), ("bowl", "cup"), pictures=True, crops=True)
     run = PredictionRun(
         lambda images: [boxes(1000, image.shape[:2]) for image in images],
         files,
@@ -544,7 +544,7 @@ def test_F79_file_system_that_becomes_read_only_ends_predict_with_a_message(
     assert message.startswith(
         f"error: found cannot be written: {os.strerror(errno.EROFS)}. The predictions of 2 images"
     )
-    assert Part(output).images == 2
+    assert Journal(output).images == 2
 
 
 def test_F79_file_system_that_becomes_read_only_ends_training_at_its_save(command, monkeypatch, tmp_path):

@@ -274,3 +274,20 @@ def test_page_gives_the_segments(predictor, photo, tmp_path):
     ids = np.asarray(Image.open(png)).astype(int) @ [1, 256, 65536]
     np.testing.assert_array_equal(ids, found.prediction.ids)
     assert picture.is_file()
+
+
+def test_merged_parts_equal_an_undivided_prediction(panoptic_run, shapes, tmp_path, capsys):
+    words = [shapes / "val", "--config-file", panoptic_run, "--device", "cpu", "--quiet", "--batch-size", 1]
+    assert run_command("predict", [*words, "--output", tmp_path / "whole"]) == 0
+    assert run_command("predict", [*words, "--output", tmp_path / "out", "--parts", 2]) == 0
+    capsys.readouterr()
+    assert run_command("predict", ["--merge", tmp_path / "out"]) == 0
+    segments = sum(
+        len(each["segments_info"]) for each in json.loads((tmp_path / "whole/panoptic.json").read_text())["annotations"]
+    )
+    assert f"{segments} segments in 3 images: {tmp_path}/out/panoptic.json, " in capsys.readouterr().out
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    assert len(files) == 9  # one lock, two tables, three pictures and three files of ids
+    for file in files:
+        if file.name != ".lock":
+            assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file

@@ -24,7 +24,7 @@ from pvt_det.data.mapper import build_augmentations
 from pvt_det.errors import ConfigError, DataError, NumericError
 from pvt_det.inference.files import PredictionFiles
 from pvt_det.inference.frames import Video
-from pvt_det.inference.part import Part
+from pvt_det.inference.journal import Journal
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.sources import Source, find_sources
@@ -129,7 +129,7 @@ def run(tmp_path):
 
     def build(*words, classes=None, **options):
         files = PredictionFiles(
-            Part(tmp_path / "out"), ("cat", "and/or"), **{"pictures": True, "crops": True} | options
+            Journal(tmp_path / "out"), ("cat", "and/or"), **{"pictures": True, "crops": True} | options
         )
         progress = Progress(console=Console(record=True, width=400), disable=True)
         steps = PredictionRun(
@@ -236,7 +236,7 @@ def test_tile_settings_out_of_range_are_refused(settings, message):
 
 
 def test_crops_stay_inside_the_output_folder(tmp_path):
-    files = PredictionFiles(Part(tmp_path / "out"), ("..",), pictures=False, crops=True)
+    files = PredictionFiles(Journal(tmp_path / "out"), ("..",), pictures=False, crops=True)
     found = white_boxes(picture(BOX))
     found.pred_classes[:] = 0
     files.add(Source(tmp_path / "a.png", PurePath("a")), picture(BOX), found)

@@ -26,7 +26,7 @@ from pvt_det.errors import DataError, Interrupted
 from pvt_det.inference import frames
 from pvt_det.inference.files import PredictionFiles
 from pvt_det.inference.frames import LiveVideo, Video
-from pvt_det.inference.part import Part
+from pvt_det.inference.journal import Journal
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.sources import find_sources
 from pvt_det.inference.video import VideoFile
@@ -73,7 +73,7 @@ def run(tmp_path):
     """Predict on inputs. Return the errors, the results, the images and the console output."""
 
     def build(*inputs, predict=detect, batch_size=2, **options):
-        files = PredictionFiles(Part(tmp_path / "out"), ("box",), pictures=True, crops=False)
+        files = PredictionFiles(Journal(tmp_path / "out"), ("box",), pictures=True, crops=False)
         progress = Progress(console=Console(record=True, width=400), disable=True)
         steps = PredictionRun(predict, files, batch_size=batch_size, progress=progress, **options)
         errors = steps.run(find_sources(map(str, inputs)))
@@ -237,9 +237,9 @@ def test_stopping_a_stream_leaves_later_sources_to_resume(run, server, tmp_path)
 
     with pytest.raises(Interrupted, match="Resume with"):
         run(f"{server}/endless", video, predict=stop)
-    part = Part(tmp_path / "out")
-    assert list(part.sources) == [f"{server}/endless"]
-    assert part.images >= 1
+    journal = Journal(tmp_path / "out")
+    assert list(journal.sources) == [f"{server}/endless"]
+    assert journal.images >= 1
 
 
 def test_stopping_a_video_closes_the_drawn_file(run, tmp_path):

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from pvt_det.errors import DataError, Interrupted, RankError
 from pvt_det.inference.files import PredictionFiles
-from pvt_det.inference.part import PART_NAME, Part
+from pvt_det.inference.journal import JOURNAL_NAME, Journal
 from pvt_det.inference.pixels import Prepared
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.sources import find_sources
@@ -60,7 +60,7 @@ def detect(images: list[Prepared]) -> list[Instances]:
 def build(output: Path, workers: int, *, predict=detect, prepare=measure, batch_size: int = 3) -> PredictionRun:
     return PredictionRun(
         predict,
-        PredictionFiles(Part(output), ("cat",), pictures=True, crops=True),
+        PredictionFiles(Journal(output), ("cat",), pictures=True, crops=True),
         batch_size=batch_size,
         progress=Progress(console=Console(record=True, width=200, quiet=True), disable=True),
         prepare=prepare,
@@ -169,18 +169,18 @@ def test_killed_process_is_named_and_the_run_can_be_resumed(folder, tmp_path):
 
     with pytest.raises(RankError, match=r"was killed.* images are in .*--resume --set DATALOADER.NUM_WORKERS 0"):
         build(output, 1, predict=kill).run(find_sources([str(folder)]))
-    assert (output / PART_NAME).exists()
-    part = Part(output)
-    assert 3 <= part.images < COUNT - 1
+    assert (output / JOURNAL_NAME).exists()
+    journal = Journal(output)
+    assert 2 <= journal.images < COUNT - 1
     again = PredictionRun(
         detect,
-        PredictionFiles(part, ("cat",), pictures=True, crops=True),
+        PredictionFiles(journal, ("cat",), pictures=True, crops=True),
         batch_size=3,
         progress=Progress(disable=True),
         prepare=measure,
         quiet=True,
     )
-    again.run(find_sources([str(folder)], part.sources))
+    again.run(find_sources([str(folder)], journal.sources))
     build(tmp_path / "whole", 0).run(find_sources([str(folder)]))
     assert written(output) == written(tmp_path / "whole")
 
@@ -193,9 +193,9 @@ def test_stop_keeps_what_was_predicted_and_leaves_no_process(folder, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
         return detect(images)
 
-    with pytest.raises(Interrupted, match=r"SIGINT; the predictions of 6 images"):
+    with pytest.raises(Interrupted, match=r"SIGINT; the predictions of 5 images"):
         build(tmp_path / "out", 2, predict=stop).run(find_sources([str(folder)]))
-    assert Part(tmp_path / "out").images == 6
+    assert Journal(tmp_path / "out").images == 5
     assert not multiprocessing.active_children()
 
 

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from pvt_det.data.coco.findings import Findings
 from pvt_det.inference.files import PredictionFiles
-from pvt_det.inference.part import Part
+from pvt_det.inference.journal import Journal
 from pvt_det.inference.run import PredictionRun
 from pvt_det.inference.sources import find_sources
 from pvt_det.inspection.formats import to_coco
@@ -101,7 +101,7 @@ def write(tmp_path):
             inputs.append(tmp_path / "v.avi")
             left += [found(["box"], masks=masks)] * 2
         files = PredictionFiles(
-            Part(tmp_path / "out"), NAMES, pictures=False, crops=False, formats=[each() for each in FORMATS.values()]
+            Journal(tmp_path / "out"), NAMES, pictures=False, crops=False, formats=[each() for each in FORMATS.values()]
         )
         steps = PredictionRun(
             lambda images: [left.pop(0) for _ in images],

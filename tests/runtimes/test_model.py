@@ -14,6 +14,7 @@ import torch
 
 import pvt_det
 from pvt_det.errors import ConfigError
+from pvt_det.inference.panoptic import PanopticPredictor
 from pvt_det.inference.predictor import Predictor
 from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.tiling import TiledPredictor
@@ -119,6 +120,32 @@ def test_segmentor(exported_program, semantic_run, images):
         Predictor(exported_program)
 
 
+@pytest.mark.slow
+def test_panoptic_predictor(panoptic_small_run, shapes, images, tmp_path):
+    pvt_det.export(panoptic_small_run, tmp_path / "mine.pt2", images=[shapes / "val"])
+    low = {"score_threshold": 0.1, "device": "cpu"}
+    found, wanted = (PanopticPredictor(path, **low) for path in (tmp_path / "mine.pt2", panoptic_small_run))
+    assert found.class_names == wanted.class_names
+    for one, other in zip(found(images), wanted(images), strict=True):
+        assert (one.ids != other.ids).mean() < 1e-3
+        assert {info["isthing"] for info in other.segments_info} == {True, False}
+        for info, expected in zip(one.segments_info, other.segments_info, strict=True):
+            assert (info["id"], info["category_id"]) == (expected["id"], expected["category_id"])
+            assert info.get("score") == pytest.approx(expected.get("score"), abs=1e-4)
+    # Its own `forward`, which evaluation uses, is that of Detectron2's model.
+    for image in images[1:]:
+        record = wanted.preparation(image)
+        with torch.no_grad():
+            (one,), (other,) = found._model([record]), wanted._model([record])
+        assert (one["panoptic_seg"][0] != other["panoptic_seg"][0]).float().mean() < 1e-3
+        assert [info["category_id"] for info in one["panoptic_seg"][1]] == [
+            info["category_id"] for info in other["panoptic_seg"][1]
+        ]
+        torch.testing.assert_close(one["sem_seg"], other["sem_seg"], rtol=0, atol=1e-3)
+    with pytest.raises(ConfigError, match=r"mine\.pt2 is the config of a panoptic segmentation model"):
+        Predictor(tmp_path / "mine.pt2")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,7 +192,7 @@ def data(eager, shapes, tmp_path_factory):
     return file, shapes / "val"
 
 
-def test_evaluation_and_report(exported, mask_rcnn_run, data, tmp_path):
+def test_evaluation_and_report(exported, mask_rcnn_run, data, tmp_path, monkeypatch):
     """The metrics are those of the run, and belong to the exported file."""
     for name in FILES:
         (tmp_path / name).symlink_to(exported / name)
@@ -186,6 +213,24 @@ def test_evaluation_and_report(exported, mask_rcnn_run, data, tmp_path):
         assert results.environment["runtime"].endswith(", fp32")
     assert run_command("report", [tmp_path / "mine.onnx", "--against", tmp_path / "mine_openvino"]) == 0
     assert (tmp_path / "mine_onnx_evaluation/report.html").is_file()
+    # The config of the run with the weights of the file is the same, unless the config does not fit.
+    monkeypatch.setattr("pvt_det.api.write_page", lambda *paths: None)  # drawing it takes long
+    words = [
+        mask_rcnn_run,
+        "--weights",
+        tmp_path / "mine.onnx",
+        "--output",
+        tmp_path / "both",
+        "--device",
+        "cpu",
+        *words,
+    ]
+    assert run_command("eval", words) == 0
+    both, own = load_run(tmp_path / "both"), load_run(tmp_path / "mine.onnx")
+    assert both.metrics == own.metrics
+    assert both.checkpoints["evaluated"].sha256 == own.checkpoints["evaluated"].sha256
+    with pytest.raises(ConfigError, match=r"NMS_THRESH_TEST = 0\.7: .*mine\.onnx was exported with 0\.5"):
+        run_command("eval", [*words, "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.7"])
 
 
 def test_predict_command(exported, shapes, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The predictions of a run that is not finished yet: one file that grows with every batch.
+"""The journal: the predictions of a run that is not finished yet, in one file that grows with every batch.
 
 Memory does not grow with the number of images, and a run that is stopped or killed at any moment can be resumed.
 """
@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.inference.sources import Source
 
-PART_NAME = "predictions.part.jsonl"
+JOURNAL_NAME = "predictions.part.jsonl"
 _VERSION = 1
 
 
-class Part:
+class Journal:
     """The file `predictions.part.jsonl` of a prediction folder.
 
     Its first line has the settings of the run. Each further line describes an image or a frame of a video, with its
@@ -39,7 +39,7 @@ class Part:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / PART_NAME
+        self.path = folder / JOURNAL_NAME
         self.sources: dict[str, PurePath] = {}
         self.faults: list[str] = []
         self.images = self.objects = 0
