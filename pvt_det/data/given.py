@@ -14,6 +14,8 @@ from pvt_det.data.formats import (
     find_annotations,
     is_image_list,
 )
+from pvt_det.data.storage.places import has_shards
+from pvt_det.data.storage.references import is_url
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault, folder_fault
 
@@ -38,6 +40,8 @@ def require_coco_files(cfg: CfgNode, *, training: bool, config_file: str | Path)
         if not source:
             continue
         options = [f"--{part.lower()}-{name}" for name in ("json", "images")]
+        if is_url(source) or has_shards(source):
+            continue
         if images and are_swapped(Path(source), Path(images)):
             raise DataError(
                 f"DATASETS.{part}_JSON is {source}, a folder of images, and {part}_IMAGES is {images}: they are "

@@ -14,6 +14,7 @@ from pvt_det.config.architecture import HEADS, head_key
 from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
+from pvt_det.data.storage.references import is_url
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 from pvt_det.utils.text import did_you_mean, listed
@@ -85,7 +86,7 @@ def _require_paths(cfg: CfgNode, parts: Sequence[str]) -> None:
     keys = [f"{part}_{kind}" for part in parts for kind in ("JSON", "IMAGES", "LABELS")]
     keys += ["VAL_PANOPTIC_JSON"] if "VAL" in parts else []
     given = {key: path for key in keys if (path := cfg.DATASETS[key])}
-    if missing := [key for key, path in given.items() if file_fault(path) == ABSENT]:
+    if missing := [key for key, path in given.items() if not is_url(path) and file_fault(path) == ABSENT]:
         named = ", ".join(f"DATASETS.{key} {given[key]}" for key in missing)
         options = " and ".join(_OPTIONS.get(key, f"--{key.lower().replace('_', '-')}") for key in missing)
         does, it = ("does", "it has") if len(missing) == 1 else ("do", "they have")

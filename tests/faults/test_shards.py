@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvt_det.data.imagenet import shards
 from pvt_det.data.imagenet.folders import open_images
+from pvt_det.data.storage import tar as shards
 from pvt_det.errors import DataError
 from pvt_det.utils.cli import run_cli
 from tests.command_line import run_command

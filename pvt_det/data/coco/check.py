@@ -12,8 +12,10 @@ from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import Findings, Problem
 from pvt_det.data.formats import find_image_folder
 from pvt_det.data.images import check_size, read_header, read_image
+from pvt_det.data.storage.places import attach, file_fault, folder_fault
+from pvt_det.data.storage.references import Reference, join
 from pvt_det.errors import DataError
-from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
+from pvt_det.utils.paths import ABSENT
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ def examine(
         data = require_masks(data, findings)
     unreadable = frozenset[int]()
     if level != "off":
-        unreadable = _check_images(data, Path(image_root), level == "full", findings)
+        unreadable = _check_images(data, image_root, level == "full", findings)
     return Examined(data, unreadable)
 
 
@@ -153,13 +155,13 @@ def check_dataset(
     return report
 
 
-def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) -> frozenset[int]:
+def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findings) -> frozenset[int]:
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
     unreadable, missing = set(), 0
     for index, image in enumerate(data.images):
-        path = root / image["file_name"]
+        path = join(root, image["file_name"])
         try:
             if decode:
                 pixels = read_image(path, "RGB")
@@ -185,11 +187,11 @@ def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) 
     return frozenset(unreadable)
 
 
-def _where(data: CocoData, root: Path, missing: int) -> str:
+def _where(data: CocoData, root: Reference, missing: int) -> str:
     """Say how many of the image files exist in the image folder, and where others are."""
     total = len(data.images)
     text = f"{total - missing} of {total} files exist in {root}"
-    found = find_image_folder([image["file_name"] for image in data.images], root)
+    found = None if attach(root) else find_image_folder([image["file_name"] for image in data.images], Path(root))
     if found is None or found[1] <= total - missing:
         return f"{text}, and no more in the folders around it. Give the folder of the images"
     return f"{text}, but {found[1]} of {total} in {found[0]}. Give that folder instead"

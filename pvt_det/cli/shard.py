@@ -1,0 +1,94 @@
+"""Turn a data set into indexed tar shards, which training and evaluation read from a disk or an object store."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from pvt_det.errors import ConfigError
+from pvt_det.utils.cli import ArgumentParser
+from pvt_det.utils.text import counted
+
+_MIB = 2**20
+_EXAMPLES = """
+examples:
+  a data set in COCO's format:
+    %(prog)s --json train.json --images train2017/ --output shards/train
+    pvt-det train ... --train-json shards/train/annotations.json --train-images shards/train
+  check a copy:
+    %(prog)s --verify shards/train
+
+An interrupted command continues when it is started again. The same data gives the same bytes.
+
+exit codes: 0 done, 2 configuration, 3 data: a file is missing, is no usable image, or is damaged
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command's options."""
+    parser = ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="annotations of the images in COCO's format")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images of --json")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write the shards to")
+    parser.add_argument(
+        "--shard-size", type=int, default=256, metavar="MIB", help="size of a shard in MiB (default: 256)"
+    )
+    parser.add_argument(
+        "--check-data",
+        choices=("fast", "full"),
+        default="fast",
+        help="how to check the images: fast reads their headers, full decodes them (default: fast)",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with files that are missing or no usable images: stop, or skip: store them as they are, so "
+        "that training treats them like those of a folder (default: stop)",
+    )
+    parser.add_argument(
+        "--verify", type=Path, metavar="DIR", help="check the SHA-256 of all files of a folder of shards"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write shards, or verify them with `--verify`.
+
+    Args:
+        args: Parsed options of `build_parser`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: The options do not fit together.
+        DataError: The data cannot be used, or the shards are damaged.
+    """
+    _check_options(args)
+    from pvt_det.data.sharding.run import shard_coco, verify
+    from pvt_det.data.sharding.writer import Settings
+
+    if args.verify:
+        description = verify(args.verify)
+        print(f"{args.verify}: {counted(len(description.files), 'file')} verified")
+        return 0
+    settings = Settings(args.shard_size * _MIB, args.check_data, args.on_error)
+    for written in shard_coco(args.json, args.images, args.output, settings):
+        unusable = written.description.unusable or {}
+        print(f"{written.folder}: {counted(len(written.description.shards), 'shard')} of {written.description.content}")
+        for problem in unusable.values():
+            print(f"  stored, but not usable: {problem}")
+        print(f"  use it with {shlex.join(written.options)}")
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.verify:
+        return
+    missing = [name for name in ("json", "images", "output") if getattr(args, name) is None]
+    if missing:
+        raise ConfigError(f"--{missing[0]} is missing. Give --json, --images and --output, or --verify. See --help.")
+    if args.shard_size < 1:
+        raise ConfigError(f"--shard-size is {args.shard_size}. Expected a size in MiB of at least 1.")

@@ -1,0 +1,263 @@
+"""Where a file is: a file of this machine, a member of a shard, or an object of an object store.
+
+A reference is a path or URL. References to files in shards look like those to individual files: the image `a.jpg` of
+the folder of shards `x/shards` is `x/shards/a.jpg`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+from pvt_det.data.storage.references import Reference, join
+from pvt_det.data.storage.shards import DESCRIPTION, Description, LocalParts, ShardFolder, parse_index
+from pvt_det.errors import DataError
+from pvt_det.utils import paths
+
+_Identity = tuple[int, int]
+
+
+class Place(Protocol):
+    """A folder of files that are not individual local files.
+
+    Attributes:
+        root: The folder, a path or URL without "/" at the end.
+    """
+
+    root: str
+
+    def fault(self, name: str) -> str:
+        """Say why a file cannot be read; "" if nothing is known against it."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Read a file. Raises `DataError` if that is not possible."""
+        ...
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        """Return width and height of an image in pixels after EXIF rotation, if they are known without reading it."""
+        ...
+
+    def length(self, name: str) -> int:
+        """Return the size of a file in bytes, or -1 if it does not exist."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the sorted names of all files."""
+        ...
+
+
+# The places that this process knows, by root, and which state of a local one was read.
+_places: dict[str, Place] = {}
+_identities: dict[str, _Identity] = {}
+
+
+def attach(root: Reference) -> Place | None:
+    """Look at a folder again, and return the place that it is.
+
+    Args:
+        root: The folder, a path or URL.
+
+    Returns:
+        The place, or None for a folder of individual local files and for one that does not exist.
+
+    Raises:
+        DataError: It is a folder of shards that cannot be used.
+    """
+    root = str(Path(root))
+    identity = _identity(Path(root) / DESCRIPTION)
+    if identity is None:
+        _places.pop(root, None)
+        _identities.pop(root, None)
+        return None
+    if _identities.get(root) != identity:
+        _places[root] = open_local_shards(Path(root))
+        _identities[root] = identity
+    return _places[root]
+
+
+def find(reference: Reference) -> tuple[Place, str] | None:
+    """Return the place of a file and its name there, or None for an individual local file or none at all.
+
+    Args:
+        reference: The file, a path or URL.
+
+    Raises:
+        DataError: It is in a folder of shards that cannot be used.
+    """
+    text = os.fspath(reference)
+    known = [root for root in _places if text.startswith(root) and text[len(root) : len(root) + 1] in ("/", os.sep)]
+    if known:
+        root = max(known, key=len)
+        return _places[root], text[len(root) + 1 :].replace(os.sep, "/")
+    if Path(text).exists():
+        return None
+    # A process that was started afresh does not know the places of the process that started it.
+    for folder in Path(text).parents:
+        if (folder / DESCRIPTION).is_file() and (place := attach(folder)):
+            return place, Path(text).relative_to(folder).as_posix()
+    return None
+
+
+def read_content(reference: Reference) -> bytes | None:
+    """Read a file that is not an individual local file.
+
+    Args:
+        reference: The file, a path or URL.
+
+    Returns:
+        Its content, or None for a local file, which the caller reads, and for one that does not exist.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    found = find(reference)
+    return None if found is None else found[0].read(found[1])
+
+
+def file_fault(reference: Reference) -> str:
+    """Say why a file cannot be read, as `pvt_det.utils.paths.file_fault` does for local files.
+
+    Args:
+        reference: The file, a path or URL.
+
+    Returns:
+        A phrase that follows the reference in a message, such as "does not exist"; "" if there is no reason.
+
+    Raises:
+        DataError: It is in a folder of shards that cannot be used.
+    """
+    found = find(reference)
+    return paths.file_fault(reference) if found is None else found[0].fault(found[1])
+
+
+def folder_fault(root: Reference) -> str:
+    """Say why a folder of files cannot be used, as `pvt_det.utils.paths.folder_fault` does for local folders.
+
+    Args:
+        root: The folder, a path or URL.
+
+    Returns:
+        A phrase that follows the reference in a message, such as "does not exist"; "" if there is no reason.
+
+    Raises:
+        DataError: It is a folder of shards that cannot be used.
+    """
+    return "" if attach(root) else paths.folder_fault(root)
+
+
+def image_size(reference: Reference) -> tuple[int, int] | None:
+    """Return the width and height of an image if they are known without reading it.
+
+    Args:
+        reference: The image, a path or URL.
+
+    Returns:
+        Width and height in pixels after EXIF rotation, or None if the file has to be read.
+
+    Raises:
+        DataError: The image is not in its folder of shards, or the folder cannot be used.
+    """
+    found = find(reference)
+    return None if found is None else found[0].size(found[1])
+
+
+def file_length(reference: Reference) -> int:
+    """Return the size of a file in bytes, or -1 if it cannot be determined.
+
+    Args:
+        reference: The file, a path or URL.
+    """
+    try:
+        found = find(reference)
+        return Path(reference).stat().st_size if found is None else found[0].length(found[1])
+    except (OSError, DataError):
+        return -1
+
+
+def list_folder(root: Reference) -> list[str]:
+    """Return the sorted references of the files in a folder, without those in its subfolders.
+
+    Args:
+        root: The folder, a path or URL.
+
+    Raises:
+        DataError: The folder does not exist or cannot be used.
+    """
+    if place := attach(root):
+        return [join(root, name) for name in place.names() if "/" not in name]
+    if fault := paths.folder_fault(root):
+        raise DataError(f"folder {root} {fault}")
+    return sorted(map(str, Path(root).iterdir()))
+
+
+def has_shards(folder: Reference) -> bool:
+    """Return whether a local folder is a folder of shards.
+
+    Args:
+        folder: Any path.
+    """
+    return _identity(Path(folder) / DESCRIPTION) is not None
+
+
+def local_file(reference: Reference) -> Path:
+    """Return a file of this machine for an annotation file.
+
+    Args:
+        reference: The file, a path or URL, or a folder of shards, which stands for its annotation file.
+
+    Raises:
+        DataError: It is a folder of shards that cannot be used or has no annotations.
+    """
+    place = attach(reference)
+    if not isinstance(place, ShardFolder):
+        return Path(reference)
+    if place.description.annotations is None:
+        raise DataError(
+            f"the folder of shards {reference} has no annotations. Give a JSON file, or write the shards with --json."
+        )
+    return Path(join(reference, place.description.annotations.name))
+
+
+def open_local_shards(folder: Path) -> ShardFolder:
+    """Open a folder of shards of this machine.
+
+    Args:
+        folder: The folder, which has a description.
+
+    Raises:
+        DataError: The description, the index or a shard is missing, damaged or of another size.
+    """
+    try:
+        description = Description.parse((folder / DESCRIPTION).read_bytes(), str(folder / DESCRIPTION))
+        index = (folder / description.index.name).read_bytes()
+        lengths = [(folder / shard.name).stat().st_size for shard in description.shards]
+    except OSError as error:
+        raise DataError(
+            f"the folder of shards {folder} is not complete: {error.filename} cannot be read ({error.strerror}). Copy "
+            "it again."
+        ) from error
+    for shard, length in zip(description.shards, lengths, strict=True):
+        if length != shard.size:
+            raise DataError(
+                f"shard {folder / shard.name} has {length:,} bytes, but {DESCRIPTION} says {shard.size:,}. Copy it "
+                "again."
+            )
+    if hashlib.sha256(index).hexdigest() != description.index.sha256:
+        raise DataError(
+            f"index {folder / description.index.name} is not the one that {DESCRIPTION} describes. Copy the folder "
+            "again."
+        )
+    parts = LocalParts([folder / shard.name for shard in description.shards])
+    return ShardFolder(str(folder), description, parse_index(index, description, str(folder)), parts)
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Return what changes when a file is written again, or None if it is not a file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return (status.st_size, status.st_mtime_ns)

@@ -1,0 +1,174 @@
+"""Folders of shards: the same images as in the folder they were made from, deterministic, continued and verified."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pvt_det.data.images import read_header, read_image
+from pvt_det.data.sharding import writer
+from pvt_det.data.sharding.run import shard_coco, verify
+from pvt_det.data.sharding.writer import Settings
+from pvt_det.data.storage.places import attach, list_folder
+from pvt_det.errors import ConfigError, DataError
+from tests.command_line import run_command
+from tests.data.imagenet.fakes import jpeg
+
+SMALL = Settings(shard_size=2500)
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """A data set of six images, one of them in a subfolder and one with a name that is not ASCII."""
+    root = tmp_path / "coco"
+    names = ["a.jpg", "b.jpg", "sub/c.jpg", "ä.jpg", "e.jpg", "f.jpg"]
+    (root / "images/sub").mkdir(parents=True)
+    for number, name in enumerate(names):
+        (root / "images" / name).write_bytes(jpeg(number))
+    images = [{"id": n, "file_name": name, "width": 48, "height": 40} for n, name in enumerate(names)]
+    boxes = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0} for n in range(6)
+    ]
+    categories = [{"id": 1, "name": "thing"}]
+    (root / "train.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return root
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_stand_for_the_folder(coco, tmp_path):
+    shards = tmp_path / "shards"
+    (written,) = shard_coco(coco / "train.json", coco / "images", shards, SMALL)
+    assert len(written.description.shards) == 3
+    assert (shards / "annotations.json").read_bytes() == (coco / "train.json").read_bytes()
+    for name in ("a.jpg", "sub/c.jpg", "ä.jpg"):
+        assert np.array_equal(read_image(shards / name, "BGR"), read_image(coco / "images" / name, "BGR"))
+        assert read_header(shards / name) == (48, 40)
+    assert [Path(name).name for name in list_folder(shards)] == ["a.jpg", "b.jpg", "e.jpg", "f.jpg", "ä.jpg"]
+    with tarfile.open(shards / "shard-00000.tar") as tar:
+        assert tar.getnames() == ["a.jpg", "b.jpg"]
+    with pytest.raises(DataError, match=r"image .*shards/g\.jpg does not exist"):
+        read_image(shards / "g.jpg", "RGB")
+
+
+def test_interrupted_shards_are_continued_with_the_same_bytes(coco, tmp_path, monkeypatch):
+    shard_coco(coco / "train.json", coco / "images", tmp_path / "whole", SMALL)
+    write, written = writer._write_shard, []
+
+    def stop_at_third(path, *rest):
+        written.append(path.name)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return write(path, *rest)
+
+    monkeypatch.setattr(writer, "_write_shard", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        shard_coco(coco / "train.json", coco / "images", tmp_path / "parts", SMALL)
+    assert attach(tmp_path / "parts") is None
+    damaged = tmp_path / "parts/shard-00001.tar"
+    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+    shard_coco(coco / "train.json", coco / "images", tmp_path / "parts", SMALL)
+    # The first shard was kept, and the damaged one written again.
+    assert written[3:] == ["shard-00001.tar", "shard-00002.tar"]
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    with pytest.raises(DataError, match="already a complete folder"):
+        shard_coco(coco / "train.json", coco / "images", tmp_path / "parts", SMALL)
+
+
+def test_unusable_images_are_reported_and_kept(coco, tmp_path):
+    (coco / "images/a.jpg").write_bytes(jpeg(0)[:-20])
+    (coco / "images/b.jpg").unlink()
+    with pytest.raises(DataError) as error:
+        shard_coco(coco / "train.json", coco / "images", tmp_path / "shards", SMALL)
+    assert "1 x image file that is missing" in str(error.value)
+    assert "a.jpg is broken or cut short" in str(error.value)
+    (written,) = shard_coco(coco / "train.json", coco / "images", tmp_path / "shards", Settings(2500, on_error="skip"))
+    assert list(written.description.unusable) == ["a.jpg"]
+    with pytest.raises(DataError, match=r"shards/a\.jpg is broken or cut short"):
+        read_header(tmp_path / "shards/a.jpg")
+    with pytest.raises(DataError, match=r"shards/b\.jpg does not exist"):
+        read_header(tmp_path / "shards/b.jpg")
+
+
+def test_verify_names_every_damaged_file(coco, tmp_path):
+    shards = tmp_path / "shards"
+    shard_coco(coco / "train.json", coco / "images", shards, SMALL)
+    assert len(verify(shards).files) == 5
+    path = shards / "shard-00001.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (shards / "annotations.json").unlink()
+    with pytest.raises(DataError, match=r"(?s)shard-00001\.tar has another SHA-256.*annotations\.json cannot be read"):
+        verify(shards)
+
+
+@pytest.mark.parametrize("fault", ["cut shard", "index", "version", "no description"])
+def test_damaged_folder_is_refused(coco, tmp_path, fault):
+    shards = tmp_path / "shards"
+    shard_coco(coco / "train.json", coco / "images", shards, SMALL)
+    text = (shards / "shards.json").read_text()
+    if fault == "cut shard":
+        (shards / "shard-00000.tar").write_bytes(b"")
+    elif fault == "index":
+        (shards / "index.npz").write_bytes(io.BytesIO().getvalue())
+    elif fault == "version":
+        (shards / "shards.json").write_text(text.replace('"version": 1', '"version": 2'))
+    else:
+        (shards / "shards.json").write_text("[]")
+    expected = {
+        "cut shard": r"shard-00000\.tar has 0 bytes, but shards\.json says",
+        "index": r"index\.npz is not the one that shards\.json describes",
+        "version": "version 2 .* Update pvt_det",
+        "no description": "does not describe a folder of shards",
+    }
+    with pytest.raises(DataError, match=expected[fault]):
+        attach(shards)
+
+
+def test_training_batches_are_those_of_the_folder(coco, tmp_path, repo_root):
+    """With shards, a loader gives the same batches, from the beginning and from the middle."""
+    from pvt_det.config import load_config
+    from pvt_det.data.catalogs import catalogs_restored
+    from pvt_det.data.digest import describe_dataset
+    from pvt_det.data.loader import build_detection_train_loader
+    from pvt_det.data.sets import register_datasets
+
+    shards = tmp_path / "shards"
+    shard_coco(coco / "train.json", coco / "images", shards, SMALL)
+
+    def batches(json_file: Path, images: Path, start: int, workers: int = 0) -> tuple[list[bytes], dict[str, str]]:
+        words = [
+            "DATASETS.TRAIN_JSON",
+            str(json_file),
+            "DATASETS.TRAIN_IMAGES",
+            str(images),
+            "SOLVER.IMS_PER_BATCH",
+            "2",
+        ]
+        words += ["DATALOADER.NUM_WORKERS", str(workers), "SEED", "5", "MODEL.DEVICE", "cpu"]
+        cfg = load_config(repo_root / "configs/retinanet_pvt_tiny.yaml", words)
+        with catalogs_restored():
+            register_datasets(cfg)
+            loader = iter(build_detection_train_loader(cfg, start_batch=start))
+            pixels = [record["image"].numpy().tobytes() for _ in range(3) for record in next(loader)]
+            return pixels, describe_dataset(cfg.DATASETS.TRAIN[0])
+
+    expected, facts = batches(coco / "train.json", coco / "images", 0)
+    assert batches(shards, shards, 0, workers=1) == (expected, facts)
+    assert batches(shards / "annotations.json", shards, 2)[0][:2] == expected[4:]
+
+
+def test_command_line(coco, tmp_path, capsys):
+    words = ["--json", str(coco / "train.json"), "--images", str(coco / "images")]
+    with pytest.raises(ConfigError, match="--output is missing"):
+        run_command("shard", words)
+    assert run_command("shard", [*words, "--output", tmp_path / "shards", "--check-data", "full"]) == 0
+    assert f"--train-images {tmp_path / 'shards'}" in capsys.readouterr().out
+    assert run_command("shard", ["--verify", tmp_path / "shards"]) == 0
+    assert "3 files verified" in capsys.readouterr().out
