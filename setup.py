@@ -71,6 +71,7 @@ setup(
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store
+        "cloud": ["obstore>=0.9"],
         "slurm": ["submitit>=1.5"],
         "supervision": ["supervision>=0.30"],  # earlier versions install a second OpenCV
         "video": ["av>=14"],  # writes H.264, which browsers play

@@ -23,7 +23,7 @@ from pvt_det.data.sampler import ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
-from pvt_det.errors import ConfigError, DataError, PvtDetError
+from pvt_det.errors import ConfigError, DataError, PvtDetError, StorageError
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
             record = self.records[(index + step) % len(self)]
             try:
                 return read(record)
+            except StorageError:
+                raise
             except DataError as error:
                 if self.on_error != "skip":
                     raise DataError(f"{error}. To leave it out, use {SKIP_OPTION}.") from error

@@ -14,7 +14,8 @@ from pvt_det.data.formats import find_image_folder
 from pvt_det.data.images import check_size, read_header, read_image
 from pvt_det.data.storage.places import attach, file_fault, folder_fault
 from pvt_det.data.storage.references import Reference, join
-from pvt_det.errors import DataError
+from pvt_det.data.storage.remote import ObjectFolder
+from pvt_det.errors import DataError, StorageError
 from pvt_det.utils.paths import ABSENT
 from pvt_det.utils.text import counted
 
@@ -159,6 +160,9 @@ def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findi
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
+    has_headers = not isinstance(attach(root), ObjectFolder)
+    if not has_headers and not decode:
+        logger.info("Images in %s are read when they are used. DATASETS.CHECK full reads all of them before.", root)
     unreadable, missing = set(), 0
     for index, image in enumerate(data.images):
         path = join(root, image["file_name"])
@@ -166,9 +170,15 @@ def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findi
             if decode:
                 pixels = read_image(path, "RGB")
                 size = (pixels.shape[1], pixels.shape[0])
-            else:
+            elif has_headers:
                 size = read_header(path)
+            elif fault := file_fault(path):
+                raise DataError(f"image {path} {fault}")
+            else:
+                continue
             check_size(path, size, (image["width"], image["height"]))
+        except StorageError:
+            raise
         except DataError as error:
             is_missing = file_fault(path) == ABSENT
             kind = "image file that is missing" if is_missing else "image file that cannot be used"

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from pvt_det.data.storage.references import Reference, join
+from pvt_det.data.storage import remote
+from pvt_det.data.storage.ranges import Facts, Range
+from pvt_det.data.storage.references import Reference, is_url, join, split
 from pvt_det.data.storage.shards import DESCRIPTION, Description, LocalParts, ShardFolder, parse_index
 from pvt_det.errors import DataError
 from pvt_det.utils import paths
@@ -44,18 +48,27 @@ class Place(Protocol):
         """Return the size of a file in bytes, or -1 if it does not exist."""
         ...
 
-    def names(self) -> list[str]:
-        """Return the sorted names of all files."""
+    def names(self) -> list[str] | None:
+        """Return the sorted names of all files, or None if they cannot be listed."""
+        ...
+
+    def range(self, name: str) -> Range | None:
+        """Return the part of an object that `read` needs, or None if it needs none."""
         ...
 
 
 # The places that this process knows, by root, and which state of a local one was read.
 _places: dict[str, Place] = {}
 _identities: dict[str, _Identity] = {}
+# Copies of annotation files, by URL.
+_copies: dict[str, tuple[Path, Facts]] = {}
 
 
 def attach(root: Reference) -> Place | None:
-    """Look at a folder again, and return the place that it is.
+    """Look at a folder, and return the place that it is.
+
+    A folder of an object store is looked at once until `forget_remote` is called, so that changes during a run are
+    errors.
 
     Args:
         root: The folder, a path or URL.
@@ -64,8 +77,14 @@ def attach(root: Reference) -> Place | None:
         The place, or None for a folder of individual local files and for one that does not exist.
 
     Raises:
-        DataError: It is a folder of shards that cannot be used.
+        ConfigError: The URL contains credentials, or object stores need a package that is not installed.
+        DataError: It is a folder of shards that cannot be used, or a URL that cannot be read.
     """
+    if is_url(root):
+        url = str(root).rstrip("/")
+        if url not in _places:
+            _places[url] = _open_url(url)
+        return _places[url]
     root = str(Path(root))
     identity = _identity(Path(root) / DESCRIPTION)
     if identity is None:
@@ -76,6 +95,13 @@ def attach(root: Reference) -> Place | None:
         _places[root] = open_local_shards(Path(root))
         _identities[root] = identity
     return _places[root]
+
+
+def forget_remote() -> None:
+    """Forget the state of all folders in object stores. Call it before a run, which may find them changed."""
+    for root in [root for root in _places if is_url(root)]:
+        del _places[root]
+    _copies.clear()
 
 
 def find(reference: Reference) -> tuple[Place, str] | None:
@@ -92,6 +118,8 @@ def find(reference: Reference) -> tuple[Place, str] | None:
     if known:
         root = max(known, key=len)
         return _places[root], text[len(root) + 1 :].replace(os.sep, "/")
+    if is_url(text):
+        return _find_url(text)
     if Path(text).exists():
         return None
     # A process that was started afresh does not know the places of the process that started it.
@@ -145,7 +173,9 @@ def folder_fault(root: Reference) -> str:
     Raises:
         DataError: It is a folder of shards that cannot be used.
     """
-    return "" if attach(root) else paths.folder_fault(root)
+    if (place := attach(root)) is None:
+        return paths.folder_fault(root)
+    return "is empty or does not exist" if place.names() == [] else ""
 
 
 def image_size(reference: Reference) -> tuple[int, int] | None:
@@ -187,7 +217,9 @@ def list_folder(root: Reference) -> list[str]:
         DataError: The folder does not exist or cannot be used.
     """
     if place := attach(root):
-        return [join(root, name) for name in place.names() if "/" not in name]
+        if (names := place.names()) is None:
+            raise DataError(f"the server of {root} cannot list folders. Give a folder of shards or one in a store.")
+        return [join(root, name) for name in names if "/" not in name]
     if fault := paths.folder_fault(root):
         raise DataError(f"folder {root} {fault}")
     return sorted(map(str, Path(root).iterdir()))
@@ -211,14 +243,34 @@ def local_file(reference: Reference) -> Path:
     Raises:
         DataError: It is a folder of shards that cannot be used or has no annotations.
     """
+    if is_url(reference) and str(reference).lower().endswith(".json"):
+        return _copy(str(reference))
     place = attach(reference)
     if not isinstance(place, ShardFolder):
         return Path(reference)
-    if place.description.annotations is None:
+    if (annotations := place.description.annotations) is None:
         raise DataError(
             f"the folder of shards {reference} has no annotations. Give a JSON file, or write the shards with --json."
         )
-    return Path(join(reference, place.description.annotations.name))
+    name = join(reference, annotations.name)
+    return _copy(name, annotations.sha256) if is_url(reference) else Path(name)
+
+
+def prefetch(references: Iterable[Reference]) -> None:
+    """Begin to fetch files that will be read soon, if they are in an object store. Returns at once.
+
+    Args:
+        references: The files, in the order in which they will be needed.
+    """
+    ranges = []
+    for reference in references:
+        # Whoever reads the file gets the error.
+        with suppress(DataError):
+            found = find(reference)
+            if found and (wanted := found[0].range(found[1])):
+                ranges.append(wanted)
+    if ranges:
+        remote.fetch_later(ranges)
 
 
 def open_local_shards(folder: Path) -> ShardFolder:
@@ -252,6 +304,55 @@ def open_local_shards(folder: Path) -> ShardFolder:
         )
     parts = LocalParts([folder / shard.name for shard in description.shards])
     return ShardFolder(str(folder), description, parse_index(index, description, str(folder)), parts)
+
+
+def _open_url(root: str) -> Place:
+    """Open a folder of shards or of individual objects."""
+    remote.refuse_credentials(root)
+    remote.renew()
+    source = join(root, DESCRIPTION)
+    try:
+        description = Description.parse(remote.read_object(source), source)
+    except remote.Absent:
+        can_list = not root.lower().startswith("http")
+        return remote.ObjectFolder(root, remote.list_objects(root) if can_list else None)
+    index_url = join(root, description.index.name)
+    index = remote.copy_object(index_url, remote.stat(index_url), description.index.sha256).read_bytes()
+    urls = [join(root, shard.name) for shard in description.shards]
+    facts = [remote.stat(url) for url in urls]
+    for url, found, shard in zip(urls, facts, description.shards, strict=True):
+        if found.size != shard.size:
+            raise DataError(
+                f"shard {url} has {found.size:,} bytes, but {DESCRIPTION} says {shard.size:,}. Copy it there again."
+            )
+    return ShardFolder(root, description, parse_index(index, description, root), remote.RemoteParts(urls, facts))
+
+
+def _find_url(url: str) -> tuple[Place, str]:
+    """Return the place of an object in a folder that nobody has attached: in shards, or individual."""
+    base, path = split(url)
+    parts = path.split("/")
+    for count in range(len(parts) - 1, -1, -1):
+        root = "/".join([base, *parts[:count]])
+        with suppress(remote.Absent):
+            remote.stat(join(root, DESCRIPTION))
+            place = _places[root] = _open_url(root)
+            return place, "/".join(parts[count:])
+    root = url.rpartition("/")[0]
+    _places[root] = remote.ObjectFolder(root, None)
+    return _places[root], parts[-1]
+
+
+def _copy(url: str, sha256: str = "") -> Path:
+    """Return a copy of an annotation file, which does not change until `forget_remote` is called."""
+    remote.refuse_credentials(url)
+    path, facts = _copies.get(url, (None, None))
+    if path is None or not path.is_file():
+        remote.renew()
+        facts = facts or remote.stat(url)
+        path = remote.copy_object(url, facts, sha256)
+        _copies[url] = (path, facts)
+    return path
 
 
 def _identity(path: Path) -> _Identity | None:

@@ -53,3 +53,14 @@ def shown(reference: Reference) -> str:
         return str(reference)
     parts = urlsplit(str(reference))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+def split(url: str) -> tuple[str, str]:
+    """Split a URL into the bucket or server, and the path in it.
+
+    Args:
+        url: The URL.
+    """
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    return f"{scheme.lower()}://{host}", path.strip("/")

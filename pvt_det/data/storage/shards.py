@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pvt_det.data.storage.index import Index, read_index
+from pvt_det.data.storage.ranges import Range
 from pvt_det.data.storage.references import join
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import ABSENT
@@ -132,6 +133,10 @@ class Parts(Protocol):
         """
         ...
 
+    def range(self, shard: int, offset: int, size: int, digest: int | None = None) -> Range | None:
+        """Return the part of an object that `read` with the same arguments needs, or None if it needs none."""
+        ...
+
 
 class LocalParts:
     """Reads byte ranges of local files.
@@ -163,6 +168,9 @@ class LocalParts:
         if len(content) < size:
             raise OSError(f"{self._paths[shard]} is cut short")
         return content
+
+    def range(self, shard: int, offset: int, size: int, digest: int | None = None) -> None:
+        """Return None, because no object is needed."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
@@ -236,6 +244,19 @@ class ShardFolder:
     def names(self) -> list[str]:
         """Return the sorted names of all files."""
         return [os.fsdecode(bytes(key)) for key in self._index["keys"][self._order]]
+
+    def range(self, name: str) -> Range | None:
+        """Return the part of an object that `read` needs, or None for local shards.
+
+        Args:
+            name: Name of the file in the folder.
+
+        Raises:
+            DataError: The file is not in the shards.
+        """
+        row = self._require(name)
+        shard, offset, size = (int(value) for value in self._index["places"][row])
+        return self._parts.range(shard, offset, size, int(self._index["digests"][row]))
 
     def _row(self, name: str) -> int | None:
         keys, key = self._index["keys"], os.fsencode(name)

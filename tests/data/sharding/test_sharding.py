@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -20,23 +19,6 @@ from tests.command_line import run_command
 from tests.data.imagenet.fakes import jpeg
 
 SMALL = Settings(shard_size=2500)
-
-
-@pytest.fixture
-def coco(tmp_path) -> Path:
-    """A data set of six images, one of them in a subfolder and one with a name that is not ASCII."""
-    root = tmp_path / "coco"
-    names = ["a.jpg", "b.jpg", "sub/c.jpg", "ä.jpg", "e.jpg", "f.jpg"]
-    (root / "images/sub").mkdir(parents=True)
-    for number, name in enumerate(names):
-        (root / "images" / name).write_bytes(jpeg(number))
-    images = [{"id": n, "file_name": name, "width": 48, "height": 40} for n, name in enumerate(names)]
-    boxes = [
-        {"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0} for n in range(6)
-    ]
-    categories = [{"id": 1, "name": "thing"}]
-    (root / "train.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
-    return root
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -131,33 +113,10 @@ def test_damaged_folder_is_refused(coco, tmp_path, fault):
         attach(shards)
 
 
-def test_training_batches_are_those_of_the_folder(coco, tmp_path, repo_root):
+def test_training_batches_are_those_of_the_folder(coco, tmp_path, batches):
     """With shards, a loader gives the same batches, from the beginning and from the middle."""
-    from pvt_det.config import load_config
-    from pvt_det.data.catalogs import catalogs_restored
-    from pvt_det.data.digest import describe_dataset
-    from pvt_det.data.loader import build_detection_train_loader
-    from pvt_det.data.sets import register_datasets
-
     shards = tmp_path / "shards"
     shard_coco(coco / "train.json", coco / "images", shards, SMALL)
-
-    def batches(json_file: Path, images: Path, start: int, workers: int = 0) -> tuple[list[bytes], dict[str, str]]:
-        words = [
-            "DATASETS.TRAIN_JSON",
-            str(json_file),
-            "DATASETS.TRAIN_IMAGES",
-            str(images),
-            "SOLVER.IMS_PER_BATCH",
-            "2",
-        ]
-        words += ["DATALOADER.NUM_WORKERS", str(workers), "SEED", "5", "MODEL.DEVICE", "cpu"]
-        cfg = load_config(repo_root / "configs/retinanet_pvt_tiny.yaml", words)
-        with catalogs_restored():
-            register_datasets(cfg)
-            loader = iter(build_detection_train_loader(cfg, start_batch=start))
-            pixels = [record["image"].numpy().tobytes() for _ in range(3) for record in next(loader)]
-            return pixels, describe_dataset(cfg.DATASETS.TRAIN[0])
 
     expected, facts = batches(coco / "train.json", coco / "images", 0)
     assert batches(shards, shards, 0, workers=1) == (expected, facts)
