@@ -12,9 +12,8 @@ from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import Findings, Problem
 from pvt_det.data.formats import find_image_folder
 from pvt_det.data.images import check_size, read_header, read_image
-from pvt_det.data.storage.places import attach, file_fault, folder_fault
+from pvt_det.data.storage.places import attach, file_fault, folder_fault, knows_headers
 from pvt_det.data.storage.references import Reference, join
-from pvt_det.data.storage.remote import ObjectFolder
 from pvt_det.errors import DataError, StorageError
 from pvt_det.utils.paths import ABSENT
 from pvt_det.utils.text import counted
@@ -160,9 +159,7 @@ def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findi
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
-    has_headers = not isinstance(attach(root), ObjectFolder)
-    if not has_headers and not decode:
-        logger.info("Images in %s are read when they are used. DATASETS.CHECK full reads all of them before.", root)
+    has_headers = knows_headers(root)
     unreadable, missing = set(), 0
     for index, image in enumerate(data.images):
         path = join(root, image["file_name"])

@@ -20,11 +20,13 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pvt_det.data.storage.index import MAX_CLASSES, Index, read_index, write_index
-from pvt_det.data.storage.shards import LocalParts
+from pvt_det.data.storage.references import join
+from pvt_det.data.storage.remote import fetch_later
+from pvt_det.data.storage.shards import LocalParts, Parts, ShardFolder
 from pvt_det.data.storage.tar import MAX_IMAGE_BYTES, member_problem, members, open_shard
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import cache_folder
-from pvt_det.utils.text import counted
+from pvt_det.utils.text import counted, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -58,22 +60,23 @@ class ShardImages:
     """Images in tar files, accessed by index.
 
     Args:
-        shards: The tar files.
-        classes: Class names. By default they come from `classes.txt`, one per line, in the shards' folder or its
-            parent. If that file does not exist, they are the numbers from 0 to the largest label.
+        shards: Names of the tar files, for messages.
+        index: Names, places and labels of the images.
+        parts: Reads the tar files.
+        classes: Class names. A label is an index into them.
+        identity: The digest that tells these images from others, 64 hex digits.
 
     Raises:
-        DataError: A shard cannot be read, an image has no label, or a label is out of range.
+        DataError: A label is out of range.
     """
 
-    def __init__(self, shards: Sequence[Path], classes: Sequence[str] | None = None) -> None:
-        self._shards = [shard.resolve() for shard in shards]
-        self._parts = LocalParts(self._shards)
-        index = _load_index(self._shards)
-        self._keys, self._places, self.labels = index["keys"], index["places"], index["labels"]
+    def __init__(
+        self, shards: Sequence[str], index: Index, parts: Parts, classes: Sequence[str], identity: str
+    ) -> None:
+        self._shards, self._index, self._parts, self._identity = shards, index, parts, identity
+        self.labels = index["labels"]
+        self.classes = tuple(classes)
         largest = int(self.labels.argmax())
-        names = _class_names(shards[0].parent) if classes is None else classes
-        self.classes = tuple(names or map(str, range(self.labels[largest] + 1)))
         if self.labels[largest] >= len(self.classes):
             raise DataError(
                 f"{self.name(largest)} has the label {self.labels[largest]}, but there "
@@ -95,9 +98,18 @@ class ShardImages:
 
         Raises:
             OSError: The shard cannot be read.
+            StorageError: The shard is in an object store and has changed or cannot be read.
         """
-        shard, offset, size = (int(value) for value in self._places[index])
-        return self._parts.read(shard, offset, size)
+        return self._parts.read(*self._place(index))
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that will be read soon, if they are in an object store. Returns at once.
+
+        Args:
+            indices: Indices of the images, in the order in which they will be needed.
+        """
+        ranges = [self._parts.range(*self._place(index)) for index in indices]
+        fetch_later([each for each in ranges if each is not None])
 
     def name(self, index: int) -> str:
         """Return the shard of an image and its name in the shard.
@@ -105,11 +117,64 @@ class ShardImages:
         Args:
             index: Index of the image.
         """
-        return f"{self._shards[self._places[index][0]]}: {os.fsdecode(bytes(self._keys[index]))}"
+        return f"{self._shards[self._index['places'][index][0]]}: {os.fsdecode(bytes(self._index['keys'][index]))}"
 
     def digest(self) -> str:
-        """Return the SHA-256 of the names, places and labels, as 64 hex digits. It does not depend on the folder."""
-        return hashlib.sha256(self._keys.tobytes() + self._places.tobytes() + self.labels.tobytes()).hexdigest()
+        """Return the SHA-256 of what tells these images from others, as 64 hex digits, wherever they are."""
+        return self._identity
+
+    def _place(self, index: int) -> tuple[int, int, int, int | None]:
+        """Return shard, offset, size and digest of an image."""
+        shard, offset, size = (int(value) for value in self._index["places"][index])
+        digests = self._index.get("digests")
+        return shard, offset, size, None if digests is None else int(digests[index])
+
+
+def open_tars(shards: Sequence[Path], classes: Sequence[str] | None = None) -> ShardImages:
+    """Open tar files in WebDataset's layout.
+
+    Args:
+        shards: The tar files.
+        classes: Class names. By default they come from `classes.txt`, one per line, in the shards' folder or its
+            parent. If that file does not exist, they are the numbers from 0 to the largest label.
+
+    Raises:
+        DataError: A shard cannot be read, an image has no label, or a label is out of range.
+    """
+    paths = [shard.resolve() for shard in shards]
+    index = _load_index(paths)
+    names = _class_names(shards[0].parent) if classes is None else classes
+    names = names or list(map(str, range(int(index["labels"].max()) + 1)))
+    arrays = (index[name].tobytes() for name in _ARRAYS)
+    identity = hashlib.sha256(b"".join(arrays)).hexdigest()
+    return ShardImages([str(path) for path in paths], index, LocalParts(paths), names, identity)
+
+
+def open_folder(place: ShardFolder, classes: Sequence[str] | None = None) -> ShardImages:
+    """Open a folder of shards that `pvt-det shard` has written from class folders.
+
+    Args:
+        place: The folder of shards.
+        classes: Class names in the order that a model was trained with. By default those of the shards.
+
+    Raises:
+        DataError: The shards have no classes, or a class is unknown.
+    """
+    own = place.description.classes
+    if not own:
+        raise DataError(f"{place.root}: the shards have no classes. Write them with pvt-det shard --classes.")
+    classes = own if classes is None else classes
+    if unknown := sorted(set(own) - set(classes)):
+        raise DataError(
+            f"{place.root}: {len(unknown)} of the {len(own)} classes, such as {unknown[0]}, are not among the "
+            f"{len(classes)} classes of the training images or the model.{did_you_mean(unknown[0], classes)}"
+        )
+    to_label = np.asarray([list(classes).index(name) for name in own])
+    index = place.index | {"labels": to_label[place.index["labels"]]}
+    # The same as that of class folders with these images.
+    identity = hashlib.sha256(index["keys"].tobytes() + index["labels"].tobytes()).hexdigest()
+    shards = [join(place.root, shard.name) for shard in place.description.shards]
+    return ShardImages(shards, index, place.parts, classes, identity)
 
 
 def _class_names(folder: Path) -> list[str] | None:

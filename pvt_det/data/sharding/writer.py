@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -80,7 +80,13 @@ class _Shard:
 
 
 def write_shards(
-    folder: Path, content: str, items: Sequence[Item], settings: Settings, annotations: Path | None = None
+    folder: Path,
+    content: str,
+    items: Sequence[Item],
+    settings: Settings,
+    *,
+    annotations: Path | None = None,
+    classes: Sequence[str] = (),
 ) -> Description:
     """Write a folder of shards.
 
@@ -93,6 +99,7 @@ def write_shards(
         items: The files, in the order in which they are stored.
         settings: How to write them.
         annotations: Annotation file in COCO's format to copy into the folder, or None.
+        classes: Class names of images with classes.
 
     Returns:
         The description of the folder.
@@ -135,7 +142,12 @@ def write_shards(
     for problem in unusable.values():
         findings.add("image file that cannot be used", problem)
     findings.raise_if_refused(str(folder), settings.on_error)
-    description = _finish(folder, content, shards, unusable, {item.name: item.label for item in present}, annotations)
+    index = _index(shards, {item.name: item.label for item in present} if content == CLASSES else {})
+    write_index(folder / INDEX, index)
+    copied = None if annotations is None else _copy(annotations, folder / ANNOTATIONS)
+    files = tuple(shard.file for shard in shards)
+    description = Description(content, files, _stored(folder / INDEX), copied, tuple(classes), unusable)
+    write_atomically(folder / DESCRIPTION, description.dump())
     for path in folder.glob(".shard-*.json"):
         path.unlink()
     for path in set(folder.glob("shard-*.tar")) - {folder / shard.name for shard in description.shards}:
@@ -263,15 +275,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return int(tar.offset) - blocks * tarfile.BLOCKSIZE
 
 
-def _finish(
-    folder: Path,
-    content: str,
-    shards: Sequence[_Shard],
-    unusable: dict[str, str],
-    labels: dict[str, int],
-    annotations: Path | None,
-) -> Description:
-    """Write the index, the annotations and, last, the description."""
+def _index(shards: Sequence[_Shard], labels: Mapping[str, int]) -> Index:
+    """Return the index of all shards, with labels unless there are none."""
     rows = [(number, row) for number, shard in enumerate(shards) for row in shard.rows]
     index: Index = {
         "keys": np.asarray([os.fsencode(row[0]) for _, row in rows], dtype=np.bytes_),
@@ -279,18 +284,15 @@ def _finish(
         "sizes": np.asarray([row[3:5] for _, row in rows], dtype=np.int32),
         "digests": np.asarray([row[5] for _, row in rows], dtype=np.uint64),
     }
-    if content == CLASSES:
+    if labels:
         index["labels"] = np.asarray([labels[row[0]] for _, row in rows], dtype=np.int64)
-    write_index(folder / INDEX, index)
-    copied = None
-    if annotations is not None:
-        with open_atomically(folder / ANNOTATIONS) as target, annotations.open("rb") as source:
-            shutil.copyfileobj(source, target)
-        copied = _stored(folder / ANNOTATIONS)
-    files = tuple(shard.file for shard in shards)
-    description = Description(content, files, _stored(folder / INDEX), copied, unusable)
-    write_atomically(folder / DESCRIPTION, description.dump())
-    return description
+    return index
+
+
+def _copy(source: Path, target: Path) -> StoredFile:
+    with open_atomically(target) as copy, source.open("rb") as original:
+        shutil.copyfileobj(original, copy)
+    return _stored(target)
 
 
 def _stored(path: Path) -> StoredFile:

@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -29,7 +29,8 @@ from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import open_atomically, write_atomically
 
 _THREADS = 32
-_PART = 8 * 2**20  # bytes of a file that is copied as a whole
+# Bytes of one request for a file that is read as a whole, and such requests at a time.
+_PART, _PARTS = 8 * 2**20, 8
 _NOW, _LATER = 0, 1
 # After a failure, whoever waits for the range gets the error without another series of attempts.
 _REMEMBERED_SECONDS = 30.0
@@ -112,17 +113,32 @@ class Fetcher:
         record = path.parent / "sha256"
         if not (path.is_file() and record.is_file() and record.read_text() == file_digest(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            starts = range(0, facts.size, _PART)
-            with open_atomically(path) as file, ThreadPoolExecutor(_THREADS // 4) as pool:
-                for part in pool.map(
-                    lambda start: self._objects.get(url, start, min(_PART, facts.size - start), facts), starts
-                ):
-                    file.write(part)
+            with open_atomically(path) as file:
+                file.writelines(self._parts(url, facts))
             write_atomically(record, file_digest(path))
         if sha256 and record.read_text() != sha256:
             record.unlink()
             raise FetchError(f"{shown(url)} is not the file that its folder of shards describes. Copy it there again.")
         return path
+
+    def digest(self, url: str) -> str:
+        """Compute the SHA-256 of an object. Raises `FetchError` if it cannot be read.
+
+        Args:
+            url: Its URL.
+        """
+        sha256 = hashlib.sha256()
+        for part in self._parts(url, self._objects.stat(url)):
+            sha256.update(part)
+        return sha256.hexdigest()
+
+    def _parts(self, url: str, facts: Facts) -> Iterator[bytes]:
+        """Yield the content of an object in parts, a few of which are requested at a time."""
+        with ThreadPoolExecutor(_PARTS) as pool:
+            starts = range(0, facts.size, _PART)
+            for some in (starts[first : first + _PARTS] for first in range(0, len(starts), _PARTS)):
+                sizes = [min(_PART, facts.size - start) for start in some]
+                yield from pool.map(lambda start, size: self._objects.get(url, start, size, facts), some, sizes)
 
     def _submit(self, wanted: Range, priority: int) -> Future[None]:
         with self._lock:
@@ -194,6 +210,8 @@ def _answer(fetcher: Fetcher, name: str, arguments: list[Any]) -> _Answer:
             return [facts.size, facts.tag]
         case "list":
             return [[name, facts.size, facts.tag] for name, facts in fetcher.list(*arguments)]
+        case "digest":
+            return fetcher.digest(*arguments)
         case "copy":
             url, size, tag, sha256 = arguments
             return str(fetcher.copy(url, Facts(size, tag), sha256))

@@ -7,6 +7,7 @@ the folder of shards `x/shards` is `x/shards/a.jpg`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,6 +20,8 @@ from pvt_det.data.storage.references import Reference, is_url, join, split
 from pvt_det.data.storage.shards import DESCRIPTION, Description, LocalParts, ShardFolder, parse_index
 from pvt_det.errors import DataError
 from pvt_det.utils import paths
+
+logger = logging.getLogger(__name__)
 
 _Identity = tuple[int, int]
 
@@ -178,6 +181,25 @@ def folder_fault(root: Reference) -> str:
     return "is empty or does not exist" if place.names() == [] else ""
 
 
+def knows_headers(root: Reference) -> bool:
+    """Return whether the headers of the images in a folder can be read fast, and log it if not.
+
+    Args:
+        root: The folder, a path or URL.
+
+    Raises:
+        DataError: It is a folder of shards that cannot be used, or a URL that cannot be read.
+    """
+    if not isinstance(attach(root), remote.ObjectFolder):
+        return True
+    logger.info(
+        "%s: the images are checked when they are used. To check all of them before, use DATASETS.CHECK full, or "
+        "shards (pvt-det shard).",
+        root,
+    )
+    return False
+
+
 def image_size(reference: Reference) -> tuple[int, int] | None:
     """Return the width and height of an image if they are known without reading it.
 
@@ -273,6 +295,34 @@ def prefetch(references: Iterable[Reference]) -> None:
         remote.fetch_later(ranges)
 
 
+def read_description(folder: Reference) -> Description:
+    """Read the description of a folder of shards.
+
+    Args:
+        folder: The folder, a path or URL.
+
+    Raises:
+        ConfigError: The URL contains credentials, or object stores need a package that is not installed.
+        DataError: The folder has no description, or it cannot be read.
+    """
+    source = join(folder, DESCRIPTION)
+    try:
+        if is_url(folder):
+            remote.refuse_credentials(str(folder))
+            remote.renew()
+            content = remote.read_object(source)
+        else:
+            content = Path(source).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, remote.Absent) as error:
+        raise DataError(
+            f"{folder} is not a complete folder of shards, because it has no {DESCRIPTION}. Write it with pvt-det "
+            "shard, which continues an interrupted command."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{source} cannot be read ({error.strerror})") from error
+    return Description.parse(content, source)
+
+
 def open_local_shards(folder: Path) -> ShardFolder:
     """Open a folder of shards of this machine.
 
@@ -282,8 +332,8 @@ def open_local_shards(folder: Path) -> ShardFolder:
     Raises:
         DataError: The description, the index or a shard is missing, damaged or of another size.
     """
+    description = read_description(folder)
     try:
-        description = Description.parse((folder / DESCRIPTION).read_bytes(), str(folder / DESCRIPTION))
         index = (folder / description.index.name).read_bytes()
         lengths = [(folder / shard.name).stat().st_size for shard in description.shards]
     except OSError as error:

@@ -224,6 +224,22 @@ def copy_object(url: str, facts: Facts, sha256: str = "") -> Path:
     return Path(_ask("copy", [url, facts.size, facts.tag, sha256]))
 
 
+def digest_object(url: str) -> str:
+    """Compute the SHA-256 of an object, which is read from the store.
+
+    Args:
+        url: Its URL.
+
+    Returns:
+        The digest as 64 hex digits.
+
+    Raises:
+        Absent: It does not exist.
+        StorageError: It cannot be read.
+    """
+    return _ask("digest", [url])
+
+
 def read_object(url: str) -> bytes:
     """Read a small object as it is now.
 

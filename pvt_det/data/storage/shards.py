@@ -55,6 +55,7 @@ class Description:
         shards: The tar files.
         index: The index file.
         annotations: Annotation file in COCO's format, or None.
+        classes: Class names of "images with classes". A label is an index into them.
         unusable: What is wrong with the files that were no usable images when the shards were written, by name.
     """
 
@@ -62,6 +63,7 @@ class Description:
     shards: tuple[StoredFile, ...]
     index: StoredFile
     annotations: StoredFile | None = None
+    classes: tuple[str, ...] = ()
     unusable: Mapping[str, str] | None = None
 
     @property
@@ -96,6 +98,7 @@ class Description:
                     shards=tuple(map(_stored_file, data["shards"])),
                     index=_stored_file(data["index"]),
                     annotations=annotations and _stored_file(annotations),
+                    classes=tuple(map(str, data["classes"])),
                     unusable=data["unusable"],
                 )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -187,7 +190,7 @@ class ShardFolder:
     """
 
     def __init__(self, root: str, description: Description, index: Index, parts: Parts) -> None:
-        self.root, self.description, self._index, self._parts = root, description, index, parts
+        self.root, self.description, self.index, self.parts = root, description, index, parts
         self._order = np.argsort(index["keys"], kind="stable")
 
     def fault(self, name: str) -> str:
@@ -211,9 +214,9 @@ class ShardFolder:
             DataError: The file is not in the shards, or the shard cannot be read.
         """
         row = self._require(name)
-        shard, offset, size = (int(value) for value in self._index["places"][row])
+        shard, offset, size = (int(value) for value in self.index["places"][row])
         try:
-            return self._parts.read(shard, offset, size, int(self._index["digests"][row]))
+            return self.parts.read(shard, offset, size, int(self.index["digests"][row]))
         except OSError as error:
             raise DataError(
                 f"image {join(self.root, name)} cannot be read from its shard ({error}). Copy the shards again; "
@@ -229,7 +232,7 @@ class ShardFolder:
         Raises:
             DataError: The file is not in the shards.
         """
-        width, height = (int(value) for value in self._index["sizes"][self._require(name)])
+        width, height = (int(value) for value in self.index["sizes"][self._require(name)])
         return (width, height) if width else None
 
     def length(self, name: str) -> int:
@@ -239,11 +242,11 @@ class ShardFolder:
             name: Name of the file in the folder.
         """
         row = self._row(name)
-        return -1 if row is None else int(self._index["places"][row][2])
+        return -1 if row is None else int(self.index["places"][row][2])
 
     def names(self) -> list[str]:
         """Return the sorted names of all files."""
-        return [os.fsdecode(bytes(key)) for key in self._index["keys"][self._order]]
+        return [os.fsdecode(bytes(key)) for key in self.index["keys"][self._order]]
 
     def range(self, name: str) -> Range | None:
         """Return the part of an object that `read` needs, or None for local shards.
@@ -255,11 +258,11 @@ class ShardFolder:
             DataError: The file is not in the shards.
         """
         row = self._require(name)
-        shard, offset, size = (int(value) for value in self._index["places"][row])
-        return self._parts.range(shard, offset, size, int(self._index["digests"][row]))
+        shard, offset, size = (int(value) for value in self.index["places"][row])
+        return self.parts.range(shard, offset, size, int(self.index["digests"][row]))
 
     def _row(self, name: str) -> int | None:
-        keys, key = self._index["keys"], os.fsencode(name)
+        keys, key = self.index["keys"], os.fsencode(name)
         position = int(np.searchsorted(keys, np.bytes_(key), sorter=self._order))
         row = int(self._order[min(position, len(keys) - 1)])
         return row if bytes(keys[row]) == key else None

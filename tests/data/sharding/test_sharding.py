@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pvt_det.data.images import read_header, read_image
+from pvt_det.data.imagenet.folders import open_images
+from pvt_det.data.images import read_header, read_image, read_labels
+from pvt_det.data.segmentation.folders import LabelSource, check_labels
 from pvt_det.data.sharding import writer
-from pvt_det.data.sharding.run import shard_coco, verify
+from pvt_det.data.sharding.run import shard_classes, shard_coco, shard_labels, verify
 from pvt_det.data.sharding.writer import Settings
 from pvt_det.data.storage.places import attach, list_folder
 from pvt_det.errors import ConfigError, DataError
 from tests.command_line import run_command
-from tests.data.imagenet.fakes import jpeg
+from tests.data.imagenet.fakes import class_folders, jpeg
 
 SMALL = Settings(shard_size=2500)
 
@@ -121,6 +124,52 @@ def test_training_batches_are_those_of_the_folder(coco, tmp_path, batches):
     expected, facts = batches(coco / "train.json", coco / "images", 0)
     assert batches(shards, shards, 0, workers=1) == (expected, facts)
     assert batches(shards / "annotations.json", shards, 2)[0][:2] == expected[4:]
+
+
+def test_label_maps_are_those_of_the_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for folder, suffix in (("images", "jpg"), ("labels", "png")):
+            path = tmp_path / folder / f"{name}.{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 3, (20, 30), np.uint8)).save(path)
+    images, labels, shards = tmp_path / "images", tmp_path / "labels", tmp_path / "shards"
+    written = shard_labels(images, labels, shards, SMALL)
+    assert [each.options for each in written] == [
+        ["--train-images", str(shards / "images")],
+        ["--train-labels", str(shards / "labels")],
+    ]
+    source = LabelSource(str(shards / "images"), str(shards / "labels"), ("x", "y", "z"))
+    assert check_labels(source, "full") == frozenset()
+    assert [record["image_id"] for record in source.records()] == ["a", "b"]
+    record = source.records()[1]
+    assert np.array_equal(read_labels(record["sem_seg_file_name"]), read_labels(labels / "b.png"))
+    (labels / "b.png").unlink()
+    with pytest.raises(DataError, match="1 x image without a label map: b"):
+        shard_labels(images, labels, tmp_path / "others", SMALL)
+
+
+def test_class_folders_are_the_same_images_in_the_same_order(tmp_path):
+    folder = class_folders(tmp_path / "set")
+    (folder / "train/bee/x.png").write_bytes(jpeg(7))
+    shard_classes(folder, tmp_path / "shards", SMALL)
+    for split in ("train", "val"):
+        expected, found = open_images(folder, split), open_images(tmp_path / "shards", split)
+        assert found.classes == expected.classes
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert [found.read(n) for n in range(len(found))] == [expected.read(n) for n in range(len(expected))]
+        assert found.digest() == expected.digest()
+    assert open_images(tmp_path / "shards", "val", ["bee", "cat", "ant"]).labels.tolist() == [2] * 3 + [0] * 3 + [1] * 3
+    with pytest.raises(DataError, match=r"1 of the 3 classes, such as bee"):
+        open_images(tmp_path / "shards", "val", ["ant", "cat"])
+    # Readers of WebDataset's layout get the same labels.
+    with tarfile.open(tmp_path / "shards/val/shard-00000.tar") as tar:
+        assert tar.getnames()[:2] == ["ant/000.jpg", "ant/000.cls"]
+    (tmp_path / "shards/val/shards.json").unlink()
+    assert open_images(tmp_path / "shards", "val").labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    (folder / "train/bee/x.jpg").write_bytes(jpeg(8))
+    with pytest.raises(DataError, match=r"bee/x\.jpg and bee/x\.png cannot be in the same shards"):
+        shard_classes(folder, tmp_path / "others", SMALL)
 
 
 def test_command_line(coco, tmp_path, capsys):

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from pvt_det.data.imagenet.folders import open_images
 from pvt_det.data.images import read_image
-from pvt_det.data.sharding.run import shard_coco
+from pvt_det.data.segmentation.folders import LabelSource, check_labels
+from pvt_det.data.sharding.run import shard_classes, shard_coco, verify
 from pvt_det.data.sharding.writer import Settings
 from pvt_det.data.storage import remote
 from pvt_det.data.storage.cache import Cache
 from pvt_det.data.storage.places import attach, folder_fault, forget_remote, list_folder, local_file, prefetch
 from pvt_det.errors import ConfigError, DataError, StorageError
-from tests.data.imagenet.fakes import jpeg
+from tests.data.imagenet.fakes import class_folders, jpeg
 from tests.data.storage.s3 import Fault
 
 
@@ -159,6 +162,31 @@ def test_training_batches_are_those_of_the_folder(s3, coco, batches, tmp_path):
     s3.client.delete_object(Bucket="bucket", Key="shards/shard-00001.tar")
     with pytest.raises(DataError, match=r"shards/shard-00001\.tar does not exist"):
         batches(shards, shards)
+
+
+def test_label_maps_and_classes(s3, tmp_path):
+    folder = class_folders(tmp_path / "set")
+    shard_classes(folder, tmp_path / "shards", Settings(2500))
+    plain, shards = s3.upload(folder, "plain"), s3.upload(tmp_path / "shards", "classes")
+    expected = open_images(folder, "train")
+    for source in (open_images(plain, "train"), open_images(shards, "train")):
+        assert source.classes == expected.classes
+        assert source.digest() == expected.digest()
+        source.prefetch(range(len(source)))
+        assert [source.read(n) for n in range(len(source))] == [expected.read(n) for n in range(len(expected))]
+    with pytest.raises(DataError, match="expected a folder train/"):
+        open_images("s3://bucket/other", "train")
+    assert len(verify(f"{shards}/train").files) > 1
+    s3.put("classes/train/shard-00000.tar", b"x")
+    with pytest.raises(DataError, match=r"shard-00000\.tar has another SHA-256"):
+        verify(f"{shards}/train")
+    # Every label map is read like an image.
+    Image.fromarray(np.full((160, 200), 2, np.uint8)).save(tmp_path / "a.png")
+    s3.put("labels/a.png", (tmp_path / "a.png").read_bytes())
+    s3.put("pictures/a.jpg", jpeg(0, (200, 160)))
+    source = LabelSource("s3://bucket/pictures", "s3://bucket/labels", ("x", "y", "z"))
+    assert check_labels(source, "full") == frozenset()
+    assert [record["image_id"] for record in source.records()] == ["a"]
 
 
 def test_upload_of_other_content_is_noticed(s3, coco, tmp_path):
