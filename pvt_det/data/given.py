@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pvt_det.data.formats import (
 )
 from pvt_det.data.storage.places import has_shards
 from pvt_det.data.storage.references import is_url
+from pvt_det.data.storage.remote import refuse_credentials
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault, folder_fault
 
@@ -31,9 +33,12 @@ def require_coco_files(cfg: CfgNode, *, training: bool, config_file: str | Path)
         config_file: The config file, whose classes an evaluation needs.
 
     Raises:
+        ConfigError: A URL contains a password or a signature.
         DataError: The annotations are in another format, or were swapped with the images. The message gives the command
             that converts them.
     """
+    for part, name in itertools.product(("TRAIN", "VAL"), ("JSON", "IMAGES", "LABELS")):
+        refuse_credentials(cfg.DATASETS[f"{part}_{name}"])
     parts = ("TRAIN", "VAL") if training else ("VAL",)
     for part in parts:
         source, images = cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"]

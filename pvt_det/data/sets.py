@@ -14,7 +14,7 @@ from pvt_det.config.architecture import HEADS, head_key
 from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
-from pvt_det.data.storage.references import is_url
+from pvt_det.data.storage.references import is_url, shown
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 from pvt_det.utils.text import did_you_mean, listed
@@ -86,6 +86,11 @@ def _require_paths(cfg: CfgNode, parts: Sequence[str]) -> None:
     keys = [f"{part}_{kind}" for part in parts for kind in ("JSON", "IMAGES", "LABELS")]
     keys += ["VAL_PANOPTIC_JSON"] if "VAL" in parts else []
     given = {key: path for key in keys if (path := cfg.DATASETS[key])}
+    if is_url(cfg.DATASETS.VAL_PANOPTIC_JSON) and "VAL" in parts:
+        raise ConfigError(
+            f"DATASETS.VAL_PANOPTIC_JSON is {shown(cfg.DATASETS.VAL_PANOPTIC_JSON)}. Expected a file of this machine, "
+            "with the folder of its PNG files. Copy both."
+        )
     if missing := [key for key, path in given.items() if not is_url(path) and file_fault(path) == ABSENT]:
         named = ", ".join(f"DATASETS.{key} {given[key]}" for key in missing)
         options = " and ".join(_OPTIONS.get(key, f"--{key.lower().replace('_', '-')}") for key in missing)
