@@ -288,23 +288,31 @@ ADDED_KEYS: dict[str, list[Row]] = {
         Row(
             "DATASETS.TRAIN_JSON",
             TEXT,
-            "COCO-format json file with the annotations to train on. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.",
+            "COCO-format json file with the annotations to train on, or a folder of shards with it. A path, or a URL "
+            "(s3, gs, az, https). Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.",
             "",
         ),
-        Row("DATASETS.TRAIN_IMAGES", TEXT, "Folder with the images of TRAIN_JSON or TRAIN_LABELS.", ""),
+        Row(
+            "DATASETS.TRAIN_IMAGES",
+            TEXT,
+            "Folder with the images of TRAIN_JSON or TRAIN_LABELS, or a folder of shards. A path or URL.",
+            "",
+        ),
         Row(
             "DATASETS.VAL_JSON",
             TEXT,
-            "COCO-format json file with the annotations to evaluate on. Replaces DATASETS.TEST; needs VAL_IMAGES.",
+            "COCO-format json file with the annotations to evaluate on, as TRAIN_JSON. Replaces DATASETS.TEST; needs "
+            "VAL_IMAGES.",
             "",
         ),
-        Row("DATASETS.VAL_IMAGES", TEXT, "Folder with the images of VAL_JSON or VAL_LABELS.", ""),
+        Row("DATASETS.VAL_IMAGES", TEXT, "Folder with the images of VAL_JSON or VAL_LABELS, as TRAIN_IMAGES.", ""),
         Row(
             "DATASETS.TRAIN_LABELS",
             TEXT,
             "Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's "
-            "name. Pixel values are class indices, or 255 for no class. For Panoptic FPN, 0 means any thing (a class "
-            "of TRAIN_JSON, which is needed too). Replaces DATASETS.TRAIN; needs TRAIN_IMAGES and LABEL_NAMES.",
+            "name, or a folder of shards. A path or URL. Pixel values are class indices, or 255 for no class. For "
+            "Panoptic FPN, 0 means any thing (a class of TRAIN_JSON, which is needed too). Replaces DATASETS.TRAIN; needs "
+            "TRAIN_IMAGES and LABEL_NAMES.",
             "",
         ),
         Row(

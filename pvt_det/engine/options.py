@@ -11,9 +11,9 @@ from pvt_det.utils.cli import ArgumentParser, add_public_key
 SHORTCUTS = {
     "output": ("OUTPUT_DIR", "DIR", "folder for everything that the run writes"),
     "train_json": ("DATASETS.TRAIN_JSON", "FILE", "annotations to train on, in COCO's format; they define the classes"),
-    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "images of the training annotations"),
+    "train_images": ("DATASETS.TRAIN_IMAGES", "DIR", "images of the training annotations, or shards; a URL works too"),
     "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on, in COCO's format"),
-    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations"),
+    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations, or shards; a URL works too"),
     "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation"),
     "val_labels": ("DATASETS.VAL_LABELS", "DIR", "label maps to evaluate on"),
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how thoroughly to check the data before training"),
