@@ -28,7 +28,7 @@ examples:
 
 An interrupted command continues when it is started again. The same data gives the same bytes.
 
-exit codes: 0 done, 2 configuration, 3 data: a file is missing, is no usable image, or is damaged
+exit codes: 0 done, 2 configuration, 3 data: a file is missing, broken or damaged
 """
 
 
@@ -59,8 +59,8 @@ def build_parser() -> ArgumentParser:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do with files that are missing or no usable images: stop, or skip: store them as they are, so "
-        "that training treats them like those of a folder (default: stop)",
+        help="what to do with missing and broken images: stop, or skip: store broken ones unchanged, so that "
+        "training treats them like those of a folder (default: stop)",
     )
     parser.add_argument(
         "--verify", metavar="DIR", help="check the SHA-256 of all files of a folder of shards, a path or URL"

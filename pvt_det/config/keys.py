@@ -311,8 +311,8 @@ ADDED_KEYS: dict[str, list[Row]] = {
             TEXT,
             "Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's "
             "name, or a folder of shards. A path or URL. Pixel values are class indices, or 255 for no class. For "
-            "Panoptic FPN, 0 means any thing (a class of TRAIN_JSON, which is needed too). Replaces DATASETS.TRAIN; needs "
-            "TRAIN_IMAGES and LABEL_NAMES.",
+            "Panoptic FPN, 0 means any thing (a class of TRAIN_JSON, which is needed too). Replaces DATASETS.TRAIN; "
+            "needs TRAIN_IMAGES and LABEL_NAMES.",
             "",
         ),
         Row(

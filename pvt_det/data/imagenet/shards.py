@@ -100,7 +100,10 @@ class ShardImages:
             OSError: The shard cannot be read.
             StorageError: The shard is in an object store and has changed or cannot be read.
         """
-        return self._parts.read(*self._place(index))
+        try:
+            return self._parts.read(*self._place(index))
+        except OSError as error:
+            raise OSError(f"{self.name(index)} cannot be read ({error})") from error
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to fetch images that will be read soon, if they are in an object store. Returns at once.

@@ -171,7 +171,7 @@ def verify(folder: Reference) -> Description:
 
 def _fault(reference: str, file: StoredFile) -> str:
     try:
-        # An object is read as it is in the store, not from the cache.
+        # Objects are read from the store, not from the cache.
         sha256 = remote.digest_object(reference) if is_url(reference) else file_digest(reference)
     except OSError as error:
         return f"cannot be read ({error.strerror})"

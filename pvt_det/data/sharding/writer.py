@@ -53,8 +53,8 @@ class Settings:
     Attributes:
         shard_size: Size in bytes at which a shard ends.
         check: "fast" reads the header and the last bytes of every image, "full" decodes it.
-        on_error: What to do with files that are no usable images: "stop" (write no description, and raise an error) or
-            "skip" (store them as they are, and list them).
+        on_error: What to do with missing and broken images: "stop" (write no description, and raise an error) or
+            "skip" (store broken ones unchanged, and list them).
     """
 
     shard_size: int
@@ -70,7 +70,7 @@ class _Shard:
         plan: Digest of the files that it was written from.
         file: The shard.
         rows: Name, offset, size, width, height and digest of each file.
-        unusable: What is wrong with the files that are no usable images, by name.
+        unusable: What is wrong with the broken images, by name.
     """
 
     plan: str
@@ -106,7 +106,7 @@ def write_shards(
 
     Raises:
         ConfigError: The folder cannot be written to.
-        DataError: The folder is already complete, two files have the same name, or a file is missing or no usable image
+        DataError: The folder is already complete, two files have the same name, or an image is missing or broken
             and `settings.on_error` is "stop".
     """
     make_folder(folder)

@@ -77,7 +77,7 @@ class Cache:
             digest: First 8 bytes of the SHA-256 of the content as a number, if it is known.
 
         Returns:
-            The content, or None if there is no entry that is whole.
+            The content, or None if the entry does not exist or is damaged.
         """
         path = self.path(key)
         try:

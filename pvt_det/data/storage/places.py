@@ -36,19 +36,41 @@ class Place(Protocol):
     root: str
 
     def fault(self, name: str) -> str:
-        """Say why a file cannot be read; "" if nothing is known against it."""
+        """Say why a file cannot be read; "" if nothing is known against it.
+
+        Args:
+            name: Name of the file in the folder.
+        """
         ...
 
     def read(self, name: str) -> bytes:
-        """Read a file. Raises `DataError` if that is not possible."""
+        """Read a file.
+
+        Args:
+            name: Name of the file in the folder.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
         ...
 
     def size(self, name: str) -> tuple[int, int] | None:
-        """Return width and height of an image in pixels after EXIF rotation, if they are known without reading it."""
+        """Return width and height of an image in pixels after EXIF rotation, if they are known without reading it.
+
+        Args:
+            name: Name of the file in the folder.
+
+        Raises:
+            DataError: The file does not exist.
+        """
         ...
 
     def length(self, name: str) -> int:
-        """Return the size of a file in bytes, or -1 if it does not exist."""
+        """Return the size of a file in bytes, or -1 if it is not known.
+
+        Args:
+            name: Name of the file in the folder.
+        """
         ...
 
     def names(self) -> list[str] | None:
@@ -56,7 +78,14 @@ class Place(Protocol):
         ...
 
     def range(self, name: str) -> Range | None:
-        """Return the part of an object that `read` needs, or None if it needs none."""
+        """Return the part of an object that `read` needs, or None if it needs none.
+
+        Args:
+            name: Name of the file in the folder.
+
+        Raises:
+            DataError: The file does not exist.
+        """
         ...
 
 
@@ -155,7 +184,7 @@ def file_fault(reference: Reference) -> str:
         reference: The file, a path or URL.
 
     Returns:
-        A phrase that follows the reference in a message, such as "does not exist"; "" if there is no reason.
+        A phrase that follows the reference in a message, such as "does not exist"; "" if it can be read.
 
     Raises:
         DataError: It is in a folder of shards that cannot be used.
@@ -171,7 +200,7 @@ def folder_fault(root: Reference) -> str:
         root: The folder, a path or URL.
 
     Returns:
-        A phrase that follows the reference in a message, such as "does not exist"; "" if there is no reason.
+        A phrase that follows the reference in a message, such as "does not exist"; "" if it can be read.
 
     Raises:
         DataError: It is a folder of shards that cannot be used.
@@ -260,7 +289,7 @@ def local_file(reference: Reference) -> Path:
     """Return a file of this machine for an annotation file.
 
     Args:
-        reference: The file, a path or URL, or a folder of shards, which stands for its annotation file.
+        reference: The file, a path or URL, or a folder of shards with an annotation file.
 
     Raises:
         DataError: It is a folder of shards that cannot be used or has no annotations.
@@ -330,7 +359,7 @@ def open_local_shards(folder: Path) -> ShardFolder:
         folder: The folder, which has a description.
 
     Raises:
-        DataError: The description, the index or a shard is missing, damaged or of another size.
+        DataError: The description, the index or a shard is missing or damaged, or has a different size.
     """
     description = read_description(folder)
     try:

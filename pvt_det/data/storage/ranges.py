@@ -1,4 +1,4 @@
-"""What is asked of an object store: parts of objects, and how long a failing request is repeated."""
+"""Requests to object stores: which part of which object, and how long a failing one is repeated."""
 
 from __future__ import annotations
 

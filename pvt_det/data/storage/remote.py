@@ -65,7 +65,14 @@ class RemoteParts:
         self._urls, self._facts = urls, facts
 
     def range(self, shard: int, offset: int, size: int, digest: int | None = None) -> Range:
-        """Return what `read` with the same arguments asks for."""
+        """Return what `read` with the same arguments asks for.
+
+        Args:
+            shard: Number of the shard.
+            offset: Position of the first byte.
+            size: Number of bytes.
+            digest: First 8 bytes of the SHA-256 that the bytes must have, or None.
+        """
         facts = self._facts[shard]
         return Range(self._urls[shard], offset, size, facts.size, facts.tag, digest)
 
@@ -136,7 +143,11 @@ class ObjectFolder:
         return Range(url, 0, facts.size, facts.size, facts.tag)
 
     def size(self, name: str) -> tuple[int, int] | None:
-        """Return None, because the size of an image is not known without reading it."""
+        """Return None, because the size of an image is not known without reading it.
+
+        Args:
+            name: Name of the file in the folder.
+        """
         return None
 
     def length(self, name: str) -> int:
@@ -241,7 +252,7 @@ def digest_object(url: str) -> str:
 
 
 def read_object(url: str) -> bytes:
-    """Read a small object as it is now.
+    """Read the current content of a small object.
 
     Args:
         url: Its URL.

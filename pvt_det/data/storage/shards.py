@@ -1,4 +1,4 @@
-"""Folders of shards, as `pvt-det shard` writes them: tar files that stand for a folder of files.
+"""Folders of shards, as `pvt-det shard` writes them: tar files in place of a folder of files.
 
 A folder of shards has a description, `shards.json`, which names the tar files and the index with their sizes and
 SHA-256. The description is written last, so a folder that has one is complete.
@@ -56,7 +56,7 @@ class Description:
         index: The index file.
         annotations: Annotation file in COCO's format, or None.
         classes: Class names of "images with classes". A label is an index into them.
-        unusable: What is wrong with the files that were no usable images when the shards were written, by name.
+        unusable: What was wrong with broken images when the shards were written, by name.
     """
 
     content: str
@@ -137,7 +137,14 @@ class Parts(Protocol):
         ...
 
     def range(self, shard: int, offset: int, size: int, digest: int | None = None) -> Range | None:
-        """Return the part of an object that `read` with the same arguments needs, or None if it needs none."""
+        """Return the part of an object that `read` with the same arguments needs, or None if it needs none.
+
+        Args:
+            shard: Number of the shard.
+            offset: Position of the first byte.
+            size: Number of bytes.
+            digest: First 8 bytes of the SHA-256 that the bytes must have, or None.
+        """
         ...
 
 
@@ -173,14 +180,21 @@ class LocalParts:
         return content
 
     def range(self, shard: int, offset: int, size: int, digest: int | None = None) -> None:
-        """Return None, because no object is needed."""
+        """Return None, because no object is needed.
+
+        Args:
+            shard: Number of the shard.
+            offset: Position of the first byte.
+            size: Number of bytes.
+            digest: First 8 bytes of the SHA-256 that the bytes must have, or None.
+        """
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
 
 class ShardFolder:
-    """A folder of shards, which stands for a folder with the same files.
+    """A folder of shards, used like a folder with the same files.
 
     Args:
         root: The folder, a path or URL.
@@ -224,7 +238,7 @@ class ShardFolder:
             ) from error
 
     def size(self, name: str) -> tuple[int, int] | None:
-        """Return width and height of an image in pixels after EXIF rotation, or None if it was no usable image.
+        """Return width and height of an image in pixels after EXIF rotation, or None for a broken image.
 
         Args:
             name: Name of the file in the folder.

@@ -19,7 +19,11 @@ _MAX_MEMBERS = 10_000_000
 
 
 class ShardFile(io.FileIO):
-    """A shard whose headers are limited in size, because `tarfile` reads as much as a header claims."""
+    """A shard whose headers are limited in size, because `tarfile` reads as much as a header claims.
+
+    Args:
+        path: The tar file.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -101,7 +105,7 @@ def member_problem(member: tarfile.TarInfo, most: int, shard_size: int) -> str:
         shard_size: Size of the shard in bytes.
 
     Returns:
-        A phrase that follows the name in a message, or "" if there is no reason.
+        A phrase that follows the name in a message, or "" if it can be read.
     """
     if member.issparse():
         return "is a sparse file, which may expand to any size"
