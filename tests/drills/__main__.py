@@ -21,6 +21,7 @@ from tests.drills.memory import run_evaluation, run_loader, run_training
 from tests.drills.outcome import Outcome
 from tests.drills.restarts import run_restarts
 from tests.drills.resume import run_resume
+from tests.drills.storage import run_storage
 
 _RETINANET, _MASK_RCNN = "configs/retinanet_pvt_tiny.yaml", "configs/mask_rcnn_pvt_tiny.yaml"
 _EXAMPLES = """
@@ -43,6 +44,10 @@ def _resume(args: argparse.Namespace, folder: Path) -> Outcome:
 
 def _restarts(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_restarts(folder, _RETINANET, args.count, seed=args.seed)
+
+
+def _storage(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_storage(folder, _RETINANET, range(args.seed, args.seed + args.count))
 
 
 def _fuzz(args: argparse.Namespace, folder: Path) -> Outcome:
@@ -74,6 +79,11 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         3,
     ),
     "restarts": (_restarts, "kill -9 one of two processes under torchrun: the run restarts and finishes", 20),
+    "storage": (
+        _storage,
+        "train --count runs on shards in a failing object store: they are bit-identical to undisturbed runs on a disk",
+        3,
+    ),
     "fuzz": (
         _fuzz,
         "read --count mutated annotation files, images and checkpoints each: refused, or read correctly",

@@ -53,15 +53,15 @@ def run_resume(
             name = f"{Path(config_file).stem}, seed {seed}"
             settings = _SETTINGS | {"SEED": seed}
             whole = folder / f"{Path(config_file).stem}-{seed}-whole"
-            _train(tiny_config(config_file, folder, whole, settings))
-            expected = _saved(whole)
+            train_or_stop(tiny_config(config_file, folder, whole, settings))
+            expected = saved_state(whole)
             for number in workers:
                 parts = folder / f"{Path(config_file).stem}-{seed}-{number}"
                 for cut in (*CUTS, None):
                     cfg = tiny_config(config_file, folder, parts, settings | {"DATALOADER.NUM_WORKERS": number})
-                    _train(cfg, cut)
+                    train_or_stop(cfg, cut)
                 outcome.tried += 1
-                if different := list(_differences(expected, _saved(parts))):
+                if different := list(differences(expected, saved_state(parts))):
                     outcome.failures.append(
                         f"{name}, {number} workers: {len(different)} differ, such as {different[0]}"
                     )
@@ -80,7 +80,13 @@ class _StopIn(HookBase):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _train(cfg: CfgNode, cut: int | None = None) -> None:
+def train_or_stop(cfg: CfgNode, cut: int | None = None) -> None:
+    """Train, or resume a run.
+
+    Args:
+        cfg: Config of the run.
+        cut: Iteration in which the run is stopped, counted from 1. None does not stop it.
+    """
     register_datasets(cfg)
     # A new process has different random states, which the saved states must replace.
     is_resumed = any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
@@ -95,15 +101,25 @@ def _train(cfg: CfgNode, cut: int | None = None) -> None:
         assert cut is not None
 
 
-def _saved(folder: Path) -> dict[str, Any]:
-    """Return the training state at the end of a run, and its final weights."""
+def saved_state(folder: Path) -> dict[str, Any]:
+    """Return the training state at the end of a run, and its final weights.
+
+    Args:
+        folder: The run folder.
+    """
     last = CheckpointStore(folder).latest()
     assert last is not None
     return {"state": read_file(last), "final": read_file(folder / FINAL_NAME)}
 
 
-def _differences(expected: Any, found: Any, name: str = "state") -> Iterator[str]:
-    """Yield the names of all entries that differ, except the training time and memory, which are measured."""
+def differences(expected: Any, found: Any, name: str = "state") -> Iterator[str]:
+    """Yield the names of all entries that differ, except the training time and memory, which are measured.
+
+    Args:
+        expected: State of `saved_state`, or a part of it.
+        found: The same of another run.
+        name: Name of the part.
+    """
     if name.endswith(_MEASURED):
         return
     if isinstance(expected, Tensor):
@@ -114,9 +130,9 @@ def _differences(expected: Any, found: Any, name: str = "state") -> Iterator[str
             if key not in expected or key not in found:
                 yield f"{name}.{key}"
             else:
-                yield from _differences(expected[key], found[key], f"{name}.{key}")
+                yield from differences(expected[key], found[key], f"{name}.{key}")
     elif isinstance(expected, (list, tuple)) and len(expected) == len(found):
         for number, (one, other) in enumerate(zip(expected, found, strict=True)):
-            yield from _differences(one, other, f"{name}.{number}")
+            yield from differences(one, other, f"{name}.{number}")
     elif expected != found:
         yield name

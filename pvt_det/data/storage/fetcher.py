@@ -28,6 +28,8 @@ from pvt_det.errors import PvtDetError
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import open_atomically, write_atomically
 
+logger = logging.getLogger(__name__)
+
 _THREADS = 32
 # Bytes of one request for a file that is read as a whole, and such requests at a time.
 _PART, _PARTS = 8 * 2**20, 8
@@ -173,7 +175,7 @@ class Fetcher:
                 )
             except BaseException as caught:
                 error = FetchError(f"{shown(wanted.url)} cannot be read: {type(caught).__name__}")
-                logging.getLogger(__name__).exception("fetching failed")
+                logger.exception("a request failed")
             with self._lock:
                 del self._pending[wanted]
                 is_waited_for = wanted in self._waited_for
@@ -231,6 +233,9 @@ def _serve(connection: Connection, fetcher: Fetcher) -> None:
             answer = {"error": str(error), "is_absent": error.is_absent}
         except OSError as error:
             answer = {"error": f"the cache cannot be written to: {error.filename} ({error.strerror})"}
+        except BaseException as error:  # those of Rust are no `Exception`; whoever asked would wait forever
+            logger.exception("a request failed")
+            answer = {"error": f"Reading from the object store failed: {type(error).__name__}. See the log."}
         try:
             if name != "later":
                 connection.send_bytes(json.dumps(answer).encode())

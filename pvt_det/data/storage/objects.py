@@ -6,6 +6,7 @@ does not have, so that a data loader worker would wait for them forever.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import (
+    GenericError,
     InvalidPathError,
     NotSupportedError,
     PermissionDeniedError,
@@ -26,6 +28,7 @@ from obstore.store import from_url
 
 from pvt_det.data.storage.ranges import Facts, endpoint
 from pvt_det.data.storage.references import shown, split
+from pvt_det.utils.text import counted
 
 # Seconds for one attempt.
 _TIMEOUT, _CONNECT_TIMEOUT = 30.0, 10.0
@@ -35,6 +38,7 @@ _HOPELESS = (InvalidPathError, NotSupportedError, UnknownConfigurationKeyError)
 # Codes of S3 and others for credentials that are not valid any more, which come with status 400.
 _EXPIRED = re.compile(r"<Code>(ExpiredToken|TokenRefreshRequired|InvalidToken|ExpiredTokenException)</Code>")
 _STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w{1,60})</Code>")
+_SECRET = re.compile(r"KEY|SECRET|TOKEN|SAS|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _PASSING = (408, 425, 429)
 _KINDS = {
     "kind: Timeout": "the server did not answer in time",
@@ -84,7 +88,17 @@ class Objects:
             FetchError: The object does not exist or cannot be read.
         """
         base, path = split(url)
-        return self._repeat(url, lambda: _facts(obstore.head(self._store(base), path)))
+
+        def read() -> Facts:
+            # Not HEAD, because its answer does not say why access is denied.
+            try:
+                return _facts(obstore.get(self._store(base), path, options={"range": (0, 1)}).meta)
+            except GenericError as error:
+                if "status code: 416" not in str(error):
+                    raise
+                return _facts(obstore.head(self._store(base), path))  # the object is empty
+
+        return self._repeat(url, read)
 
     def list(self, url: str) -> list[tuple[str, Facts]]:
         """Return names, relative to the folder, and facts of all objects in a folder and its subfolders.
@@ -136,16 +150,19 @@ class Objects:
         return self._repeat(url, read)
 
     def _open(self, base: str) -> Any:
-        return from_url(
-            base,
-            # Repeating is done here, because obstore does not repeat answers that are cut short.
-            retry_config={"max_retries": 0},
-            client_options={
-                "timeout": timedelta(seconds=self._timeout),
-                "connect_timeout": timedelta(seconds=min(self._timeout, _CONNECT_TIMEOUT)),
-                "allow_http": base.startswith("http://") or endpoint().startswith("http://"),
-            },
-        )
+        options = {
+            "timeout": timedelta(seconds=self._timeout),
+            "connect_timeout": timedelta(seconds=min(self._timeout, _CONNECT_TIMEOUT)),
+            "allow_http": base.startswith("http://") or endpoint().startswith("http://"),
+        }
+        try:
+            # Requests are repeated here, because obstore does not repeat answers that are cut short.
+            return from_url(base, retry_config={"max_retries": 0}, client_options=options)
+        except Exception as error:  # those of obstore have no common base
+            raise FetchError(
+                f"{shown(base)} cannot be opened: {_without_secrets(str(error).partition(chr(10))[0])}. Check the URL "
+                "and the provider's environment variables, which docs/storage.md lists."
+            ) from None
 
     def _repeat(self, url: str, attempt: Callable[[], _Result]) -> _Result:
         """Call a function until it succeeds, with longer and longer pauses between the attempts."""
@@ -162,13 +179,21 @@ class Objects:
                 problem = _passing_problem(url, error)
             # The jitter keeps many processes from repeating their requests at the same time.
             delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (count - 1)) * random.uniform(0.5, 1.5)
-            if time.monotonic() - started + delay > self._retry_seconds:
+            passed = time.monotonic() - started
+            if passed + delay > self._retry_seconds:
                 raise FetchError(
-                    f"{shown(url)} cannot be read: {problem} ({count} attempts in {time.monotonic() - started:.0f} s). "
-                    "Check the network and the server, and start the command again; a training run continues with "
-                    "--resume."
+                    f"{shown(url)} cannot be read: {problem} ({counted(count, 'attempt')} in {passed:.0f} s). Check "
+                    "the network and the server, and start the command again; a training run continues with --resume."
                 )
             time.sleep(delay)
+
+
+def _without_secrets(text: str) -> str:
+    """Return a text without the values of environment variables that hold secrets."""
+    secrets = [value for name, value in os.environ.items() if _SECRET.search(name) and len(value) > 3]
+    for value in secrets:
+        text = text.replace(value, "…")
+    return text
 
 
 def _facts(meta: Any) -> Facts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import random
 import re
 import threading
 import time
@@ -19,11 +20,15 @@ _EXPIRED = (
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose path matches `pattern`: "500", "slow", "cut" or "expired"."""
+    """What happens to requests whose path matches `pattern`: "500", "slow", "cut" or "expired".
+
+    It happens to a random `share` of them, and at most `times` times.
+    """
 
     pattern: str
     kind: str
     times: int = 10**9
+    share: float = 1.0
 
 
 @dataclass
@@ -34,6 +39,7 @@ class LocalStore:
     client: object
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    _random: random.Random = field(default_factory=lambda: random.Random(0))  # not that of a run in this process
 
     def put(self, name: str, content: bytes) -> None:
         self.client.put_object(Bucket=BUCKET, Key=name, Body=content)
@@ -47,7 +53,7 @@ class LocalStore:
 
     def take_fault(self, path: str) -> str:
         for fault in self.faults:
-            if fault.times and re.search(fault.pattern, path):
+            if fault.times and re.search(fault.pattern, path) and self._random.random() < fault.share:
                 fault.times -= 1
                 return fault.kind
         return ""

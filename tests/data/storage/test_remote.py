@@ -227,3 +227,39 @@ def test_cache_stays_below_its_limit_and_keeps_what_was_used_last(tmp_path):
     assert keys[0] in kept
     assert keys[-1] in kept
     assert keys[1] not in kept
+
+
+def test_shards_on_a_web_server(s3, coco, tmp_path):
+    shard_coco(coco / "train.json", coco / "images", tmp_path / "shards", Settings(2500))
+    s3.upload(tmp_path / "shards", "shards")
+    s3.put("empty.json", b"")
+    s3.client.put_bucket_policy(
+        Bucket="bucket",
+        Policy='{"Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "*"}]}',
+    )
+    root = f"{s3.endpoint}/bucket/shards"
+    assert np.array_equal(read_image(f"{root}/a.jpg", "RGB"), read_image(coco / "images/a.jpg", "RGB"))
+    assert local_file(root).read_bytes() == (coco / "train.json").read_bytes()
+    assert local_file("s3://bucket/empty.json").read_bytes() == b""
+    # Individual images are found by their names, because a web server does not list them.
+    s3.put("images/a.jpg", jpeg(0))
+    assert read_image(f"{s3.endpoint}/bucket/images/a.jpg", "RGB").shape == (40, 48, 3)
+    with pytest.raises(DataError, match=r"images/b\.jpg does not exist"):
+        read_image(f"{s3.endpoint}/bucket/images/b.jpg", "RGB")
+
+
+def test_expired_credentials_at_the_start(s3, images):
+    s3.faults.append(Fault("shards.json", "expired"))
+    with pytest.raises(StorageError, match=r"shards\.json cannot be read: access was denied"):
+        attach(URL)
+
+
+def test_wrong_environment_is_named(s3, monkeypatch):
+    monkeypatch.setenv("PVT_DET_DATA_CACHE_GIB", "all")
+    remote.renew()
+    with pytest.raises(ConfigError, match=r"PVT_DET_DATA_CACHE_GIB is 'all'\. Expected a number of GiB above 0"):
+        attach(URL)
+    monkeypatch.setenv("PVT_DET_DATA_CACHE_GIB", "1")
+    monkeypatch.setenv("PVT_DET_RETRY_SECONDS", "-1")
+    with pytest.raises(ConfigError, match=r"PVT_DET_RETRY_SECONDS is '-1'"):
+        attach(URL)
