@@ -10,11 +10,11 @@ from pvt_det.config.table import require_valid
 from pvt_det.data.coco.annotations import CocoData, entry_name, require_masks
 from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import Findings, Problem
+from pvt_det.data.coco.stored_images import stored_faults
 from pvt_det.data.formats import find_image_folder
-from pvt_det.data.images import check_size, read_header, read_image
-from pvt_det.data.storage.places import attach, file_fault, folder_fault, knows_headers
+from pvt_det.data.storage.places import attach, file_fault, folder_fault
 from pvt_det.data.storage.references import Reference, join
-from pvt_det.errors import DataError, StorageError
+from pvt_det.errors import DataError
 from pvt_det.utils.paths import ABSENT
 from pvt_det.utils.text import counted
 
@@ -159,39 +159,25 @@ def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findi
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
-    has_headers = knows_headers(root)
-    unreadable, missing = set(), 0
-    for index, image in enumerate(data.images):
-        path = join(root, image["file_name"])
-        try:
-            if decode:
-                pixels = read_image(path, "RGB")
-                size = (pixels.shape[1], pixels.shape[0])
-            elif has_headers:
-                size = read_header(path)
-            elif fault := file_fault(path):
-                raise DataError(f"image {path} {fault}")
-            else:
-                continue
-            check_size(path, size, (image["width"], image["height"]))
-        except StorageError:
-            raise
-        except DataError as error:
-            is_missing = file_fault(path) == ABSENT
-            kind = "image file that is missing" if is_missing else "image file that cannot be used"
-            findings.add(kind, f"{entry_name('image', image, index)}: {error}")
-            unreadable.add(image["id"])
-            missing += is_missing
+    names = [image["file_name"] for image in data.images]
+    sizes = [(image["width"], image["height"]) for image in data.images]
+    faults = stored_faults(root, names, sizes, decode=decode)
+    missing = 0
+    for index, fault in faults.items():
+        is_missing = file_fault(join(root, names[index])) == ABSENT
+        kind = "image file that is missing" if is_missing else "image file that cannot be used"
+        findings.add(kind, f"{entry_name('image', data.images[index], index)}: {fault}")
+        missing += is_missing
     where = _where(data, root, missing) if 2 * missing > len(data.images) else f"looked in {root}"
     if missing == len(data.images) > 0:
         # A list of all the missing files would hide what is wrong.
         first = data.images[0]["file_name"]
         raise DataError(f"image folder {root} contains none of the images, such as {first}: {where}.")
-    if len(unreadable) == len(data.images) > 0:
+    if len(faults) == len(data.images) > 0:
         findings.add("no readable image", where, fatal=True)
     elif 2 * missing > len(data.images):
         findings.add("image folder without most of the images", where)
-    return frozenset(unreadable)
+    return frozenset(data.images[index]["id"] for index in faults)
 
 
 def _where(data: CocoData, root: Reference, missing: int) -> str:
