@@ -11,11 +11,14 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ _THREADS = 32
 # Bytes of one request for a file that is read as a whole, and such requests at a time.
 _PART, _PARTS = 8 * 2**20, 8
 _NOW, _LATER = 0, 1
+_UNUSED_SECONDS = 30 * 24 * 3600.0
 # After a failure, whoever waits for the range gets the error without another series of attempts.
 _REMEMBERED_SECONDS = 30.0
 _Answer = Any
@@ -114,10 +118,12 @@ class Fetcher:
         path = self._cache.folder.with_name("files") / key / base_name(url)
         record = path.parent / "sha256"
         if not (path.is_file() and record.is_file() and record.read_text() == file_digest(path)):
+            _remove_unused(path.parent.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_atomically(path) as file:
                 file.writelines(self._parts(url, facts))
             write_atomically(record, file_digest(path))
+        os.utime(record)  # the time of the last use
         if sha256 and record.read_text() != sha256:
             record.unlink()
             raise FetchError(f"{shown(url)} is not the file that its folder of shards describes. Copy it there again.")
@@ -199,6 +205,14 @@ class Fetcher:
         self._cache.write(wanted.key, content)
 
 
+def _remove_unused(folder: Path) -> None:
+    """Remove copies of files that no run has used for a month."""
+    for record in folder.glob("*/sha256"):
+        with suppress(OSError):
+            if time.time() - record.stat().st_mtime > _UNUSED_SECONDS:
+                shutil.rmtree(record.parent)
+
+
 def _answer(fetcher: Fetcher, name: str, arguments: list[Any]) -> _Answer:
     match name:
         case "fetch":
@@ -260,12 +274,14 @@ def main() -> None:
     except PvtDetError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return
-    listener = Listener(authkey=key, backlog=128)
-    threading.Thread(target=_accept, args=(listener, lambda c: _serve(c, fetcher)), daemon=True).start()
-    print(json.dumps({"address": listener.address}), flush=True)
-    sys.stdin.read()
-    listener.close()
-    os._exit(0)
+    with tempfile.TemporaryDirectory() as folder:
+        # Windows has pipes with names instead of sockets in folders.
+        listener = Listener(None if os.name == "nt" else f"{folder}/socket", authkey=key, backlog=128)
+        threading.Thread(target=_accept, args=(listener, lambda c: _serve(c, fetcher)), daemon=True).start()
+        print(json.dumps({"address": listener.address}), flush=True)
+        sys.stdin.read()
+        listener.close()
+    os._exit(0)  # without waiting for requests
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pvt_det.errors import ConfigError, DataError, StorageError
 from pvt_det.utils.paths import ABSENT
 
 _ATTEMPTS = 3
+_PATIENCE = 2.0  # seconds
 _MODULE = "pvt_det.data.storage.fetcher"
 # Environment variables of the providers and of this package.
 _SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "PVT_DET_")
@@ -191,6 +192,8 @@ def fetch_later(ranges: Sequence[Range]) -> None:
     Args:
         ranges: The parts, in the order in which they will be needed.
     """
+    if not ranges:
+        return
     cache = _started().cache
     if missing := [astuple(each) for each in ranges if not cache.has(each.key)]:
         _ask("later", missing, has_answer=False)
@@ -349,7 +352,13 @@ def _settings() -> dict[str, str]:
 
 
 def _stop(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() == owner:
+    if os.getpid() != owner:
+        return
+    assert process.stdin is not None
+    process.stdin.close()  # asks it to end
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
