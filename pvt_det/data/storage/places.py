@@ -152,11 +152,11 @@ def find(reference: Reference) -> tuple[Place, str] | None:
         return _places[root], text[len(root) + 1 :].replace(os.sep, "/")
     if is_url(text):
         return _find_url(text)
-    if Path(text).exists():
+    if _identity(Path(text)) is not None:
         return None
     # A process that was started afresh does not know the places of the process that started it.
     for folder in Path(text).parents:
-        if (folder / DESCRIPTION).is_file() and (place := attach(folder)):
+        if has_shards(folder) and (place := attach(folder)):
             return place, Path(text).relative_to(folder).as_posix()
     return None
 
@@ -435,7 +435,7 @@ def _copy(url: str, sha256: str = "") -> Path:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """Return what changes when a file is written again, or None if it is not a file."""
+    """Return what changes when a file is written again, or None if it cannot be reached."""
     try:
         status = path.stat()
     except (OSError, ValueError):
