@@ -24,6 +24,7 @@ from pvt_det.data.storage.tar import MAX_IMAGE_BYTES, MAX_NAME_BYTES
 from pvt_det.errors import DataError
 from pvt_det.utils.digest import file_digest, value_digest
 from pvt_det.utils.files import open_atomically, write_atomically
+from pvt_det.utils.lock import FolderLock
 from pvt_det.utils.paths import ABSENT, file_fault, make_folder
 from pvt_det.utils.progress import track
 from pvt_det.utils.text import UNPRINTABLE
@@ -115,8 +116,30 @@ def write_shards(
             f"{folder} is already a complete folder of shards. Check it with pvt-det shard --verify {folder}, or "
             "choose another folder."
         )
-    findings = Findings()
     _check_names(items, content)
+    findings = Findings()
+    with FolderLock(folder):
+        present = _present(items, findings)
+        if not present:
+            findings.add("no image file", str(folder), fatal=True)
+            findings.raise_if_refused(str(folder), settings.on_error)
+        shards = list(_write_all(folder, present, content, settings))
+        unusable = {name: problem for shard in shards for name, problem in shard.unusable.items()}
+        for problem in unusable.values():
+            findings.add("image file that cannot be used", problem)
+        findings.raise_if_refused(str(folder), settings.on_error)
+        index = _index(shards, {item.name: item.label for item in present} if content == CLASSES else {})
+        write_index(folder / INDEX, index)
+        copied = None if annotations is None else _copy(annotations, folder / ANNOTATIONS)
+        files = tuple(shard.file for shard in shards)
+        description = Description(content, files, _stored(folder / INDEX), copied, tuple(classes), unusable)
+        write_atomically(folder / DESCRIPTION, description.dump())
+        _remove_others(folder, files)
+    return description
+
+
+def _present(items: Sequence[Item], findings: Findings) -> list[Item]:
+    """Return the files that exist, and report the others."""
     present = []
     for item in items:
         if fault := file_fault(item.path):
@@ -124,35 +147,28 @@ def write_shards(
             findings.add(kind, f"{item.path} {fault}")
         else:
             present.append(item)
-    if not present:
-        findings.add("no image file", str(folder), fatal=True)
-        findings.raise_if_refused(str(folder), settings.on_error)
-    shards = []
-    with track("writing shards", len(present)) as advance, ThreadPoolExecutor(_THREADS) as pool:
-        for number, members in enumerate(_divide(present, settings.shard_size)):
+    return present
+
+
+def _write_all(folder: Path, items: Sequence[Item], content: str, settings: Settings) -> Iterator[_Shard]:
+    """Write all shards that are not finished, and yield what is known about each."""
+    with track("writing shards", len(items)) as advance, ThreadPoolExecutor(_THREADS) as pool:
+        for number, members in enumerate(_divide(items, settings.shard_size)):
             path = folder / f"shard-{number:05}.tar"
             plan = _plan(members, settings)
             if (shard := _finished(path, plan)) is None:
                 shard = _write_shard(path, members, plan, content, settings, pool)
                 write_atomically(_record(path), json.dumps(asdict(shard)))
-            shards.append(shard)
+            yield shard
             for _ in members:
                 advance()
-    unusable = {name: problem for shard in shards for name, problem in shard.unusable.items()}
-    for problem in unusable.values():
-        findings.add("image file that cannot be used", problem)
-    findings.raise_if_refused(str(folder), settings.on_error)
-    index = _index(shards, {item.name: item.label for item in present} if content == CLASSES else {})
-    write_index(folder / INDEX, index)
-    copied = None if annotations is None else _copy(annotations, folder / ANNOTATIONS)
-    files = tuple(shard.file for shard in shards)
-    description = Description(content, files, _stored(folder / INDEX), copied, tuple(classes), unusable)
-    write_atomically(folder / DESCRIPTION, description.dump())
-    for path in folder.glob(".shard-*.json"):
+
+
+def _remove_others(folder: Path, shards: Sequence[StoredFile]) -> None:
+    """Remove what is needed only until the folder is complete, and shards of calls with other files or settings."""
+    others = set(folder.glob("shard-*.tar")) - {folder / shard.name for shard in shards}
+    for path in (*others, *folder.glob(".shard-*.json")):
         path.unlink()
-    for path in set(folder.glob("shard-*.tar")) - {folder / shard.name for shard in description.shards}:
-        path.unlink()  # of an interrupted call with other files or settings
-    return description
 
 
 def _check_names(items: Sequence[Item], content: str) -> None:
@@ -260,8 +276,8 @@ def _read(item: Item, check: str) -> tuple[bytes, tuple[int, int], str]:
         raise DataError(f"image {item.path} cannot be read ({error.strerror})") from error
     try:
         if len(data) > MAX_IMAGE_BYTES:
-            raise DataError(f"image {item.path} has {len(data):,} bytes. Expected at most {MAX_IMAGE_BYTES:,}")
-        return data, measure_image(data, str(item.path), decode=check == "full"), ""
+            raise DataError(f"image {item.name} has {len(data):,} bytes. Expected at most {MAX_IMAGE_BYTES:,}")
+        return data, measure_image(data, item.name, decode=check == "full"), ""
     except DataError as error:
         return data, (0, 0), str(error)
 
