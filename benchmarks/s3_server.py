@@ -24,13 +24,15 @@ def _answer(root: Path, method: str, target: str, headers: dict[str, str]) -> by
         return _response(200, _listing(path, query.get("prefix", [""])[0]))
     if not path.is_file():
         return _response(404, b"", method)
-    content = path.read_bytes()
-    about = {"ETag": f'"{len(content)}-{path.stat().st_mtime_ns}"', "Last-Modified": _date(path)}
-    if found := _RANGE.match(headers.get("range", "")):
-        start, end = int(found[1]), min(int(found[2]) + 1, len(content))
-        about["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
-        return _response(206, content[start:end], method, about)
-    return _response(200, content, method, about)
+    size = path.stat().st_size
+    about = {"ETag": f'"{size}-{path.stat().st_mtime_ns}"', "Last-Modified": _date(path)}
+    found = _RANGE.match(headers.get("range", ""))
+    start, end = (int(found[1]), min(int(found[2]) + 1, size)) if found else (0, size)
+    if found:
+        about["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    with path.open("rb") as file:
+        file.seek(start)
+        return _response(206 if found else 200, file.read(end - start), method, about)
 
 
 def _date(path: Path) -> str:
