@@ -72,6 +72,7 @@ setup(
         "signing": ["model-signing>=1.1", "pyopenssl>=24"],  # model-signing imports pyopenssl without requiring it
         "imagenet": ["scipy>=1.13"],  # reads the ILSVRC2012 devkit's meta.mat
         "mlflow": ["alembic>=1.13", "mlflow-skinny>=3", "sqlalchemy>=2"],  # the others are for its SQLite store
+        "cloud": ["obstore>=0.9"],
         "slurm": ["submitit>=1.5"],
         "supervision": ["supervision>=0.30"],  # earlier versions install a second OpenCV
         "video": ["av>=14"],  # writes H.264, which browsers play
@@ -80,6 +81,8 @@ setup(
         "dev": [
             "alembic>=1.13",
             "av>=14",
+            "flask>=3",  # with flask-cors, for the server of moto, without the many requirements of moto[server]
+            "flask-cors>=5",
             "gradio>=6",
             "hypothesis>=6.100",
             "import-linter>=2.5",
@@ -88,6 +91,7 @@ setup(
             "mkdocstrings[python]>=0.26",
             "mlflow-skinny>=3",
             "model-signing>=1.1",
+            "moto[s3]>=5",
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
@@ -95,6 +99,7 @@ setup(
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "onnxscript>=0.7",
+            "obstore>=0.9",
             "openvino>=2025.3",
             "psutil>=6",
             "pyopenssl>=24",

@@ -29,6 +29,7 @@ from benchmarks.options import (
 from benchmarks.report import comparison_table, plot_growth
 from benchmarks.runtimes import CONFIGS as DETECTORS
 from benchmarks.runtimes import run_runtimes, runtime_table
+from benchmarks.storage import run_storage, storage_table
 from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
 from pvt_det.cli.benchmark import DTYPES, MODES, Results, positive_int, report
 from pvt_det.errors import ConfigError
@@ -45,6 +46,7 @@ examples:
   python -m benchmarks detector --data datasets/coco --sizes 1x800x1333 16x800x1333 --compile --workers 8
   python -m benchmarks runtimes --sizes 1x800x1333 --repeats 10 --json output/runtimes.json
   python -m benchmarks mapper --data datasets/coco
+  python -m benchmarks storage --data datasets/coco --workers 2
   python -m benchmarks evaluation --repeats 1 --json output/evaluation.json
 """
 _TASKS = ("pyramid", "classifier")
@@ -144,6 +146,22 @@ def _run_mapper(args: argparse.Namespace) -> Results:
     return [row.as_dict() for row in rows], mapper_table(rows)
 
 
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder in COCO's layout")
+    parser.add_argument("--images", type=positive_int, default=400, metavar="N", help="number of images (%(default)s)")
+    parser.add_argument(
+        "--workers", type=non_negative_int, default=2, metavar="N", help="worker processes (%(default)s)"
+    )
+    parser.add_argument(
+        "--latency", type=non_negative_int, default=20, metavar="MS", help="delay of every answer (%(default)s ms)"
+    )
+
+
+def _run_storage(args: argparse.Namespace) -> Results:
+    rows = list(run_storage(args.data, args.images, args.workers, args.latency / 1000, args.repeats))
+    return [row.as_dict() for row in rows], storage_table(rows)
+
+
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=positive_int, default=IMAGES, metavar="N", help=f"number of images to generate ({IMAGES})"
@@ -184,6 +202,7 @@ _SUITES: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callabl
     "detector": ("whole detectors on photos compared with Detectron2's", _add_detector, _run_detector),
     "runtimes": ("whole detectors in PyTorch compared with their exported files", _add_runtimes, _run_runtimes),
     "mapper": ("training input of detectors compared with Detectron2's DatasetMapper", _add_mapper, _run_mapper),
+    "storage": ("training input of detectors from a folder, shards and a local S3 server", _add_storage, _run_storage),
     "evaluation": ("COCO metrics compared with pycocotools", _add_evaluation, _run_evaluation),
 }
 

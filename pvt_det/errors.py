@@ -12,6 +12,7 @@ __all__ = [
     "NumericError",
     "PvtDetError",
     "RankError",
+    "StorageError",
 ]
 
 
@@ -31,6 +32,10 @@ class DataError(PvtDetError):
     """A data set, annotation file or image is missing, broken or inconsistent."""
 
     exit_code = 3
+
+
+class StorageError(DataError):
+    """An object store does not answer, refuses access, or its data has changed. No other image could replace it."""
 
 
 class CheckpointError(PvtDetError):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pvt_det.data.coco.cache import load_annotations
+from pvt_det.data.storage.references import is_url
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import COCO_MAX_DETECTIONS, GroundTruth, read_ground_truth
 from pvt_det.evaluation.label_results import LabelResults, read_label_results
@@ -410,7 +411,7 @@ def evaluation_command(folder: Path) -> str:
         given, is_registered = [data[f"VAL_{truth}"], data["VAL_IMAGES"]], bool(data["TEST"])
     except (DataError, KeyError, TypeError):
         return command
-    if all(path and Path(path).exists() for path in given) or (is_registered and not any(given)):
+    if all(path and (is_url(path) or Path(path).exists()) for path in given) or (is_registered and not any(given)):
         return command
     return f"{command} --val-{truth.lower()} {'FILE' if truth == 'JSON' else 'DIR'} --val-images DIR"
 

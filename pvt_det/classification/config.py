@@ -134,7 +134,9 @@ class TrainConfig:
 
     # --- task
     model: str = _option("", "model: a variant such as pvt_small or pvt_v2_b2, or a model of timm such as resnet18")
-    data: str = _option("", "folder with train/ and val/, ILSVRC2012 as downloaded, or tar shards", resumable=True)
+    data: str = _option(
+        "", "folder or URL with train/ and val/, ILSVRC2012 as downloaded, or tar shards", resumable=True
+    )
     val_labels: str = _option("", "class list of ILSVRC2012's validation images; default: the devkit's", resumable=True)
     output: str = _option("output/cls", "folder for checkpoints and logs", resumable=True)
     resume: bool = _option(False, "resume from the output folder's last checkpoint, if it has one", resumable=True)

@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "compare finished runs in one table",
     "report": "write a report page about a finished run",
     "inspect": "check a data set before training",
+    "shard": "turn a data set into tar shards",
     "convert": "convert weights between layouts",
     "export": "write a model for use without this package",
     "card": "create a folder to share: model card, safetensors, config",

@@ -29,6 +29,7 @@ _SLOW_IMPORTS = {
     "inspect": "pvt_det.inspection.run",
     "predict": "pvt_det.inference.predictor",
     "report": "pvt_det.api",
+    "shard": "pvt_det.data.sharding.run",
     "study": "pvt_det.studies.run",
     "train": "pvt_det.api",
     "train-cls": "torch",

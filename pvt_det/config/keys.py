@@ -294,15 +294,16 @@ ADDED_KEYS: dict[str, list[Row]] = {
         Row(
             "DATASETS.TRAIN_JSON",
             PATHS,
-            "COCO-format json file with the annotations to train on, or a list of several, which must have the same "
-            "classes. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES.",
+            "COCO-format json file with the annotations to train on, or a folder of shards with it. A path, or a URL "
+            "(s3, gs, az, https). Or a list of several, which must have the same classes. Replaces DATASETS.TRAIN; "
+            "needs TRAIN_IMAGES.",
             "",
         ),
         Row(
             "DATASETS.TRAIN_IMAGES",
             PATHS,
-            "Folder with the images of TRAIN_JSON or TRAIN_LABELS. If these are lists: a list of as many folders, or "
-            "one folder for all.",
+            "Folder with the images of TRAIN_JSON or TRAIN_LABELS, or a folder of shards. A path or URL. If these are "
+            "lists: a list of as many folders, or one folder for all.",
             "",
         ),
         Row(
@@ -316,17 +317,18 @@ ADDED_KEYS: dict[str, list[Row]] = {
         Row(
             "DATASETS.VAL_JSON",
             TEXT,
-            "COCO-format json file with the annotations to evaluate on. Replaces DATASETS.TEST; needs VAL_IMAGES.",
+            "COCO-format json file with the annotations to evaluate on, as TRAIN_JSON. Replaces DATASETS.TEST; needs "
+            "VAL_IMAGES.",
             "",
         ),
-        Row("DATASETS.VAL_IMAGES", TEXT, "Folder with the images of VAL_JSON or VAL_LABELS.", ""),
+        Row("DATASETS.VAL_IMAGES", TEXT, "Folder with the images of VAL_JSON or VAL_LABELS, as TRAIN_IMAGES.", ""),
         Row(
             "DATASETS.TRAIN_LABELS",
             PATHS,
             "Folder with the label maps to train on, for segmentation: one 8-bit PNG file per image, with the image's "
-            "name. Pixel values are class indices, or 255 for no class. For Panoptic FPN, 0 means any thing (a class "
-            "of TRAIN_JSON, which is needed too). Or a list of several folders. Replaces DATASETS.TRAIN; needs "
-            "TRAIN_IMAGES and LABEL_NAMES.",
+            "name, or a folder of shards. A path or URL. Pixel values are class indices, or 255 for no class. For "
+            "Panoptic FPN, 0 means any thing (a class of TRAIN_JSON, which is needed too). Or a list of several "
+            "folders. Replaces DATASETS.TRAIN; needs TRAIN_IMAGES and LABEL_NAMES.",
             "",
         ),
         Row(

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pvt_det.data.storage.places import forget_remote
+
 
 @contextmanager
 def catalogs_restored() -> Iterator[None]:
@@ -14,6 +16,7 @@ def catalogs_restored() -> Iterator[None]:
 
     The next run may then use the same annotation file with other settings, as it could in a process of its own.
     """
+    forget_remote()
     functions = dict(DatasetCatalog.data)
     metadata = {name: dict(vars(each)) for name, each in MetadataCatalog.data.items()}
     try:

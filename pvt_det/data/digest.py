@@ -8,6 +8,8 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
+from pvt_det.data.storage.places import attach, file_length
+from pvt_det.data.storage.references import join
 from pvt_det.utils.digest import file_digest, value_digest
 
 # Number of files whose size is part of a digest. Reading the size of every file would take minutes on a slow network.
@@ -52,15 +54,9 @@ def describe_dataset(name: str) -> dict[str, str]:
 
 def _describe_files(root: str | Path, names: Sequence[str]) -> str:
     chosen = names[:: max(1, len(names) // _SIZES)]
-    sizes = [_size(Path(root) / name) for name in chosen]
+    attach(root)
+    sizes = [file_length(join(root, name)) for name in chosen]
     return f"{len(names)}, {_sha256(value_digest([list(names), sizes]))}"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _sha256(digest: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import shlex
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from pvt_det.data.formats import (
     find_annotations,
     is_image_list,
 )
+from pvt_det.data.storage.places import has_shards
+from pvt_det.data.storage.references import is_url
+from pvt_det.data.storage.remote import refuse_credentials
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault, folder_fault
 
@@ -30,13 +35,20 @@ def require_coco_files(cfg: CfgNode, *, training: bool, config_file: str | Path)
         config_file: The config file, whose classes an evaluation needs.
 
     Raises:
+        ConfigError: A URL contains a password or a signature.
         DataError: The annotations are in another format, or were swapped with the images. The message gives the command
             that converts them.
     """
-    parts: tuple[Part, ...] = ("TRAIN", "VAL") if training else ("VAL",)
-    given = [(part, data) for part in parts for data in given_data(cfg, part) if data.json_file]
+    parts: tuple[Part, ...] = ("TRAIN", "VAL")
+    given = [(part, data) for part in parts for data in given_data(cfg, part)]
+    for path in itertools.chain.from_iterable(dataclasses.astuple(data) for _, data in given):
+        refuse_credentials(path)
     for part, data in given:
+        if not data.json_file or (part == "TRAIN" and not training):
+            continue
         options = [f"--{part.lower()}-{name}" for name in ("json", "images")]
+        if is_url(data.json_file) or has_shards(data.json_file):
+            continue
         if data.images and are_swapped(Path(data.json_file), Path(data.images)):
             raise DataError(
                 f"DATASETS.{part}_JSON is {data.json_file}, a folder of images, and {part}_IMAGES is {data.images}: "

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError, features
 
+from pvt_det.data.storage.places import image_size, read_content
+from pvt_det.data.storage.references import Reference
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import file_fault
 
@@ -59,13 +61,13 @@ _PNG_TAIL = 2**14
 _ORIENTATION_MARKS = (b"eXIf", b"XML:com.adobe.xmp")
 
 
-def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[np.uint8]:
+def read_image(path: Reference, image_format: str) -> npt.NDArray[np.uint8]:
     """Read an image, and rotate it upright according to its EXIF orientation.
 
     16-bit grayscale is reduced to its upper 8 bits, as Pillow does with 16-bit color. An alpha channel is dropped.
 
     Args:
-        path: Image file.
+        path: Image file: a path, a URL, or a file in a folder of shards.
         image_format: Channel order: "RGB", "BGR", or "L" for grayscale.
 
     Returns:
@@ -74,7 +76,6 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[n
     Raises:
         DataError: The file is missing, empty, not an image, truncated or too large, or its mode is not supported.
     """
-    path = Path(path)
     with _open(path) as file:
         pixels = _read(path, file, "L" if image_format == "L" else "RGB")
     if image_format == "L":
@@ -130,11 +131,11 @@ class StoredPixels:
     palette: npt.NDArray[np.uint8] | None
 
 
-def read_stored(path: str | os.PathLike[str]) -> StoredPixels:
+def read_stored(path: Reference) -> StoredPixels:
     """Read the values of an image file without conversion, such as the class numbers of a label map.
 
     Args:
-        path: Image file.
+        path: Image file: a path, a URL, or a file in a folder of shards.
 
     Returns:
         The values with their mode and palette.
@@ -142,7 +143,6 @@ def read_stored(path: str | os.PathLike[str]) -> StoredPixels:
     Raises:
         DataError: The file is missing, empty, not an image, truncated or too large.
     """
-    path = Path(path)
     with _open(path) as file:
         image = _identify_verified(path, file)
         values = _decode(path, image, lambda: np.array(image))
@@ -150,13 +150,13 @@ def read_stored(path: str | os.PathLike[str]) -> StoredPixels:
     return StoredPixels(image.mode, values, None if colors is None else np.array(colors, np.uint8).reshape(-1, 3))
 
 
-def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+def read_labels(path: Reference) -> npt.NDArray[np.uint8]:
     """Read a label map, an image with one channel whose values are class ids.
 
     A palette is ignored, since it only affects display.
 
     Args:
-        path: Image file.
+        path: Image file: a path, a URL, or a file in a folder of shards.
 
     Returns:
         The class ids, `H×W` uint8.
@@ -165,7 +165,6 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         DataError: The file is missing, empty, not an image, truncated or too large, or it has several channels or more
             than 8 bits.
     """
-    path = Path(path)
     with _open(path) as file:
         image = _identify_verified(path, file)
         if image.mode not in LABEL_MODES:
@@ -176,13 +175,14 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         return _decode(path, image, lambda: np.array(image))
 
 
-def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
+def read_header(path: Reference) -> tuple[int, int]:
     """Read the width and height of an image from its header.
 
-    The image is decoded only if the file does not end with the end mark of its format.
+    The image is decoded only if the file does not end with the end mark of its format. Of an image in a shard, only the
+    index is read.
 
     Args:
-        path: Image file.
+        path: Image file: a path, a URL, or a file in a folder of shards.
 
     Returns:
         Width and height in pixels, after EXIF rotation.
@@ -190,25 +190,38 @@ def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         DataError: The file is missing, empty, not an image, truncated or too large. Not every broken file is detected.
     """
-    path = Path(path)
+    if (size := image_size(path)) is not None:
+        return size
     with _open(path) as file:
-        image = _identify(path, file)
-        tail = _tail(image, file)
-        # For a TIFF, Pillow reports the size after rotation.
-        is_transposed = image.format != "TIFF" and _header_orientation(image, tail) >= 5
-        end_mark = _END_MARKS.get(image.format or "")
-        is_complete = end_mark is not None and end_mark in tail[-_TAIL:]
-        width, height = image.size
-    if not is_complete:
-        read_image(path, "RGB")
-    return (height, width) if is_transposed else (width, height)
+        return _header_size(path, file)
 
 
-def read_orientation(path: str | os.PathLike[str]) -> int:
+def measure_image(content: bytes, name: str, *, decode: bool) -> tuple[int, int]:
+    """Check the content of an image file, and return its size, as `read_header` or `read_image` do for a file.
+
+    Args:
+        content: The bytes of the file.
+        name: Where they come from, for messages.
+        decode: Whether to decode the image, which finds every fault.
+
+    Returns:
+        Width and height in pixels, after EXIF rotation.
+
+    Raises:
+        DataError: The content is empty, not an image, truncated or too large. Without `decode`, not every fault is
+            detected.
+    """
+    if decode:
+        height, width = decode_image(content, name).shape[:2]
+        return width, height
+    return _header_size(name, io.BytesIO(content))
+
+
+def read_orientation(path: Reference) -> int:
     """Read the EXIF orientation of an image, which says how its pixels are rotated or mirrored.
 
     Args:
-        path: Image file.
+        path: Image file: a path, a URL, or a file in a folder of shards.
 
     Returns:
         The orientation, from 1 (upright) to 8; 1 if the file does not store a valid one.
@@ -216,13 +229,12 @@ def read_orientation(path: str | os.PathLike[str]) -> int:
     Raises:
         DataError: The file is missing, empty, not an image or too large, or its header is broken.
     """
-    path = Path(path)
     with _open(path) as file:
         image = _identify(path, file)
         return _header_orientation(image, _tail(image, file))
 
 
-def check_size(path: str | os.PathLike[str], found: tuple[int, int], expected: tuple[int, int]) -> None:
+def check_size(path: Reference, found: tuple[int, int], expected: tuple[int, int]) -> None:
     """Check that the size of an image matches its annotation.
 
     Args:
@@ -240,23 +252,39 @@ def check_size(path: str | os.PathLike[str], found: tuple[int, int], expected: t
         )
 
 
-def _read(path: Path | str, file: IO[bytes], mode: str) -> npt.NDArray[np.uint8]:
+def _read(path: Reference, file: IO[bytes], mode: str) -> npt.NDArray[np.uint8]:
     """Decode an image to mode "L" or "RGB", upright."""
     image = _identify_verified(path, file)
     return _upright(_decode(path, image, lambda: _to_uint8(image, mode, path)), image)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Reference) -> IO[bytes]:
     """Open a file for reading, and raise an error that names it if it cannot be read."""
+    if (content := read_content(path)) is not None:
+        return io.BytesIO(content)
     if fault := file_fault(path):
         raise DataError(f"image {path} {fault}")
     try:
-        return path.open("rb")
+        return Path(path).open("rb")
     except OSError as error:
         raise DataError(f"image {path} cannot be read ({error.strerror})") from error
 
 
-def _identify(path: Path | str, file: IO[bytes]) -> Image.Image:
+def _header_size(path: Reference, file: IO[bytes]) -> tuple[int, int]:
+    """Return width and height after EXIF rotation, and decode the image only if its end mark is missing."""
+    image = _identify(path, file)
+    tail = _tail(image, file)
+    # For a TIFF, Pillow reports the size after rotation.
+    is_transposed = image.format != "TIFF" and _header_orientation(image, tail) >= 5
+    end_mark = _END_MARKS.get(image.format or "")
+    width, height = image.size
+    if end_mark is None or end_mark not in tail[-_TAIL:]:
+        file.seek(0)
+        _read(path, file, "RGB")
+    return (height, width) if is_transposed else (width, height)
+
+
+def _identify(path: Reference, file: IO[bytes]) -> Image.Image:
     """Read the header, and refuse decompression bombs."""
     try:
         image = Image.open(file, formats=FORMATS)
@@ -278,7 +306,7 @@ def _identify(path: Path | str, file: IO[bytes]) -> Image.Image:
     return image
 
 
-def _identify_verified(path: Path | str, file: IO[bytes]) -> Image.Image:
+def _identify_verified(path: Reference, file: IO[bytes]) -> Image.Image:
     """Read the header and verify a PNG's checksums, which Pillow does not do while decoding."""
     image = _identify(path, file)
     if image.format != "PNG":
@@ -291,9 +319,7 @@ def _identify_verified(path: Path | str, file: IO[bytes]) -> Image.Image:
     return _identify(path, file)
 
 
-def _decode(
-    path: Path | str, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]
-) -> npt.NDArray[np.uint8]:
+def _decode(path: Reference, image: Image.Image, convert: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     """Decode and convert an image, and turn the various errors for a broken file into `DataError`."""
     try:
         image.load()
@@ -338,7 +364,7 @@ def _upright(pixels: npt.NDArray[np.uint8], image: Image.Image) -> npt.NDArray[n
     return pixels if method is None else np.array(Image.fromarray(pixels).transpose(method))
 
 
-def _to_uint8(image: Image.Image, mode: str, path: Path | str) -> npt.NDArray[np.uint8]:
+def _to_uint8(image: Image.Image, mode: str, path: Reference) -> npt.NDArray[np.uint8]:
     """Convert a decoded image to uint8 in mode "L" or "RGB"."""
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> 8).astype(np.uint8)

@@ -18,14 +18,17 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from pvt_det.data.ahead import Batch, LookAhead
 from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.coco.findings import SKIP_OPTION
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
 from pvt_det.data.sampler import Mixture, ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
+from pvt_det.data.storage.places import prefetch
+from pvt_det.data.storage.references import is_url
 from pvt_det.data.targets import Labelled, pack_targets
 from pvt_det.data.workers import WorkerLoader, start_worker
-from pvt_det.errors import ConfigError, DataError, PvtDetError
+from pvt_det.errors import ConfigError, DataError, PvtDetError, StorageError
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,17 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
         except PvtDetError as error:
             return error
 
+    def __getitems__(self, samples: list[Sample] | list[int]) -> list[dict[str, Any] | PvtDetError]:
+        """Map the samples of a batch, and begin to fetch those of later batches if they are in an object store.
+
+        Args:
+            samples: Samples as for `__getitem__`. Those that come later are known if it is a `Batch`.
+        """
+        if isinstance(samples, Batch):
+            wanted = (sample if isinstance(sample, int) else sample[1] for sample in (*samples, *samples.later))
+            prefetch(file for index in wanted for file in _files(self.records[index]))
+        return [self[sample] for sample in samples]
+
     def _draw(self, generator: np.random.Generator) -> Labelled:
         """Draw another image to mix into a training sample."""
         index = self.mixture.draw(generator) if self.mixture else int(generator.integers(len(self)))
@@ -100,6 +114,8 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
             record = self.records[(index + step) % len(self)]
             try:
                 return read(record)
+            except StorageError:
+                raise
             except DataError as error:
                 if self.on_error != "skip":
                     raise DataError(f"{error}. To leave it out, use {SKIP_OPTION}.") from error
@@ -112,6 +128,10 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
         raise DataError(
             f"no image can be read, of {counted(len(self), 'image')}; the last one tried is {record['file_name']}"
         )
+
+
+def _files(record: dict[str, Any]) -> list[str]:
+    return [record[key] for key in ("file_name", "sem_seg_file_name") if key in record]
 
 
 def _blank(record: dict[str, Any]) -> dict[str, Any]:
@@ -335,6 +355,8 @@ class _Loader(WorkerLoader):
 
 def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoader:
     """Build a data loader from a data set and a batch sampler."""
+    if len(dataset) and any(map(is_url, _files(dataset.records[0]))):
+        batches = LookAhead(batches, getattr(batches, "batch_size", 1), cfg.DATALOADER.NUM_WORKERS)
     return _Loader(
         dataset,
         batch_sampler=batches,

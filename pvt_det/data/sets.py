@@ -15,6 +15,7 @@ from pvt_det.config.given_data import GivenData, Part, given_data
 from pvt_det.data.coco.check import CheckReport, check_dataset
 from pvt_det.data.coco.registration import CocoSource, register_coco
 from pvt_det.data.segmentation.sets import check_named_labels, fit_label_classes, register_given_labels
+from pvt_det.data.storage.references import is_url, shown
 from pvt_det.errors import ConfigError, DataError
 from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
 from pvt_det.utils.text import counted, did_you_mean, listed
@@ -96,6 +97,11 @@ def _refuse_images_alone(cfg: CfgNode, given: Mapping[Part, list[GivenData]]) ->
 
 def _require_paths(cfg: CfgNode, given: Mapping[Part, list[GivenData]]) -> None:
     """Raise an error that names all files and folders that do not exist, with the options that replace them."""
+    if is_url(cfg.DATASETS.VAL_PANOPTIC_JSON):
+        raise ConfigError(
+            f"DATASETS.VAL_PANOPTIC_JSON is {shown(cfg.DATASETS.VAL_PANOPTIC_JSON)}. Expected a file of this machine, "
+            "with the folder of its PNG files. Copy both."
+        )
     paths = [
         (f"{part}_{kind}", path)
         for part, sets in given.items()
@@ -103,7 +109,7 @@ def _require_paths(cfg: CfgNode, given: Mapping[Part, list[GivenData]]) -> None:
         for path in dict.fromkeys(getattr(data, field) for data in sets)
     ]
     paths += [("VAL_PANOPTIC_JSON", cfg.DATASETS.VAL_PANOPTIC_JSON)]
-    if missing := [(key, path) for key, path in paths if path and file_fault(path) == ABSENT]:
+    if missing := [(key, path) for key, path in paths if path and not is_url(path) and file_fault(path) == ABSENT]:
         named = ", ".join(f"DATASETS.{key} {path}" for key, path in missing)
         keys = dict.fromkeys(key for key, _ in missing)
         options = " and ".join(_OPTIONS.get(key, f"--{key.lower().replace('_', '-')}") for key in keys)

@@ -21,6 +21,8 @@ from pvt_det.data.coco.annotations import read_json
 from pvt_det.data.imagenet.transforms import EvalTransform
 from pvt_det.data.images import IMAGE_SUFFIXES, read_image
 from pvt_det.data.mapper import build_augmentations
+from pvt_det.data.storage.places import file_fault, folder_fault, list_folder, local_file
+from pvt_det.data.storage.references import Reference, is_url, join
 from pvt_det.deployment.accuracy import Validation
 from pvt_det.deployment.check import Outputs, Parity, compare, medians_ms, run_eager
 from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
@@ -65,7 +67,7 @@ class Subject:
     bgr: bool
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     metadata: Metadata
-    images: tuple[Path, ...]
+    images: tuple[Reference, ...]
     cfg: CfgNode | None = None
 
 
@@ -302,25 +304,27 @@ def _portable(cfg: CfgNode, precision: str = "fp32") -> str:
     return portable_config(cfg, classes, known_label_names(cfg) if has_label_maps(cfg) else (), precision)
 
 
-def validation_images(cfg: CfgNode) -> tuple[Path, ...]:
+def validation_images(cfg: CfgNode) -> tuple[Reference, ...]:
     """Return the validation images that a config names, as far as they exist.
 
     Args:
         cfg: A config with DATASETS.VAL_JSON or VAL_LABELS, and VAL_IMAGES.
 
     Returns:
-        Paths of the images; empty if the config names none or they have moved.
+        Paths or URLs of the images; empty if the config names none or they have moved.
     """
-    json_file, folder = cfg.DATASETS.VAL_JSON, Path(cfg.DATASETS.VAL_IMAGES)
-    if json_file and Path(json_file).is_file():
+    json_file, folder = cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES
+    if not folder or folder_fault(folder):
+        return ()
+    if json_file and (is_url(json_file) or not file_fault(local_file(json_file))):
         names = [image["file_name"] for image in read_json(json_file)["images"]]
-        return tuple(path for name in names if (path := folder / name).is_file())
-    if cfg.DATASETS.VAL_LABELS and folder.is_dir():
-        return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES))
+        return tuple(path for name in names if not file_fault(path := join(folder, name)))
+    if cfg.DATASETS.VAL_LABELS:
+        return tuple(name for name in list_folder(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     return ()
 
 
-def spread(files: Sequence[Path], count: int) -> list[Path]:
+def spread(files: Sequence[Reference], count: int) -> list[Reference]:
     """Choose files evenly.
 
     Args:

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from numpy.typing import NDArray
 
+from pvt_det.data.storage.references import Reference
 from pvt_det.deployment.accuracy import Validation, largest_drop
 from pvt_det.deployment.differences import differences
 from pvt_det.deployment.files import remove
@@ -38,7 +39,7 @@ class Int8Options:
             does not measure it.
     """
 
-    images: tuple[Path, ...]
+    images: tuple[Reference, ...]
     max_drop: float | None = None
 
 

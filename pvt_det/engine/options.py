@@ -18,10 +18,10 @@ SHORTCUTS = {
     "train_images": (
         "DATASETS.TRAIN_IMAGES",
         "DIR",
-        "images of the training annotations; one for all, or repeated for each",
+        "images of the training annotations, or shards; a URL works too; one for all, or repeated for each",
     ),
     "val_json": ("DATASETS.VAL_JSON", "FILE", "annotations to evaluate on, in COCO's format"),
-    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations"),
+    "val_images": ("DATASETS.VAL_IMAGES", "DIR", "images of the validation annotations, or shards; a URL works too"),
     "train_labels": ("DATASETS.TRAIN_LABELS", "DIR", "label maps to train on, for segmentation; may be repeated"),
     "val_labels": ("DATASETS.VAL_LABELS", "DIR", "label maps to evaluate on"),
     "check_data": ("DATASETS.CHECK", "full|fast|off", "how thoroughly to check the data before training"),

@@ -53,7 +53,8 @@ def evaluate(
     Args:
         run: A run folder, a config file, the name of a recipe, or an exported file, which needs `data`.
         data: Annotations in COCO's format and the folder of their images. For a semantic segmentation model, the folder
-            of the label maps and the folder of the images. None takes the validation data of the run.
+            of the label maps and the folder of the images. All can be shards or URLs. None takes the validation data of
+            the run.
         weights: Weights of the model, in any form that MODEL.WEIGHTS accepts. "" takes the run's best checkpoint.
         output: Folder for the results. None takes `evaluation/DATASET` in the run folder, and for `mine.onnx` the
             folder `mine_onnx_evaluation` beside it.

@@ -70,8 +70,9 @@ def train(
         config: Name of a recipe, such as "retinanet_pvt_small", path of a config file, or a config, which is not
             changed.
         train: Annotations in COCO's format and the folder of their images, to train on. For a semantic segmentation
-            model, the folder of the label maps and the folder of the images. A list of such pairs trains on several
-            data sets; DATASETS.TRAIN_WEIGHTS sets their shares. None takes what the config names.
+            model, the folder of the label maps and the folder of the images. All can be shards or URLs. A list of such
+            pairs trains on several data sets; DATASETS.TRAIN_WEIGHTS sets their shares. None takes what the config
+            names.
         val: The same for the data to evaluate on. None takes what the config names; without any, nothing is evaluated.
         output: Folder for everything that the run writes. None takes OUTPUT_DIR of the config.
         overrides: Values by config key, such as `{"SOLVER.MAX_ITER": 1000}`.

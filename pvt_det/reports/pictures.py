@@ -15,6 +15,9 @@ from detectron2.structures import BoxMode
 
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
+from pvt_det.data.storage.places import file_fault, folder_fault
+from pvt_det.data.storage.references import Reference, base_name
+from pvt_det.data.storage.references import join as reference
 from pvt_det.errors import DataError
 from pvt_det.evaluation.ground_truth import GroundTruth
 from pvt_det.results import Run
@@ -28,8 +31,8 @@ _IN_MOSAIC = 12
 _TILE = 360  # pixels
 
 
-def evaluated_images(run: Run, folder: Path | None = None) -> dict[int, Path]:
-    """Return the path of each image that a run was evaluated on, by image id.
+def evaluated_images(run: Run, folder: Reference | None = None) -> dict[int, str]:
+    """Return the path or URL of each image that a run was evaluated on, by image id.
 
     Args:
         run: The run.
@@ -39,13 +42,15 @@ def evaluated_images(run: Run, folder: Path | None = None) -> dict[int, Path]:
         PvtDetError: If the config or the ground truth is missing or broken, or an image does not exist.
     """
     folder = folder or _image_folder(run)
-    images = {image["id"]: folder / image["file_name"] for image in run.read_ground_truth().images}
-    if missing := next((path for path in images.values() if not path.is_file()), None):
+    if fault := folder_fault(folder):
+        raise DataError(f"{folder} {fault}.")
+    images = {image["id"]: reference(folder, image["file_name"]) for image in run.read_ground_truth().images}
+    if missing := next((path for path in images.values() if file_fault(path)), None):
         raise DataError(f"{missing} does not exist.")
     return images
 
 
-def _image_folder(run: Run) -> Path:
+def _image_folder(run: Run) -> str:
     """Return the folder that a run's config names for the evaluated images."""
     config = run.folder / CONFIG_NAME
     if not config.is_file():
@@ -54,7 +59,7 @@ def _image_folder(run: Run) -> Path:
     root = named or MetadataCatalog.get(run.dataset).get("image_root", "")
     if not root:
         raise DataError(f"{config} does not name the folder of the images of {run.dataset}.")
-    return Path(root)
+    return root
 
 
 class Gallery:
@@ -62,14 +67,14 @@ class Gallery:
 
     Args:
         run: The run.
-        images: Path of each evaluated image by image id, as `evaluated_images` returns them.
+        images: Path or URL of each evaluated image by image id, as `evaluated_images` returns them.
         threshold: Minimum score of the detections.
 
     Raises:
         DataError: The ground truth or the detections cannot be read.
     """
 
-    def __init__(self, run: Run, images: Mapping[int, Path], threshold: float) -> None:
+    def __init__(self, run: Run, images: Mapping[int, str], threshold: float) -> None:
         assert run.detections_file is not None
         truth = run.read_ground_truth()
         found = [each for each in _read_results(run.detections_file) if each["score"] >= threshold]
@@ -87,7 +92,7 @@ class Gallery:
         images = list(self._images)
         chosen = [images[k] for k in np.linspace(0, len(images) - 1, min(_IN_MOSAIC, len(images))).round().astype(int)]
         drawn = [self._draw(image, _TILE) for image in chosen]
-        names = [self._images[image].name for image in chosen]
+        names = [base_name(self._images[image]) for image in chosen]
         parts = []
         for title, pictures in zip(("Ground truth", "Detections"), zip(*drawn, strict=True), strict=True):
             tiles = [picture(each, name, quality=80) for each, name in zip(pictures, names, strict=True)]
@@ -113,7 +118,7 @@ class Gallery:
         for image in ranked:
             if image in self._images:
                 missed, wrong = errors[image]
-                caption = f"{self._images[image].name}: {missed} missed, {wrong} false"
+                caption = f"{base_name(self._images[image])}: {missed} missed, {wrong} false"
                 caption = caption_of(caption, len(self._objects[image]))
                 parts.append(pair(*self._draw(image, _WIDTH), caption, quality=80))
         return join(*parts)

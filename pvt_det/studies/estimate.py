@@ -162,6 +162,6 @@ def _iterations(job: Job) -> int | None:
 @cache
 def _images(annotations: str) -> int | None:
     try:
-        return len(read_json(Path(annotations))["images"])
+        return len(read_json(annotations)["images"])
     except (PvtDetError, OSError, KeyError, TypeError):
         return None

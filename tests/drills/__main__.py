@@ -23,6 +23,7 @@ from tests.drills.outcome import Outcome
 from tests.drills.parts import run_parts
 from tests.drills.restarts import run_restarts
 from tests.drills.resume import run_resume
+from tests.drills.storage import run_storage
 
 _RETINANET, _MASK_RCNN = "configs/retinanet_pvt_tiny.yaml", "configs/mask_rcnn_pvt_tiny.yaml"
 _EXAMPLES = """
@@ -49,6 +50,10 @@ def _restarts(args: argparse.Namespace, folder: Path) -> Outcome:
 
 def _parts(args: argparse.Namespace, folder: Path) -> Outcome:
     return run_parts(folder, _RETINANET, args.count, seed=args.seed)
+
+
+def _storage(args: argparse.Namespace, folder: Path) -> Outcome:
+    return run_storage(folder, _RETINANET, range(args.seed, args.seed + args.count))
 
 
 def _fuzz(args: argparse.Namespace, folder: Path) -> Outcome:
@@ -88,6 +93,11 @@ _DRILLS: dict[str, tuple[Drill, str, int]] = {
         _parts,
         "predict in parts with four processes, kill two and start two others: the result is that of one process",
         5,
+    ),
+    "storage": (
+        _storage,
+        "train --count runs on shards in a failing object store: they are bit-identical to undisturbed runs on a disk",
+        3,
     ),
     "fuzz": (
         _fuzz,

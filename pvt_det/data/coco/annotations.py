@@ -20,6 +20,7 @@ import numpy as np
 
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import MAX_PIXELS
+from pvt_det.data.storage.places import local_file
 from pvt_det.errors import DataError
 from pvt_det.structures.rle import areas, rle_problem
 from pvt_det.utils.digest import file_digest
@@ -92,7 +93,7 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
         DataError: The file is missing, not JSON in UTF-8, or cut short; a key has two different values; or the lists of
             images, annotations or categories are missing.
     """
-    path = Path(json_file)
+    path = local_file(json_file)
     if fault := file_fault(path):
         raise DataError(f"annotation file {path} {fault}")
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pvt_det.data.coco.annotations import CocoData, read_annotations
 from pvt_det.data.coco.findings import Findings
+from pvt_det.data.storage.places import local_file
 
 _MAX_FILES = 4
 _Key = tuple[str, bool, int, int]
@@ -30,6 +31,7 @@ def load_annotations(json_file: str | Path, *, allow_outside: bool = False) -> t
     Raises:
         DataError: The file is missing or not in COCO's format.
     """
+    json_file = local_file(json_file)
     key = _key(json_file, allow_outside)
     if key not in _loaded or key[2] < 0:
         findings = Findings()
@@ -47,7 +49,8 @@ def forget_annotations(json_file: str | Path) -> None:
     Args:
         json_file: Annotation file, given as to `load_annotations`.
     """
-    for key in [key for key in _loaded if key[0] == str(json_file)]:
+    path = str(local_file(json_file))
+    for key in [key for key in _loaded if key[0] == path]:
         del _loaded[key]
 
 

@@ -10,10 +10,12 @@ from pvt_det.config.table import require_valid
 from pvt_det.data.coco.annotations import CocoData, entry_name, require_masks
 from pvt_det.data.coco.cache import load_annotations
 from pvt_det.data.coco.findings import Findings, Problem
+from pvt_det.data.coco.stored_images import stored_faults
 from pvt_det.data.formats import find_image_folder
-from pvt_det.data.images import check_size, read_header, read_image
+from pvt_det.data.storage.places import attach, file_fault, folder_fault
+from pvt_det.data.storage.references import Reference, join
 from pvt_det.errors import DataError
-from pvt_det.utils.paths import ABSENT, file_fault, folder_fault
+from pvt_det.utils.paths import ABSENT
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ def examine(
         data = require_masks(data, findings)
     unreadable = frozenset[int]()
     if level != "off":
-        unreadable = _check_images(data, Path(image_root), level == "full", findings)
+        unreadable = _check_images(data, image_root, level == "full", findings)
     return Examined(data, unreadable)
 
 
@@ -153,43 +155,36 @@ def check_dataset(
     return report
 
 
-def _check_images(data: CocoData, root: Path, decode: bool, findings: Findings) -> frozenset[int]:
+def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findings) -> frozenset[int]:
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
-    unreadable, missing = set(), 0
-    for index, image in enumerate(data.images):
-        path = root / image["file_name"]
-        try:
-            if decode:
-                pixels = read_image(path, "RGB")
-                size = (pixels.shape[1], pixels.shape[0])
-            else:
-                size = read_header(path)
-            check_size(path, size, (image["width"], image["height"]))
-        except DataError as error:
-            is_missing = file_fault(path) == ABSENT
-            kind = "image file that is missing" if is_missing else "image file that cannot be used"
-            findings.add(kind, f"{entry_name('image', image, index)}: {error}")
-            unreadable.add(image["id"])
-            missing += is_missing
+    names = [image["file_name"] for image in data.images]
+    sizes = [(image["width"], image["height"]) for image in data.images]
+    faults = stored_faults(root, names, sizes, decode=decode)
+    missing = 0
+    for index, fault in faults.items():
+        is_missing = file_fault(join(root, names[index])) == ABSENT
+        kind = "image file that is missing" if is_missing else "image file that cannot be used"
+        findings.add(kind, f"{entry_name('image', data.images[index], index)}: {fault}")
+        missing += is_missing
     where = _where(data, root, missing) if 2 * missing > len(data.images) else f"looked in {root}"
     if missing == len(data.images) > 0:
         # A list of all the missing files would hide what is wrong.
         first = data.images[0]["file_name"]
         raise DataError(f"image folder {root} contains none of the images, such as {first}: {where}.")
-    if len(unreadable) == len(data.images) > 0:
+    if len(faults) == len(data.images) > 0:
         findings.add("no readable image", where, fatal=True)
     elif 2 * missing > len(data.images):
         findings.add("image folder without most of the images", where)
-    return frozenset(unreadable)
+    return frozenset(data.images[index]["id"] for index in faults)
 
 
-def _where(data: CocoData, root: Path, missing: int) -> str:
+def _where(data: CocoData, root: Reference, missing: int) -> str:
     """Say how many of the image files exist in the image folder, and where others are."""
     total = len(data.images)
     text = f"{total - missing} of {total} files exist in {root}"
-    found = find_image_folder([image["file_name"] for image in data.images], root)
+    found = None if attach(root) else find_image_folder([image["file_name"] for image in data.images], Path(root))
     if found is None or found[1] <= total - missing:
         return f"{text}, and no more in the folders around it. Give the folder of the images"
     return f"{text}, but {found[1]} of {total} in {found[0]}. Give that folder instead"

@@ -12,6 +12,8 @@ from detectron2.structures import BoxMode
 
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.cache import load_annotations
+from pvt_det.data.storage.places import attach
+from pvt_det.data.storage.references import join
 from pvt_det.errors import ConfigError
 
 __all__ = ["register_coco"]
@@ -69,6 +71,7 @@ class CocoSource:
             DataError: The annotations cannot be used.
         """
         data = self.load()
+        attach(self.image_root)
         classes = {category["id"]: number for number, category in enumerate(data.categories)}
         objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in data.images}
         for annotation in data.annotations:
@@ -80,7 +83,7 @@ class CocoSource:
                 objects[annotation["image_id"]].append(kept)
         return [
             {
-                "file_name": str(Path(self.image_root) / image["file_name"]),
+                "file_name": join(self.image_root, image["file_name"]),
                 "height": image["height"],
                 "width": image["width"],
                 "image_id": image["id"],

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
+from pvt_det.data.ahead import LookAhead
 from pvt_det.data.imagenet.folders import ImageSource
 from pvt_det.data.imagenet.transforms import BrokenImageError, Transform, decode_rgb
 from pvt_det.data.workers import WorkerLoader, start_worker
@@ -154,6 +155,15 @@ class TrainImages(Dataset[Sample]):
     def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
         self._source, self._transform, self._seed = source, transform, seed
 
+    def __getitems__(self, keys: Sequence[SampleKey]) -> list[Sample]:
+        """Return the samples of a batch, and begin to fetch those of later batches.
+
+        Args:
+            keys: The samples. Those that come later are known if it is a `Batch`.
+        """
+        _prefetch(self._source, [key.image for key in (*keys, *getattr(keys, "later", ()))])
+        return [self[key] for key in keys]
+
     def __getitem__(self, key: SampleKey) -> Sample:
         broken = -1
         for attempt in range(_MAX_SUBSTITUTES):
@@ -186,12 +196,27 @@ class EvalImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._source)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Return the samples of a batch, and begin to fetch those of later batches.
+
+        Args:
+            indices: Indices of the images. Those that come later are known if it is a `Batch`.
+        """
+        _prefetch(self._source, [*indices, *getattr(indices, "later", ())])
+        return [self[index] for index in indices]
+
     def __getitem__(self, index: int) -> Sample:
         try:
             pixels = decode_rgb(self._source.read(index))
         except (BrokenImageError, OSError):
             return Sample(torch.zeros(3, self._size, self._size, dtype=torch.uint8), -1, index)
         return Sample(self._transform(pixels), int(self._source.labels[index]), -1)
+
+
+def _prefetch(source: ImageSource, indices: Sequence[int]) -> None:
+    prefetch = getattr(source, "prefetch", None)
+    if prefetch is not None:
+        prefetch(indices)
 
 
 def why_broken(source: ImageSource, index: int) -> str:
@@ -238,11 +263,10 @@ def build_train_loader(
         workers: Number of worker processes. 0 reads in this process.
         pin: Put the batches into pinned memory.
     """
+    batches = BatchSampler(sampler, batch_size, drop_last=True)  # type: ignore[arg-type]
     return WorkerLoader(
         images,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=True,
+        batch_sampler=LookAhead(batches, batch_size, workers),
         collate_fn=collate,
         pin_memory=pin,
         num_workers=workers,
@@ -274,10 +298,10 @@ def build_eval_loader(
         rank: Rank of this process, which reads every `world_size`-th image starting with this index.
         world_size: Number of processes.
     """
+    mine = range(rank, len(images), world_size)
     return WorkerLoader(
         images,
-        batch_size=batch_size,
-        sampler=range(rank, len(images), world_size),
+        batch_sampler=LookAhead(BatchSampler(mine, batch_size, drop_last=False), batch_size, workers),
         collate_fn=collate,
         pin_memory=pin,
         num_workers=workers,

@@ -8,36 +8,32 @@ images are indexed once and cached.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import re
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from pvt_det.data.storage.index import MAX_CLASSES, Index, read_index, write_index
+from pvt_det.data.storage.references import join
+from pvt_det.data.storage.remote import fetch_later
+from pvt_det.data.storage.shards import LocalParts, Parts, ShardFolder
+from pvt_det.data.storage.tar import MAX_IMAGE_BYTES, member_problem, members, open_shard
 from pvt_det.errors import DataError
-from pvt_det.utils.files import open_atomically
 from pvt_det.utils.paths import cache_folder
-from pvt_det.utils.text import UNPRINTABLE, counted
+from pvt_det.utils.text import counted, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# Limits of a shard. Without them, a file of a few bytes could make the index or an image take all memory.
-_MAX_CLASSES = 1_000_000
-_MAX_IMAGE_BYTES = 2**28
 _MAX_LABEL_BYTES = 2**20  # a .json may hold other metadata
-_MAX_HEADER_BYTES = 2**20
-_MAX_NAME_BYTES = 255
-_MAX_MEMBERS = 10_000_000
 # Part of the name of a cached index. Increase it when the rules for members or labels change.
 _INDEX_VERSION = 2
-_Index = dict[str, np.ndarray]
+_ARRAYS = ("keys", "places", "labels")
 
 
 def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
@@ -64,22 +60,23 @@ class ShardImages:
     """Images in tar files, accessed by index.
 
     Args:
-        shards: The tar files.
-        classes: Class names. By default they come from `classes.txt`, one per line, in the shards' folder or its
-            parent. If that file does not exist, they are the numbers from 0 to the largest label.
+        shards: Names of the tar files, for messages.
+        index: Names, places and labels of the images.
+        parts: Reads the tar files.
+        classes: Class names. A label is an index into them.
+        identity: The digest that tells these images from others, 64 hex digits.
 
     Raises:
-        DataError: A shard cannot be read, an image has no label, or a label is out of range.
+        DataError: A label is out of range.
     """
 
-    def __init__(self, shards: Sequence[Path], classes: Sequence[str] | None = None) -> None:
-        self._shards = [shard.resolve() for shard in shards]
-        self._files: dict[int, int] = {}
-        index = _load_index(self._shards)
-        self._keys, self._places, self.labels = index["keys"], index["places"], index["labels"]
+    def __init__(
+        self, shards: Sequence[str], index: Index, parts: Parts, classes: Sequence[str], identity: str
+    ) -> None:
+        self._shards, self._index, self._parts, self._identity = shards, index, parts, identity
+        self.labels = index["labels"]
+        self.classes = tuple(classes)
         largest = int(self.labels.argmax())
-        names = _class_names(shards[0].parent) if classes is None else classes
-        self.classes = tuple(names or map(str, range(self.labels[largest] + 1)))
         if self.labels[largest] >= len(self.classes):
             raise DataError(
                 f"{self.name(largest)} has the label {self.labels[largest]}, but there "
@@ -101,15 +98,21 @@ class ShardImages:
 
         Raises:
             OSError: The shard cannot be read.
+            StorageError: The shard is in an object store and has changed or cannot be read.
         """
-        shard, offset, size = (int(value) for value in self._places[index])
-        if shard not in self._files:
-            self._files[shard] = os.open(self._shards[shard], os.O_RDONLY)
-        # pread does not move the file position, which forked processes share.
-        content = os.pread(self._files[shard], size, offset)
-        if len(content) < size:
-            raise OSError(f"{self.name(index)} is cut short")
-        return content
+        try:
+            return self._parts.read(*self._place(index))
+        except OSError as error:
+            raise OSError(f"{self.name(index)} cannot be read ({error})") from error
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that will be read soon, if they are in an object store. Returns at once.
+
+        Args:
+            indices: Indices of the images, in the order in which they will be needed.
+        """
+        ranges = [self._parts.range(*self._place(index)) for index in indices]
+        fetch_later([each for each in ranges if each is not None])
 
     def name(self, index: int) -> str:
         """Return the shard of an image and its name in the shard.
@@ -117,14 +120,64 @@ class ShardImages:
         Args:
             index: Index of the image.
         """
-        return f"{self._shards[self._places[index][0]]}: {os.fsdecode(bytes(self._keys[index]))}"
+        return f"{self._shards[self._index['places'][index][0]]}: {os.fsdecode(bytes(self._index['keys'][index]))}"
 
     def digest(self) -> str:
-        """Return the SHA-256 of the names, places and labels, as 64 hex digits. It does not depend on the folder."""
-        return hashlib.sha256(self._keys.tobytes() + self._places.tobytes() + self.labels.tobytes()).hexdigest()
+        """Return the SHA-256 of what tells these images from others, as 64 hex digits, wherever they are."""
+        return self._identity
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_files": {}}
+    def _place(self, index: int) -> tuple[int, int, int, int | None]:
+        """Return shard, offset, size and digest of an image."""
+        shard, offset, size = (int(value) for value in self._index["places"][index])
+        digests = self._index.get("digests")
+        return shard, offset, size, None if digests is None else int(digests[index])
+
+
+def open_tars(shards: Sequence[Path], classes: Sequence[str] | None = None) -> ShardImages:
+    """Open tar files in WebDataset's layout.
+
+    Args:
+        shards: The tar files.
+        classes: Class names. By default they come from `classes.txt`, one per line, in the shards' folder or its
+            parent. If that file does not exist, they are the numbers from 0 to the largest label.
+
+    Raises:
+        DataError: A shard cannot be read, an image has no label, or a label is out of range.
+    """
+    paths = [shard.resolve() for shard in shards]
+    index = _load_index(paths)
+    names = _class_names(shards[0].parent) if classes is None else classes
+    names = names or list(map(str, range(int(index["labels"].max()) + 1)))
+    arrays = (index[name].tobytes() for name in _ARRAYS)
+    identity = hashlib.sha256(b"".join(arrays)).hexdigest()
+    return ShardImages([str(path) for path in paths], index, LocalParts(paths), names, identity)
+
+
+def open_folder(place: ShardFolder, classes: Sequence[str] | None = None) -> ShardImages:
+    """Open a folder of shards that `pvt-det shard` has written from class folders.
+
+    Args:
+        place: The folder of shards.
+        classes: Class names in the order that a model was trained with. By default those of the shards.
+
+    Raises:
+        DataError: The shards have no classes, or a class is unknown.
+    """
+    own = place.description.classes
+    if not own:
+        raise DataError(f"{place.root}: the shards have no classes. Write them with pvt-det shard --classes.")
+    classes = own if classes is None else classes
+    if unknown := sorted(set(own) - set(classes)):
+        raise DataError(
+            f"{place.root}: {len(unknown)} of the {len(own)} classes, such as {unknown[0]}, are not among the "
+            f"{len(classes)} classes of the training images or the model.{did_you_mean(unknown[0], classes)}"
+        )
+    to_label = np.asarray([list(classes).index(name) for name in own])
+    index = place.index | {"labels": to_label[place.index["labels"]]}
+    # The same as that of class folders with these images.
+    identity = hashlib.sha256(index["keys"].tobytes() + index["labels"].tobytes()).hexdigest()
+    shards = [join(place.root, shard.name) for shard in place.description.shards]
+    return ShardImages(shards, index, place.parts, classes, identity)
 
 
 def _class_names(folder: Path) -> list[str] | None:
@@ -140,7 +193,7 @@ def _class_names(folder: Path) -> list[str] | None:
     return None
 
 
-def _load_index(shards: Sequence[Path]) -> _Index:
+def _load_index(shards: Sequence[Path]) -> Index:
     """Return names, places (N×3: shard, offset, size) and labels of all images, cached if possible."""
     try:
         identity = [(str(shard), (stat := shard.stat()).st_size, stat.st_mtime_ns) for shard in shards]
@@ -148,8 +201,12 @@ def _load_index(shards: Sequence[Path]) -> _Index:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     digest = hashlib.sha256(json.dumps([_INDEX_VERSION, identity]).encode()).hexdigest()[:20]
     cached = cache_folder() / "shards" / f"{digest}.npz"
-    if (index := _cached_index(cached, [size for _, size, _ in identity])) is not None:
-        return index
+    try:
+        return read_index(cached, [size for _, size, _ in identity], _ARRAYS)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        logger.warning("%s: the index of the shards is damaged (%s). It is built again.", cached, error)
     logger.info("Indexing %s in %s", counted(len(shards), "shard"), shards[0].parent)
     rows = [(number, sample) for number, shard in enumerate(shards) for sample in _index_shard(shard)]
     index = {
@@ -157,51 +214,12 @@ def _load_index(shards: Sequence[Path]) -> _Index:
         "places": np.asarray([(number, sample.offset, sample.size) for number, sample in rows], dtype=np.int64),
         "labels": np.asarray([sample.label for _, sample in rows], dtype=np.int64),
     }
-    _save_index(cached, index)
-    return index
-
-
-def _cached_index(path: Path, shard_sizes: Sequence[int]) -> _Index | None:
-    """Return a cached index, or None if there is none or it is damaged."""
     try:
-        # The zip format has checksums, so flipped bits are found as well.
-        with np.load(path, allow_pickle=False) as file:
-            index = {name: file[name] for name in ("keys", "places", "labels")}
-        if problem := _index_problem(index, np.asarray(shard_sizes)):
-            raise ValueError(problem)
-    except FileNotFoundError:
-        return None
-    # On a damaged file, the readers of NumPy and zip can raise nearly any exception.
-    except Exception as error:
-        logger.warning("%s: the index of the shards is damaged (%s). It is built again.", path, error)
-        return None
-    return index
-
-
-def _index_problem(index: _Index, shard_sizes: np.ndarray) -> str:
-    keys, places, labels = index["keys"], index["places"], index["labels"]
-    count = len(labels)
-    if not count or (keys.dtype.kind, keys.shape, places.shape, labels.shape) != ("S", (count,), (count, 3), (count,)):
-        return "its arrays do not belong together"
-    if (
-        places.dtype != np.int64
-        or labels.dtype != np.int64
-        or places.min() < 0
-        or places[:, 0].max() >= len(shard_sizes)
-    ):
-        return "a position is not valid"
-    if (places[:, 1] + places[:, 2] > shard_sizes[places[:, 0]]).any():
-        return "an image extends beyond its shard"
-    return "" if labels.min() >= 0 and labels.max() < _MAX_CLASSES else "a label is out of range"
-
-
-def _save_index(path: Path, index: _Index) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomically(path) as file:
-            np.savez(file, allow_pickle=False, **index)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_index(cached, index)
     except OSError as error:
-        logger.warning("%s: cannot be written (%s). Every start will index the shards again.", path, error.strerror)
+        logger.warning("%s: cannot be written (%s). Every start will index the shards again.", cached, error.strerror)
+    return index
 
 
 @dataclass(slots=True)
@@ -219,8 +237,8 @@ class _Sample:
 def _index_shard(shard: Path) -> list[_Sample]:
     """Return the labeled images of a shard."""
     samples: dict[str, _Sample] = {}
-    with _open_shard(shard) as file:
-        for member in _members(shard, file):
+    with open_shard(shard) as file:
+        for member in members(shard, file):
             # As in WebDataset, the key ends at the first dot of the file name.
             folder, _, name = member.name.rpartition("/")
             stem, dot, extension = name.partition(".")
@@ -228,7 +246,7 @@ def _index_shard(shard: Path) -> list[_Sample]:
             is_image = extension.endswith(IMG_EXTENSIONS)
             if not member.isreg() or not (is_image or extension in (".cls", ".json")):
                 continue
-            if problem := _member_problem(member, _MAX_IMAGE_BYTES if is_image else _MAX_LABEL_BYTES, file.size):
+            if problem := member_problem(member, MAX_IMAGE_BYTES if is_image else _MAX_LABEL_BYTES, file.size):
                 raise DataError(f"{shard}: {member.name} {problem}. Write the shard again.")
             sample = samples.setdefault(key, _Sample())
             if is_image:
@@ -256,70 +274,12 @@ def _labeled(shard: Path, samples: dict[str, _Sample]) -> list[_Sample]:
     return [sample for _, sample in images]
 
 
-class _ShardFile(io.FileIO):
-    """A shard whose headers are limited in size, because `tarfile` reads as much as a header claims."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.size = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
-            raise OSError(f"a header claims {size:,} bytes")
-        return super().read(size) or b""
-
-
-def _open_shard(shard: Path) -> _ShardFile:
-    try:
-        return _ShardFile(shard)
-    except OSError as error:
-        raise DataError(f"{shard}: cannot be read ({error.strerror}).") from error
-
-
-def _members(shard: Path, file: _ShardFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a shard, with checked names and sizes that are not negative."""
-    last, count = "the first member", 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member
-                count += 1
-                if count > _MAX_MEMBERS:
-                    raise DataError(f"{shard}: has more than {_MAX_MEMBERS:,} members. Split it into several shards.")
-                if UNPRINTABLE.search(member.name) or len(member.name.encode()) > _MAX_NAME_BYTES:
-                    raise DataError(
-                        f"{shard}: the member name {member.name[:100]!r} is not valid. Expected printable characters, "
-                        f"at most {_MAX_NAME_BYTES} bytes in UTF-8. Rename it."
-                    )
-                # tarfile would go backward and read the same members forever.
-                if member.size < 0:
-                    raise DataError(f"{shard}: {member.name} has a negative size. Write the shard again.")
-                yield member
-                last = f"the member after {member.name}"
-            # tarfile takes a damaged header for the end, which would drop the remaining images.
-            if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("a damaged header or a missing end-of-archive block")
-    except DataError:
-        raise
-    # On a broken file, tarfile can raise nearly any exception.
-    except Exception as error:
-        raise DataError(f"{shard}: cannot be read as a tar file, at {last} ({error}). Copy it again.") from error
-
-
-def _member_problem(member: tarfile.TarInfo, most: int, shard_size: int) -> str:
-    if member.issparse():
-        return "is a sparse file, which may expand to any size"
-    if member.size > most:
-        return f"has {member.size:,} bytes. Expected at most {most:,}"
-    return "is cut short" if member.offset_data + member.size > shard_size else ""
-
-
 def _add_label(shard: Path, sample: _Sample, name: str, extension: str, content: bytes) -> None:
     """Add a label to a sample. A `.cls` is preferred to a `.json`, in which a label is optional."""
     if extension == ".cls" and sample.has_cls:
         raise DataError(f"{shard}: {name} appears twice. Write the shard again.")
     label = _cls_label(content) if extension == ".cls" else _json_label(content)
-    problem = f"{shard}: {name} {label}. Expected an integer from 0 to {_MAX_CLASSES - 1:,}"
+    problem = f"{shard}: {name} {label}. Expected an integer from 0 to {MAX_CLASSES - 1:,}"
     if extension == ".cls":
         if isinstance(label, str):
             raise DataError(f"{problem}, such as 17. Correct the label.")
@@ -354,7 +314,7 @@ def _json_label(content: bytes) -> int | str:
 
 
 def _in_range(label: int) -> int | str:
-    if 0 <= label < _MAX_CLASSES:
+    if 0 <= label < MAX_CLASSES:
         return label
     # Shown only if short: Python limits how many digits it converts.
     return f"has the label {label}" if abs(label) < 10**18 else "has a label of more than 18 digits"

@@ -18,7 +18,8 @@ from detectron2.data.catalog import Metadata
 from pvt_det.config.architecture import has_label_maps
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import IMAGE_SUFFIXES, read_header, read_image, read_labels
-from pvt_det.errors import ConfigError, DataError
+from pvt_det.data.storage.places import knows_headers, list_folder
+from pvt_det.errors import ConfigError, DataError, StorageError
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class LabelSource:
             DataError: A folder does not exist.
         """
         records = DatasetCatalog.get(self.coco_name) if self.coco_name else self._images()
-        labels = {path.stem: str(path) for path in _files(self.label_root, (".png",))}
+        labels = {Path(name).stem: name for name in _files(self.label_root, (".png",))}
         names = {Path(record["file_name"]).stem for record in records}
         for name in sorted(labels.keys() - names):
             findings.add("label map without an image", labels[name])
@@ -160,13 +161,11 @@ class LabelSource:
 
     def _images(self) -> list[dict[str, Any]]:
         files = _files(self.image_root, IMAGE_SUFFIXES)
-        return [{"file_name": str(path), "image_id": path.stem} for path in files]
+        return [{"file_name": name, "image_id": Path(name).stem} for name in files]
 
 
-def _files(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
-    if not Path(folder).is_dir():
-        raise DataError(f"folder {folder} does not exist")
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
+def _files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    return [name for name in list_folder(folder) if Path(name).suffix.lower() in suffixes]
 
 
 def check_labels(source: LabelSource, level: str) -> frozenset[str]:
@@ -186,7 +185,8 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
     labels = LabelMaps(len(source.class_names), source.ignore_label)
     records = source.find(findings)
     unusable = set()
-    for record in records if level != "off" else ():
+    has_headers = knows_headers(source.image_root) and knows_headers(source.label_root)
+    for record in records if level == "full" or (level == "fast" and has_headers) else ():
         image, label = record["file_name"], record["sem_seg_file_name"]
         try:
             if level == "full":
@@ -194,6 +194,8 @@ def check_labels(source: LabelSource, level: str) -> frozenset[str]:
                 labels.read(label, (width, height))
             else:
                 check_label_size(label, read_header(label), read_header(image))
+        except StorageError:
+            raise
         except DataError as error:
             findings.add("file that cannot be used", str(error))
             unusable.add(image)
