@@ -7,12 +7,10 @@ handled is described in `pvt_det.data.coco.findings`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
@@ -22,6 +20,7 @@ from pvt_det.data.coco.findings import Findings
 from pvt_det.data.images import MAX_PIXELS
 from pvt_det.errors import DataError
 from pvt_det.structures.rle import areas, rle_problem
+from pvt_det.utils import strict_json
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import UNPRINTABLE
@@ -38,6 +37,8 @@ _MAX_ID = 2**53
 _MAX_SHOWN_ID_LENGTH, _MAX_ORIGIN_LENGTH = 40, 200
 # Names appear in tables and drawings. A name with a million characters keeps a terminal busy for minutes.
 _MAX_NAME_LENGTH = 1000
+# The types of JSON numbers; a bool is none.
+_NUMBERS = frozenset((int, float))
 _OUTSIDE = "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
 
 
@@ -102,7 +103,7 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"annotation file {path} starts with a byte-order mark. Save it as UTF-8 without one.")
     try:
-        data = json.loads(content, object_pairs_hook=_reject_conflicting_keys)
+        data = strict_json.loads(content)
     except UnicodeDecodeError as error:
         raise DataError(f"annotation file {path} is broken or not UTF-8 ({error}). Save it again as UTF-8.") from error
     except (ValueError, RecursionError) as error:
@@ -111,16 +112,6 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f"annotation file {path} has no list {key!r}. Expected COCO's instances format.")
     return data
-
-
-def _reject_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; of two values of a key, Python's default silently keeps only the last."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        for name, value in pairs:
-            if value != result[name]:
-                raise ValueError(f"the key {name!r} appears twice in one object with different values")
-    return result
 
 
 def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> CocoData:
@@ -149,15 +140,14 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         if not isinstance(annotation, dict):
             findings.add("annotation that is not a JSON object", f"number {index}")
             continue
-        name = entry_name("annotation", annotation, index)
         problem = _reference_problem(annotation, ids, by_id, known)
         problem = problem or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
-        problem = problem or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings)
+        problem = problem or _segmentation_problem(annotation, by_id[annotation["image_id"]], index, findings)
         if problem:
-            findings.add(problem, name)
+            findings.add(problem, entry_name("annotation", annotation, index))
             continue
-        _fill_missing(annotation, name, findings)
-        _report_unusual_box(annotation["bbox"], by_id[annotation["image_id"]], name, findings)
+        _fill_missing(annotation, index, findings)
+        _report_unusual_box(annotation, by_id[annotation["image_id"]], index, findings)
         annotations.append(annotation)
     _check_not_empty(images, categories, annotations, findings)
     return CocoData(images, annotations, categories, file_digest(json_file))
@@ -260,10 +250,10 @@ def _reference_problem(annotation: dict[str, Any], ids: Counter, images: dict[in
 
 
 def _box_problem(box: Any, image: dict[str, Any]) -> str:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
         return "bbox that is not four numbers (x, y, width, height)"
     x, y, width, height = box
-    if not _in_bounds(box):
+    if [value for value in box if not -_MAX_COORDINATE < value < _MAX_COORDINATE]:  # NaN, too
         return "bbox with NaN, infinity or a value of 1e8 or more"
     if width < 0 or height < 0:
         return "bbox with negative width or height"
@@ -273,7 +263,7 @@ def _box_problem(box: Any, image: dict[str, Any]) -> str:
     return ""
 
 
-def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], name: str, findings: Findings) -> str:
+def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], index: int, findings: Findings) -> str:
     """Check the mask, repair it in place, and return the remaining problem or ""."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
@@ -285,6 +275,7 @@ def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], nam
                 return problem
         kept = [polygon for polygon in segmentation if len(polygon) >= 6]
         if len(kept) < len(segmentation):
+            name = entry_name("annotation", annotation, index)
             findings.add("polygon with fewer than three points", name, repair="polygon removed")
         annotation["segmentation"] = kept
     elif segmentation is not None:
@@ -323,23 +314,27 @@ def _outline(polygon: list[float]) -> float:
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def _fill_missing(annotation: dict[str, Any], name: str, findings: Findings) -> None:
+def _fill_missing(annotation: dict[str, Any], index: int, findings: Findings) -> None:
     """Add a missing `iscrowd` or area to an annotation in place."""
     if "iscrowd" not in annotation:
-        findings.add("annotation without iscrowd", name, repair="set to 0")
+        findings.add("annotation without iscrowd", entry_name("annotation", annotation, index), repair="set to 0")
     annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
     area: Any = annotation.get("area")
-    if not _is_number(area) or not 0 <= area < _MAX_COORDINATE**2:
+    if type(area) not in _NUMBERS or not 0 <= area < _MAX_COORDINATE**2:
+        name = entry_name("annotation", annotation, index)
         findings.add("annotation without a usable area", name, repair="computed from its mask or box")
         annotation["area"] = _area(annotation)
 
 
-def _report_unusual_box(box: list[float], image: dict[str, Any], name: str, findings: Findings) -> None:
-    x, y, width, height = box
+def _report_unusual_box(annotation: dict[str, Any], image: dict[str, Any], index: int, findings: Findings) -> None:
+    x, y, width, height = annotation["bbox"]
     if not width or not height:
-        findings.add("empty bbox", name, repair="ignored in training")
-    elif min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-        findings.add("bbox that extends outside its image by more than a pixel", name, repair="clipped in training")
+        kind, repair = "empty bbox", "ignored in training"
+    elif x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+        kind, repair = "bbox that extends outside its image by more than a pixel", "clipped in training"
+    else:
+        return
+    findings.add(kind, entry_name("annotation", annotation, index), repair=repair)
 
 
 def _area(annotation: dict[str, Any]) -> float:
@@ -390,7 +385,10 @@ def entry_name(what: str, entry: Any, index: int) -> str:
         return origin
     if "id" not in entry:
         return f"{what} number {index}"
-    shown = repr(entry["id"])
+    try:
+        shown = repr(entry["id"])
+    except RecursionError:
+        return f"{what} number {index}"
     return f"{what} {shown if len(shown) <= _MAX_SHOWN_ID_LENGTH else f'number {index}'}"
 
 
@@ -399,21 +397,13 @@ def _is_printable(value: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # neither a bool nor a float
 
 
 def _is_exact(value: Any) -> bool:
-    return _is_int(value) and abs(value) <= _MAX_ID
+    return type(value) is int and -_MAX_ID <= value <= _MAX_ID
 
 
 def _is_id(value: Any) -> bool:
     """Check an image or category id. Annotation ids may be negative, since evaluation renumbers them."""
-    return _is_exact(value) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _in_bounds(values: list[float]) -> bool:
-    return all(-_MAX_COORDINATE < value < _MAX_COORDINATE for value in values)  # false for NaN
+    return type(value) is int and 0 <= value <= _MAX_ID

@@ -1,0 +1,363 @@
+"""Checked annotations as flat NumPy arrays, in memory or in a file that all processes of a machine share.
+
+A list of dictionaries takes several times the memory and cannot be shared: counting references copies its pages. Here,
+the objects of an image are neighbors, so that a loader reads few pages for it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain, compress, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pvt_det.data.coco.annotations import CocoData
+from pvt_det.data.coco.findings import Findings, Problem
+from pvt_det.utils.arrays import Arrays, DamagedFileError, map_arrays, write_arrays
+
+FORMAT = "pvt_det annotations 1"
+# Kinds of masks: none, polygons, and run lengths as COCO's string or as a list of integers.
+NONE, POLYGONS, STRING, LIST = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCoco:
+    """The content of a `CocoData` in arrays, with N images and M objects.
+
+    Objects are sorted by image, and in the order of the annotation file within an image.
+
+    Attributes:
+        arrays: Arrays by name. Images: `image_ids`, `widths`, `heights` (N), and their file names as UTF-8 in `names`,
+            each ending at `name_ends`. Objects: `object_ends` (N, where the objects of each image end), `positions` (M,
+            places in the annotation file), `ids`, `classes` (indices of categories), `boxes` (`M×4`: x, y, width,
+            height in pixels), `areas`, `crowds`. Masks: `mask_kinds` (M), `polygon_ends` (M, in `point_ends`),
+            `point_ends` (in `points`), `points` (x, y, x, y, … in pixels), `run_ends` (M, in `runs`), `runs` (bytes).
+            Numbers have a bit in `…_whole` that is set if the annotation file has an integer.
+        categories: Categories, sorted by id.
+        findings: Problems of the annotation file.
+        sha256: Digest of the annotation file, or "" if the data does not come from one.
+        path: The file that the arrays are mapped from, or None if they are in memory.
+    """
+
+    arrays: Arrays
+    categories: list[dict[str, Any]]
+    findings: Findings
+    sha256: str = ""
+    path: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a process that gets this object map the file, too, instead of a copy of the arrays."""
+        if self.path is not None:
+            return open_packed, (self.path,)
+        return type(self), (self.arrays, self.categories, self.findings, self.sha256)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The category names in the order of the contiguous class ids."""
+        return [category["name"] for category in self.categories]
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.arrays["image_ids"])
+
+    @property
+    def objects(self) -> int:
+        """Number of objects."""
+        return len(self.arrays["ids"])
+
+    @property
+    def image_of_object(self) -> npt.NDArray[np.int64]:
+        """Index of the image of each object, M."""
+        return np.repeat(np.arange(self.images), np.diff(self.arrays["object_ends"], prepend=0))
+
+    @property
+    def file_names(self) -> list[str]:
+        """File names of the images, N."""
+        return _split(self.arrays["names"], self.arrays["name_ends"], range(self.images))
+
+    def size(self, image: int) -> tuple[int, int]:
+        """Return height and width of an image in pixels.
+
+        Args:
+            image: Index of the image.
+        """
+        return int(self.arrays["heights"][image]), int(self.arrays["widths"][image])
+
+    def file_name(self, image: int) -> str:
+        """Return the file name of an image.
+
+        Args:
+            image: Index of the image.
+        """
+        return _decode(self.arrays["names"][_part(self.arrays["name_ends"], image)])
+
+    def objects_of(self, image: int) -> range:
+        """Return the indices of the objects of an image.
+
+        Args:
+            image: Index of the image.
+        """
+        return _range(self.arrays["object_ends"], image)
+
+    def polygons(self, index: int) -> list[npt.NDArray[np.float32]]:
+        """Return the polygons of an object, each x, y, x, y, … in pixels.
+
+        Args:
+            index: Index of the object, whose mask must consist of polygons.
+        """
+        lines = _range(self.arrays["polygon_ends"], index)
+        return [self.arrays["points"][_part(self.arrays["point_ends"], line)].astype(np.float32) for line in lines]
+
+    def run_lengths(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        """Return the run lengths of an object as in the annotation file.
+
+        Args:
+            index: Index of the object, whose mask must consist of run lengths.
+            size: Height and width of its image in pixels.
+        """
+        runs = self.arrays["runs"][_part(self.arrays["run_ends"], index)]
+        is_text = self.arrays["mask_kinds"][index] == STRING
+        return {"size": list(size), "counts": _decode(runs) if is_text else runs.view("<i8").tolist()}
+
+    def annotations(self, images: range) -> list[list[dict[str, Any]]]:
+        """Return the annotations of neighboring images as in `CocoData`, in a list per image.
+
+        Args:
+            images: Indices of the images, at least one, in steps of 1.
+        """
+        arrays = self.arrays
+        ends = [_range(arrays["object_ends"], image) for image in images]
+        objects = range(ends[0].start, ends[-1].stop)
+        masks = self._masks(objects)
+        columns = [arrays[name][objects.start : objects.stop].tolist() for name in ("ids", "classes", "crowds")]
+        boxes = self._numbers("boxes", range(4 * objects.start, 4 * objects.stop))
+        areas = self._numbers("areas", objects)
+        origins = _split(arrays["object_origins"], arrays["object_origin_ends"], objects)
+        found = []
+        for image, part in zip(images, ends, strict=True):
+            image_id, size = int(arrays["image_ids"][image]), self.size(image)
+            group = []
+            for index in part:
+                n = index - objects.start
+                annotation = {
+                    "id": columns[0][n],
+                    "image_id": image_id,
+                    "category_id": self.categories[columns[1][n]]["id"],
+                    "bbox": boxes[4 * n : 4 * n + 4],
+                    "area": areas[n],
+                    "iscrowd": int(columns[2][n]),
+                }
+                mask = masks[n]
+                if mask != NONE:
+                    annotation["segmentation"] = mask if isinstance(mask, list) else self.run_lengths(index, size)
+                if origins[n]:
+                    annotation["origin"] = origins[n]
+                group.append(annotation)
+            found.append(group)
+        return found
+
+    def _masks(self, objects: range) -> list[int | list[list[float]]]:
+        """Return the polygons of neighboring objects, or the kind of their mask if they have none."""
+        polygons = (
+            [_range(self.arrays["polygon_ends"], n) for n in (objects.start, objects.stop - 1)] if objects else []
+        )
+        masks: list[Any] = self.arrays["mask_kinds"][objects.start : objects.stop].tolist()
+        if not polygons or polygons[0].start == polygons[1].stop:
+            return masks
+        lines = range(polygons[0].start, polygons[1].stop)
+        first = _range(self.arrays["point_ends"], lines.start).start
+        ends = self.arrays["point_ends"][lines.start : lines.stop].tolist()
+        values = self._numbers("points", range(first, ends[-1]))
+        cut = [values[a - first : b - first] for a, b in zip([first, *ends], ends, strict=False)]
+        for n, kind in enumerate(masks):
+            if kind == POLYGONS:
+                part = _range(self.arrays["polygon_ends"], objects.start + n)
+                masks[n] = cut[part.start - lines.start : part.stop - lines.start]
+        return masks
+
+    def _numbers(self, name: str, part: range) -> list[float]:
+        """Return a part of the numbers of an array as in the annotation file, integers as such."""
+        values = self.arrays[name].reshape(-1)[part.start : part.stop].tolist()
+        first = part.start // 8
+        whole = np.unpackbits(self.arrays[f"{name}_whole"][first : (part.stop + 7) // 8])[part.start - 8 * first :]
+        for number in whole[: len(values)].nonzero()[0].tolist():
+            values[number] = int(values[number])
+        return values
+
+    def unpack(self, keep: npt.NDArray[np.bool_] | None = None) -> CocoData:
+        """Return the content as lists of dictionaries, in the order of the annotation file.
+
+        Args:
+            keep: Which of the M objects to return. None for all of them.
+        """
+        columns = [self.arrays[name].tolist() for name in ("image_ids", "widths", "heights")]
+        origins = _split(self.arrays["image_origins"], self.arrays["image_origin_ends"], range(self.images))
+        images = [
+            {"id": id_, "file_name": name, "width": width, "height": height, **({"origin": origin} if origin else {})}
+            for name, origin, id_, width, height in zip(self.file_names, origins, *columns, strict=True)
+        ]
+        found = list(chain.from_iterable(self.annotations(range(self.images)))) if images else []
+        order = np.argsort(self.arrays["positions"])
+        chosen = order if keep is None else order[keep[order]]
+        return CocoData(images, [found[n] for n in chosen.tolist()], self.categories, self.sha256)
+
+    def entry_names(self, what: str, indices: Iterable[int]) -> list[str]:
+        """Name images or objects in a message, as `pvt_det.data.coco.annotations.entry_name` does.
+
+        Args:
+            what: "image" or "object".
+            indices: Their indices.
+        """
+        ids, word = ("image_ids", "image") if what == "image" else ("ids", "annotation")
+        ends = self.arrays[f"{what}_origin_ends"]
+        origins = self.arrays[f"{what}_origins"]
+        return [_decode(origins[_part(ends, n)]) or f"{word} {self.arrays[ids][n]}" for n in indices]
+
+
+def pack(data: CocoData, findings: Findings) -> PackedCoco:
+    """Pack checked annotations.
+
+    Of the keys that `CocoData` does not describe, only those of categories are kept.
+
+    Args:
+        data: The valid content of an annotation file.
+        findings: Its problems.
+    """
+    numbers = {image["id"]: number for number, image in enumerate(data.images)}
+    classes = {category["id"]: number for number, category in enumerate(data.categories)}
+    owners = np.array([numbers[a["image_id"]] for a in data.annotations], dtype=np.int64)
+    positions = np.argsort(owners, kind="stable")
+    objects = [data.annotations[position] for position in positions.tolist()]
+    arrays = {
+        **_pack_strings("names", "name_ends", [image["file_name"] for image in data.images]),
+        **_pack_strings("image_origins", "image_origin_ends", map(_origin, data.images)),
+        **_pack_strings("object_origins", "object_origin_ends", map(_origin, objects)),
+        "image_ids": np.array([image["id"] for image in data.images], dtype=np.int64),
+        "widths": np.array([image["width"] for image in data.images], dtype=np.int64),
+        "heights": np.array([image["height"] for image in data.images], dtype=np.int64),
+        "object_ends": np.cumsum(np.bincount(owners, minlength=len(data.images)), dtype=np.int64),
+        "positions": positions,
+        "ids": np.array([a["id"] for a in objects], dtype=np.int64),
+        "classes": np.array([classes[a["category_id"]] for a in objects], dtype=np.int32),
+        "crowds": np.array([a["iscrowd"] for a in objects], dtype=np.bool_),
+        **_pack_numbers("areas", [a["area"] for a in objects]),
+        **_pack_numbers("boxes", list(chain.from_iterable([a["bbox"] for a in objects]))),
+        **_pack_masks([a.get("segmentation") for a in objects]),
+    }
+    arrays["boxes"] = arrays["boxes"].reshape(-1, 4)
+    return PackedCoco(arrays, data.categories, findings, data.sha256)
+
+
+def _pack_masks(masks: list[Any]) -> Arrays:
+    kinds = np.array([_kind(mask) for mask in masks], dtype=np.int8)
+    polygons = [mask if isinstance(mask, list) else () for mask in masks]
+    lines = list(chain.from_iterable(polygons))
+    runs = [_pack_runs(mask["counts"]) if isinstance(mask, dict) else b"" for mask in masks]
+    return {
+        "mask_kinds": kinds,
+        "polygon_ends": _ends(polygons),
+        "point_ends": _ends(lines),
+        **_pack_numbers("points", list(chain.from_iterable(lines))),
+        "run_ends": _ends(runs),
+        "runs": np.frombuffer(b"".join(runs), dtype=np.uint8),
+    }
+
+
+def _kind(mask: Any) -> int:
+    if mask is None:
+        return NONE
+    if isinstance(mask, list):
+        return POLYGONS
+    return STRING if isinstance(mask["counts"], str) else LIST
+
+
+def _pack_runs(counts: str | list[int]) -> bytes:
+    return counts.encode("ascii") if isinstance(counts, str) else np.array(counts, dtype="<i8").tobytes()
+
+
+def _pack_numbers(name: str, values: list[float]) -> Arrays:
+    numbers = np.frombuffer(array("d", values), dtype=np.float64)
+    whole = numbers == np.floor(numbers)
+    # Only those can be integers, usually a small part.
+    found = map(isinstance, compress(values, whole.tobytes()), repeat(int))
+    whole[whole] = np.fromiter(found, dtype=np.bool_)
+    return {name: numbers, f"{name}_whole": np.packbits(whole)}
+
+
+def _pack_strings(name: str, ends: str, texts: Iterable[str]) -> Arrays:
+    encoded = [text.encode("utf-8", errors="surrogatepass") for text in texts]
+    return {name: np.frombuffer(b"".join(encoded), dtype=np.uint8), ends: _ends(encoded)}
+
+
+def _origin(entry: dict[str, Any]) -> str:
+    return entry["origin"] if isinstance(entry.get("origin"), str) else ""
+
+
+def _ends(items: Sequence[Any]) -> npt.NDArray[np.int64]:
+    return np.cumsum(np.fromiter(map(len, items), dtype=np.int64, count=len(items)), dtype=np.int64)
+
+
+def _range(ends: npt.NDArray[np.int64], index: int) -> range:
+    return range(int(ends[index - 1]) if index else 0, int(ends[index]))
+
+
+def _part(ends: npt.NDArray[np.int64], index: int) -> slice:
+    found = _range(ends, index)
+    return slice(found.start, found.stop)
+
+
+def _decode(text: npt.NDArray[np.uint8]) -> str:
+    return text.tobytes().decode("utf-8", errors="surrogatepass")
+
+
+def _split(texts: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64], part: range) -> list[str]:
+    """Return neighboring strings."""
+    if not part or not len(texts):
+        return [""] * len(part)
+    first = _range(ends, part.start).start
+    stops = (ends[part.start : part.stop] - first).tolist()
+    content = texts[first : first + stops[-1]].tobytes()
+    return [content[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *stops], stops, strict=False)]
+
+
+def write_packed(path: Path, data: PackedCoco) -> None:
+    """Write packed annotations to a file, atomically.
+
+    Args:
+        path: The file to write or replace. Its folder must exist.
+        data: The annotations.
+
+    Raises:
+        OSError: The file cannot be written. The old file is unchanged.
+    """
+    problems = [{"kind": kind, **asdict(problem)} for kind, problem in data.findings.problems.items()]
+    facts = {"format": FORMAT, "categories": data.categories, "problems": problems, "sha256": data.sha256}
+    write_arrays(path, data.arrays, facts)
+
+
+def open_packed(path: Path) -> PackedCoco:
+    """Open a file that `write_packed` wrote. All processes that open it share its memory.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The annotations.
+
+    Raises:
+        DamagedFileError: The file is cut short or changed, or has another format or version.
+        OSError: The file cannot be read.
+    """
+    arrays, facts = map_arrays(path)
+    if facts.get("format") != FORMAT:
+        raise DamagedFileError(f"{path} has the format {facts.get('format')!r}, not {FORMAT!r}")
+    findings = Findings()
+    findings.problems = {problem.pop("kind"): Problem(**problem) for problem in facts["problems"]}
+    return PackedCoco(arrays, facts["categories"], findings, facts["sha256"], path)

@@ -1,0 +1,97 @@
+"""Files of NumPy arrays that processes share by mapping them into memory. Damage is noticed on opening.
+
+The files have the safetensors format, which holds no code. Their metadata contain the facts that belong to the arrays,
+as JSON, and a SHA-256 of everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from pvt_det.utils.files import open_atomically
+
+Arrays = dict[str, npt.NDArray[Any]]
+# Types of elements, with safetensors' names.
+_TYPES = {"BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64, "F64": np.float64}
+_LENGTH_BYTES = 8
+
+
+class DamagedFileError(Exception):
+    """A file of arrays is cut short, changed, or has another format."""
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """Write arrays to a file, atomically.
+
+    Args:
+        path: The file to write or replace. Its folder must exist.
+        arrays: Arrays by name, of one of the types bool, uint8, int8, int32, int64 and float64.
+        facts: Values that belong to them, for JSON.
+
+    Raises:
+        OSError: The file cannot be written. The old file is unchanged.
+    """
+    text = json.dumps(facts)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with open_atomically(path) as file:
+        save_file(contiguous, file.name, {"facts": text, "sha256": _digest(contiguous, text)})
+
+
+def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Open a file that `write_arrays` wrote. Its content is read from disk when it is used, and shared by processes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The arrays by name, which are read-only, and the facts.
+
+    Raises:
+        DamagedFileError: The file is cut short or changed, or was written by other code.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return _parse(content)
+        # A damaged header can raise nearly any exception.
+        except Exception as error:
+            if isinstance(error, OSError):
+                raise
+            raise DamagedFileError(f"{path} is damaged ({error})") from error
+
+
+def _parse(content: mmap.mmap) -> tuple[Arrays, dict[str, Any]]:
+    start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    if start > len(content):
+        raise ValueError("its header is cut short")
+    header = json.loads(content[_LENGTH_BYTES:start])
+    metadata = header.pop("__metadata__")
+    arrays = {}
+    for name, entry in header.items():
+        first, end = entry["data_offsets"]
+        array: npt.NDArray[Any] = np.frombuffer(
+            memoryview(content)[start + first : start + end], _TYPES[entry["dtype"]]
+        )
+        arrays[name] = array.reshape(entry["shape"])
+    if _digest(arrays, metadata["facts"]) != metadata["sha256"]:
+        raise ValueError("its SHA-256 differs from the recorded one")
+    return arrays, json.loads(metadata["facts"])
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[Any]], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
