@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.data.build import trivial_batch_collator
+from detectron2.data.build import print_instances_class_histogram, trivial_batch_collator
+from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.coco.findings import SKIP_OPTION
+from pvt_det.data.coco.records import CocoRecords
+from pvt_det.data.coco.registration import plain_source
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
 from pvt_det.data.sampler import ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
@@ -29,6 +34,7 @@ from pvt_det.utils.text import counted
 logger = logging.getLogger(__name__)
 
 _Record = dict[str, Any]
+_Records = list[_Record] | CocoRecords
 _Read = TypeVar("_Read")
 
 # Side length in pixels of the blank image that replaces an unreadable image in evaluation.
@@ -38,7 +44,7 @@ _BLANK_SIDE = 64
 class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
     """Data set of records that are mapped on access.
 
-    The records are serialized into one buffer, so that worker processes share them without copying.
+    Worker processes share the records without copying: a list is serialized into one buffer.
 
     With `on_error` "skip", an unreadable image is replaced. In training, the next readable image of the data set takes
     its place. In evaluation, a blank image with `"unreadable": True` takes its place, which the evaluator counts and
@@ -48,13 +54,13 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
         skipped: Number of samples that were replaced in all workers, a one-element int64 tensor in shared memory.
 
     Args:
-        records: Detectron2 records, one per image.
+        records: Detectron2 records, one per image: a list, or a data set that makes a record when it is read.
         mapper: Mapper that reads and augments one image.
         on_error: How to handle unreadable images. "skip" replaces them; "stop" and "strict" raise an error.
     """
 
-    def __init__(self, records: list[dict[str, Any]], mapper: PVTDatasetMapper, on_error: str) -> None:
-        self.records = DatasetFromList(records, copy=False)
+    def __init__(self, records: _Records, mapper: PVTDatasetMapper, on_error: str) -> None:
+        self.records: Any = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self.mapper = mapper
         self.on_error = on_error
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -147,21 +153,19 @@ def build_detection_train_loader(
     for name in set(cfg.DATASETS.TRAIN) - set(cfg.DATASETS.TEST):
         if source := MetadataCatalog.get(name).get("coco_source"):
             forget_annotations(source.json_file)
-    groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(record["width"] > record["height"]) for record in records]
+    mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed, before=augmentations)
+    dataset = MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR)
     stream = ResumableBatchSampler(
-        len(records),
+        len(dataset),
         batch_size,
         seed=seed,
-        groups=groups,
+        groups=_aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         repeat_factors=repeat_factors,
         rank=comm.get_rank(),
         world_size=world_size,
         start_batch=start_batch,
     )
-    mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed, before=augmentations)
-    return _loader(cfg, MappedDataset(records, mapper, cfg.DATASETS.ON_ERROR), stream)
+    return _loader(cfg, dataset, stream)
 
 
 def count_training_images(cfg: CfgNode) -> int:
@@ -173,7 +177,8 @@ def count_training_images(cfg: CfgNode) -> int:
     Raises:
         DataError: The data set is empty, or no image has an object to train on.
     """
-    return len(_training_records(cfg)[0])
+    records, _ = _training_records(cfg)
+    return len(records)
 
 
 def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -190,7 +195,8 @@ def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         ConfigError: A key has an invalid value.
         DataError: The data set is empty.
     """
-    records = _records([dataset_name], filter_empty=False)
+    source = plain_source(dataset_name)
+    records = CocoRecords([source.images()]) if source else _records([dataset_name], filter_empty=False)
     dataset = MappedDataset(records, PVTDatasetMapper(cfg, is_train=False), cfg.DATASETS.ON_ERROR)
     return _loader(cfg, dataset, BatchSampler(InferenceSampler(len(dataset)), batch_size=1, drop_last=False))
 
@@ -211,7 +217,9 @@ def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLo
         ConfigError: A key has an invalid value.
         DataError: The data set is empty.
     """
-    records = _records([dataset_name], filter_empty=True)
+    records: _Records | None = _packed_records([dataset_name], filter_empty=True, masks=cfg.MODEL.MASK_ON)
+    if records is None:
+        records = _records([dataset_name], filter_empty=True)
     mapper = PVTDatasetMapper(
         is_train=True,
         augmentations=build_augmentations(cfg, is_train=False),
@@ -232,28 +240,66 @@ def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:
         raise DataError(f"{', '.join(names)}: {error}") from error
 
 
-def _training_records(cfg: CfgNode) -> tuple[list[_Record], np.ndarray | None]:
+def _packed_records(names: Sequence[str], *, filter_empty: bool, masks: bool) -> CocoRecords | None:
+    """Return the records that `_records` returns, but made when they are read, and with packed targets.
+
+    Returns:
+        The records, or None if one of the data sets is more than an annotation file.
+    """
+    sources = [source for name in names if (source := plain_source(name))]
+    if not sources or len(sources) < len(names):
+        return None
+    records = CocoRecords([source.images() for source in sources], masks)
+    if filter_empty:
+        total, records = len(records), records.select(records.has_objects())
+        logger.info("Removed %d images with no usable annotations. %d images left.", total - len(records), len(records))
+    # Detectron2's check, and its table of the numbers of objects.
+    check_metadata_consistency("thing_classes", names)
+    counts = enumerate(records.class_counts())
+    objects = list(chain.from_iterable([{"category_id": number}] * count for number, count in counts))
+    print_instances_class_histogram([{"annotations": objects}], MetadataCatalog.get(names[0]).thing_classes)
+    return records
+
+
+def _training_records(cfg: CfgNode) -> tuple[_Records, npt.NDArray[np.float64] | None]:
     """Return the records to train on, with packed targets, and their repeat factors."""
-    records = _records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    repeat_factors = _repeat_factors(cfg, records)
-    for record in records:
-        record["targets"] = pack_targets(record.pop("annotations", []), masks=cfg.MODEL.MASK_ON)
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    names, filter_empty, masks = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.MODEL.MASK_ON
+    records: list[_Record] | CocoRecords
+    if (packed := _packed_records(names, filter_empty=filter_empty, masks=masks)) is not None:
+        records, usable = packed, packed.has_objects(masks=masks)
+        repeat_factors = _repeat_factors(cfg, packed)
+    else:
+        records = _records(names, filter_empty=filter_empty)
+        repeat_factors = _repeat_factors(cfg, records)
+        for record in records:
+            record["targets"] = pack_targets(record.pop("annotations", []), masks=masks)
+        usable = np.array([len(record["targets"].classes) > 0 for record in records])
+    if not filter_empty:
         return records, repeat_factors
-    usable = np.array([len(record["targets"].classes) > 0 for record in records])
     if not usable.any():
-        required = "a mask" if cfg.MODEL.MASK_ON else "a box"
-        raise DataError(f"{', '.join(cfg.DATASETS.TRAIN)}: no image has an object with {required} to train on")
-    records = [record for record, use in zip(records, usable, strict=True) if use]
+        required = "a mask" if masks else "a box"
+        raise DataError(f"{', '.join(names)}: no image has an object with {required} to train on")
+    if isinstance(records, CocoRecords):
+        records = records.select(usable)
+    else:
+        records = [record for record, use in zip(records, usable, strict=True) if use]
     return records, None if repeat_factors is None else repeat_factors[usable]
 
 
-def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:
+def _aspect_ratio_groups(records: _Records) -> list[int]:
+    if isinstance(records, CocoRecords):
+        return records.is_wide.astype(int).tolist()
+    return [int(record["width"] > record["height"]) for record in records]
+
+
+def _repeat_factors(cfg: CfgNode, records: list[_Record] | CocoRecords) -> npt.NDArray[np.float64] | None:
     """Return the repeat factor of each record, or None if the config does not use repeat factors."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return None
     if name == "RepeatFactorTrainingSampler":
+        if isinstance(records, CocoRecords):
+            records = [{"annotations": [{"category_id": c} for c in classes]} for classes in records.classes()]
         return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         ).numpy()

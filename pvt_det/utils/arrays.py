@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +95,34 @@ def _digest(arrays: Mapping[str, npt.NDArray[Any]], text: str) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def pack_strings(texts: Iterable[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Pack strings into arrays.
+
+    Args:
+        texts: The strings.
+
+    Returns:
+        Their UTF-8, one after the other, and the end of each string in it. Unpaired surrogates are kept.
+    """
+    encoded = [text.encode("utf-8", errors="surrogatepass") for text in texts]
+    ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)), dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), ends
+
+
+def split_strings(content: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64], part: range | None = None) -> list[str]:
+    """Return strings that `pack_strings` packed.
+
+    Args:
+        content: Their UTF-8.
+        ends: The end of each string.
+        part: Indices of neighboring strings. None for all of them.
+    """
+    part = range(len(ends)) if part is None else part
+    if not part:
+        return []
+    first = int(ends[part.start - 1]) if part.start else 0
+    stops = (ends[part.start : part.stop] - first).tolist()
+    text = content[first : first + stops[-1]].tobytes()
+    return [text[a:b].decode("utf-8", errors="surrogatepass") for a, b in zip([0, *stops], stops, strict=False)]

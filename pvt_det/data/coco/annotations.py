@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
@@ -129,7 +130,9 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         DataError: The file is missing, not JSON in UTF-8, or cut short; a key has two different values; or the lists of
             images, annotations or categories are missing.
     """
-    raw = read_json(json_file)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(file_digest, json_file)
+        raw = read_json(json_file)
     categories = _categories(raw["categories"], findings)
     images = _images(raw["images"], findings, allow_outside)
     by_id = {image["id"]: image for image in images}
@@ -149,29 +152,10 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         _fill_missing(annotation, index, findings)
         _report_unusual_box(annotation, by_id[annotation["image_id"]], index, findings)
         annotations.append(annotation)
-    _check_not_empty(images, categories, annotations, findings)
-    return CocoData(images, annotations, categories, file_digest(json_file))
-
-
-def require_masks(data: CocoData, findings: Findings) -> CocoData:
-    """Report annotations without a usable mask and leave them out; crowd regions do not need a mask.
-
-    Args:
-        data: Checked annotations.
-        findings: Collects the annotations without a mask.
-
-    Returns:
-        The data without these annotations.
-    """
-    kept = [a for a in data.annotations if a["iscrowd"] or "segmentation" in a]
-    if len(kept) == len(data.annotations):
-        return data
-    for index, annotation in enumerate(data.annotations):
-        if not annotation["iscrowd"] and "segmentation" not in annotation:
-            kind = "annotation without a usable mask, which MODEL.MASK_ON needs"
-            findings.add(kind, entry_name("annotation", annotation, index))
-    _check_not_empty(data.images, data.categories, kept, findings)
-    return replace(data, annotations=kept)
+    boxes = [annotation["bbox"] for annotation in annotations if not annotation["iscrowd"]]
+    has_boxes = any(box[2] > 0 and box[3] > 0 for box in boxes)
+    check_not_empty(len(images), len(categories), len(annotations), len(boxes), has_boxes=has_boxes, findings=findings)
+    return CocoData(images, annotations, categories, digest.result())
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
@@ -348,22 +332,27 @@ def _area(annotation: dict[str, Any]) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def _check_not_empty(
-    images: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-    findings: Findings,
+def check_not_empty(
+    images: int, categories: int, annotations: int, single: int, *, has_boxes: bool, findings: Findings
 ) -> None:
-    """Report a data set on which nothing can be trained."""
-    for what, items in (("image", images), ("category", categories), ("annotation", annotations)):
-        if not items:
+    """Report a data set on which nothing can be trained.
+
+    Args:
+        images: Number of usable images.
+        categories: Number of usable categories.
+        annotations: Number of usable annotations.
+        single: Number of them that are not crowd regions.
+        has_boxes: Whether one of these has a box that is not empty.
+        findings: Collects the problem.
+    """
+    for what, number in (("image", images), ("category", categories), ("annotation", annotations)):
+        if not number:
             findings.add(f"no usable {what}", "the data set is empty", fatal=True)
             return
-    single = [annotation for annotation in annotations if not annotation["iscrowd"]]
     if not single:
-        findings.add("only crowd regions", f"all {len(annotations)} annotations", fatal=True)
-    elif not any(annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0 for annotation in single):
-        findings.add("only empty boxes", f"all {len(single)} annotations", fatal=True)
+        findings.add("only crowd regions", f"all {annotations} annotations", fatal=True)
+    elif not has_boxes:
+        findings.add("only empty boxes", f"all {single} annotations", fatal=True)
 
 
 def entry_name(what: str, entry: Any, index: int) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings, Problem
-from pvt_det.utils.arrays import Arrays, DamagedFileError, map_arrays, write_arrays
+from pvt_det.utils.arrays import Arrays, DamagedFileError, map_arrays, pack_strings, split_strings, write_arrays
 
 FORMAT = "pvt_det annotations 1"
 # Kinds of masks: none, polygons, and run lengths as COCO's string or as a list of integers.
@@ -80,7 +80,7 @@ class PackedCoco:
     @property
     def file_names(self) -> list[str]:
         """File names of the images, N."""
-        return _split(self.arrays["names"], self.arrays["name_ends"], range(self.images))
+        return split_strings(self.arrays["names"], self.arrays["name_ends"])
 
     def size(self, image: int) -> tuple[int, int]:
         """Return height and width of an image in pixels.
@@ -96,7 +96,7 @@ class PackedCoco:
         Args:
             image: Index of the image.
         """
-        return _decode(self.arrays["names"][_part(self.arrays["name_ends"], image)])
+        return split_strings(self.arrays["names"], self.arrays["name_ends"], range(image, image + 1))[0]
 
     def objects_of(self, image: int) -> range:
         """Return the indices of the objects of an image.
@@ -124,7 +124,7 @@ class PackedCoco:
         """
         runs = self.arrays["runs"][_part(self.arrays["run_ends"], index)]
         is_text = self.arrays["mask_kinds"][index] == STRING
-        return {"size": list(size), "counts": _decode(runs) if is_text else runs.view("<i8").tolist()}
+        return {"size": list(size), "counts": runs.tobytes().decode("ascii") if is_text else runs.view("<i8").tolist()}
 
     def annotations(self, images: range) -> list[list[dict[str, Any]]]:
         """Return the annotations of neighboring images as in `CocoData`, in a list per image.
@@ -139,7 +139,7 @@ class PackedCoco:
         columns = [arrays[name][objects.start : objects.stop].tolist() for name in ("ids", "classes", "crowds")]
         boxes = self._numbers("boxes", range(4 * objects.start, 4 * objects.stop))
         areas = self._numbers("areas", objects)
-        origins = _split(arrays["object_origins"], arrays["object_origin_ends"], objects)
+        origins = split_strings(arrays["object_origins"], arrays["object_origin_ends"], objects)
         found = []
         for image, part in zip(images, ends, strict=True):
             image_id, size = int(arrays["image_ids"][image]), self.size(image)
@@ -198,7 +198,7 @@ class PackedCoco:
             keep: Which of the M objects to return. None for all of them.
         """
         columns = [self.arrays[name].tolist() for name in ("image_ids", "widths", "heights")]
-        origins = _split(self.arrays["image_origins"], self.arrays["image_origin_ends"], range(self.images))
+        origins = split_strings(self.arrays["image_origins"], self.arrays["image_origin_ends"])
         images = [
             {"id": id_, "file_name": name, "width": width, "height": height, **({"origin": origin} if origin else {})}
             for name, origin, id_, width, height in zip(self.file_names, origins, *columns, strict=True)
@@ -216,9 +216,8 @@ class PackedCoco:
             indices: Their indices.
         """
         ids, word = ("image_ids", "image") if what == "image" else ("ids", "annotation")
-        ends = self.arrays[f"{what}_origin_ends"]
-        origins = self.arrays[f"{what}_origins"]
-        return [_decode(origins[_part(ends, n)]) or f"{word} {self.arrays[ids][n]}" for n in indices]
+        texts, ends = self.arrays[f"{what}_origins"], self.arrays[f"{what}_origin_ends"]
+        return [split_strings(texts, ends, range(n, n + 1))[0] or f"{word} {self.arrays[ids][n]}" for n in indices]
 
 
 def pack(data: CocoData, findings: Findings) -> PackedCoco:
@@ -235,10 +234,16 @@ def pack(data: CocoData, findings: Findings) -> PackedCoco:
     owners = np.array([numbers[a["image_id"]] for a in data.annotations], dtype=np.int64)
     positions = np.argsort(owners, kind="stable")
     objects = [data.annotations[position] for position in positions.tolist()]
+    names, name_ends = pack_strings([image["file_name"] for image in data.images])
+    image_origins, image_origin_ends = pack_strings(map(_origin, data.images))
+    object_origins, object_origin_ends = pack_strings(map(_origin, objects))
     arrays = {
-        **_pack_strings("names", "name_ends", [image["file_name"] for image in data.images]),
-        **_pack_strings("image_origins", "image_origin_ends", map(_origin, data.images)),
-        **_pack_strings("object_origins", "object_origin_ends", map(_origin, objects)),
+        "names": names,
+        "name_ends": name_ends,
+        "image_origins": image_origins,
+        "image_origin_ends": image_origin_ends,
+        "object_origins": object_origins,
+        "object_origin_ends": object_origin_ends,
         "image_ids": np.array([image["id"] for image in data.images], dtype=np.int64),
         "widths": np.array([image["width"] for image in data.images], dtype=np.int64),
         "heights": np.array([image["height"] for image in data.images], dtype=np.int64),
@@ -291,11 +296,6 @@ def _pack_numbers(name: str, values: list[float]) -> Arrays:
     return {name: numbers, f"{name}_whole": np.packbits(whole)}
 
 
-def _pack_strings(name: str, ends: str, texts: Iterable[str]) -> Arrays:
-    encoded = [text.encode("utf-8", errors="surrogatepass") for text in texts]
-    return {name: np.frombuffer(b"".join(encoded), dtype=np.uint8), ends: _ends(encoded)}
-
-
 def _origin(entry: dict[str, Any]) -> str:
     return entry["origin"] if isinstance(entry.get("origin"), str) else ""
 
@@ -311,20 +311,6 @@ def _range(ends: npt.NDArray[np.int64], index: int) -> range:
 def _part(ends: npt.NDArray[np.int64], index: int) -> slice:
     found = _range(ends, index)
     return slice(found.start, found.stop)
-
-
-def _decode(text: npt.NDArray[np.uint8]) -> str:
-    return text.tobytes().decode("utf-8", errors="surrogatepass")
-
-
-def _split(texts: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64], part: range) -> list[str]:
-    """Return neighboring strings."""
-    if not part or not len(texts):
-        return [""] * len(part)
-    first = _range(ends, part.start).start
-    stops = (ends[part.start : part.stop] - first).tolist()
-    content = texts[first : first + stops[-1]].tobytes()
-    return [content[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *stops], stops, strict=False)]
 
 
 def write_packed(path: Path, data: PackedCoco) -> None:
