@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import orjson
 
 # Values that can contain a colon.
-_WITH_COLONS = frozenset((str, dict, list))
+_WITHOUT_LISTS, _WITH_LISTS = frozenset((str, dict)), frozenset((str, dict, list))
 
 
 def loads(content: bytes) -> Any:
@@ -60,18 +62,29 @@ def _is_complete(value: Any, content: bytes) -> bool:
     """
     if b"\\u003" in content:  # a colon may be written so in a string, and would not be counted in the text
         return False
-    colons, objects = 0, [value] if isinstance(value, dict) else []
-    while objects:
-        colons += sum(map(len, objects))
-        values = [v for each in objects for v in each.values() if v.__class__ in _WITH_COLONS]
-        colons += sum(v.count(":") for v in values if v.__class__ is str)
-        objects = [v for v in values if v.__class__ is dict]
-        for items in values:
-            # Most lists hold numbers, or lists of them. What is overlooked here is missing from the count.
-            if items.__class__ is list and items and items[0].__class__ in (dict, str):
-                objects += [item for item in items if item.__class__ is dict]
-                colons += sum(item.count(":") for item in items if item.__class__ is str)
-    return colons == content.count(b":")
+    expected = content.count(b":")
+    # Most lists hold numbers, or lists of them, so that searching only the outermost ones is faster.
+    return any(_count_colons(value, depth) == expected for depth in (1, sys.maxsize))
+
+
+def _count_colons(value: Any, depth: int) -> int:
+    """Count keys, and colons in strings, of an object. In lists, only those at less than `depth` are counted."""
+    total, objects = 0, [value] if isinstance(value, dict) else []
+    for level in itertools.count():
+        if not objects:
+            return total
+        total += sum(map(len, objects))
+        searched = _WITH_LISTS if level < depth else _WITHOUT_LISTS
+        values = [v for each in objects for v in each.values() if v.__class__ in searched]
+        objects = []
+        for v in values:
+            if v.__class__ is str:
+                total += v.count(":")
+            elif v.__class__ is dict:
+                objects.append(v)
+            elif v and v[0].__class__ in (dict, str):
+                objects += [item for item in v if item.__class__ is dict]
+                total += sum(item.count(":") for item in v if item.__class__ is str)
 
 
 def _reject_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
@@ -27,19 +28,19 @@ from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import UNPRINTABLE
 
 # Coordinates of this size or larger are treated as mistakes.
-_MAX_COORDINATE = 1e8
+MAX_COORDINATE = 1e8
 # Rasterizing a polygon takes about 80 bytes per pixel of its outline, even for the part outside the image.
-_MAX_OUTLINE = 5e6
+MAX_OUTLINE = 5e6
 # In training, a polygon is enlarged until the sides of its box have this many pixels. Detectron2 clamps the sides of
 # the box to at least 0.1 pixels.
-_MASK_SIDE, _MIN_SIDE = 28, 0.1
+MASK_SIDE, MIN_SIDE = 28, 0.1
 # Evaluators store ids as float64, which is exact up to this value. They reject negative ids of images and categories.
-_MAX_ID = 2**53
+MAX_ID = 2**53
 _MAX_SHOWN_ID_LENGTH, _MAX_ORIGIN_LENGTH = 40, 200
 # Names appear in tables and drawings. A name with a million characters keeps a terminal busy for minutes.
 _MAX_NAME_LENGTH = 1000
 # The types of JSON numbers; a bool is none.
-_NUMBERS = frozenset((int, float))
+NUMBERS = frozenset((int, float))
 _OUTSIDE = "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
 
 
@@ -115,6 +116,57 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     return data
 
 
+@dataclass(frozen=True)
+class Content:
+    """The content of an annotation file, of which images and categories are checked.
+
+    Attributes:
+        images: Valid images by id.
+        categories: Valid categories, sorted by id.
+        annotations: Annotations of any content.
+        repeated: Ids that several annotations have.
+        sha256: Digest of the annotation file.
+        findings: Collects all problems of the file.
+    """
+
+    images: dict[int, dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[Any]
+    repeated: set[int]
+    sha256: str
+    findings: Findings
+
+    @cached_property
+    def known_categories(self) -> set[int]:
+        """Ids of the categories."""
+        return {category["id"] for category in self.categories}
+
+    def check(self, annotation: Any, index: int) -> bool:
+        """Check an annotation, report its problems, and repair it in place.
+
+        Args:
+            annotation: The annotation.
+            index: Its 0-based index in the file.
+
+        Returns:
+            Whether it is valid.
+        """
+        if not isinstance(annotation, dict):
+            self.findings.add("annotation that is not a JSON object", f"number {index}")
+            return False
+        problem = _reference_problem(annotation, self)
+        problem = problem or _box_problem(annotation["bbox"], self.images[annotation["image_id"]])
+        problem = problem or _segmentation_problem(
+            annotation, self.images[annotation["image_id"]], index, self.findings
+        )
+        if problem:
+            self.findings.add(problem, entry_name("annotation", annotation, index))
+            return False
+        _fill_missing(annotation, index, self.findings)
+        _report_unusual_box(annotation, self.images[annotation["image_id"]], index, self.findings)
+        return True
+
+
 def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> CocoData:
     """Read and check an annotation file, and return its valid parts.
 
@@ -130,32 +182,36 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         DataError: The file is missing, not JSON in UTF-8, or cut short; a key has two different values; or the lists of
             images, annotations or categories are missing.
     """
+    content = read_content(json_file, findings, allow_outside=allow_outside)
+    annotations = [a for index, a in enumerate(content.annotations) if content.check(a, index)]
+    boxes = [annotation["bbox"] for annotation in annotations if not annotation["iscrowd"]]
+    has_boxes = any(box[2] > 0 and box[3] > 0 for box in boxes)
+    counts = (len(content.images), len(content.categories), len(annotations), len(boxes))
+    check_not_empty(*counts, has_boxes=has_boxes, findings=findings)
+    return CocoData(list(content.images.values()), annotations, content.categories, content.sha256)
+
+
+def read_content(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> Content:
+    """Read an annotation file, and check its images and categories.
+
+    Args:
+        json_file: Annotation file in COCO's instances format.
+        findings: Collects all problems of the file.
+        allow_outside: Whether image file names may be absolute or contain `..`.
+
+    Raises:
+        DataError: As for `read_annotations`.
+    """
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(file_digest, json_file)
         raw = read_json(json_file)
     categories = _categories(raw["categories"], findings)
-    images = _images(raw["images"], findings, allow_outside)
-    by_id = {image["id"]: image for image in images}
-    known = {category["id"] for category in categories}
-    ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and _is_exact(a.get("id")))
-    annotations = []
-    for index, annotation in enumerate(raw["annotations"]):
-        if not isinstance(annotation, dict):
-            findings.add("annotation that is not a JSON object", f"number {index}")
-            continue
-        problem = _reference_problem(annotation, ids, by_id, known)
-        problem = problem or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
-        problem = problem or _segmentation_problem(annotation, by_id[annotation["image_id"]], index, findings)
-        if problem:
-            findings.add(problem, entry_name("annotation", annotation, index))
-            continue
-        _fill_missing(annotation, index, findings)
-        _report_unusual_box(annotation, by_id[annotation["image_id"]], index, findings)
-        annotations.append(annotation)
-    boxes = [annotation["bbox"] for annotation in annotations if not annotation["iscrowd"]]
-    has_boxes = any(box[2] > 0 and box[3] > 0 for box in boxes)
-    check_not_empty(len(images), len(categories), len(annotations), len(boxes), has_boxes=has_boxes, findings=findings)
-    return CocoData(images, annotations, categories, digest.result())
+    images = {image["id"]: image for image in _images(raw["images"], findings, allow_outside)}
+    ids = [a["id"] for a in raw["annotations"] if isinstance(a, dict) and _is_int(a.get("id"))]
+    repeated = set()
+    if len(set(ids)) < len(ids):
+        repeated = {id_ for id_, count in Counter(ids).items() if count > 1}
+    return Content(images, categories, raw["annotations"], repeated, digest.result(), findings)
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
@@ -215,14 +271,14 @@ def _image_problem(image: Any, counts: Counter) -> str:
     return ""
 
 
-def _reference_problem(annotation: dict[str, Any], ids: Counter, images: dict[int, Any], known: set[int]) -> str:
+def _reference_problem(annotation: dict[str, Any], content: Content) -> str:
     if not _is_exact(annotation.get("id")):
         return "annotation without an integer id"
-    if ids[annotation["id"]] > 1:
+    if annotation["id"] in content.repeated:
         return "duplicate annotation id"
-    if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in images:
+    if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in content.images:
         return "annotation with an unknown or dropped image_id"
-    if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in known:
+    if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in content.known_categories:
         return "annotation with an unknown category_id"
     if "bbox" not in annotation:
         return "annotation without bbox"
@@ -234,10 +290,10 @@ def _reference_problem(annotation: dict[str, Any], ids: Counter, images: dict[in
 
 
 def _box_problem(box: Any, image: dict[str, Any]) -> str:
-    if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
+    if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
         return "bbox that is not four numbers (x, y, width, height)"
     x, y, width, height = box
-    if [value for value in box if not -_MAX_COORDINATE < value < _MAX_COORDINATE]:  # NaN, too
+    if [value for value in box if not -MAX_COORDINATE < value < MAX_COORDINATE]:  # NaN, too
         return "bbox with NaN, infinity or a value of 1e8 or more"
     if width < 0 or height < 0:
         return "bbox with negative width or height"
@@ -281,11 +337,11 @@ def _polygon_problem(polygon: Any, box: list[float]) -> str:
         return "polygon that is not a list of x, y pairs"
     except OverflowError:
         low, high, total = 0, 0, math.inf
-    if not (math.isfinite(total) and -_MAX_COORDINATE < low <= high < _MAX_COORDINATE):
+    if not (math.isfinite(total) and -MAX_COORDINATE < low <= high < MAX_COORDINATE):
         return "polygon with NaN, infinity or a coordinate of 1e8 or more"
-    enlarged = max(1.0, _MASK_SIDE / max(_MIN_SIDE, min(box[2:])))
+    enlarged = max(1.0, MASK_SIDE / max(MIN_SIDE, min(box[2:])))
     # The first product is a cheap upper bound on the length of the outline.
-    if len(polygon) * (high - low) * enlarged > _MAX_OUTLINE and _outline(polygon) * enlarged > _MAX_OUTLINE:
+    if len(polygon) * (high - low) * enlarged > MAX_OUTLINE and _outline(polygon) * enlarged > MAX_OUTLINE:
         return (
             "polygon whose outline is too long to draw: it extends far outside its image, or its box is far too small"
         )
@@ -304,7 +360,7 @@ def _fill_missing(annotation: dict[str, Any], index: int, findings: Findings) ->
         findings.add("annotation without iscrowd", entry_name("annotation", annotation, index), repair="set to 0")
     annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
     area: Any = annotation.get("area")
-    if type(area) not in _NUMBERS or not 0 <= area < _MAX_COORDINATE**2:
+    if type(area) not in NUMBERS or not 0 <= area < MAX_COORDINATE**2:
         name = entry_name("annotation", annotation, index)
         findings.add("annotation without a usable area", name, repair="computed from its mask or box")
         annotation["area"] = _area(annotation)
@@ -390,9 +446,9 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_exact(value: Any) -> bool:
-    return type(value) is int and -_MAX_ID <= value <= _MAX_ID
+    return type(value) is int and -MAX_ID <= value <= MAX_ID
 
 
 def _is_id(value: Any) -> bool:
     """Check an image or category id. Annotation ids may be negative, since evaluation renumbers them."""
-    return type(value) is int and 0 <= value <= _MAX_ID
+    return type(value) is int and 0 <= value <= MAX_ID

@@ -18,10 +18,11 @@ from pathlib import Path
 from filelock import FileLock
 
 import pvt_det
-from pvt_det.data.coco import annotations, findings, packed
-from pvt_det.data.coco.annotations import CocoData, read_annotations
+from pvt_det.data.coco import annotations, packed, packing
+from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings
-from pvt_det.data.coco.packed import PackedCoco, open_packed, pack, write_packed
+from pvt_det.data.coco.packed import PackedCoco, open_packed, write_packed
+from pvt_det.data.coco.packing import read_packed
 from pvt_det.structures import rle
 from pvt_det.utils import strict_json
 from pvt_det.utils.arrays import DamagedFileError
@@ -115,9 +116,7 @@ def _key(json_file: str | Path, allow_outside: bool) -> _Key:
 
 
 def _read(json_file: str | Path, allow_outside: bool) -> PackedCoco:
-    found = Findings()
-    with garbage_kept():
-        return pack(read_annotations(json_file, found, allow_outside=allow_outside), found)
+    return read_packed(json_file, Findings(), allow_outside=allow_outside)
 
 
 def _open(json_file: Path, allow_outside: bool) -> PackedCoco:
@@ -194,5 +193,5 @@ def _digest(json_file: Path, folder: Path) -> str:
 @cache
 def _checker() -> str:
     """Return a digest of the code that checks and packs: what an earlier version has found may be wrong."""
-    modules = (annotations, findings, packed, rle, strict_json)
+    modules = (annotations, packed, packing, rle, strict_json)
     return value_digest([pvt_det.__version__, *(file_digest(str(module.__file__)) for module in modules)])

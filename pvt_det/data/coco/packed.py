@@ -6,11 +6,10 @@ the objects of an image are neighbors, so that a loader reads few pages for it.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain, compress, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings, Problem
-from pvt_det.utils.arrays import Arrays, DamagedFileError, map_arrays, pack_strings, split_strings, write_arrays
+from pvt_det.utils.arrays import Arrays, DamagedFileError, map_arrays, split_strings, write_arrays
 
 FORMAT = "pvt_det annotations 1"
 # Kinds of masks: none, polygons, and run lengths as COCO's string or as a list of integers.
@@ -218,90 +217,6 @@ class PackedCoco:
         ids, word = ("image_ids", "image") if what == "image" else ("ids", "annotation")
         texts, ends = self.arrays[f"{what}_origins"], self.arrays[f"{what}_origin_ends"]
         return [split_strings(texts, ends, range(n, n + 1))[0] or f"{word} {self.arrays[ids][n]}" for n in indices]
-
-
-def pack(data: CocoData, findings: Findings) -> PackedCoco:
-    """Pack checked annotations.
-
-    Of the keys that `CocoData` does not describe, only those of categories are kept.
-
-    Args:
-        data: The valid content of an annotation file.
-        findings: Its problems.
-    """
-    numbers = {image["id"]: number for number, image in enumerate(data.images)}
-    classes = {category["id"]: number for number, category in enumerate(data.categories)}
-    owners = np.array([numbers[a["image_id"]] for a in data.annotations], dtype=np.int64)
-    positions = np.argsort(owners, kind="stable")
-    objects = [data.annotations[position] for position in positions.tolist()]
-    names, name_ends = pack_strings([image["file_name"] for image in data.images])
-    image_origins, image_origin_ends = pack_strings(map(_origin, data.images))
-    object_origins, object_origin_ends = pack_strings(map(_origin, objects))
-    arrays = {
-        "names": names,
-        "name_ends": name_ends,
-        "image_origins": image_origins,
-        "image_origin_ends": image_origin_ends,
-        "object_origins": object_origins,
-        "object_origin_ends": object_origin_ends,
-        "image_ids": np.array([image["id"] for image in data.images], dtype=np.int64),
-        "widths": np.array([image["width"] for image in data.images], dtype=np.int64),
-        "heights": np.array([image["height"] for image in data.images], dtype=np.int64),
-        "object_ends": np.cumsum(np.bincount(owners, minlength=len(data.images)), dtype=np.int64),
-        "positions": positions,
-        "ids": np.array([a["id"] for a in objects], dtype=np.int64),
-        "classes": np.array([classes[a["category_id"]] for a in objects], dtype=np.int32),
-        "crowds": np.array([a["iscrowd"] for a in objects], dtype=np.bool_),
-        **_pack_numbers("areas", [a["area"] for a in objects]),
-        **_pack_numbers("boxes", list(chain.from_iterable([a["bbox"] for a in objects]))),
-        **_pack_masks([a.get("segmentation") for a in objects]),
-    }
-    arrays["boxes"] = arrays["boxes"].reshape(-1, 4)
-    return PackedCoco(arrays, data.categories, findings, data.sha256)
-
-
-def _pack_masks(masks: list[Any]) -> Arrays:
-    kinds = np.array([_kind(mask) for mask in masks], dtype=np.int8)
-    polygons = [mask if isinstance(mask, list) else () for mask in masks]
-    lines = list(chain.from_iterable(polygons))
-    runs = [_pack_runs(mask["counts"]) if isinstance(mask, dict) else b"" for mask in masks]
-    return {
-        "mask_kinds": kinds,
-        "polygon_ends": _ends(polygons),
-        "point_ends": _ends(lines),
-        **_pack_numbers("points", list(chain.from_iterable(lines))),
-        "run_ends": _ends(runs),
-        "runs": np.frombuffer(b"".join(runs), dtype=np.uint8),
-    }
-
-
-def _kind(mask: Any) -> int:
-    if mask is None:
-        return NONE
-    if isinstance(mask, list):
-        return POLYGONS
-    return STRING if isinstance(mask["counts"], str) else LIST
-
-
-def _pack_runs(counts: str | list[int]) -> bytes:
-    return counts.encode("ascii") if isinstance(counts, str) else np.array(counts, dtype="<i8").tobytes()
-
-
-def _pack_numbers(name: str, values: list[float]) -> Arrays:
-    numbers = np.frombuffer(array("d", values), dtype=np.float64)
-    whole = numbers == np.floor(numbers)
-    # Only those can be integers, usually a small part.
-    found = map(isinstance, compress(values, whole.tobytes()), repeat(int))
-    whole[whole] = np.fromiter(found, dtype=np.bool_)
-    return {name: numbers, f"{name}_whole": np.packbits(whole)}
-
-
-def _origin(entry: dict[str, Any]) -> str:
-    return entry["origin"] if isinstance(entry.get("origin"), str) else ""
-
-
-def _ends(items: Sequence[Any]) -> npt.NDArray[np.int64]:
-    return np.cumsum(np.fromiter(map(len, items), dtype=np.int64, count=len(items)), dtype=np.int64)
 
 
 def _range(ends: npt.NDArray[np.int64], index: int) -> range:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pvt_det.data.coco.annotations import entry_name, read_annotations
 from pvt_det.data.coco.findings import Findings
-from pvt_det.data.coco.packed import open_packed, pack, write_packed
+from pvt_det.data.coco.packed import open_packed, write_packed
+from pvt_det.data.coco.packing import read_packed
 from pvt_det.utils.arrays import DamagedFileError, write_arrays
 
 RLE = {"size": [30, 40], "counts": "k36h000000000000000000000000000000eb0"}
@@ -38,8 +39,11 @@ def content(annotations):
 def read(folder, annotations):
     file = folder / "set.json"
     file.write_text(json.dumps(content(annotations)))
-    findings = Findings()
-    return read_annotations(file, findings), findings
+    findings, packed_findings = Findings(), Findings()
+    data, packed = read_annotations(file, findings), read_packed(file, packed_findings)
+    assert repr(packed_findings.problems) == repr(findings.problems)
+    assert list(packed_findings.problems) == list(findings.problems)
+    return data, packed
 
 
 def described(data):
@@ -62,15 +66,14 @@ MIXED = [
 
 
 def test_file_holds_the_same_values_and_problems(tmp_path):
-    data, findings = read(tmp_path, MIXED)
+    data, packed = read(tmp_path, MIXED)
     assert len(data.annotations) == len(MIXED) - 1
-    packed = pack(data, findings)
     write_packed(tmp_path / "packed", packed)
     opened = open_packed(tmp_path / "packed")
     for each in (packed, opened, pickle.loads(pickle.dumps(packed)), pickle.loads(pickle.dumps(opened))):
         assert described(each.unpack()) == described(data)
-        assert repr(each.findings.problems) == repr(findings.problems)
-        assert list(each.findings.problems) == list(findings.problems)
+        assert repr(each.findings.problems) == repr(packed.findings.problems)
+        assert list(each.findings.problems) == list(packed.findings.problems)
         assert each.class_names == ["cat", "dög"]
     # A process that is given the object maps the same file.
     assert len(pickle.dumps(opened)) < 300
@@ -79,8 +82,7 @@ def test_file_holds_the_same_values_and_problems(tmp_path):
 
 
 def test_names_of_images_and_objects(tmp_path):
-    data, findings = read(tmp_path, MIXED)
-    packed = pack(data, findings)
+    data, packed = read(tmp_path, MIXED)
     order = np.argsort(packed.arrays["positions"])
     assert packed.entry_names("object", order) == [entry_name("annotation", a, 0) for a in data.annotations]
     assert packed.entry_names("image", range(3)) == ["image 9", "2.xml", "image 4"]
@@ -88,8 +90,7 @@ def test_names_of_images_and_objects(tmp_path):
 
 
 def test_objects_of_an_image_are_neighbors(tmp_path):
-    data, findings = read(tmp_path, MIXED)
-    packed = pack(data, findings)
+    data, packed = read(tmp_path, MIXED)
     for number, image in enumerate(data.images):
         expected = [a for a in data.annotations if a["image_id"] == image["id"]]
         assert packed.annotations(range(number, number + 1)) == [expected]
@@ -121,8 +122,8 @@ ANNOTATIONS = st.fixed_dictionaries(
 @given(st.lists(ANNOTATIONS, max_size=6))
 def test_any_annotations_come_back(tmp_path_factory, annotations):
     folder = tmp_path_factory.getbasetemp()
-    data, findings = read(folder, annotations)
-    write_packed(folder / "packed", pack(data, findings))
+    data, packed = read(folder, annotations)
+    write_packed(folder / "packed", packed)
     opened = open_packed(folder / "packed")
     for each in data.annotations:
         if not each.get("origin"):
@@ -131,7 +132,7 @@ def test_any_annotations_come_back(tmp_path_factory, annotations):
         for polygon in each["segmentation"] if isinstance(each.get("segmentation"), list) else ():
             polygon[:] = [int(value) if isinstance(value, bool) else value for value in polygon]
     assert described(opened.unpack()) == described(data)
-    assert repr(opened.findings.problems) == repr(findings.problems)
+    assert repr(opened.findings.problems) == repr(packed.findings.problems)
 
 
 def test_other_formats_are_refused(tmp_path):
