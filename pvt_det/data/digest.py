@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 
-import numpy as np
 from detectron2.data import MetadataCatalog
 
 from pvt_det.utils.digest import file_digest, value_digest
@@ -35,12 +33,9 @@ def describe_dataset(name: str) -> dict[str, str]:
     metadata = MetadataCatalog.get(name)
     facts = {}
     if source := metadata.get("coco_source"):
-        data = source.open()
-        unreadable = np.isin(data.arrays["image_ids"], list(source.unreadable))
-        objects = data.objects - int(unreadable[data.image_of_object].sum())
-        facts["annotations"] = f"{objects}, {_sha256(data.sha256)}"
-        names = compress(data.file_names, ~unreadable)
-        facts["images"] = _describe_files(source.image_root, list(names))
+        images = source.images()
+        facts["annotations"] = f"{images.objects}, {_sha256(images.data.sha256)}"
+        facts["images"] = _describe_files(source.image_root, images.file_names)
     elif (json_file := metadata.get("json_file")) and Path(json_file).is_file():
         facts["annotations"] = _sha256(file_digest(json_file))
     if labels := metadata.get("label_source"):

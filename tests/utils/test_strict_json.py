@@ -26,7 +26,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(VALUES, st.booleans())
 def test_values_are_those_of_python(value, ascii_only):
     text = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", errors="surrogatepass")

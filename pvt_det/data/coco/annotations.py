@@ -41,6 +41,8 @@ _MAX_SHOWN_ID_LENGTH, _MAX_ORIGIN_LENGTH = 40, 200
 _MAX_NAME_LENGTH = 1000
 # The types of JSON numbers; a bool is none.
 NUMBERS = frozenset((int, float))
+# A name without them is inside, unless it starts with a slash.
+_OUTSIDE_MARKS = ("..", "\\", ":")
 _OUTSIDE = "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
 
 
@@ -253,6 +255,8 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
 
 
 def _is_outside(file_name: str) -> bool:
+    if not any(mark in file_name for mark in _OUTSIDE_MARKS) and file_name[0] != "/":
+        return False
     path = PurePosixPath(file_name)
     return path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Sequence
-from itertools import chain, compress, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class _Packer:
             raise ValueError("a box has more or fewer than four numbers")
         sides = list(chain.from_iterable(boxes))
         _require_types(chain(areas, sides), NUMBERS)
-        origins, origin_ends = pack_strings([_origin(a) for a in rows])
+        origins, origin_ends = _origins(rows)
         return {
             "owners": np.array([self.images[image] for image in images], dtype=np.int64),
             "ids": np.array(ids, dtype=np.int64),
@@ -157,17 +157,18 @@ def _masks(masks: list[Any]) -> Arrays:
     _require_types(lines, (list,))
     counts = _lengths(polygons)
     kinds[(kinds == POLYGONS) & (counts == 0)] = NONE
-    runs = [b""] * len(masks)
+    run_lengths, runs = np.zeros(len(masks), dtype=np.int64), []
     for index in np.flatnonzero(kinds == STRING).tolist():
         found = masks[index]["counts"]
-        runs[index] = found.encode("ascii") if isinstance(found, str) else np.array(found, dtype="<i8").tobytes()
+        runs.append(found.encode("ascii") if isinstance(found, str) else np.array(found, dtype="<i8").tobytes())
+        run_lengths[index] = len(runs[-1])
         kinds[index] = STRING if isinstance(found, str) else LIST
     return {
         "kinds": kinds,
         "line_counts": counts,
         "point_counts": _lengths(lines),
         **_numbers("points", list(chain.from_iterable(lines))),
-        "run_lengths": _lengths(runs),
+        "run_lengths": run_lengths,
         "runs": np.frombuffer(b"".join(runs), dtype=np.uint8),
     }
 
@@ -175,9 +176,10 @@ def _masks(masks: list[Any]) -> Arrays:
 def _numbers(name: str, values: list[Any]) -> Arrays:
     """Return numbers, and which of them are integers. Anything else is a `struct.error`."""
     numbers = np.frombuffer(struct.pack(f"{len(values)}d", *values), dtype=np.float64)
-    whole = numbers == np.floor(numbers)
-    # Only those can be integers, usually a small part.
-    whole[whole] = np.fromiter(map(isinstance, compress(values, whole.tobytes()), repeat(int)), dtype=np.bool_)
+    whole = np.zeros(len(values), dtype=np.bool_)
+    # Few numbers have no fraction.
+    candidates = np.flatnonzero(numbers == np.floor(numbers))
+    whole[candidates] = [isinstance(values[index], int) for index in candidates.tolist()]
     return {name: numbers, f"{name}_whole": whole}
 
 
@@ -190,15 +192,18 @@ def _lengths(items: Sequence[Any]) -> _Counts:
     return np.fromiter(map(len, items), dtype=np.int64, count=len(items))
 
 
-def _origin(entry: dict[str, Any]) -> str:
-    origin = entry.get("origin")
-    return origin if isinstance(origin, str) else ""
+def _origins(entries: Sequence[dict[str, Any]]) -> tuple[npt.NDArray[np.uint8], _Counts]:
+    """Return the place of each entry in the files that it was converted from, or "", as packed strings."""
+    origins = [entry.get("origin") for entry in entries]
+    if not any(origins):
+        return np.zeros(0, dtype=np.uint8), np.zeros(len(origins), dtype=np.int64)
+    return pack_strings(origin if isinstance(origin, str) else "" for origin in origins)
 
 
 def _pack_images(content: Content) -> Arrays:
     images = list(content.images.values())
     names, name_ends = pack_strings(image["file_name"] for image in images)
-    origins, origin_ends = pack_strings(map(_origin, images))
+    origins, origin_ends = _origins(images)
     return {
         "image_ids": np.array(list(content.images), dtype=np.int64),
         "widths": np.array([image["width"] for image in images], dtype=np.int64),
@@ -243,5 +248,6 @@ def _sorted_by_image(parts: list[Arrays], images: int) -> Arrays:
 def _ragged(order: _Counts, counts: _Counts) -> _Counts:
     """Return the order of items that belong to groups in another order. `counts` is the number of items per group."""
     starts, chosen = np.cumsum(counts) - counts, counts[order]
-    ends = np.cumsum(chosen)
-    return np.arange(chosen.sum()) + np.repeat(starts[order] - (ends - chosen), chosen)
+    found = np.repeat(starts[order] - (np.cumsum(chosen) - chosen), chosen)
+    found += np.arange(len(found))
+    return found

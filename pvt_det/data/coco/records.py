@@ -32,6 +32,17 @@ class ChosenImages:
     image_root: str
     indices: npt.NDArray[np.int64]
 
+    @property
+    def objects(self) -> int:
+        """Number of their annotations."""
+        return int(np.diff(self.data.arrays["object_ends"], prepend=0)[self.indices].sum())
+
+    @property
+    def file_names(self) -> list[str]:
+        """File names, in the order of the annotation file."""
+        names = self.data.file_names
+        return [names[index] for index in np.sort(self.indices).tolist()]
+
 
 class CocoRecords(Dataset[dict[str, Any]]):
     """Detectron2 records of images, which take no memory of their own.

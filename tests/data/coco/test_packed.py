@@ -81,6 +81,12 @@ def test_file_holds_the_same_values_and_problems(tmp_path):
     assert described(opened.unpack(~opened.arrays["crowds"])) == described(kept)
 
 
+def test_many_annotations_are_checked_in_parts(tmp_path):
+    data, packed = read(tmp_path, MIXED * 700)
+    assert len(data.annotations) == 700 * (len(MIXED) - 1)
+    assert described(packed.unpack()) == described(data)
+
+
 def test_names_of_images_and_objects(tmp_path):
     data, packed = read(tmp_path, MIXED)
     order = np.argsort(packed.arrays["positions"])
@@ -118,7 +124,7 @@ ANNOTATIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(ANNOTATIONS, max_size=6))
 def test_any_annotations_come_back(tmp_path_factory, annotations):
     folder = tmp_path_factory.getbasetemp()
