@@ -1,7 +1,7 @@
 """Files of NumPy arrays that processes share by mapping them into memory. Damage is noticed on opening.
 
-The files have the safetensors format, which holds no code. Their metadata contain the facts that belong to the arrays,
-as JSON, and a SHA-256 of everything.
+The files have the safetensors format, which holds no code. Their metadata are a SHA-256 of everything, and the facts
+that belong to the arrays, as JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapp
     text = json.dumps(facts)
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with open_atomically(path) as file:
-        save_file(contiguous, file.name, {"facts": text, "sha256": _digest(contiguous, text)})
+        # With a single key, the same content gives the same bytes.
+        save_file(contiguous, file.name, {"facts": f"{_digest(contiguous, text)} {text}"})
 
 
 def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -75,7 +76,7 @@ def _parse(content: mmap.mmap) -> tuple[Arrays, dict[str, Any]]:
     if start > len(content):
         raise ValueError("its header is cut short")
     header = json.loads(content[_LENGTH_BYTES:start])
-    metadata = header.pop("__metadata__")
+    digest, text = header.pop("__metadata__")["facts"].split(" ", 1)
     arrays = {}
     for name, entry in header.items():
         first, end = entry["data_offsets"]
@@ -83,9 +84,9 @@ def _parse(content: mmap.mmap) -> tuple[Arrays, dict[str, Any]]:
             memoryview(content)[start + first : start + end], _TYPES[entry["dtype"]]
         )
         arrays[name] = array.reshape(entry["shape"])
-    if _digest(arrays, metadata["facts"]) != metadata["sha256"]:
+    if _digest(arrays, text) != digest:
         raise ValueError("its SHA-256 differs from the recorded one")
-    return arrays, json.loads(metadata["facts"])
+    return arrays, json.loads(text)
 
 
 def _digest(arrays: Mapping[str, npt.NDArray[Any]], text: str) -> str:

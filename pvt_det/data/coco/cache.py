@@ -163,6 +163,7 @@ def _stored(path: Path, digest: str) -> PackedCoco | None:
         return None
     except DamagedFileError as error:
         logger.warning("%s. It is written again.", error)
+        path.unlink(missing_ok=True)
         return None
     with suppress(OSError):  # of another user
         os.utime(path)
