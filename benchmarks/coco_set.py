@@ -103,7 +103,7 @@ def _annotations(found: CocoSet) -> str:
 
 
 def _shapes(generator: np.random.Generator) -> Iterator[str]:
-    """Yield the keys of a polygon, its box and its area, as they stand in JSON."""
+    """Yield the keys of a polygon, its box and its area, as JSON without the braces."""
     for _ in range(_SHAPES):
         angles = np.sort(generator.random(int(generator.integers(*_VERTICES)))) * 2 * np.pi
         radii = np.exp(generator.normal(3.5, 0.7, (2, 1))).clip(4, _HEIGHT / 2 - 8)

@@ -32,7 +32,7 @@ from pvt_det.utils.memory import peak_resident_memory
 
 FIRST, LATER = "pvt_det, first start", "pvt_det, later start"
 _CONFIG = "configs/mask_rcnn_pvt_small.yaml"
-# A small model: the suite measures what comes before it.
+# A small model, because the suite measures the time before the first step.
 _WORDS = {
     "MODEL.PVT.VARIANT": "pvt_v2_b0",
     "MODEL.WEIGHTS": "",

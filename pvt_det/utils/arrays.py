@@ -98,16 +98,16 @@ def _digest(arrays: Mapping[str, npt.NDArray[Any]], text: str) -> str:
     return digest.hexdigest()
 
 
-def pack_strings(texts: Iterable[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def pack_strings(strings: Iterable[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Pack strings into arrays.
 
     Args:
-        texts: The strings.
+        strings: The strings.
 
     Returns:
         Their UTF-8, one after the other, and the end of each string in it. Unpaired surrogates are kept.
     """
-    encoded = [text.encode("utf-8", errors="surrogatepass") for text in texts]
+    encoded = [text.encode("utf-8", errors="surrogatepass") for text in strings]
     ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)), dtype=np.int64)
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), ends
 

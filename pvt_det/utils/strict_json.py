@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -69,12 +68,11 @@ def _is_complete(value: Any, content: bytes) -> bool:
 
 def _count_colons(value: Any, depth: int) -> int:
     """Count keys, and colons in strings, of an object. In lists, only those at less than `depth` are counted."""
-    total, objects = 0, [value] if isinstance(value, dict) else []
-    for level in itertools.count():
-        if not objects:
-            return total
+    total, level, objects = 0, 0, [value] if isinstance(value, dict) else []
+    while objects:
         total += sum(map(len, objects))
         searched = _WITH_LISTS if level < depth else _WITHOUT_LISTS
+        level += 1
         values = [v for each in objects for v in each.values() if v.__class__ in searched]
         objects = []
         for v in values:
@@ -85,6 +83,7 @@ def _count_colons(value: Any, depth: int) -> int:
             elif v and v[0].__class__ in (dict, str):
                 objects += [item for item in v if item.__class__ is dict]
                 total += sum(item.count(":") for item in v if item.__class__ is str)
+    return total
 
 
 def _reject_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

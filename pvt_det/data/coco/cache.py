@@ -18,7 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 
 import pvt_det
-from pvt_det.data.coco import annotations, packed, packing
+from pvt_det.data.coco import annotations as checks
+from pvt_det.data.coco import packed, packing
 from pvt_det.data.coco.annotations import CocoData
 from pvt_det.data.coco.findings import Findings
 from pvt_det.data.coco.packed import PackedCoco, open_packed, write_packed
@@ -194,5 +195,5 @@ def _digest(json_file: Path, folder: Path) -> str:
 @cache
 def _checker() -> str:
     """Return a digest of the code that checks and packs: what an earlier version has found may be wrong."""
-    modules = (annotations, packed, packing, rle, strict_json)
+    modules = (checks, packed, packing, rle, strict_json)
     return value_digest([pvt_det.__version__, *(file_digest(str(module.__file__)) for module in modules)])

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped]
 from filelock import FileLock
 
 from pvt_det.data import images
@@ -118,8 +118,8 @@ class _Check:
             status = os.stat(path)  # noqa: PTH116
         except (OSError, ValueError):
             return read_header(self.root / name)
-        found = self.known.get(name, ())
-        if found[:2] == (status.st_size, status.st_mtime_ns):
+        found = self.known.get(name)
+        if found is not None and found[:2] == (status.st_size, status.st_mtime_ns):
             return found[2:]
         size = (_jpeg_size(path) if stat.S_ISREG(status.st_mode) else None) or read_header(self.root / name)
         if time.time_ns() - status.st_mtime_ns > _CLOCK_TICK:

@@ -215,8 +215,8 @@ class PackedCoco:
             indices: Their indices.
         """
         ids, word = ("image_ids", "image") if what == "image" else ("ids", "annotation")
-        texts, ends = self.arrays[f"{what}_origins"], self.arrays[f"{what}_origin_ends"]
-        return [split_strings(texts, ends, range(n, n + 1))[0] or f"{word} {self.arrays[ids][n]}" for n in indices]
+        origins, ends = self.arrays[f"{what}_origins"], self.arrays[f"{what}_origin_ends"]
+        return [split_strings(origins, ends, range(n, n + 1))[0] or f"{word} {self.arrays[ids][n]}" for n in indices]
 
 
 def _range(ends: npt.NDArray[np.int64], index: int) -> range:

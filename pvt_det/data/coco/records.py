@@ -143,10 +143,11 @@ def _mask(data: PackedCoco, index: int, image: int) -> Mask:
 
 
 def _trainable(data: PackedCoco, *, masks: bool, part: slice = slice(None)) -> _Flags:
-    """Return which objects have a box, are no crowd regions and, if necessary, have a mask."""
+    """Return which objects have a box and, if necessary, a mask. Crowd regions are left out."""
     found = _has_box(data, part) & ~data.arrays["crowds"][part]
     return found & (data.arrays["mask_kinds"][part] != NONE) if masks else found
 
 
 def _has_box(data: PackedCoco, part: slice = slice(None)) -> _Flags:
-    return (data.arrays["boxes"][part, 2:] > 0).all(axis=1)
+    boxes = data.arrays["boxes"][part]
+    return (boxes[:, 2] > 0) & (boxes[:, 3] > 0)

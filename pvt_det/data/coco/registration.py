@@ -92,11 +92,12 @@ class CocoSource:
             DataError: The annotations cannot be used.
         """
         images = self.images()
+        records = CocoRecords([images])
         objects = images.data.annotations(range(images.data.images))
         classes = {category["id"]: number for number, category in enumerate(images.data.categories)}
         return [
-            record | {"annotations": [_record(a, classes) for a in objects[image] if min(a["bbox"][2:]) > 0]}
-            for record, image in zip(CocoRecords([images]), images.indices.tolist(), strict=True)
+            records[number] | {"annotations": [_record(a, classes) for a in objects[image] if min(a["bbox"][2:]) > 0]}
+            for number, image in enumerate(images.indices.tolist())
         ]
 
 
