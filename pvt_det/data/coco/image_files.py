@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
@@ -66,9 +66,10 @@ def image_faults(root: Path, names: Sequence[str], sizes: Sequence[tuple[int, in
     path = cache_folder() / "images" / f"{value_digest([str(root.resolve()), _reader()])[:32]}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Other processes of a run wait, and then only look whether the files have changed.
-        with FileLock(path.with_suffix(".lock"), timeout=_PATIENCE):
-            check.known = _load(path)
+        check.known = _load(path)
+        # The first time, the other processes of a run wait. Then, each looks whether the files have changed.
+        with nullcontext() if check.known else FileLock(path.with_suffix(".lock"), timeout=_PATIENCE):
+            check.known = check.known or _load(path)
             faults = check.run()
             if check.new:
                 check.known |= check.new
