@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import orjson
+import msgspec
 
 # Values that can contain a colon.
 _WITHOUT_LISTS, _WITH_LISTS = frozenset((str, dict)), frozenset((str, dict, list))
@@ -17,8 +17,6 @@ _WITHOUT_LISTS, _WITH_LISTS = frozenset((str, dict)), frozenset((str, dict, list
 
 def loads(content: bytes) -> Any:
     """Parse JSON as `json.loads` does, which also accepts NaN and infinity, but refuse conflicting keys.
-
-    An integer of more than 64 bits may become a float.
 
     Args:
         content: The JSON text, in UTF-8.
@@ -32,10 +30,10 @@ def loads(content: bytes) -> Any:
     """
     try:
         with garbage_kept():
-            value = orjson.loads(content)
+            value = msgspec.json.decode(content)
             if _is_complete(value, content):
                 return value
-    except orjson.JSONDecodeError:
+    except (msgspec.MsgspecError, RecursionError):
         pass
     # Several times slower. It decides about everything unusual.
     return json.loads(content, object_pairs_hook=_reject_conflicting_keys)

@@ -434,10 +434,7 @@ def entry_name(what: str, entry: Any, index: int) -> str:
         return origin
     if "id" not in entry:
         return f"{what} number {index}"
-    try:
-        shown = repr(entry["id"])
-    except RecursionError:
-        return f"{what} number {index}"
+    shown = repr(entry["id"])
     return f"{what} {shown if len(shown) <= _MAX_SHOWN_ID_LENGTH else f'number {index}'}"
 
 
