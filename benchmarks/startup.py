@@ -56,6 +56,7 @@ class StartupRow:
         seconds: Median time. For `DETECTRON2`, from the annotation file to serialized records; otherwise from the
             config to the end of the first training step, with the check of annotations and image files.
         ratio: This time divided by Detectron2's, as the median of the rounds' ratios.
+        processor_s: Median processor time of the process in the same interval, which other programs hardly affect.
         peak_mib: Largest peak memory of the process in MiB, or None if the system does not report it.
         rank_mib: Private memory in MiB that the data takes in a further process of the same machine; None for `FIRST`,
             and if the system is not Linux.
@@ -68,6 +69,7 @@ class StartupRow:
     objects: int
     seconds: float
     ratio: float
+    processor_s: float
     peak_mib: float | None
     rank_mib: float | None = None
     worker_mib: float | None = None
@@ -80,7 +82,17 @@ class StartupRow:
 @dataclass(frozen=True)
 class _Start:
     seconds: float
+    processor_s: float
     peak_mib: float | None
+
+    @classmethod
+    def since(cls, start: tuple[float, float]) -> _Start:
+        now, peak = _now(), peak_resident_memory()
+        return cls(now[0] - start[0], now[1] - start[1], None if peak is None else peak / MIB)
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ def run_startup(images: int, folder: Path, repeats: int) -> Iterator[StartupRow]
             data.objects,
             statistics.median(seconds[name]),
             median_ratio(seconds[name], seconds[DETECTRON2]),
+            statistics.median(each.processor_s for each in found),
             max(peaks, default=None),
             **asdict(memory.get(name, _Memory(None, None))),
         )
@@ -137,24 +150,25 @@ def startup_table(rows: Sequence[StartupRow]) -> Table:
     """
     table = Table(
         caption="Detectron2: load_coco_json and DatasetFromList; pvt_det: from the config to the end of the first "
-        "training step, with the check of all files; further process: private memory of the data in another process "
-        f"of the machine; worker: what it no longer shares after reading {_READ:,} records"
+        "training step, with the check of all files; processor: its time in the main process; further process: private "
+        "memory of the data in another process of the machine; worker: what it no longer shares after reading "
+        f"{_READ:,} records"
     )
     for heading in ("implementation", "images", "objects"):
         table.add_column(heading)
-    for heading in ("median", "ratio", "peak", "further process", "worker"):
+    for heading in ("median", "ratio", "processor", "peak", "further process", "worker"):
         table.add_column(heading, justify="right")
     for row in rows:
         memory = ("" if m is None else f"{m:.0f} MiB" for m in (row.peak_mib, row.rank_mib, row.worker_mib))
-        numbers = (f"{row.seconds:.1f} s", f"{row.ratio:.2f}")
+        numbers = (f"{row.seconds:.1f} s", f"{row.ratio:.2f}", f"{row.processor_s:.1f} s")
         table.add_row(row.implementation, f"{row.images:,}", f"{row.objects:,}", *numbers, *memory)
     return table
 
 
 def _start_detectron2(data: CocoSet) -> _Start:
-    start = time.perf_counter()
+    start = _now()
     _detectron2_records(data)
-    return _finish(start)
+    return _Start.since(start)
 
 
 def _detectron2_records(data: CocoSet) -> DatasetFromList:
@@ -171,17 +185,12 @@ class _StopAfterFirstStep(HookBase):
 
 
 def _start(data: CocoSet, cache: Path, output: Path) -> _Start:
-    start = time.perf_counter()
+    start = _now()
     try:
         api.train(_config(data, cache, output), hooks=[_StopAfterFirstStep()])
     except _FirstStepDone:
-        return _finish(start)
+        return _Start.since(start)
     raise AssertionError("no training step was made")
-
-
-def _finish(start: float) -> _Start:
-    seconds, peak = time.perf_counter() - start, peak_resident_memory()
-    return _Start(seconds, None if peak is None else peak / MIB)
 
 
 def _config(data: CocoSet, cache: Path, output: Path) -> CfgNode:
