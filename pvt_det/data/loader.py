@@ -245,6 +245,9 @@ def _packed_records(names: Sequence[str], *, filter_empty: bool, masks: bool) ->
 
     Returns:
         The records, or None if one of the data sets is more than an annotation file.
+
+    Raises:
+        DataError: No image has an object.
     """
     sources = [source for name in names if (source := plain_source(name))]
     if not sources or len(sources) < len(names):
@@ -253,6 +256,8 @@ def _packed_records(names: Sequence[str], *, filter_empty: bool, masks: bool) ->
     if filter_empty:
         total, records = len(records), records.select(records.has_objects())
         logger.info("Removed %d images with no usable annotations. %d images left.", total - len(records), len(records))
+    if not len(records):
+        raise DataError(f"{', '.join(names)}: No valid data found in {','.join(names)}.")
     # Detectron2's check, and its table of the numbers of objects.
     check_metadata_consistency("thing_classes", names)
     counts = enumerate(records.class_counts())
