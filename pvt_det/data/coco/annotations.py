@@ -98,8 +98,7 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
             images, annotations or categories are missing.
     """
     path = Path(json_file)
-    if fault := file_fault(path):
-        raise DataError(f"annotation file {path} {fault}")
+    _require_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -116,6 +115,11 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f"annotation file {path} has no list {key!r}. Expected COCO's instances format.")
     return data
+
+
+def _require_file(path: Path) -> None:
+    if fault := file_fault(path):
+        raise DataError(f"annotation file {path} {fault}")
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ def read_content(json_file: str | Path, findings: Findings, *, allow_outside: bo
     Raises:
         DataError: As for `read_annotations`.
     """
+    _require_file(Path(json_file))  # reading a pipe may never end
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(file_digest, json_file)
         raw = read_json(json_file)
