@@ -37,7 +37,8 @@ class PackedCoco:
             places in the annotation file), `ids`, `classes` (indices of categories), `boxes` (`M×4`: x, y, width,
             height in pixels), `areas`, `crowds`. Masks: `mask_kinds` (M), `polygon_ends` (M, in `point_ends`),
             `point_ends` (in `points`), `points` (x, y, x, y, … in pixels), `run_ends` (M, in `runs`), `runs` (bytes).
-            Numbers have a bit in `…_whole` that is set if the annotation file has an integer.
+            Numbers have a bit in `…_whole` that is set if the annotation file has an integer. `image_origins` and
+            `object_origins` are the keys "origin" as UTF-8, each ending at `…_origin_ends`.
         categories: Categories, sorted by id.
         findings: Problems of the annotation file.
         sha256: Digest of the annotation file, or "" if the data does not come from one.
