@@ -52,6 +52,7 @@ setup(
         "filelock>=3.12",
         "fvcore>=0.1.5.post20221221",
         "huggingface_hub>=0.30",
+        "msgspec>=0.19",
         "opencv-python-headless>=4.10.0.84",  # the one with windows needs the system's libGL
         "packaging>=24.2",  # with an older one, the oldest setuptools cannot be imported
         "pillow>=11",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.coco_set import IMAGES as TRAIN_IMAGES
 from benchmarks.detectors import CONFIGS, Setup, run_detectors
 from benchmarks.evaluation import IMAGES, evaluation_table, run_evaluation
 from benchmarks.implementations import RESNET
@@ -29,6 +30,7 @@ from benchmarks.options import (
 from benchmarks.report import comparison_table, plot_growth
 from benchmarks.runtimes import CONFIGS as DETECTORS
 from benchmarks.runtimes import run_runtimes, runtime_table
+from benchmarks.startup import run_startup, startup_table
 from benchmarks.storage import run_storage, storage_table
 from benchmarks.trunk import GROWTH_MODELS, GROWTH_SIDES, run_growth, run_trunk
 from pvt_det.cli.benchmark import DTYPES, MODES, Results, positive_int, report
@@ -48,6 +50,7 @@ examples:
   python -m benchmarks mapper --data datasets/coco
   python -m benchmarks storage --data datasets/coco --workers 2
   python -m benchmarks evaluation --repeats 1 --json output/evaluation.json
+  python -m benchmarks startup --repeats 3
 """
 _TASKS = ("pyramid", "classifier")
 
@@ -173,6 +176,29 @@ def _run_evaluation(args: argparse.Namespace) -> Results:
     return [row.as_dict() for row in rows], evaluation_table(rows)
 
 
+def _add_startup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--images",
+        type=positive_int,
+        default=TRAIN_IMAGES,
+        metavar="N",
+        help="number of images to generate (%(default)s)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("output/startup"),
+        metavar="DIR",
+        help="folder for the generated data set, which is used again (%(default)s)",
+    )
+
+
+def _run_startup(args: argparse.Namespace) -> Results:
+    make_folder(args.folder)
+    rows = list(run_startup(args.images, args.folder, args.repeats))
+    return [row.as_dict() for row in rows], startup_table(rows)
+
+
 def _add_coco(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder in COCO's layout")
     _add_limit(parser)
@@ -204,6 +230,12 @@ _SUITES: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callabl
     "mapper": ("training input of detectors compared with Detectron2's DatasetMapper", _add_mapper, _run_mapper),
     "storage": ("training input of detectors from a folder, shards and a local S3 server", _add_storage, _run_storage),
     "evaluation": ("COCO metrics compared with pycocotools", _add_evaluation, _run_evaluation),
+    "startup": (
+        "the time from an annotation file of COCO's size to the first training step, and its memory, compared with "
+        "Detectron2's loader",
+        _add_startup,
+        _run_startup,
+    ),
 }
 
 

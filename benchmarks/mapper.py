@@ -11,7 +11,6 @@ import copy
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.implementations import OURS
-from benchmarks.measure import median_ratio, private_memory, time_interleaved
+from benchmarks.measure import median_ratio, time_interleaved, worker_growth
 from benchmarks.photos import DETECTRON2, Records, build_readers, pack_records, read_records
 from pvt_det.config import get_config
-from pvt_det.profiling import MIB, run_in_own_process
+from pvt_det.profiling import run_in_own_process
 
 RECIPES = {"paper": ("cv2", (800,)), "jitter": ("pil", (640, 672, 704, 736, 768, 800))}
 PLAIN = "a list"
 # Number of images whose annotations a worker reads. COCO's training set has 118,287.
 _ANNOTATED = 2000
-_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -198,33 +195,5 @@ def _worker_memory(records: Records, annotated: int) -> dict[str, float]:
         DETECTRON2: DatasetFromList(many),
         PLAIN: many,
     }
-    # Training forks its workers where possible. The default in this spawned process would be to spawn.
-    start = "fork" if "fork" in get_all_start_methods() else None
-    found = {}
-    for name, stored_records in stored.items():
-        loader = DataLoader(
-            _Reading(stored_records),
-            batch_size=None,
-            sampler=range(_WORKERS),
-            num_workers=_WORKERS,
-            multiprocessing_context=start,
-        )
-        growths = [growth for growth in loader if growth is not None]
-        if growths:
-            found[name] = max(growths)
-    return found
-
-
-class _Reading(Dataset[float | None]):
-    """Reads all records for each item, and returns the growth of the worker's private memory in MiB."""
-
-    def __init__(self, records: Any) -> None:
-        self.records = records
-
-    def __getitem__(self, worker: int) -> float | None:
-        before = private_memory()
-        for number in range(len(self.records)):
-            # Like Detectron2's mapper, which thereby changes the reference count of every object in a list.
-            copy.deepcopy(self.records[number])
-        after = private_memory()
-        return None if before is None or after is None else (after - before) / MIB
+    growths = {name: worker_growth(stored_records, len(many)) for name, stored_records in stored.items()}
+    return {name: growth for name, growth in growths.items() if growth is not None}

@@ -35,9 +35,9 @@ def describe_dataset(name: str) -> dict[str, str]:
     metadata = MetadataCatalog.get(name)
     facts = {}
     if source := metadata.get("coco_source"):
-        data = source.load()
-        facts["annotations"] = f"{len(data.annotations)}, {_sha256(data.sha256)}"
-        facts["images"] = _describe_files(source.image_root, [image["file_name"] for image in data.images])
+        images = source.images()
+        facts["annotations"] = f"{images.objects}, {_sha256(images.data.sha256)}"
+        facts["images"] = _describe_files(source.image_root, images.file_names)
     elif (json_file := metadata.get("json_file")) and Path(json_file).is_file():
         facts["annotations"] = _sha256(file_digest(json_file))
     if labels := metadata.get("label_source"):

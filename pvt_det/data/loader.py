@@ -9,11 +9,12 @@ from itertools import chain, compress
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.data.build import trivial_batch_collator
+from detectron2.data.build import print_instances_class_histogram, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
@@ -21,6 +22,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from pvt_det.data.ahead import Batch, LookAhead
 from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.coco.findings import SKIP_OPTION
+from pvt_det.data.coco.records import CocoRecords
+from pvt_det.data.coco.registration import CocoSource, plain_source
 from pvt_det.data.mapper import PVTDatasetMapper, build_augmentations
 from pvt_det.data.sampler import Mixture, ResumableBatchSampler, Sample
 from pvt_det.data.segmentation.folders import LabelMaps
@@ -34,6 +37,7 @@ from pvt_det.utils.text import counted
 logger = logging.getLogger(__name__)
 
 _Record = dict[str, Any]
+_Records = list[_Record] | CocoRecords
 _Read = TypeVar("_Read")
 
 # Side length in pixels of the blank image that replaces an unreadable image in evaluation.
@@ -43,7 +47,7 @@ _BLANK_SIDE = 64
 class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
     """Data set of records that are mapped on access.
 
-    The records are serialized into one buffer, so that worker processes share them without copying.
+    Worker processes share the records without copying: a list is serialized into one buffer.
 
     With `on_error` "skip", an unreadable image is replaced. In training, the next readable image of the data set takes
     its place. In evaluation, a blank image with `"unreadable": True` takes its place, which the evaluator counts and
@@ -53,16 +57,16 @@ class MappedDataset(Dataset[dict[str, Any] | PvtDetError]):
         skipped: Number of samples that were replaced in all workers, a one-element int64 tensor in shared memory.
 
     Args:
-        records: Detectron2 records, one per image.
+        records: Detectron2 records, one per image: a list, or a data set that makes a record when it is read.
         mapper: Mapper that reads and augments one image.
         on_error: How to handle unreadable images. "skip" replaces them; "stop" and "strict" raise an error.
         mixture: Shares of the data sets, from which images to mix into a sample are drawn. None draws all alike.
     """
 
     def __init__(
-        self, records: list[dict[str, Any]], mapper: PVTDatasetMapper, on_error: str, mixture: Mixture | None = None
+        self, records: _Records, mapper: PVTDatasetMapper, on_error: str, mixture: Mixture | None = None
     ) -> None:
-        self.records = DatasetFromList(records, copy=False)
+        self.records: Any = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self.mapper = mapper
         self.on_error = on_error
         self.mixture = mixture
@@ -175,22 +179,20 @@ def build_detection_train_loader(
     for name in set(cfg.DATASETS.TRAIN) - set(cfg.DATASETS.TEST):
         if source := MetadataCatalog.get(name).get("coco_source"):
             forget_annotations(source.json_file)
-    groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(record["width"] > record["height"]) for record in data.records]
+    mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed, before=augmentations)
+    dataset = MappedDataset(data.records, mapper, cfg.DATASETS.ON_ERROR, data.mixture)
     stream = ResumableBatchSampler(
-        len(data.records),
+        len(dataset),
         batch_size,
         seed=seed,
-        groups=groups,
+        groups=_aspect_ratio_groups(data.records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         repeat_factors=data.repeat_factors,
         mixture=data.mixture,
         rank=comm.get_rank(),
         world_size=world_size,
         start_batch=start_batch,
     )
-    mapper = PVTDatasetMapper(cfg, is_train=True, seed=seed, before=augmentations)
-    return _loader(cfg, MappedDataset(data.records, mapper, cfg.DATASETS.ON_ERROR, data.mixture), stream)
+    return _loader(cfg, dataset, stream)
 
 
 def count_training_images(cfg: CfgNode) -> int:
@@ -219,7 +221,8 @@ def build_detection_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         ConfigError: A key has an invalid value.
         DataError: The data set is empty.
     """
-    records = _records([dataset_name], filter_empty=False)
+    source = plain_source(dataset_name)
+    records = CocoRecords([source.images()]) if source else _records([dataset_name], filter_empty=False)
     dataset = MappedDataset(records, PVTDatasetMapper(cfg, is_train=False), cfg.DATASETS.ON_ERROR)
     return _loader(cfg, dataset, BatchSampler(InferenceSampler(len(dataset)), batch_size=1, drop_last=False))
 
@@ -240,7 +243,7 @@ def build_detection_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLo
         ConfigError: A key has an invalid value.
         DataError: The data set is empty.
     """
-    records = _records([dataset_name], filter_empty=True)
+    records = _all_records([dataset_name], filter_empty=True, masks=cfg.MODEL.MASK_ON)[0]
     mapper = PVTDatasetMapper(
         is_train=True,
         augmentations=build_augmentations(cfg, is_train=False),
@@ -261,6 +264,36 @@ def _records(names: list[str], *, filter_empty: bool) -> list[dict[str, Any]]:
         raise DataError(f"{', '.join(names)}: {error}") from error
 
 
+def _all_records(names: Sequence[str], *, filter_empty: bool, masks: bool) -> Sequence[_Records]:
+    """Return the records of each data set, packed if each is just an annotation file."""
+    sources = [source for name in names if (source := plain_source(name))]
+    if len(sources) < len(names):
+        return [_records([name], filter_empty=filter_empty) for name in names]
+    return [
+        _packed_records(name, source, filter_empty=filter_empty, masks=masks)
+        for name, source in zip(names, sources, strict=True)
+    ]
+
+
+def _packed_records(name: str, source: CocoSource, *, filter_empty: bool, masks: bool) -> CocoRecords:
+    """Return the records that `_records` returns for a data set, but made when they are read, and with packed targets.
+
+    Raises:
+        DataError: No image has an object.
+    """
+    records = CocoRecords([source.images()], masks)
+    if filter_empty:
+        total, records = len(records), records.select(records.has_objects())
+        logger.info("Removed %d images with no usable annotations. %d images left.", total - len(records), len(records))
+    if not len(records):
+        raise DataError(f"{name}: No valid data found in {name}.")
+    # Detectron2's table of the numbers of objects.
+    counts = enumerate(records.class_counts())
+    objects = list(chain.from_iterable([{"category_id": number}] * count for number, count in counts))
+    print_instances_class_histogram([{"annotations": objects}], MetadataCatalog.get(name).thing_classes)
+    return records
+
+
 @dataclass(frozen=True)
 class _TrainingData:
     """What training draws from.
@@ -272,7 +305,7 @@ class _TrainingData:
         mixture: The share of each data set, or None if all images are drawn alike.
     """
 
-    records: list[_Record]
+    records: _Records
     sizes: list[int]
     repeat_factors: np.ndarray | None
     mixture: Mixture | None
@@ -280,33 +313,48 @@ class _TrainingData:
 
 def _training_data(cfg: CfgNode) -> _TrainingData:
     """Return what training draws from: the images of DATASETS.TRAIN with something to train on."""
-    names, filter_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    parts = [_records([name], filter_empty=filter_empty) for name in names]
+    names, filter_empty, masks = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.MODEL.MASK_ON
+    parts = _all_records(names, filter_empty=filter_empty, masks=masks)
     weights = cfg.DATASETS.TRAIN_WEIGHTS
-    factors = _repeat_factors(cfg, parts if weights else [list(chain.from_iterable(parts))])
-    usable = [_pack(part, masks=cfg.MODEL.MASK_ON) | (not filter_empty) for part in parts]
+    factors = _repeat_factors(cfg, parts if weights else [_joined(parts)])
+    usable = [_pack(part, masks=masks) | (not filter_empty) for part in parts]
     for name, part in zip(names, usable, strict=True):
         if not part.any():
-            required = "a mask" if cfg.MODEL.MASK_ON else "a box"
+            required = "a mask" if masks else "a box"
             raise DataError(f"{name}: no image has an object with {required} to train on")
-    kept = np.concatenate(usable)
+    kept, records = np.concatenate(usable), _joined(parts)
     sizes = [int(part.sum()) for part in usable]
     return _TrainingData(
-        list(compress(chain.from_iterable(parts), kept)),
+        records.select(kept) if isinstance(records, CocoRecords) else list(compress(records, kept)),
         sizes,
         None if factors is None else factors[kept],
         Mixture(sizes, weights) if weights else None,
     )
 
 
-def _pack(records: list[_Record], *, masks: bool) -> np.ndarray:
+def _joined(parts: Sequence[_Records]) -> _Records:
+    """Return the records of several data sets, one after another. They are all packed, or all lists."""
+    if packed := [part for part in parts if isinstance(part, CocoRecords)]:
+        return CocoRecords([images for part in packed for images in part.parts], packed[0].masks)
+    return [record for part in parts if isinstance(part, list) for record in part]
+
+
+def _pack(records: _Records, *, masks: bool) -> npt.NDArray[np.bool_]:
     """Replace the annotations of records by packed targets, and return which records have any."""
+    if isinstance(records, CocoRecords):
+        return records.has_objects(masks=masks)
     for record in records:
         record["targets"] = pack_targets(record.pop("annotations", []), masks=masks)
     return np.array([len(record["targets"].classes) > 0 for record in records])
 
 
-def _repeat_factors(cfg: CfgNode, parts: list[list[_Record]]) -> np.ndarray | None:
+def _aspect_ratio_groups(records: _Records) -> list[int]:
+    if isinstance(records, CocoRecords):
+        return records.is_wide.astype(int).tolist()
+    return [int(record["width"] > record["height"]) for record in records]
+
+
+def _repeat_factors(cfg: CfgNode, parts: Sequence[_Records]) -> npt.NDArray[np.float64] | None:
     """Return the repeat factor of each record, by the frequency of the classes in its part, or None without them."""
     loader = cfg.DATALOADER
     if loader.SAMPLER_TRAIN == "TrainingSampler":
@@ -317,7 +365,15 @@ def _repeat_factors(cfg: CfgNode, parts: list[list[_Record]]) -> np.ndarray | No
             "RepeatFactorTrainingSampler"
         )
     count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-    return np.concatenate([count(part, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy() for part in parts])
+    factors = [count(_classes(part), loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy() for part in parts]
+    return np.concatenate(factors)
+
+
+def _classes(records: _Records) -> list[_Record]:
+    """Return records with the classes of their objects."""
+    if isinstance(records, CocoRecords):
+        return [{"annotations": [{"category_id": c} for c in classes]} for classes in records.classes()]
+    return records
 
 
 def _log_sources(cfg: CfgNode, data: _TrainingData) -> None:

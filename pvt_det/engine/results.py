@@ -190,9 +190,9 @@ def _describe(role: str, name: str) -> Iterator[DataRecord]:
     metadata = MetadataCatalog.get(name)
     source, labels = metadata.get("coco_source"), metadata.get("label_source")
     if source is not None:
-        content = source.load()
-        counts = (len(content.images), len(content.annotations))
-        yield DataRecord(role, "objects", name, source.json_file, content.sha256, *counts, source.left_out())
+        images = source.images()
+        counts = (len(images.indices), images.objects)
+        yield DataRecord(role, "objects", name, source.json_file, images.data.sha256, *counts, source.left_out())
     elif json_file := metadata.get("json_file"):
         yield DataRecord(role, "objects", name, json_file, _digest(Path(json_file)))
     if folder := labels.label_root if labels is not None else metadata.get("sem_seg_root"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -73,7 +74,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     @cached_property
     def truth(self) -> GroundTruth:
-        """The ground truth. Loaded on first access, because only the main process needs it.
+        """The ground truth. Loaded on first access, because only the main process needs it, and once per run.
 
         Raises:
             DataError: If the annotations cannot be used.
@@ -82,9 +83,7 @@ class COCOEvaluator(DatasetEvaluator):
         if metadata.get("coco_source") is not None or metadata.get("json_file") is not None:
             return load_ground_truth(metadata)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        converted = str(self.output_dir / f"{self.dataset_name}_coco_format.json")
-        convert_to_coco_json(self.dataset_name, converted, allow_cached=False)
-        return check_ground_truth(converted)
+        return _convert(self.dataset_name, DatasetCatalog.data.get(self.dataset_name), self.output_dir)
 
     def reset(self) -> None:
         """Clear all detections."""
@@ -167,6 +166,14 @@ class COCOEvaluator(DatasetEvaluator):
                 f"the model predicts class {highest}, but {self.dataset_name} has the classes 0 to {count - 1}. "
                 f"Set NUM_CLASSES to {count}."
             )
+
+
+@lru_cache(maxsize=2)
+def _convert(dataset_name: str, function: Callable[[], Any], folder: Path) -> GroundTruth:
+    """Write the ground truth of a data set without an annotation file. `function` returns its records."""
+    file = str(folder / f"{dataset_name}_coco_format.json")
+    convert_to_coco_json(dataset_name, file, allow_cached=False)
+    return check_ground_truth(file)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> COCOEvaluator:

@@ -1,16 +1,21 @@
 """The COCO evaluator: metrics, errors and the results file."""
 
 import json
+from pathlib import Path
 
 import hotcoco
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from pvt_det.config import get_config
+from pvt_det.data.coco import annotations
+from pvt_det.data.coco.cache import forget_annotations
 from pvt_det.data.coco.registration import register_coco
 from pvt_det.errors import ConfigError
+from pvt_det.evaluation import coco
 from pvt_det.evaluation.coco import COCOEvaluator, build_evaluator
 from pvt_det.evaluation.detections import Detections, pack_detections, read_results, write_results
 from pvt_det.evaluation.ground_truth import read_ground_truth
@@ -96,6 +101,30 @@ def test_metrics_of_the_written_files_are_the_same_to_the_last_digit(dataset, tm
         again = evaluate_hotcoco(truth.with_masks(), detections, task).as_percent(truth.class_names)
         np.testing.assert_equal(again, results[task])
         assert 0 < again["AP"] < 100
+
+
+def test_ground_truth_is_read_once_per_run(dataset, tmp_path, request, monkeypatch):
+    """Also that of a data set that other code registered, without an annotation file."""
+    converted = f"{request.node.nodeid}: converted"
+    DatasetCatalog.register(converted, lambda: DatasetCatalog.get(dataset))
+    MetadataCatalog.get(converted).thing_classes = ["bowl", "cup"]
+    read, files = annotations.read_json, []
+    monkeypatch.setattr(annotations, "read_json", lambda file: files.append(Path(file).name) or read(file))
+    forget_annotations(tmp_path / "set.json")
+    for name in (dataset, converted, dataset, converted):
+        evaluator = COCOEvaluator(name, ("bbox",), tmp_path)
+        for image_id, label in enumerate((0, 1, 0)):
+            evaluator.process([{"image_id": image_id}], [perfect([label])])
+        assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+    assert len(files) == 2
+
+
+def test_other_processes_do_not_read_the_ground_truth(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(coco.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(coco, "load_ground_truth", lambda metadata: pytest.fail("it was read"))
+    evaluator = COCOEvaluator(dataset, ("bbox",), tmp_path)
+    evaluator.process([{"image_id": 0}], [perfect([0])])
+    assert evaluator.evaluate() == {}
 
 
 def test_unreadable_image_is_excluded(dataset, tmp_path, caplog):

@@ -7,12 +7,12 @@ handled is described in `pvt_det.data.coco.findings`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from numbers import Real
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
@@ -23,22 +23,27 @@ from pvt_det.data.images import MAX_PIXELS
 from pvt_det.data.storage.places import local_file
 from pvt_det.errors import DataError
 from pvt_det.structures.rle import areas, rle_problem
+from pvt_det.utils import strict_json
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.paths import file_fault
 from pvt_det.utils.text import UNPRINTABLE
 
 # Coordinates of this size or larger are treated as mistakes.
-_MAX_COORDINATE = 1e8
+MAX_COORDINATE = 1e8
 # Rasterizing a polygon takes about 80 bytes per pixel of its outline, even for the part outside the image.
-_MAX_OUTLINE = 5e6
+MAX_OUTLINE = 5e6
 # In training, a polygon is enlarged until the sides of its box have this many pixels. Detectron2 clamps the sides of
 # the box to at least 0.1 pixels.
-_MASK_SIDE, _MIN_SIDE = 28, 0.1
+MASK_SIDE, MIN_SIDE = 28, 0.1
 # Evaluators store ids as float64, which is exact up to this value. They reject negative ids of images and categories.
-_MAX_ID = 2**53
+MAX_ID = 2**53
 _MAX_SHOWN_ID_LENGTH, _MAX_ORIGIN_LENGTH = 40, 200
 # Names appear in tables and drawings. A name with a million characters keeps a terminal busy for minutes.
 _MAX_NAME_LENGTH = 1000
+# The types of JSON numbers; a bool is none.
+NUMBERS = frozenset((int, float))
+# A name without them is inside, unless it starts with a slash.
+_OUTSIDE_MARKS = ("..", "\\", ":")
 _OUTSIDE = "file_name that points outside the image folder (DATASETS.ALLOW_OUTSIDE True allows it)"
 
 
@@ -94,8 +99,7 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
             images, annotations or categories are missing.
     """
     path = local_file(json_file)
-    if fault := file_fault(path):
-        raise DataError(f"annotation file {path} {fault}")
+    _require_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -103,7 +107,7 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"annotation file {path} starts with a byte-order mark. Save it as UTF-8 without one.")
     try:
-        data = json.loads(content, object_pairs_hook=_reject_conflicting_keys)
+        data = strict_json.loads(content)
     except UnicodeDecodeError as error:
         raise DataError(f"annotation file {path} is broken or not UTF-8 ({error}). Save it again as UTF-8.") from error
     except (ValueError, RecursionError) as error:
@@ -114,14 +118,60 @@ def read_json(json_file: str | Path) -> dict[str, Any]:
     return data
 
 
-def _reject_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; of two values of a key, Python's default silently keeps only the last."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        for name, value in pairs:
-            if value != result[name]:
-                raise ValueError(f"the key {name!r} appears twice in one object with different values")
-    return result
+def _require_file(path: Path) -> None:
+    if fault := file_fault(path):
+        raise DataError(f"annotation file {path} {fault}")
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of an annotation file, of which images and categories are checked.
+
+    Attributes:
+        images: Valid images by id.
+        categories: Valid categories, sorted by id.
+        annotations: Annotations of any content.
+        repeated: Ids that several annotations have.
+        sha256: Digest of the annotation file.
+        findings: Collects all problems of the file.
+    """
+
+    images: dict[int, dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[Any]
+    repeated: set[int]
+    sha256: str
+    findings: Findings
+
+    @cached_property
+    def known_categories(self) -> set[int]:
+        """Ids of the categories."""
+        return {category["id"] for category in self.categories}
+
+    def check(self, annotation: Any, index: int) -> bool:
+        """Check an annotation, report its problems, and repair it in place.
+
+        Args:
+            annotation: The annotation.
+            index: Its 0-based index in the file.
+
+        Returns:
+            Whether it is valid.
+        """
+        if not isinstance(annotation, dict):
+            self.findings.add("annotation that is not a JSON object", f"number {index}")
+            return False
+        problem = _reference_problem(annotation, self)
+        problem = problem or _box_problem(annotation["bbox"], self.images[annotation["image_id"]])
+        problem = problem or _segmentation_problem(
+            annotation, self.images[annotation["image_id"]], index, self.findings
+        )
+        if problem:
+            self.findings.add(problem, entry_name("annotation", annotation, index))
+            return False
+        _fill_missing(annotation, index, self.findings)
+        _report_unusual_box(annotation, self.images[annotation["image_id"]], index, self.findings)
+        return True
 
 
 def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> CocoData:
@@ -139,50 +189,38 @@ def read_annotations(json_file: str | Path, findings: Findings, *, allow_outside
         DataError: The file is missing, not JSON in UTF-8, or cut short; a key has two different values; or the lists of
             images, annotations or categories are missing.
     """
-    raw = read_json(json_file)
-    categories = _categories(raw["categories"], findings)
-    images = _images(raw["images"], findings, allow_outside)
-    by_id = {image["id"]: image for image in images}
-    known = {category["id"] for category in categories}
-    ids = Counter(a.get("id") for a in raw["annotations"] if isinstance(a, dict) and _is_exact(a.get("id")))
-    annotations = []
-    for index, annotation in enumerate(raw["annotations"]):
-        if not isinstance(annotation, dict):
-            findings.add("annotation that is not a JSON object", f"number {index}")
-            continue
-        name = entry_name("annotation", annotation, index)
-        problem = _reference_problem(annotation, ids, by_id, known)
-        problem = problem or _box_problem(annotation["bbox"], by_id[annotation["image_id"]])
-        problem = problem or _segmentation_problem(annotation, by_id[annotation["image_id"]], name, findings)
-        if problem:
-            findings.add(problem, name)
-            continue
-        _fill_missing(annotation, name, findings)
-        _report_unusual_box(annotation["bbox"], by_id[annotation["image_id"]], name, findings)
-        annotations.append(annotation)
-    _check_not_empty(images, categories, annotations, findings)
-    return CocoData(images, annotations, categories, file_digest(json_file))
+    content = read_content(json_file, findings, allow_outside=allow_outside)
+    annotations = [a for index, a in enumerate(content.annotations) if content.check(a, index)]
+    boxes = [annotation["bbox"] for annotation in annotations if not annotation["iscrowd"]]
+    has_boxes = any(box[2] > 0 and box[3] > 0 for box in boxes)
+    counts = (len(content.images), len(content.categories), len(annotations), len(boxes))
+    check_not_empty(*counts, has_boxes=has_boxes, findings=findings)
+    return CocoData(list(content.images.values()), annotations, content.categories, content.sha256)
 
 
-def require_masks(data: CocoData, findings: Findings) -> CocoData:
-    """Report annotations without a usable mask and leave them out; crowd regions do not need a mask.
+def read_content(json_file: str | Path, findings: Findings, *, allow_outside: bool = False) -> Content:
+    """Read an annotation file, and check its images and categories.
 
     Args:
-        data: Checked annotations.
-        findings: Collects the annotations without a mask.
+        json_file: Annotation file in COCO's instances format.
+        findings: Collects all problems of the file.
+        allow_outside: Whether image file names may be absolute or contain `..`.
 
-    Returns:
-        The data without these annotations.
+    Raises:
+        DataError: As for `read_annotations`.
     """
-    kept = [a for a in data.annotations if a["iscrowd"] or "segmentation" in a]
-    if len(kept) == len(data.annotations):
-        return data
-    for index, annotation in enumerate(data.annotations):
-        if not annotation["iscrowd"] and "segmentation" not in annotation:
-            kind = "annotation without a usable mask, which MODEL.MASK_ON needs"
-            findings.add(kind, entry_name("annotation", annotation, index))
-    _check_not_empty(data.images, data.categories, kept, findings)
-    return replace(data, annotations=kept)
+    path = local_file(json_file)
+    _require_file(path)  # reading a pipe may never end
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(file_digest, path)
+        raw = read_json(path)
+    categories = _categories(raw["categories"], findings)
+    images = {image["id"]: image for image in _images(raw["images"], findings, allow_outside)}
+    ids = [a["id"] for a in raw["annotations"] if isinstance(a, dict) and _is_int(a.get("id"))]
+    repeated = set()
+    if len(set(ids)) < len(ids):
+        repeated = {id_ for id_, count in Counter(ids).items() if count > 1}
+    return Content(images, categories, raw["annotations"], repeated, digest.result(), findings)
 
 
 def _categories(raw: list[Any], findings: Findings) -> list[dict[str, Any]]:
@@ -224,6 +262,8 @@ def _images(raw: list[Any], findings: Findings, allow_outside: bool) -> list[dic
 
 
 def _is_outside(file_name: str) -> bool:
+    if not any(mark in file_name for mark in _OUTSIDE_MARKS) and file_name[0] != "/":
+        return False
     path = PurePosixPath(file_name)
     return path.is_absolute() or PureWindowsPath(file_name).is_absolute() or ".." in path.parts
 
@@ -242,14 +282,14 @@ def _image_problem(image: Any, counts: Counter) -> str:
     return ""
 
 
-def _reference_problem(annotation: dict[str, Any], ids: Counter, images: dict[int, Any], known: set[int]) -> str:
+def _reference_problem(annotation: dict[str, Any], content: Content) -> str:
     if not _is_exact(annotation.get("id")):
         return "annotation without an integer id"
-    if ids[annotation["id"]] > 1:
+    if annotation["id"] in content.repeated:
         return "duplicate annotation id"
-    if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in images:
+    if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in content.images:
         return "annotation with an unknown or dropped image_id"
-    if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in known:
+    if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in content.known_categories:
         return "annotation with an unknown category_id"
     if "bbox" not in annotation:
         return "annotation without bbox"
@@ -261,10 +301,10 @@ def _reference_problem(annotation: dict[str, Any], ids: Counter, images: dict[in
 
 
 def _box_problem(box: Any, image: dict[str, Any]) -> str:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
         return "bbox that is not four numbers (x, y, width, height)"
     x, y, width, height = box
-    if not _in_bounds(box):
+    if [value for value in box if not -MAX_COORDINATE < value < MAX_COORDINATE]:  # NaN, too
         return "bbox with NaN, infinity or a value of 1e8 or more"
     if width < 0 or height < 0:
         return "bbox with negative width or height"
@@ -274,7 +314,7 @@ def _box_problem(box: Any, image: dict[str, Any]) -> str:
     return ""
 
 
-def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], name: str, findings: Findings) -> str:
+def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], index: int, findings: Findings) -> str:
     """Check the mask, repair it in place, and return the remaining problem or ""."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
@@ -286,6 +326,7 @@ def _segmentation_problem(annotation: dict[str, Any], image: dict[str, Any], nam
                 return problem
         kept = [polygon for polygon in segmentation if len(polygon) >= 6]
         if len(kept) < len(segmentation):
+            name = entry_name("annotation", annotation, index)
             findings.add("polygon with fewer than three points", name, repair="polygon removed")
         annotation["segmentation"] = kept
     elif segmentation is not None:
@@ -307,11 +348,11 @@ def _polygon_problem(polygon: Any, box: list[float]) -> str:
         return "polygon that is not a list of x, y pairs"
     except OverflowError:
         low, high, total = 0, 0, math.inf
-    if not (math.isfinite(total) and -_MAX_COORDINATE < low <= high < _MAX_COORDINATE):
+    if not (math.isfinite(total) and -MAX_COORDINATE < low <= high < MAX_COORDINATE):
         return "polygon with NaN, infinity or a coordinate of 1e8 or more"
-    enlarged = max(1.0, _MASK_SIDE / max(_MIN_SIDE, min(box[2:])))
+    enlarged = max(1.0, MASK_SIDE / max(MIN_SIDE, min(box[2:])))
     # The first product is a cheap upper bound on the length of the outline.
-    if len(polygon) * (high - low) * enlarged > _MAX_OUTLINE and _outline(polygon) * enlarged > _MAX_OUTLINE:
+    if len(polygon) * (high - low) * enlarged > MAX_OUTLINE and _outline(polygon) * enlarged > MAX_OUTLINE:
         return (
             "polygon whose outline is too long to draw: it extends far outside its image, or its box is far too small"
         )
@@ -324,23 +365,27 @@ def _outline(polygon: list[float]) -> float:
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def _fill_missing(annotation: dict[str, Any], name: str, findings: Findings) -> None:
+def _fill_missing(annotation: dict[str, Any], index: int, findings: Findings) -> None:
     """Add a missing `iscrowd` or area to an annotation in place."""
     if "iscrowd" not in annotation:
-        findings.add("annotation without iscrowd", name, repair="set to 0")
+        findings.add("annotation without iscrowd", entry_name("annotation", annotation, index), repair="set to 0")
     annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
     area: Any = annotation.get("area")
-    if not _is_number(area) or not 0 <= area < _MAX_COORDINATE**2:
+    if type(area) not in NUMBERS or not 0 <= area < MAX_COORDINATE**2:
+        name = entry_name("annotation", annotation, index)
         findings.add("annotation without a usable area", name, repair="computed from its mask or box")
         annotation["area"] = _area(annotation)
 
 
-def _report_unusual_box(box: list[float], image: dict[str, Any], name: str, findings: Findings) -> None:
-    x, y, width, height = box
+def _report_unusual_box(annotation: dict[str, Any], image: dict[str, Any], index: int, findings: Findings) -> None:
+    x, y, width, height = annotation["bbox"]
     if not width or not height:
-        findings.add("empty bbox", name, repair="ignored in training")
-    elif min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-        findings.add("bbox that extends outside its image by more than a pixel", name, repair="clipped in training")
+        kind, repair = "empty bbox", "ignored in training"
+    elif x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+        kind, repair = "bbox that extends outside its image by more than a pixel", "clipped in training"
+    else:
+        return
+    findings.add(kind, entry_name("annotation", annotation, index), repair=repair)
 
 
 def _area(annotation: dict[str, Any]) -> float:
@@ -354,22 +399,27 @@ def _area(annotation: dict[str, Any]) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def _check_not_empty(
-    images: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-    findings: Findings,
+def check_not_empty(
+    images: int, categories: int, annotations: int, single: int, *, has_boxes: bool, findings: Findings
 ) -> None:
-    """Report a data set on which nothing can be trained."""
-    for what, items in (("image", images), ("category", categories), ("annotation", annotations)):
-        if not items:
+    """Report a data set on which nothing can be trained.
+
+    Args:
+        images: Number of usable images.
+        categories: Number of usable categories.
+        annotations: Number of usable annotations.
+        single: Number of them that are not crowd regions.
+        has_boxes: Whether one of these has a box that is not empty.
+        findings: Collects the problem.
+    """
+    for what, number in (("image", images), ("category", categories), ("annotation", annotations)):
+        if not number:
             findings.add(f"no usable {what}", "the data set is empty", fatal=True)
             return
-    single = [annotation for annotation in annotations if not annotation["iscrowd"]]
     if not single:
-        findings.add("only crowd regions", f"all {len(annotations)} annotations", fatal=True)
-    elif not any(annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0 for annotation in single):
-        findings.add("only empty boxes", f"all {len(single)} annotations", fatal=True)
+        findings.add("only crowd regions", f"all {annotations} annotations", fatal=True)
+    elif not has_boxes:
+        findings.add("only empty boxes", f"all {single} annotations", fatal=True)
 
 
 def entry_name(what: str, entry: Any, index: int) -> str:
@@ -400,21 +450,13 @@ def _is_printable(value: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # neither a bool nor a float
 
 
 def _is_exact(value: Any) -> bool:
-    return _is_int(value) and abs(value) <= _MAX_ID
+    return type(value) is int and -MAX_ID <= value <= MAX_ID
 
 
 def _is_id(value: Any) -> bool:
     """Check an image or category id. Annotation ids may be negative, since evaluation renumbers them."""
-    return _is_exact(value) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _in_bounds(values: list[float]) -> bool:
-    return all(-_MAX_COORDINATE < value < _MAX_COORDINATE for value in values)  # false for NaN
+    return type(value) is int and 0 <= value <= MAX_ID

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from pvt_det.config.table import require_valid
-from pvt_det.data.coco.annotations import CocoData, entry_name, require_masks
-from pvt_det.data.coco.cache import load_annotations
+from pvt_det.data.coco.annotations import CocoData, check_not_empty
+from pvt_det.data.coco.cache import open_annotations
 from pvt_det.data.coco.findings import Findings, Problem
-from pvt_det.data.coco.stored_images import stored_faults
+from pvt_det.data.coco.image_files import image_faults
+from pvt_det.data.coco.packed import NONE, PackedCoco
 from pvt_det.data.formats import find_image_folder
 from pvt_det.data.storage.places import attach, file_fault, folder_fault
 from pvt_det.data.storage.references import Reference, join
 from pvt_det.errors import DataError
 from pvt_det.utils.paths import ABSENT
+from pvt_det.utils.strict_json import garbage_kept
 from pvt_det.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -26,17 +33,31 @@ class Examined:
     """The usable part of a data set, which is known even if the data set is refused.
 
     Attributes:
-        data: Images, annotations and categories that passed the check of the annotation file.
+        packed: Images, annotations and categories that passed the check of the annotation file.
+        kept: Which of the annotations are used, M bool.
         unreadable: Ids of images whose file is missing, is broken, or differs in size from its annotation.
     """
 
-    data: CocoData
+    packed: PackedCoco
+    kept: npt.NDArray[np.bool_]
     unreadable: frozenset[int]
+
+    @cached_property
+    def data(self) -> CocoData:
+        """The annotations that are used, also those of unreadable images."""
+        with garbage_kept():
+            return self.packed.unpack(self.kept)
 
     @property
     def usable(self) -> CocoData:
-        """Return the valid annotations of readable images."""
+        """The annotations that are used, of readable images."""
         return self.data.without(self.unreadable)
+
+    @property
+    def annotations(self) -> int:
+        """Number of annotations that are used, of readable images."""
+        unreadable = np.isin(self.packed.arrays["image_ids"], list(self.unreadable))
+        return int((self.kept & ~unreadable[self.packed.image_of_object]).sum())
 
 
 @dataclass(frozen=True)
@@ -99,14 +120,13 @@ def examine(
             the images.
     """
     require_valid("DATASETS.CHECK", level)
-    data, found = load_annotations(json_file, allow_outside=allow_outside)
-    findings.problems |= found.problems
-    if masks:
-        data = require_masks(data, findings)
+    data = open_annotations(json_file, allow_outside=allow_outside)
+    findings.problems |= copy.deepcopy(data.findings.problems)
+    kept = _with_masks(data, findings) if masks else np.ones(data.objects, dtype=np.bool_)
     unreadable = frozenset[int]()
     if level != "off":
         unreadable = _check_images(data, image_root, level == "full", findings)
-    return Examined(data, unreadable)
+    return Examined(data, kept, unreadable)
 
 
 def check_dataset(
@@ -141,12 +161,11 @@ def check_dataset(
     findings = Findings()
     examined = examine(json_file, image_root, level, findings, masks=masks, allow_outside=allow_outside)
     findings.raise_if_refused(str(json_file), on_error)
-    usable = examined.usable
     report = CheckReport(
         json_file=str(json_file),
-        images=len(usable.images),
-        annotations=len(usable.annotations),
-        class_names=usable.class_names,
+        images=examined.packed.images - len(examined.unreadable),
+        annotations=examined.annotations,
+        class_names=examined.packed.class_names,
         problems=findings.problems,
         unreadable=examined.unreadable,
         lines=tuple(findings.lines(on_error)),
@@ -155,36 +174,50 @@ def check_dataset(
     return report
 
 
-def _check_images(data: CocoData, root: Reference, decode: bool, findings: Findings) -> frozenset[int]:
+def _with_masks(data: PackedCoco, findings: Findings) -> npt.NDArray[np.bool_]:
+    """Report annotations without a usable mask, and return which have one; crowd regions do not need it."""
+    single, boxes = ~data.arrays["crowds"], data.arrays["boxes"]
+    lacking = single & (data.arrays["mask_kinds"] == NONE)
+    order = np.argsort(data.arrays["positions"])
+    for name in data.entry_names("object", order[lacking[order]].tolist()):
+        findings.add("annotation without a usable mask, which MODEL.MASK_ON needs", name)
+    if lacking.any():
+        left = single & ~lacking
+        has_boxes = bool((boxes[left, 2:] > 0).all(axis=1).any())
+        counts = (data.images, len(data.categories), int((~lacking).sum()), int(left.sum()))
+        check_not_empty(*counts, has_boxes=has_boxes, findings=findings)
+    return ~lacking
+
+
+def _check_images(data: PackedCoco, root: Reference, decode: bool, findings: Findings) -> frozenset[int]:
     """Return the ids of images whose file is missing, is broken, or differs in size from its annotation."""
     if fault := folder_fault(root):
         raise DataError(f"image folder {root} {fault}. Give the folder that contains the images.")
-    names = [image["file_name"] for image in data.images]
-    sizes = [(image["width"], image["height"]) for image in data.images]
-    faults = stored_faults(root, names, sizes, decode=decode)
+    names = data.file_names
+    sizes = list(zip(data.arrays["widths"].tolist(), data.arrays["heights"].tolist(), strict=True))
+    faults = image_faults(root, names, sizes, decode=decode)
     missing = 0
-    for index, fault in faults.items():
+    for (index, fault), name in zip(faults.items(), data.entry_names("image", faults), strict=True):
         is_missing = file_fault(join(root, names[index])) == ABSENT
         kind = "image file that is missing" if is_missing else "image file that cannot be used"
-        findings.add(kind, f"{entry_name('image', data.images[index], index)}: {fault}")
+        findings.add(kind, f"{name}: {fault}")
         missing += is_missing
-    where = _where(data, root, missing) if 2 * missing > len(data.images) else f"looked in {root}"
-    if missing == len(data.images) > 0:
+    where = _where(names, root, missing) if 2 * missing > len(names) else f"looked in {root}"
+    if missing == len(names) > 0:
         # A list of all the missing files would hide what is wrong.
-        first = data.images[0]["file_name"]
-        raise DataError(f"image folder {root} contains none of the images, such as {first}: {where}.")
-    if len(faults) == len(data.images) > 0:
+        raise DataError(f"image folder {root} contains none of the images, such as {names[0]}: {where}.")
+    if len(faults) == len(names) > 0:
         findings.add("no readable image", where, fatal=True)
-    elif 2 * missing > len(data.images):
+    elif 2 * missing > len(names):
         findings.add("image folder without most of the images", where)
-    return frozenset(data.images[index]["id"] for index in faults)
+    return frozenset(data.arrays["image_ids"][list(faults)].tolist())
 
 
-def _where(data: CocoData, root: Reference, missing: int) -> str:
+def _where(names: list[str], root: Reference, missing: int) -> str:
     """Say how many of the image files exist in the image folder, and where others are."""
-    total = len(data.images)
+    total = len(names)
     text = f"{total - missing} of {total} files exist in {root}"
-    found = None if attach(root) else find_image_folder([image["file_name"] for image in data.images], Path(root))
+    found = None if attach(root) else find_image_folder(names, Path(root))
     if found is None or found[1] <= total - missing:
         return f"{text}, and no more in the folders around it. Give the folder of the images"
     return f"{text}, but {found[1]} of {total} in {found[0]}. Give that folder instead"

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 
 from pvt_det.data.coco.annotations import CocoData
-from pvt_det.data.coco.cache import load_annotations
+from pvt_det.data.coco.cache import load_annotations, open_annotations
+from pvt_det.data.coco.packed import PackedCoco
+from pvt_det.data.coco.records import ChosenImages, CocoRecords
 from pvt_det.data.storage.places import attach
-from pvt_det.data.storage.references import join
 from pvt_det.errors import ConfigError
 
 __all__ = ["register_coco"]
@@ -37,8 +39,18 @@ class CocoSource:
     allow_outside: bool = False
     unreadable: frozenset[int] = frozenset()
 
+    def open(self) -> PackedCoco:
+        """Open the checked annotations, also those of unreadable images. Processes share their memory.
+
+        Raises:
+            DataError: The annotations cannot be used.
+        """
+        data = open_annotations(self.json_file, allow_outside=self.allow_outside)
+        data.findings.raise_if_refused(self.json_file, self.on_error)
+        return data
+
     def load(self) -> CocoData:
-        """Load the checked annotations, which training and evaluation share.
+        """Load the checked annotations as dictionaries.
 
         Returns:
             The valid annotations of readable images.
@@ -46,8 +58,8 @@ class CocoSource:
         Raises:
             DataError: The annotations cannot be used.
         """
-        data, findings = load_annotations(self.json_file, allow_outside=self.allow_outside)
-        findings.raise_if_refused(self.json_file, self.on_error)
+        self.open()
+        data, _ = load_annotations(self.json_file, allow_outside=self.allow_outside)
         return data.without(self.unreadable)
 
     def left_out(self) -> dict[str, int]:
@@ -59,10 +71,21 @@ class CocoSource:
         Raises:
             DataError: The annotations cannot be used.
         """
-        _, findings = load_annotations(self.json_file, allow_outside=self.allow_outside)
-        problems = findings.problems.items()
+        problems = open_annotations(self.json_file, allow_outside=self.allow_outside).findings.problems.items()
         dropped = {kind: problem.count for kind, problem in problems if problem.outcome(self.on_error) == "dropped"}
         return dropped | ({"unreadable image": len(self.unreadable)} if self.unreadable else {})
+
+    def images(self) -> ChosenImages:
+        """Return the readable images, sorted by id, with their annotations.
+
+        Raises:
+            DataError: The annotations cannot be used, or the images are in a folder of shards that cannot be used.
+        """
+        data = self.open()
+        attach(self.image_root)
+        ids = data.arrays["image_ids"]
+        order = np.argsort(ids)
+        return ChosenImages(data, self.image_root, order[~np.isin(ids, list(self.unreadable))[order]])
 
     def records(self) -> list[dict[str, Any]]:
         """Return one Detectron2 record per image, sorted by image id, without annotations with an empty box.
@@ -70,27 +93,35 @@ class CocoSource:
         Raises:
             DataError: The annotations cannot be used.
         """
-        data = self.load()
-        attach(self.image_root)
-        classes = {category["id"]: number for number, category in enumerate(data.categories)}
-        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in data.images}
-        for annotation in data.annotations:
-            if annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0:
-                kept = {"bbox": annotation["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": annotation["iscrowd"]}
-                kept["category_id"] = classes[annotation["category_id"]]
-                if "segmentation" in annotation:
-                    kept["segmentation"] = annotation["segmentation"]
-                objects[annotation["image_id"]].append(kept)
+        images = self.images()
+        records = CocoRecords([images])
+        objects = images.data.annotations(range(images.data.images))
+        classes = {category["id"]: number for number, category in enumerate(images.data.categories)}
         return [
-            {
-                "file_name": join(self.image_root, image["file_name"]),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "annotations": objects[image["id"]],
-            }
-            for image in sorted(data.images, key=lambda image: image["id"])
+            records[number] | {"annotations": [_record(a, classes) for a in objects[image] if min(a["bbox"][2:]) > 0]}
+            for number, image in enumerate(images.indices.tolist())
         ]
+
+
+def _record(annotation: dict[str, Any], classes: dict[int, int]) -> dict[str, Any]:
+    """Convert an annotation to Detectron2's format."""
+    return {
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "iscrowd": annotation["iscrowd"],
+        "category_id": classes[annotation["category_id"]],
+        **({"segmentation": annotation["segmentation"]} if "segmentation" in annotation else {}),
+    }
+
+
+def plain_source(name: str) -> CocoSource | None:
+    """Return the source of a registered data set whose records are just those of an annotation file, or None.
+
+    Args:
+        name: Name in Detectron2's catalogs.
+    """
+    source = MetadataCatalog.get(name).get("coco_source")
+    return source if source is not None and DatasetCatalog.data.get(name) == source.records else None
 
 
 def register_coco(
@@ -127,7 +158,7 @@ def register_coco(
         if metadata.get("coco_source") != source:
             raise ConfigError(f"data set {name!r} is already registered with different files or settings")
         return metadata
-    categories = source.load().categories
+    categories = source.open().categories
     DatasetCatalog.register(name, source.records)
     return MetadataCatalog.get(name).set(
         coco_source=source,

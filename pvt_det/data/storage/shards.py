@@ -172,7 +172,9 @@ class LocalParts:
             OSError: The file cannot be read, or is too short.
         """
         if shard not in self._files:
-            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            file = os.open(self._paths[shard], os.O_RDONLY)
+            if self._files.setdefault(shard, file) != file:  # another thread was faster
+                os.close(file)
         # pread does not move the file position, which forked processes share.
         content = os.pread(self._files[shard], size, offset)
         if len(content) < size:
