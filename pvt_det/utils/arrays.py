@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pvt_det.utils.files import open_atomically
 
@@ -43,8 +43,8 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapp
     text = json.dumps(facts)
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with open_atomically(path) as file:
-        # With a single key, the same content gives the same bytes.
-        save_file(contiguous, file.name, {"facts": f"{_digest(contiguous, text)} {text}"})
+        # With a single key of metadata, the same content gives the same bytes.
+        file.write(save(contiguous, {"facts": f"{_digest(contiguous, text)} {text}"}))
 
 
 def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:

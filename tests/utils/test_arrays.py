@@ -31,6 +31,9 @@ def test_arrays_and_facts_come_back_and_are_read_only(tmp_path):
         base = base.base
     assert isinstance(base.obj, mmap.mmap)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    # Other users may read it, as any other file.
+    (tmp_path / "other").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize("place", [0, 3, 8, 40, 200, -1, -40])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pvt_det.data.coco.annotations import CocoData
+from pvt_det.data.coco.annotations import CocoData, entry_name
 from pvt_det.data.coco.findings import Findings, Problem
 from pvt_det.utils.arrays import Arrays, DamagedFileError, map_arrays, split_strings, write_arrays
 
@@ -217,7 +217,12 @@ class PackedCoco:
         """
         ids, word = ("image_ids", "image") if what == "image" else ("ids", "annotation")
         origins, ends = self.arrays[f"{what}_origins"], self.arrays[f"{what}_origin_ends"]
-        return [split_strings(origins, ends, range(n, n + 1))[0] or f"{word} {self.arrays[ids][n]}" for n in indices]
+        return [
+            entry_name(
+                word, {"id": int(self.arrays[ids][n]), "origin": split_strings(origins, ends, range(n, n + 1))[0]}, n
+            )
+            for n in indices
+        ]
 
 
 def _range(ends: npt.NDArray[np.int64], index: int) -> range:

@@ -88,7 +88,8 @@ def test_many_annotations_are_checked_in_parts(tmp_path):
 
 
 def test_names_of_images_and_objects(tmp_path):
-    data, packed = read(tmp_path, MIXED)
+    unsafe = [annotation(origin=origin) for origin in ("a.xml\x1b[31m", "a" * 300, "  ")]
+    data, packed = read(tmp_path, [*MIXED, *unsafe])
     order = np.argsort(packed.arrays["positions"])
     assert packed.entry_names("object", order) == [entry_name("annotation", a, 0) for a in data.annotations]
     assert packed.entry_names("image", range(3)) == ["image 9", "2.xml", "image 4"]
