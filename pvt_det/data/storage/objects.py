@@ -181,7 +181,7 @@ class Objects:
 
 
 def _without_secrets(text: str) -> str:
-    """Return a text without the values of environment variables that hold secrets."""
+    """Remove the values of environment variables that hold secrets from a message."""
     secrets = [value for name, value in os.environ.items() if _SECRET.search(name) and len(value) > 3]
     for value in secrets:
         text = text.replace(value, "…")
