@@ -400,7 +400,8 @@ class ClassificationTrainer:
         state, progress = self.state, self.progress
         if progress.step == self._steps:  # resumed after a stop during the evaluation
             return
-        batch_size = state.loader.batch_size
+        # Not `state.loader.batch_size`, which is None if the loader has its own sampler of batches.
+        batch_size = getattr(state.loader.batch_sampler, "batch_size", None)
         assert batch_size is not None
         state.sampler.set_position(progress.epoch, progress.step * self.cfg.accumulate_steps * batch_size)
         batches = count_batches(state.loader)

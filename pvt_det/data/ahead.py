@@ -29,6 +29,9 @@ class Batch(list):
 class LookAhead(Sampler[list[Any]]):
     """Yields the batches of another sampler as `Batch`.
 
+    Attributes:
+        batch_size: Number of samples per batch.
+
     Args:
         batches: Sampler of batches, which may be endless.
         batch_size: Number of samples per batch.
@@ -36,7 +39,7 @@ class LookAhead(Sampler[list[Any]]):
     """
 
     def __init__(self, batches: Iterable[list[Any]], batch_size: int, workers: int) -> None:
-        self._batches = batches
+        self._batches, self.batch_size = batches, batch_size
         self._distance = max(2 * workers, math.ceil(_SAMPLES / batch_size))
 
     def __len__(self) -> int:

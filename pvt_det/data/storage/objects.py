@@ -15,17 +15,6 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-import obstore
-from obstore.exceptions import (
-    GenericError,
-    InvalidPathError,
-    NotSupportedError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnknownConfigurationKeyError,
-)
-from obstore.store import from_url
-
 from pvt_det.data.storage.ranges import Facts, endpoint
 from pvt_det.data.storage.references import shown, split
 from pvt_det.utils.text import counted
@@ -33,8 +22,6 @@ from pvt_det.utils.text import counted
 # Seconds for one attempt.
 _TIMEOUT, _CONNECT_TIMEOUT = 30.0, 10.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 15.0
-_DENIED = (PermissionDeniedError, UnauthenticatedError)
-_HOPELESS = (InvalidPathError, NotSupportedError, UnknownConfigurationKeyError)
 # Codes of S3 and others for credentials that are not valid any more, which come with status 400.
 _EXPIRED = re.compile(r"<Code>(ExpiredToken|TokenRefreshRequired|InvalidToken|ExpiredTokenException)</Code>")
 _STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w{1,60})</Code>")
@@ -75,6 +62,9 @@ class Objects:
     """
 
     def __init__(self, retry_seconds: float, timeout: float = _TIMEOUT) -> None:
+        import obstore
+
+        self._obstore = obstore
         self._retry_seconds, self._timeout = retry_seconds, timeout
         self._store = cache(self._open)
 
@@ -92,11 +82,11 @@ class Objects:
         def read() -> Facts:
             # Not HEAD, because its answer does not say why access is denied.
             try:
-                return _facts(obstore.get(self._store(base), path, options={"range": (0, 1)}).meta)
-            except GenericError as error:
+                return _facts(self._obstore.get(self._store(base), path, options={"range": (0, 1)}).meta)
+            except Exception as error:
                 if "status code: 416" not in str(error):
                     raise
-                return _facts(obstore.head(self._store(base), path))  # the object is empty
+                return _facts(self._obstore.head(self._store(base), path))  # the object is empty
 
         return self._repeat(url, read)
 
@@ -113,7 +103,7 @@ class Objects:
         start = len(path) + 1 if path else 0
 
         def read() -> list[tuple[str, Facts]]:
-            pages = obstore.list(self._store(base), path or None)
+            pages = self._obstore.list(self._store(base), path or None)
             return [(each["path"][start:], _facts(each)) for page in pages for each in page]
 
         return sorted(self._repeat(url, read))
@@ -135,7 +125,7 @@ class Objects:
         base, path = split(url)
 
         def read() -> bytes:
-            result = obstore.get(self._store(base), path, options={"range": (start, start + size)})
+            result = self._obstore.get(self._store(base), path, options={"range": (start, start + size)})
             if (found := _facts(result.meta)) != facts:
                 raise FetchError(
                     f"{shown(url)} has changed on the server: it had {facts.size:,} bytes and the tag {facts.tag}, and "
@@ -150,6 +140,8 @@ class Objects:
         return self._repeat(url, read)
 
     def _open(self, base: str) -> Any:
+        from obstore.store import from_url
+
         options = {
             "timeout": timedelta(seconds=self._timeout),
             "connect_timeout": timedelta(seconds=min(self._timeout, _CONNECT_TIMEOUT)),
@@ -189,7 +181,7 @@ class Objects:
 
 
 def _without_secrets(text: str) -> str:
-    """Return a text without the values of environment variables that hold secrets."""
+    """Remove the values of environment variables that hold secrets from a message."""
     secrets = [value for name, value in os.environ.items() if _SECRET.search(name) and len(value) > 3]
     for value in secrets:
         text = text.replace(value, "…")
@@ -206,6 +198,10 @@ def _passing_problem(url: str, error: Exception) -> str:
 
     The message of obstore is not shown, because what a server answers may contain access keys.
     """
+    from obstore import exceptions
+
+    denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    hopeless = (exceptions.InvalidPathError, exceptions.NotSupportedError, exceptions.UnknownConfigurationKeyError)
     text, name = str(error), shown(url)
     status = int(found[1]) if (found := _STATUS.search(text)) else 0
     code = f", {found[1]}" if (found := _CODE.search(text)) else ""
@@ -216,12 +212,12 @@ def _passing_problem(url: str, error: Exception) -> str:
             f"{name} cannot be read, because no credentials were found. Set those of the provider in the environment, "
             "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket."
         ) from None
-    if isinstance(error, _DENIED) or _EXPIRED.search(text):
+    if isinstance(error, denied) or _EXPIRED.search(text):
         raise FetchError(
             f"{name} cannot be read: access was denied (status {status}{code}). The credentials have expired, or do "
             "not allow reading it. Renew them, and start the command again; a training run continues with --resume."
         ) from None
-    if isinstance(error, _HOPELESS) or (400 <= status < 500 and status not in _PASSING):
+    if isinstance(error, hopeless) or (400 <= status < 500 and status not in _PASSING):
         reason = next((words for mark, words in _KINDS.items() if mark in text), f"status {status}{code}")
         if "RangeNotSupported" in text:
             reason = "the server does not send parts of files, as any object store does"
