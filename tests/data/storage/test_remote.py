@@ -19,6 +19,7 @@ from pvt_det.data.storage import remote
 from pvt_det.data.storage.cache import Cache
 from pvt_det.data.storage.places import attach, folder_fault, forget_remote, list_folder, local_file, prefetch
 from pvt_det.errors import ConfigError, DataError, StorageError
+from pvt_det.utils import extras
 from tests.data.imagenet.fakes import class_folders, jpeg
 from tests.data.storage.s3 import Fault
 
@@ -208,9 +209,9 @@ def test_url_with_credentials_is_refused_without_showing_them():
 
 
 def test_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     monkeypatch.setattr(remote, "_server", None)
-    with pytest.raises(ConfigError, match=r"needs the package obstore.*pip install 'pvt_det\[cloud\]'"):
+    with pytest.raises(ConfigError, match=r"needs obstore, which is missing.*pip install 'pvt_det\[cloud\]'"):
         attach("s3://bucket/x")
 
 
