@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pvt_det.data.coco.annotations import entry_name, read_annotations
@@ -125,7 +125,7 @@ ANNOTATIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ANNOTATIONS, max_size=6))
 def test_any_annotations_come_back(tmp_path_factory, annotations):
     folder = tmp_path_factory.getbasetemp()
