@@ -42,7 +42,7 @@ def given_data(cfg: CfgNode, part: Part) -> list[GivenData]:
         ConfigError: The keys have different numbers of paths, or a data set is given twice.
     """
     data = cfg.DATASETS
-    json_files, labels, images = (_listed(data[f"{part}_{kind}"]) for kind in ("JSON", "LABELS", "IMAGES"))
+    json_files, labels, images = (listed_paths(data[f"{part}_{kind}"]) for kind in ("JSON", "LABELS", "IMAGES"))
     images = images or [""]
     number = max(len(json_files), len(labels))
     if not number:
@@ -69,5 +69,10 @@ def given_data(cfg: CfgNode, part: Part) -> list[GivenData]:
     return sets
 
 
-def _listed(paths: str | list[str] | tuple[str, ...]) -> list[str]:
+def listed_paths(paths: str | list[str] | tuple[str, ...]) -> list[str]:
+    """Return the paths of a key that is a path or a list of paths, without empty ones.
+
+    Args:
+        paths: Value of the key.
+    """
     return [path for path in ([paths] if isinstance(paths, str) else paths) if path]

@@ -18,6 +18,7 @@ class Mixture:
     """Shares in which samples are drawn from several data sets, whose images are numbered one after another.
 
     Attributes:
+        images: Indices of the images of each data set.
         shares: Share of the samples from each data set, with the sum 1.
 
     Args:
