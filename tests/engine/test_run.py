@@ -271,7 +271,7 @@ def test_annotation_files_are_parsed_once_per_run(tmp_path, tiny_cfg, monkeypatc
         copied.write_text(Path(cfg.DATASETS[f"{part}_JSON"]).read_text())
         cfg.DATASETS[f"{part}_JSON"] = str(copied)
     train(cfg)
-    assert sorted(files) == [cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.VAL_JSON]
+    assert sorted(map(str, files)) == [cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.VAL_JSON]
 
 
 @pytest.mark.parametrize(("load", "threads", "warned"), [(1.2, 2, True), (0.4, 2, False), (1.2, 1, False)])
