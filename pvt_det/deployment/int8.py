@@ -1,8 +1,9 @@
 """Quantize OpenVINO models to int8 with NNCF.
 
-Only convolutions and matrix products with weights are quantized, and of these not the last layers of the heads, whose
-outputs are scores and box deltas. Attention scores, softmax, LayerNorm, box decoding and non-maximum suppression stay
-in floating point: they cost accuracy, and OpenVINO runs attention faster as one fused operator in bf16 than in int8.
+Only convolutions and matrix products with weights are quantized, and of these neither the first layer, which sees the
+pixels, nor the last layers of the heads, whose outputs are scores and box deltas. These, attention scores, softmax,
+LayerNorm, box decoding and non-maximum suppression stay in floating point: they cost accuracy, and OpenVINO runs
+attention faster as one fused operator in bf16 than in int8.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _float_operators(model: Any) -> list[str]:
         operator.get_friendly_name()
         for operator in operators
         if operator.get_type_name() not in ("Constant", "Parameter", "Result")
-        and not (weights.get(id(operator)) and not _is_last(operator, weights[id(operator)]))
+        and not (weights.get(id(operator)) and not _is_kept(operator, weights[id(operator)]))
     ]
 
 
@@ -143,17 +144,27 @@ def _weight_name(operator: Any) -> str:
     return source.get_friendly_name() if source.get_type_name() == "Constant" else ""
 
 
-def _is_last(operator: Any, name: str) -> bool:
-    """Return whether a layer is the last one of a head: by its name, or because no other layer follows it."""
-    if _LAST.search(name):
-        return True
+def _is_kept(operator: Any, name: str) -> bool:
+    """Return whether a layer stays in floating point: the first one of the model, and the last ones of the heads."""
+    return _LAST.search(name) is not None or not (_meets_layer(operator, _sources) and _meets_layer(operator, _readers))
+
+
+def _meets_layer(operator: Any, neighbors: Callable[[Any], list[Any]]) -> bool:
+    """Return whether following neighbors from an operator leads to a layer with a weight."""
     waiting, seen = [operator], set()
     while waiting:
-        for output in waiting.pop().outputs():
-            for reader in (target.get_node() for target in output.get_target_inputs()):
-                if _weight_name(reader):
-                    return False
-                if reader.get_friendly_name() not in seen:
-                    seen.add(reader.get_friendly_name())
-                    waiting.append(reader)
-    return True
+        for other in neighbors(waiting.pop()):
+            if _weight_name(other):
+                return True
+            if other.get_friendly_name() not in seen:
+                seen.add(other.get_friendly_name())
+                waiting.append(other)
+    return False
+
+
+def _sources(operator: Any) -> list[Any]:
+    return [value.get_node() for value in operator.input_values()]
+
+
+def _readers(operator: Any) -> list[Any]:
+    return [target.get_node() for output in operator.outputs() for target in output.get_target_inputs()]
