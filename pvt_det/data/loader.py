@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import accumulate, chain, compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -192,7 +192,7 @@ def build_detection_train_loader(
         world_size=world_size,
         start_batch=start_batch,
     )
-    return _loader(cfg, dataset, stream)
+    return _loader(cfg, dataset, stream, sizes=data.sizes)
 
 
 def count_training_images(cfg: CfgNode) -> int:
@@ -409,9 +409,10 @@ class _Loader(WorkerLoader):
             yield batch
 
 
-def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler) -> DataLoader:
-    """Build a data loader from a data set and a batch sampler."""
-    if len(dataset) and any(map(is_url, _files(dataset.records[0]))):
+def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler, sizes: Sequence[int] = ()) -> DataLoader:
+    """Build a data loader from a data set, the sizes of its parts that come from different places, and its batches."""
+    firsts = [0, *accumulate(sizes[:-1])] if len(dataset) else []
+    if any(is_url(file) for index in firsts for file in _files(dataset.records[index])):
         batches = LookAhead(batches, getattr(batches, "batch_size", 1), cfg.DATALOADER.NUM_WORKERS)
     return _Loader(
         dataset,
