@@ -14,6 +14,7 @@ from pvt_det.evaluation.detections import as_json, pack_detections
 from pvt_det.inference import SCORE_THRESHOLD
 from pvt_det.inference.pixels import load_pixels
 from pvt_det.inference.predictor import Predictor
+from pvt_det.utils.extras import require_packages
 
 if TYPE_CHECKING:
     import pyarrow
@@ -138,11 +139,7 @@ class BatchPredictor:
 
 
 def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ConfigError(
-            "The package pyarrow is not installed. Run pip install 'ray[data]', or pip install -e '.[ray]' in a "
-            "checkout."
-        ) from error
+    require_packages("Prediction with Ray Data", "pyarrow", extra="ray")
+    import pyarrow
+
     return pyarrow

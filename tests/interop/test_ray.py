@@ -38,7 +38,7 @@ def expected(run, path: str) -> list[dict]:
 
 def test_missing_pyarrow_is_named(untrained_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pyarrow is not installed\. Run pip install 'ray\[data\]'"):
+    with pytest.raises(ConfigError, match=r"needs pyarrow, which is missing\. Run pip install 'pvt_det\[ray\]'"):
         BatchPredictor(untrained_run)
 
 
