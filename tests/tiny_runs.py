@@ -51,7 +51,7 @@ def tiny_cfg(tiny_words, repo_root: Path):
 @pytest.fixture(scope="session")
 def untrained_run(shapes: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder with random weights that predict low and high scores for 64-pixel images."""
-    settings = {"SEED": TINY["SEED"], **tiny.shapes_keys(shapes.parent, "VAL")}
+    settings = TINY | tiny.shapes_keys(shapes.parent, "VAL")
     return tiny.write_untrained_run(tmp_path_factory.mktemp("untrained"), repo_root / CONFIG, settings)
 
 

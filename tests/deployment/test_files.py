@@ -174,5 +174,5 @@ def test_validation_images_of_a_segmentor_are_those_of_its_folder(tmp_path):
         (tmp_path / "images" / name).touch()
     words = ["DATASETS.VAL_IMAGES", tmp_path / "images", "DATASETS.VAL_LABELS", tmp_path / "labels"]
     cfg = load_config("semantic_fpn_pvt_tiny", list(map(str, words)))
-    assert validation_images(cfg) == (tmp_path / "images/a.png", tmp_path / "images/b.jpg")
+    assert validation_images(cfg) == tuple(str(tmp_path / "images" / name) for name in ("a.png", "b.jpg"))
     assert validation_images(load_config("semantic_fpn_pvt_tiny", list(map(str, words[:2])))) == ()
