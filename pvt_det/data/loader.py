@@ -409,14 +409,17 @@ class _Loader(WorkerLoader):
             yield batch
 
 
-def _loader(cfg: CfgNode, dataset: MappedDataset, batches: Sampler, sizes: Sequence[int] = ()) -> DataLoader:
+def _loader(
+    cfg: CfgNode, dataset: MappedDataset, batches: ResumableBatchSampler | BatchSampler, sizes: Sequence[int] = ()
+) -> DataLoader:
     """Build a data loader from a data set, the sizes of its parts that come from different places, and its batches."""
+    ordered: Sampler = batches
     firsts = [0, *accumulate(sizes[:-1])] if len(dataset) else []
     if any(is_url(file) for index in firsts for file in _files(dataset.records[index])):
-        batches = LookAhead(batches, getattr(batches, "batch_size", 1), cfg.DATALOADER.NUM_WORKERS)
+        ordered = LookAhead(batches, batches.batch_size, cfg.DATALOADER.NUM_WORKERS)
     return _Loader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=ordered,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         # Copying to a GPU is several times as fast from pinned memory.

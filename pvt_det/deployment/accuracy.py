@@ -87,6 +87,6 @@ def largest_drop(before: dict[str, float], after: dict[str, float]) -> float:
 
     Args:
         before: Metrics by name.
-        after: Metrics of another model, under the same names.
+        after: Metrics of the changed model, under the same names.
     """
     return max(before[name] - after[name] for name in before)
