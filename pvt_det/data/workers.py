@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import weakref
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import cache
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from threading import Thread
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -20,6 +23,7 @@ import torch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.multiprocessing.reductions import reduce_storage
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_worker_pids
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,9 @@ _IGNORED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 class WorkerLoader(DataLoader):
     """Data loader for workers that are initialized by `start_worker`.
 
-    At exit, Python sends SIGTERM to the workers of an iterator that is still alive, and waits for them. These workers
-    ignore SIGTERM, so the loader kills them first.
+    When the program exits, Python sends SIGTERM to the workers of an iterator that is still alive, and waits for them.
+    When an iterator is garbage collected as part of a reference cycle, as after an error, its request to end does not
+    reach them, and PyTorch sends SIGTERM. These workers ignore SIGTERM, so the loader kills them first.
     """
 
     def __iter__(self) -> Any:
@@ -41,7 +46,7 @@ class WorkerLoader(DataLoader):
         # These attributes exist only when images are pinned for a GPU.
         names = ("_pin_memory_thread", "_pin_memory_thread_done_event", "_worker_result_queue")
         pinning = [getattr(iterator, name, None) for name in names]
-        weakref.finalize(iterator, end_workers, getattr(iterator, "_workers", []), *pinning)
+        weakref.finalize(iterator, end_workers, id(iterator), getattr(iterator, "_workers", []), *pinning)
         return iterator
 
 
@@ -66,6 +71,7 @@ def start_worker(worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the workers already run in parallel; the data loader sets torch's threads to 1
     ForkingPickler.register(torch.UntypedStorage, _reduce_storage)
+    sys.excepthook = _report
 
 
 def is_worker_death(error: RuntimeError) -> bool:
@@ -106,12 +112,21 @@ def _warn_of_full_shared_memory() -> None:
     )
 
 
-def end_workers(workers: list[BaseProcess], pinning: Thread | None, done: Any, queue: Any) -> None:
+def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an error of the thread that hands over tensors, unless the training process was killed meanwhile."""
+    if not isinstance(error, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def end_workers(
+    identity: int, workers: list[BaseProcess], pinning: Thread | None = None, done: Any = None, queue: Any = None
+) -> None:
     """Stop the thread that pins images in memory, then kill the workers of an iterator.
 
     The thread copies images from the workers into pinned memory, and would fail if a worker died while it reads.
 
     Args:
+        identity: What `id` returned for the iterator.
         workers: Worker processes.
         pinning: Thread that pins images; None without a GPU.
         done: Event that asks the thread to stop; None without a GPU.
@@ -121,6 +136,11 @@ def end_workers(workers: list[BaseProcess], pinning: Thread | None, done: Any, q
         done.set()
         queue.put((None, None))
         pinning.join()
+    # PyTorch watches the workers of an iterator until it is deleted, and raises an error in the main thread, whatever
+    # that does, when one of them is killed. After this, it watches none.
+    with suppress(ValueError):  # it has been deleted
+        _remove_worker_pids(identity)
+        _set_worker_pids(identity, ())
     for worker in workers:
         if worker.is_alive():
             worker.kill()
