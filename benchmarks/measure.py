@@ -7,7 +7,6 @@ import gc
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +118,7 @@ def worker_growth(records: Any, count: int) -> float | None:
     Returns:
         The larger growth of the two in MiB, or None if the system is not Linux.
     """
-    # Training forks its workers where possible. The default in a spawned process would be to spawn.
-    start = "fork" if "fork" in get_all_start_methods() else None
-    loader = DataLoader(
-        _Reading(records, count),
-        batch_size=None,
-        sampler=range(_WORKERS),
-        num_workers=_WORKERS,
-        multiprocessing_context=start,
-    )
+    loader = DataLoader(_Reading(records, count), batch_size=None, sampler=range(_WORKERS), num_workers=_WORKERS)
     growths = [growth for growth in loader if growth is not None]
     return max(growths) if growths else None
 

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -241,13 +241,21 @@ def build_step(runnable: Runnable, case: Case, device: torch.device) -> Callable
 def run_in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
     """Call a function in a new Python process with the same number of PyTorch threads, and return its result.
 
+    Processes that the function starts, such as workers of a data loader, are started as in this process.
+
     Args:
         function: A function that can be pickled, such as a module-level function.
         *arguments: Its arguments, which must also support pickling.
     """
-    threads = (torch.get_num_threads(),)
-    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, threads) as pool:
+    settings = (torch.get_num_threads(), get_start_method())
+    with ProcessPoolExecutor(1, get_context("spawn"), _start_process, settings) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _start_process(threads: int, start_method: str) -> None:
+    torch.set_num_threads(threads)
+    # The default of a spawned process is to spawn.
+    set_start_method(start_method, force=True)
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:

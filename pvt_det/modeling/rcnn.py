@@ -103,9 +103,11 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> RunLengt
     """
     require_finite([masks], "masks")
     chunk = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    # With x and y exchanged, so that the pixels of a column, which form the runs, are next to each other.
     paste = retry_if_cuda_oom(paste_masks_in_image)
+    masks, boxes = masks.transpose(1, 2), boxes[:, [1, 0, 3, 2]]
     encoded = [
-        RunLengthMasks.encode(paste(chunk_masks, chunk_boxes, size))
+        RunLengthMasks.encode(paste(chunk_masks, chunk_boxes, size[::-1]).transpose(1, 2))
         for chunk_masks, chunk_boxes in zip(masks.split(chunk), boxes.split(chunk), strict=True)
     ]
     return RunLengthMasks.cat(encoded) if encoded else RunLengthMasks([], size)

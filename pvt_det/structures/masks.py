@@ -37,8 +37,9 @@ class RunLengthMasks:
         """
         height, width = (int(side) for side in masks.shape[1:])
         # Runs go down the columns. A GPU transposes the masks faster than the CPU.
-        columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-        return cls([rle["counts"] for rle in encode(columns.transpose(0, 2, 1))], (height, width))
+        columns = masks.detach().transpose(1, 2).contiguous().cpu()
+        values = columns.view(torch.uint8) if columns.dtype == torch.bool else columns.to(torch.uint8)
+        return cls([rle["counts"] for rle in encode(values.numpy().transpose(0, 2, 1))], (height, width))
 
     @classmethod
     def cat(cls, parts: Sequence[RunLengthMasks]) -> RunLengthMasks:

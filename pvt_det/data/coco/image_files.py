@@ -6,10 +6,11 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,11 @@ from pvt_det.utils.paths import cache_folder
 logger = logging.getLogger(__name__)
 
 _FORMAT = "pvt_det image sizes 1"
-# Threads hide the latency of a disk or a network. Handing over a single file would take longer than reading it.
+# Threads hide the latency of a disk or a network. One thread reads files in memory four times as fast. Handing over a
+# single file would take longer than reading it.
 _THREADS, _FILES_AT_A_TIME = 16, 200
+# Threads are worth it from so many seconds of waiting in all, if it takes so many times as long as the work.
+_WAITED, _WAITED_PER_WORK = 0.05, 2
 # Fewer files are checked in a moment.
 _MANY = 2000
 # Seconds to wait for another process that checks the same files.
@@ -105,9 +109,23 @@ class _Check:
 
     def run(self) -> dict[int, str]:
         """Return what is wrong, by the index of the image."""
-        starts = range(0, len(self.names), _FILES_AT_A_TIME)
+        starts = iter(range(0, len(self.names), _FILES_AT_A_TIME))
+        found = [] if self.decode else self._faults_until_slow(starts)
         with ThreadPoolExecutor(self.threads) as pool:
-            return {index: fault for part in pool.map(self._faults, starts) for index, fault in part}
+            return dict(chain(found, *pool.map(self._faults, starts)))
+
+    def _faults_until_slow(self, starts: Iterator[int]) -> list[tuple[int, str]]:
+        """Check files in this thread until it waits for the disk, and return what is wrong with them."""
+        found, waited, worked = [], 0.0, 0.0
+        for start in starts:
+            time_before, work_before = time.perf_counter(), time.thread_time()
+            found += self._faults(start)
+            work = time.thread_time() - work_before
+            worked += work
+            waited += time.perf_counter() - time_before - work
+            if waited > max(_WAITED, _WAITED_PER_WORK * worked):
+                break
+        return found
 
     def _faults(self, start: int) -> list[tuple[int, str]]:
         found, names = [], self.names[start : start + _FILES_AT_A_TIME]

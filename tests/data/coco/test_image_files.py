@@ -1,6 +1,8 @@
 """Check of many image files: headers are read once, and again only if a file has changed."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,23 @@ def test_faults_are_found_each_time(root, headers):
     assert headers.count("0.jpg") == 2
     assert faults(root, decode=True)[0] == f"image {root / '0.jpg'} is empty (0 bytes): replace it"
     assert len(headers) == 4
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_files_are_read_in_threads_once_reading_waits(root, monkeypatch, seconds):
+    """Threads would take turns with Python code, so they only pay off for a disk or network that is slow."""
+    monkeypatch.setattr(image_files, "_FILES_AT_A_TIME", 1)
+    readers, read = [], image_files._jpeg_size
+
+    def read_slowly(path):
+        readers.append(threading.current_thread())
+        time.sleep(seconds)
+        return read(path)
+
+    monkeypatch.setattr(image_files, "_jpeg_size", read_slowly)
+    (root / "2.jpg").write_bytes(b"")
+    assert list(faults(root)) == [2]
+    assert [reader is threading.main_thread() for reader in readers] == [True, not seconds, not seconds]
 
 
 def test_damaged_memory_is_written_again(root, headers, tmp_path, caplog):
