@@ -55,6 +55,8 @@ def trace(graph: nn.Module, example: Tensor) -> ExportedProgram:
     ):
         warnings.simplefilter("ignore")
         program = torch.export.export(graph, (example,), dynamic_shapes=(dynamic_sizes,), strict=False)
+    # Of levels that no head reads, PyTorch writes parts that it cannot read.
+    program.graph.eliminate_dead_code()
     for node in program.graph.nodes:
         # Holds paths of this machine, which would be written to the file.
         node.meta.pop("stack_trace", None)

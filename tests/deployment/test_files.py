@@ -64,6 +64,21 @@ def test_classifier_with_a_class_token(tmp_path):
         np.testing.assert_allclose(function(batch)["scores"], expected, atol=1e-5)
 
 
+def test_part_that_no_output_needs_is_left_out(tmp_path):
+    """The pyramid's P6 and P7 are such a part if the head reads neither. The file could be written, but not read."""
+
+    class Doubled(nn.Module):
+        def forward(self, images):
+            with torch.autocast("cpu", enabled=False):
+                images.float().sqrt()
+            return (images.float() * 2,)
+
+    path = tmp_path / "model.pt2"
+    files.write(files.trace(Doubled(), EXAMPLE), path, "torch", ["doubled"], {"outputs": '["doubled"]'})
+    found = BACKENDS["torch"].open(path, outputs=["doubled"], threads=1)(images(1, 30, 40))
+    np.testing.assert_array_equal(found["doubled"], 2.0 * images(1, 30, 40))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
