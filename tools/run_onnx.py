@@ -249,6 +249,9 @@ def main(argv: list[str] | None = None) -> int:
         reason = f"its metadata has no {error}. Export it with pvt-det" if isinstance(error, KeyError) else error
         print(f"error: {args.model} cannot be used: {reason}", file=sys.stderr)
         return 4
+    if metadata["task"] == "panoptic segmentation":
+        print(f"error: {args.model} is a panoptic model. Run it with: pvt-det predict", file=sys.stderr)
+        return 4
     for path in args.images:
         image = cv2.imread(path, cv2.IMREAD_COLOR)
         if image is None:

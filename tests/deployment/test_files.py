@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pvt_det.deployment.graphs import build_graph
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.models import create_model
 from pvt_det.runtimes.backends import BACKENDS
+from pvt_det.runtimes.metadata import PANOPTIC
 from pvt_det.utils.visualizer import draw
 from tests.shallow import shallow
 from tools import run_onnx as runner
@@ -137,6 +139,15 @@ def test_run_onnx_needs_no_torch(capsys):
     assert "pvt_det" not in source.replace("pvt-det", "")
     assert "torch" not in source
     assert "detectron2" not in source.lower()
+
+
+def test_run_onnx_refuses_a_panoptic_model(monkeypatch, capsys):
+    about = SimpleNamespace(custom_metadata_map={"task": PANOPTIC, "classes": "[]"})
+    session = SimpleNamespace(get_modelmeta=lambda: about)
+    monkeypatch.setattr(runner.onnxruntime, "InferenceSession", lambda path: session)
+    assert runner.main(["mine.onnx", "a.jpg"]) == 4
+    expected = "error: mine.onnx is a panoptic model. Run it with: pvt-det predict\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_run_onnx_draws_like_predict():
