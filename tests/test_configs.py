@@ -118,6 +118,13 @@ def test_parameter_counts_match_the_published_ones(name, millions):
     assert (trained + norms) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.parametrize(("name", "millions"), [("pvt_v2_b2", 83), ("pvt_v2_b2_li", 80)])
+def test_cascade_has_the_published_number_of_parameters(name, millions):
+    """Table 4 of the PVT v2 paper."""
+    model = build_without_memory(load(f"cascade_mask_rcnn_{name}"))
+    assert count(model) / 1e6 == pytest.approx(millions, abs=0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("R_18", 15.5), ("R_50", 28.5), ("R_101", 47.5), ("X_101_32x4d", 47.1), ("X_101_64x4d", 86.4)],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pvt_det.config.dense_keys import ATSS_KEYS, GFL_KEYS
 from pvt_det.config.logger_names import LOGGER_NAMES, is_logger_name
 from pvt_det.config.query_keys import QUERY_KEYS
-from pvt_det.config.rows import FLAG, MANY, NAMES, PATHS, PIXELS, PROBABILITY, RATE, SHARE, TEXT, Row
+from pvt_det.config.rows import FLAG, MANY, NAMES, PATHS, PIXELS, PROBABILITY, RATE, SHARE, TEXT, WEIGHT, Limit, Row
 from pvt_det.config.rules import Rule, choice, in_order, integer, list_of, matching, number
 from pvt_det.models.variants import STAGES, list_models
 
@@ -173,6 +173,17 @@ ADDED_KEYS: dict[str, list[Row]] = {
             "its Mask R-CNN. Needs a single value in MODEL.ROI_HEADS.IOU_THRESHOLDS. Cascade R-CNN does not support "
             "it.",
             False,
+        ),
+        Row(
+            "MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS",
+            list_of(WEIGHT, 1),
+            "Weight of the losses of each stage of PVTCascadeROIHeads.",
+            (1.0, 0.5, 0.25),
+            limit=Limit(
+                "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
+                lambda weights, ious: len(weights) == len(ious),
+                "one value for each value of",
+            ),
         ),
         Row(
             "MODEL.SEM_SEG_HEAD.DROPOUT",

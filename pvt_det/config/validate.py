@@ -303,8 +303,10 @@ def _check_cascade(check: _Check) -> None:
     suffix = f"for MODEL.ROI_HEADS.NAME {heads.NAME}."
     is_plain = not heads.ALLOW_LOW_QUALITY_MATCHES
     check.require(is_plain, "MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES", f"False {suffix}")
-    is_agnostic = check.cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG
-    check.require(is_agnostic, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", f"True {suffix}")
+    box = check.cfg.MODEL.ROI_BOX_HEAD
+    is_possible = heads.NAME != "CascadeROIHeads" or box.CLS_AGNOSTIC_BBOX_REG
+    check.require(is_possible, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", f"True {suffix}")
+    check.require(not box.TRAIN_ON_PRED_BOXES, "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", f"False {suffix}")
     ious = check.cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
     check.require(
         list(heads.IOU_THRESHOLDS) == [ious[0]],

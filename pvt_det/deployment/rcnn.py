@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pvt_det.deployment.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
 from pvt_det.deployment.image import Features
 from pvt_det.deployment.suppression import ABSENT, Suppress
 from pvt_det.errors import ConfigError
+from pvt_det.modeling.cascade import PVTCascadeROIHeads
 from pvt_det.modeling.pooling import Pool
 
 Size = tuple[int, int]
@@ -128,7 +132,7 @@ class BoxHead(nn.Module):
     """Classifies proposals and refines their boxes, in several stages for a cascade.
 
     Args:
-        heads: Trained ROI heads. Their modules are shared, not copied.
+        heads: Trained ROI heads. Their modules are shared, not copied, unless they have BatchNorms.
         suppress: Function for non-maximum suppression, from `pvt_det.deployment.suppression`.
 
     Raises:
@@ -140,8 +144,10 @@ class BoxHead(nn.Module):
         self.suppress = suppress
         self.pool = Pool(heads.box_pooler, list(heads.box_in_features))
         cascade = isinstance(heads, CascadeROIHeads)
-        self.heads = heads.box_head if cascade else nn.ModuleList([heads.box_head])
+        self.heads = _without_batch_norms(heads.box_head if cascade else nn.ModuleList([heads.box_head]))
         self.predictors = nn.ModuleList(heads.box_predictor if cascade else [heads.box_predictor])
+        # Detectron2's CascadeROIHeads average probabilities.
+        self.averages_logits = isinstance(heads, PVTCascadeROIHeads)
         last: Any = self.predictors[-1]
         if any(predictor.use_sigmoid_ce for predictor in self.predictors):
             raise ConfigError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True: such a model cannot be exported.")
@@ -183,29 +189,34 @@ class BoxHead(nn.Module):
 
     def _predict(self, maps: dict[str, Tensor], boxes: Tensor, images: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """Return clipped boxes `R×K×4` and class probabilities `R×K`, without background."""
-        probabilities = []
-        moved = boxes[:, None]
+        stage_logits: list[Tensor] = []
         for head, predictor in zip(self.heads, self.predictors, strict=True):
-            # Only the last stage of a cascade predicts boxes per class; earlier stages predict one box per proposal.
-            boxes = moved[:, 0]
             logits, deltas = predictor(head(self.pool(maps, boxes, images)))
-            probabilities.append(logits.softmax(dim=-1)[:, :-1])
-            moved = apply_deltas(predictor.box2box_transform, deltas.unflatten(1, (-1, 4)), boxes[:, None])
-            moved = clip(moved, *size)
-        return moved.expand(-1, self.num_classes, -1), torch.stack(probabilities).mean(dim=0)
+            stage_logits.append(logits)
+            deltas = deltas.unflatten(1, (-1, 4))
+            # Before the last stage of a cascade, a proposal moves by the deltas of its class.
+            if len(stage_logits) < len(self.heads) and deltas.shape[1] > 1:
+                deltas = take(deltas, logits[:, :-1].argmax(dim=1, keepdim=True))
+            moved = clip(apply_deltas(predictor.box2box_transform, deltas, boxes[:, None]), *size)
+            boxes = moved[:, 0]
+        stacked = torch.stack(stage_logits)
+        scores = stacked.mean(dim=0).softmax(dim=-1) if self.averages_logits else stacked.softmax(dim=-1).mean(dim=0)
+        return moved.expand(-1, self.num_classes, -1), scores[:, :-1]
 
 
 class MaskHead(nn.Module):
-    """Predicts the masks of detections.
+    """Predicts the masks of detections, as the average of several mask heads for a cascade.
 
     Args:
-        heads: Trained ROI heads with a mask head. Their modules are shared, not copied.
+        heads: Trained ROI heads with mask heads. Their modules are shared, not copied, unless they have
+            BatchNorms.
     """
 
     def __init__(self, heads: StandardROIHeads) -> None:
         super().__init__()
         self.pool = Pool(heads.mask_pooler, list(heads.mask_in_features))
-        self.head = heads.mask_head
+        several = isinstance(heads.mask_head, nn.ModuleList)
+        self.heads = _without_batch_norms(heads.mask_head if several else nn.ModuleList([heads.mask_head]))
 
     def forward(self, maps: dict[str, Tensor], boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         """Predict masks.
@@ -220,8 +231,30 @@ class MaskHead(nn.Module):
         Returns:
             Mask probabilities `D×28×28` over each box.
         """
-        logits = self.head.layers(self.pool(maps, boxes, images))
-        # The head predicts one mask per class, or one class-agnostic mask.
-        index = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
-        index = index[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-        return logits.gather(1, index)[:, 0].sigmoid()
+        pooled = self.pool(maps, boxes, images)
+        heads: Any = self.heads
+        return torch.stack([_of_class(head.layers(pooled), labels).sigmoid() for head in heads]).mean(dim=0)
+
+
+def _without_batch_norms(heads: nn.ModuleList) -> nn.ModuleList:
+    """Fold the BatchNorms of heads into their convolutions, in a copy.
+
+    `torch.export` cannot trace a BatchNorm over a number of boxes that depends on the image.
+    """
+    norms = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+    if not any(isinstance(module, norms) for module in heads.modules()):
+        return heads
+    heads = copy.deepcopy(heads)
+    for conv in heads.modules():
+        if isinstance(conv, Conv2d) and isinstance(norm := conv.norm, norms):
+            statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+            conv.norm = None
+    return heads
+
+
+def _of_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the masks `D×h×w` of the labels `D`. `logits` has one mask per class, or a class-agnostic one."""
+    index = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
+    index = index[:, None, None, None].expand(-1, 1, *logits.shape[2:])
+    return logits.gather(1, index)[:, 0]

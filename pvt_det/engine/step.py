@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from pvt_det.checkpoint import check_finite
-from pvt_det.errors import NumericError
+from pvt_det.config.digest import leaves
+from pvt_det.errors import ConfigError, NumericError
 from pvt_det.solver.build import (
     GradientClipper,
     build_gradient_clipper,
@@ -28,6 +30,7 @@ from pvt_det.solver.ema import build_ema
 from pvt_det.solver.state import load_optimizer
 from pvt_det.utils.distributed import distribute
 from pvt_det.utils.precision import autocast
+from pvt_det.utils.text import listed
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class TrainStep:
 
         Returns:
             The training step.
+
+        Raises:
+            ConfigError: The model has SyncBatchNorms, and is trained on CPUs in a process group.
         """
+        _require_gpus_for_sync_norms(cfg, model)
         solver = cfg.SOLVER
         return cls(
             model,
@@ -256,6 +263,18 @@ class TrainStep:
         """Reset the moving average to the model's weights, after pretrained weights were loaded."""
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
+
+
+def _require_gpus_for_sync_norms(cfg: CfgNode, model: nn.Module) -> None:
+    # PyTorch would refuse the first batch, even if the group has one process.
+    if not dist.is_initialized() or torch.device(cfg.MODEL.DEVICE).type != "cpu":
+        return
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        keys = [key for key, value in leaves(cfg) if value == "SyncBN"]
+        raise ConfigError(
+            f"{listed(keys)} = SyncBN: PyTorch computes it on CPUs only in a single process. Train on GPUs, start one "
+            "process without torchrun, or set the value to naiveSyncBN_N, which has the same weights."
+        )
 
 
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:

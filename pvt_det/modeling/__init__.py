@@ -3,6 +3,7 @@
 from pvt_det.modeling import (  # noqa: F401
     atss,
     backbone,
+    cascade,
     detr,
     fpn,
     gfl,

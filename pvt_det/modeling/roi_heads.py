@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
@@ -61,12 +61,22 @@ class BestProposalMatcher(Matcher):
         return matches, labels
 
 
-class _Fp32Pooling:
+class Fp32Pooling:
     """Mixin that computes in fp32 under autocast where lower precision would round coordinates or scores.
 
     Detectron2's ROIAlign casts boxes to the dtype of the features. In bf16, this moves a coordinate of 800 by up to 2
     pixels.
+
+    Args:
+        *args: Arguments of Detectron2's heads.
+        **kwargs: Arguments of Detectron2's heads.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, FastRCNNOutputLayers):
+                module.register_forward_hook(_cast_to_fp32)
 
     def forward(
         self,
@@ -89,20 +99,27 @@ class _Fp32Pooling:
         Raises:
             NumericError: In inference, features are NaN or infinite.
         """
-        # Otherwise ROIAlign would copy channels-last maps into contiguous memory separately for boxes and masks.
-        features = {
-            name: level.to(torch.float32, memory_format=torch.contiguous_format) for name, level in features.items()
-        }
+        features = _in_fp32(features)
         if not self.training:  # type: ignore[attr-defined]
             require_finite(features.values(), "features")
         return super().forward(images, features, proposals, targets)  # type: ignore[misc]
 
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        arguments = super()._init_box_head(cfg, input_shape)  # type: ignore[misc]
-        for predictor in arguments.get("box_predictors", [arguments.get("box_predictor")]):
-            predictor.register_forward_hook(_cast_to_fp32)
-        return arguments
+    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        """Predict the masks of given boxes from features in fp32.
+
+        Args:
+            features: Feature maps by name, `N×C×H_l×W_l`.
+            instances: Boxes of each image, with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            The same instances, with `pred_masks` if the model has masks.
+        """
+        return super().forward_with_given_boxes(_in_fp32(features), instances)  # type: ignore[misc]
+
+
+def _in_fp32(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Otherwise ROIAlign would copy channels-last maps into contiguous memory separately for boxes and masks.
+    return {name: level.to(torch.float32, memory_format=torch.contiguous_format) for name, level in features.items()}
 
 
 def _cast_to_fp32(module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -112,7 +129,7 @@ def _cast_to_fp32(module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[
 
 
 @register(ROI_HEADS_REGISTRY)
-class PVTROIHeads(_Fp32Pooling, StandardROIHeads):
+class PVTROIHeads(Fp32Pooling, StandardROIHeads):
     """Detectron2's StandardROIHeads with support for `MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES`."""
 
     @classmethod
@@ -140,28 +157,3 @@ class PVTROIHeads(_Fp32Pooling, StandardROIHeads):
                 )
             arguments["proposal_matcher"] = BestProposalMatcher(heads.IOU_THRESHOLDS[0], heads.PROPOSAL_APPEND_GT)
         return arguments
-
-
-@register(ROI_HEADS_REGISTRY)
-class PVTCascadeROIHeads(_Fp32Pooling, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with fp32 coordinates and scores under autocast."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read the arguments from the config.
-
-        Args:
-            cfg: Complete config. Uses the same keys as Detectron2.
-            input_shape: Channels and strides of the feature maps, by name.
-
-        Returns:
-            Keyword arguments of the constructor.
-
-        Raises:
-            ConfigError: Low-quality matches are enabled. No published cascade uses them.
-        """
-        if cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES:
-            raise ConfigError(
-                "MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES: not supported by Cascade R-CNN. Set it to False."
-            )
-        return super().from_config(cfg, input_shape)

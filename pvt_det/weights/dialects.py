@@ -112,6 +112,28 @@ _MMDET_FPN = (
     (r"neck\.fpn_convs\.(?P<i>[0-2])\.conv\.P", "backbone.fpn_output{i+3}.{p}"),
     (r"neck\.fpn_convs\.(?P<i>[34])\.conv\.P", "backbone.top_block.p{i+3}.{p}"),
 )
+# MMDetection's FPN of all stages. Its last level has no weights.
+_MMDET_FPN_OF_4 = (
+    (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+2}.{p}"),
+    (r"neck\.fpn_convs\.<i>\.conv\.P", "backbone.fpn_output{i+2}.{p}"),
+)
+# The parts before the ROI heads of MMDetection's Mask R-CNN and Cascade Mask R-CNN.
+_MMDET_RPN = (
+    *_MMDET_FPN_OF_4,
+    (r"rpn_head\.rpn_conv\.P", "proposal_generator.rpn_head.conv.{p}"),
+    (r"rpn_head\.rpn_cls\.P", "proposal_generator.rpn_head.objectness_logits.{p}"),
+    (r"rpn_head\.rpn_reg\.P", "proposal_generator.rpn_head.anchor_deltas.{p}"),
+)
+
+
+def _mmdet_mask_head(source: str, target: str) -> list[tuple]:
+    """Return rules for a mask head of MMDetection, given the prefixes of a stage in its keys and in ours."""
+    source, target = r"roi_head\.mask_head\." + source, "roi_heads.mask_head." + target
+    return [
+        (source + r"convs\.<i>\.conv\.P", target + "mask_fcn{i+1}.{p}"),
+        (source + r"upsample\.P", target + "deconv.{p}"),
+        (source + r"conv_logits\.P", target + "predictor.{p}"),
+    ]
 
 
 def _mmdet_towers(head: str) -> list[tuple]:
@@ -128,7 +150,7 @@ def _mmdet_towers(head: str) -> list[tuple]:
     ]
 
 
-_RESNET_BN = "(?P<p>weight|bias|running_mean|running_var|num_batches_tracked)"
+_BN = "(?P<p>weight|bias|running_mean|running_var|num_batches_tracked)"
 _RESNET_BLOCK = "res{s+1}.{b}."
 
 _EPS_NOTE = "to reproduce MMDetection's outputs exactly, set MODEL.PVT.EMBED_NORM_EPS to 1e-6"
@@ -204,11 +226,11 @@ TRUNKS = (
         "torchvision ResNet",
         r"layer1\.0\.conv1\.weight",
         (r"conv1\.weight", "stem.conv1.weight"),
-        (rf"bn1\.{_RESNET_BN}", "stem.conv1.norm.{p}"),
+        (rf"bn1\.{_BN}", "stem.conv1.norm.{p}"),
         (r"layer<s>\.<b>\.conv<n>\.weight", _RESNET_BLOCK + "conv{n}.weight"),
-        (rf"layer<s>\.<b>\.bn<n>\.{_RESNET_BN}", _RESNET_BLOCK + "conv{n}.norm.{p}"),
+        (rf"layer<s>\.<b>\.bn<n>\.{_BN}", _RESNET_BLOCK + "conv{n}.norm.{p}"),
         (r"layer<s>\.<b>\.downsample\.0\.weight", _RESNET_BLOCK + "shortcut.weight"),
-        (rf"layer<s>\.<b>\.downsample\.1\.{_RESNET_BN}", _RESNET_BLOCK + "shortcut.norm.{p}"),
+        (rf"layer<s>\.<b>\.downsample\.1\.{_BN}", _RESNET_BLOCK + "shortcut.norm.{p}"),
         (r"fc\.P", "stem.fc.{p}"),
         prefix="backbone.",
     ),
@@ -307,17 +329,23 @@ DETECTORS = (
     _dialect(
         "MMDetection Mask R-CNN",
         r"roi_head\.mask_head\.conv_logits\.weight",
-        (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+2}.{p}"),
-        (r"neck\.fpn_convs\.<i>\.conv\.P", "backbone.fpn_output{i+2}.{p}"),
-        (r"rpn_head\.rpn_conv\.P", "proposal_generator.rpn_head.conv.{p}"),
-        (r"rpn_head\.rpn_cls\.P", "proposal_generator.rpn_head.objectness_logits.{p}"),
-        (r"rpn_head\.rpn_reg\.P", "proposal_generator.rpn_head.anchor_deltas.{p}"),
+        *_MMDET_RPN,
         (r"roi_head\.bbox_head\.shared_fcs\.<i>\.P", "roi_heads.box_head.fc{i+1}.{p}"),
         (r"roi_head\.bbox_head\.fc_cls\.P", "roi_heads.box_predictor.cls_score.{p}"),
         (r"roi_head\.bbox_head\.fc_reg\.P", "roi_heads.box_predictor.bbox_pred.{p}"),
-        (r"roi_head\.mask_head\.convs\.<i>\.conv\.P", "roi_heads.mask_head.mask_fcn{i+1}.{p}"),
-        (r"roi_head\.mask_head\.upsample\.P", "roi_heads.mask_head.deconv.{p}"),
-        (r"roi_head\.mask_head\.conv_logits\.P", "roi_heads.mask_head.predictor.{p}"),
+        *_mmdet_mask_head(r"", ""),
+        prefix="backbone.",
+    ),
+    _dialect(
+        "MMDetection Cascade Mask R-CNN",
+        r"roi_head\.bbox_head\.0\.shared_fcs\.0\.weight",
+        *_MMDET_RPN,
+        (r"roi_head\.bbox_head\.<s>\.shared_convs\.<i>\.conv\.P", "roi_heads.box_head.{s}.conv{i+1}.{p}"),
+        (rf"roi_head\.bbox_head\.<s>\.shared_convs\.<i>\.bn\.{_BN}", "roi_heads.box_head.{s}.conv{i+1}.norm.{p}"),
+        (r"roi_head\.bbox_head\.<s>\.shared_fcs\.<i>\.P", "roi_heads.box_head.{s}.fc{i+1}.{p}"),
+        (r"roi_head\.bbox_head\.<s>\.fc_cls\.P", "roi_heads.box_predictor.{s}.cls_score.{p}"),
+        (r"roi_head\.bbox_head\.<s>\.fc_reg\.P", "roi_heads.box_predictor.{s}.bbox_pred.{p}"),
+        *_mmdet_mask_head(r"<s>\.", "{s}."),
         prefix="backbone.",
     ),
     _dialect(
@@ -339,8 +367,7 @@ DETECTORS = (
     _dialect(
         "MMDetection Sparse R-CNN",
         r"rpn_head\.init_proposal_bboxes\.weight",
-        (r"neck\.lateral_convs\.<i>\.conv\.P", "backbone.fpn_lateral{i+2}.{p}"),
-        (r"neck\.fpn_convs\.<i>\.conv\.P", "backbone.fpn_output{i+2}.{p}"),
+        *_MMDET_FPN_OF_4,
         (r"rpn_head\.init_proposal_bboxes\.weight", "proposal_boxes.weight"),
         (r"rpn_head\.init_proposal_features\.weight", "proposal_features.weight"),
         *((rf"roi_head\.bbox_head\.<s>\.{source}", "stages.{s}." + target) for source, target in _SPARSE_STAGE),

@@ -33,8 +33,8 @@ _FOLDED = {"batch-norm statistics (folded into the file's scales)": r".+\.norm\.
 _CLASS_LAYERS = {
     "head": r"(head|fc|head\.fc)\.(weight|bias)",
     "cls_score": r"(head|stages\.\d+|roi_heads\.box_predictor(\.\d)?)\.cls_score\.(weight|bias)",
-    "bbox_pred": r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)",
-    "mask predictor": r"roi_heads\.mask_head\.predictor\.(weight|bias)",
+    "bbox_pred": r"roi_heads\.box_predictor(\.\d)?\.bbox_pred\.(weight|bias)",
+    "mask predictor": r"roi_heads\.mask_head(\.\d)?\.predictor\.(weight|bias)",
     "class_embed": r"(detr\.decoder\.)?class_embed\.(\d+\.)?(weight|bias)",
     "enc_score_head": r"detr\.enc_score_head\.(weight|bias)",
     "denoising_class_embed": r"detr\.denoising_class_embed\.weight",
@@ -232,7 +232,8 @@ class _Matcher:
     def _is_folded(self, found: Mapping[str, Tensor]) -> bool:
         # FrozenBatchNorm2d has no batch counter and starts as the identity, which suits folded statistics. BatchNorm2d
         # would continue to train them.
-        frozen = not any(name.endswith(".num_batches_tracked") for name in self.model)
+        norms = [name for name in self.model if name.endswith(".num_batches_tracked")]
+        frozen = not any(name.startswith(self.prefix) for name in norms)
         return frozen and not any(name.endswith("running_var") for name in found)
 
     def _is_output_norm(self, name: str, found: Mapping[str, Tensor]) -> bool:

@@ -109,6 +109,12 @@ def build(config: str, *, small: bool = False) -> nn.Module:
             if not name.startswith("backbone") and parameter.dim() > 1:
                 last = any(part in name for part in ("cls_score", "bbox_pred", "objectness", "anchor_deltas"))
                 parameter.normal_(0, 0.05 if last else (2 / parameter[0].numel()) ** 0.5)
+        # The statistics of BatchNorms start as those of the identity.
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
     return model
 
 

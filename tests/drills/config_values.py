@@ -44,6 +44,7 @@ _SETTINGS = {key: value for key, value in tiny.SETTINGS.items() if not key.start
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
     "MODEL.FPN.OUT_CHANNELS": 64,  # GroupNorm refuses a single value per group, on maps of one position
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
@@ -120,7 +121,7 @@ _MEANINGFUL: dict[str, set[str]] = {
         "TEST.EVAL_PERIOD",
         "VIS_PERIOD",
     },
-    "zero first": {"MODEL.PIXEL_MEAN", "SOLVER.BETAS"},
+    "zero first": {"MODEL.PIXEL_MEAN", "MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS", "SOLVER.BETAS"},
     "minus one": {"SEED", "MODEL.RPN.BOUNDARY_THRESH"},
     "null": {"SOLVER.WEIGHT_DECAY_BIAS"},
     "infinite": {"SOLVER.CLIP_GRADIENTS.NORM_TYPE"},
@@ -132,6 +133,7 @@ _MEANINGFUL: dict[str, set[str]] = {
         "INPUT.CROP_BRANCH.RESIZE",
         "MODEL.PIXEL_MEAN",  # BGR
         "MODEL.PIXEL_STD",
+        "MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS",
         "SOLVER.BETAS",
         "TEST.AUG.MIN_SIZES",
         *(f"MODEL.{section}.BBOX_REG_WEIGHTS" for section in ("ATSS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD")),

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from pvt_det.config import get_config
 from pvt_det.engine.step import TrainStep
-from pvt_det.errors import NumericError
+from pvt_det.errors import ConfigError, NumericError
 
 
 class Regression(nn.Module):
@@ -36,6 +37,16 @@ def batches(count, size=3):
     return [
         (torch.randn(size, 4, generator=generator), torch.randn(size, 1, generator=generator)) for _ in range(count)
     ]
+
+
+def test_synchronized_norms_on_cpus_need_a_single_process(monkeypatch):
+    cfg = get_config()
+    cfg.MODEL.DEVICE, cfg.MODEL.ROI_BOX_HEAD.NORM = "cpu", "SyncBN"
+    norm = nn.SyncBatchNorm(3)
+    TrainStep.from_config(cfg, norm)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match=r"MODEL\.ROI_BOX_HEAD\.NORM = SyncBN: .* or set the value to naiveSyncBN_N"):
+        TrainStep.from_config(cfg, norm)
 
 
 def test_accumulated_batches_equal_one_large_batch():

@@ -84,12 +84,7 @@ def test_F59_values_that_do_not_fit_together(refused_value):
         ("mask_rcnn_pvt_tiny", "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p4"], "half the size"),
         ("mask_rcnn_pvt_tiny", "MODEL.RPN.IOU_THRESHOLDS", [0.7, 0.3], "in ascending order"),
         ("mask_rcnn_pvt_tiny", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "l3", "one of smooth_l1, giou"),
-        (
-            "cascade_mask_rcnn_pvt_small",
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
-            False,
-            "True for MODEL.ROI_",
-        ),
+        ("cascade_mask_rcnn_pvt_small", "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "False for MODEL.ROI_"),
         ("cascade_mask_rcnn_pvt_small", "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.6], "[0.5], the first value of"),
         ("semantic_fpn_pvt_tiny", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 40, "a multiple of 32"),
         ("semantic_fpn_pvt_tiny", "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8, "at most 4, the stride of p2"),
@@ -108,6 +103,13 @@ def test_F60_labels_and_weights_of_a_wrong_length(refused_value):
     weights = [[10, 10, 5, 5]]
     key = "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"
     refused_value("cascade_mask_rcnn_pvt_small", key, weights, "((10.0, 10.0, 5.0, 5.0),)", expected)
+    key = "MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS"
+    refused_value("cascade_mask_rcnn_pvt_small", key, [1, 0.5], "(1.0, 0.5)", expected.replace("list", "value", 1))
+
+
+def test_F60_boxes_per_class_in_detectron2s_cascade(refused_value):
+    key, heads = "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"}
+    refused_value("cascade_mask_rcnn_pvt_small", key, False, "False", "True for MODEL.ROI_HEADS.NAME Casc", **heads)
 
 
 def test_F60_no_absurd_value_ends_in_a_traceback():

@@ -89,11 +89,13 @@ def test_evaluation_uses_test_time_augmentation(untrained_run, tmp_path):
     assert metrics("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)") != metrics()
 
 
-def test_mask_rcnn_with_test_time_augmentation(repo_root, monkeypatch):
+@pytest.mark.parametrize("name", ["mask_rcnn_pvt_tiny", "cascade_mask_rcnn_pvt_small"])
+def test_mask_rcnn_with_test_time_augmentation(repo_root, monkeypatch, name):
     small = ["MODEL.PVT.VARIANT", "pvt_v2_b0", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
+    small += ["MODEL.ROI_BOX_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"]
     scores = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5"]
     views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
-    cfg = load_config(repo_root / "configs/mask_rcnn_pvt_tiny.yaml", [*small, *scores, *views])
+    cfg = load_config(repo_root / f"configs/{name}.yaml", [*small, *scores, *views])
     test_cfg, model = build_tta(cfg, build_model(cfg).eval(), build_tta_resizes(cfg))
     assert (test_cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) == (0, 800)
     with torch.no_grad():

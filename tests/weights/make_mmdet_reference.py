@@ -7,13 +7,15 @@ Run it in a separate environment, since MMDetection requires older versions of o
     mmdet_env/bin/python tests/weights/make_mmdet_reference.py tests/weights/golden/mmdet_reference.json
 
 mmcv-lite does not include the compiled operators of mmcv. Only RoIAlign is needed before non-maximum suppression, and
-mmcv can take it from torchvision through a config key. The missing module is replaced by one whose functions raise an
-error when they are called.
+is taken from torchvision: through a config key, and for masks by replacing it. The missing module is replaced by one
+whose functions raise an error when they are called.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
 import types
 import zlib
@@ -21,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+import torchvision
 
 SIZES = ((200, 250), (320, 416))
 SAMPLES = 48
@@ -35,8 +38,25 @@ CASES = {
     "mask_rcnn_pvt_tiny": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", TINY, [64, 128, 320, 512]),
     "mask_rcnn_pvt_v2_b0": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
     "mask_rcnn_R_50": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", None, None),
+    "cascade_mask_rcnn_pvt_v2_b0": (
+        "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+        B0,
+        [32, 64, 160, 256],
+    ),
     "atss_pvt_v2_b0": ("atss/atss_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
     "gfl_pvt_v2_b0": ("gfl/gfl_r50_fpn_1x_coco.py", B0, [32, 64, 160, 256]),
+}
+# The published box heads of PVT v2's Cascade Mask R-CNN, with fewer channels.
+CASCADE_BOX_HEAD = {
+    "type": "ConvFCBBoxHead",
+    "num_shared_convs": 4,
+    "num_shared_fcs": 1,
+    "conv_out_channels": 64,
+    "fc_out_channels": 128,
+    "reg_class_agnostic": False,
+    "reg_decoded_bbox": True,
+    "norm_cfg": {"type": "SyncBN", "requires_grad": True},
+    "loss_bbox": {"type": "GIoULoss", "loss_weight": 10.0},
 }
 # Heads whose losses and candidates are recorded too.
 ADAPTIVE = ("ATSSHead", "GFLHead")
@@ -64,6 +84,8 @@ def seeded(key, shape):
         return torch.zeros(shape, dtype=torch.int64)
     if key.endswith(("running_var", ".scale")) or (v.dim() == 1 and key.endswith("weight")):
         return 1 + 0.1 * v.clamp(-5, 5)
+    if re.search(r"_head\.\d\.(fc_cls|conv_logits)\.weight", key):  # a cascade's, with probabilities that differ
+        return 30 * v / v[0].numel() ** 0.5
     if v.dim() >= 2 and "pos_embed" not in key:
         return v / v[0].numel() ** 0.5
     return 0.02 * v
@@ -86,6 +108,24 @@ def truth(height, width):
     """Return boxes `8×4` and classes `8` of an image."""
     classes = torch.randint(0, 80, (8,), generator=torch.Generator().manual_seed(height))
     return boxes(height, width) + torch.tensor([0.0, 0.0, 1.0, 1.0]), classes
+
+
+def noisy_boxes(height, width):
+    """Return proposals `40×4` of an image: four around each true box, from close to far, and eight random ones."""
+    true_boxes, _ = truth(height, width)
+    sides = (true_boxes[:, 2:] - true_boxes[:, :2]).repeat(1, 2)
+    noise = torch.randn(4, 8, 4, generator=torch.Generator().manual_seed(height - width))
+    scales = torch.tensor([0.02, 0.05, 0.1, 0.2])[:, None, None]
+    limit = torch.tensor([width, height, width, height])
+    moved = (true_boxes + noise * scales * sides).flatten(0, 1).clamp(min=0).minimum(limit)
+    return torch.cat([moved, boxes(width, height).minimum(limit)])
+
+
+def ellipses(height, width):
+    """Return masks `8×H×W` (bool): the ellipse inside each true box."""
+    x0, y0, x1, y1 = truth(height, width)[0][:, :, None, None].unbind(1)
+    x, y = torch.arange(width)[None, None] + 0.5, torch.arange(height)[None, :, None] + 0.5
+    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 < 1
 
 
 def sample(t):
@@ -113,6 +153,12 @@ def build(name):
     if "roi_head" in cfg.model:
         for head in ("bbox_roi_extractor", "mask_roi_extractor"):
             changes[f"model.roi_head.{head}.roi_layer.use_torchvision"] = True
+    if cfg.model.type == "CascadeRCNN":
+        changes["model.roi_head.mask_head.conv_out_channels"] = 64
+        # `update` would merge the losses.
+        for head in cfg.model.roi_head.bbox_head:
+            for key, value in CASCADE_BOX_HEAD.items():
+                head[key] = value
     cfg.merge_from_dict(changes)
     model = MODELS.build(cfg.model).eval()
     model.load_state_dict({k: seeded(k, v.shape) for k, v in model.state_dict().items()})
@@ -128,13 +174,48 @@ def run(model, height, width):
     head = model.bbox_head if hasattr(model, "bbox_head") else model.rpn_head
     for i, level in enumerate(zip(*head(pyramid), strict=True)):
         out |= {f"{name}{i}": values for name, values in zip(("scores", "deltas", "centerness"), level, strict=False)}
-    if hasattr(model, "roi_head"):
+    if type(model).__name__ == "CascadeRCNN":
+        out |= run_cascade(model.roi_head, pyramid, height, width)
+    elif hasattr(model, "roi_head"):
         rois = torch.cat([torch.zeros(8, 1), boxes(height, width)], dim=1)
         roi_head = model.roi_head
         box_features = roi_head.bbox_roi_extractor(pyramid[:4], rois)
         out["box_scores"], out["box_deltas"] = roi_head.bbox_head(box_features)
         out["masks"] = roi_head.mask_head(roi_head.mask_roi_extractor(pyramid[:4], rois))
     return {k: sample(v) for k, v in out.items()}
+
+
+def run_cascade(roi_head, pyramid, height, width):
+    """Return boxes and scores before non-maximum suppression, and the masks of the true boxes and classes."""
+    from mmengine.structures import InstanceData
+
+    meta = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
+    (found,) = roi_head.predict_bbox(pyramid, [meta], [InstanceData(bboxes=boxes(height, width))], None)
+    true_boxes, labels = truth(height, width)
+    # The masks that the last head would paste into the image.
+    roi_head.mask_head[-1].predict_by_feat = lambda mask_preds, **_: mask_preds
+    (masks,) = roi_head.predict_mask(pyramid, [meta], [InstanceData(bboxes=true_boxes, labels=labels)])
+    return {"box_scores": found.scores, "boxes": found.bboxes, "masks": masks[torch.arange(8), labels]}
+
+
+def cascade_losses(model):
+    """Return the losses of the ROI heads for a batch with an image of each size, whose proposals are all sampled."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    samples, proposals = [], []
+    for size in SIZES:
+        true_boxes, labels = truth(*size)
+        masks = BitmapMasks(ellipses(*size).numpy().astype("uint8"), *size)
+        samples.append(DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}))
+        samples[-1].gt_instances = InstanceData(bboxes=true_boxes, labels=labels, masks=masks)
+        proposals.append(InstanceData(bboxes=noisy_boxes(*size)))
+    data = model.data_preprocessor({"inputs": [image(*size).flip(0) for size in SIZES], "data_samples": None})
+    pyramid = model.neck(model.backbone(data["inputs"]))
+    model.roi_head.train()
+    found = model.roi_head.loss(pyramid, proposals, samples)
+    return {name: round(value.item(), 7) for name, value in found.items() if "loss" in name}
 
 
 def losses(model):
@@ -185,6 +266,10 @@ def main(path):
     from mmdet.utils import register_all_modules
 
     register_all_modules()
+    structures = importlib.import_module("mmdet.structures.mask.structures")
+    structures.roi_align = lambda masks, rois, size, scale, ratio, mode, aligned: torchvision.ops.roi_align(
+        masks, rois, size, scale, ratio, aligned
+    )
 
     record = {"versions": {p: metadata.version(p) for p in ("mmdet", "mmengine", "mmcv-lite", "torch", "torchvision")}}
     record["cases"] = {}
@@ -195,6 +280,8 @@ def main(path):
             "anchors": anchors(model),
             "outputs": {f"{h}x{w}": run(model, h, w) for h, w in SIZES},
         }
+        if type(model).__name__ == "CascadeRCNN":
+            record["cases"][name]["losses"] = cascade_losses(model)
         if type(getattr(model, "bbox_head", None)).__name__ in ADAPTIVE:
             record["cases"][name]["losses"] = losses(model)
             record["cases"][name]["candidates"] = {f"{h}x{w}": candidates(model, h, w) for h, w in SIZES}

@@ -6,19 +6,23 @@ that can be regenerated. It was written by `make_mmdet_reference.py`.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.modeling.roi_heads import fast_rcnn
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from pvt_det.config import load_config
+from pvt_det.modeling.cascade import PVTCascadeROIHeads
 from tests.command_line import run_command
 from tests.weights import make_mmdet_reference as maker
 
@@ -26,15 +30,20 @@ HERE = Path(__file__).parent
 REFERENCE = json.loads((HERE / "golden/mmdet_reference.json").read_text())
 TOLERANCE = 1e-4
 ADAPTIVE = ["atss_pvt_v2_b0", "gfl_pvt_v2_b0"]
+CASCADE = ["cascade_mask_rcnn_pvt_v2_b0"]
 
 
 def write_config(name: str, folder: Path) -> Path:
-    """Write the config of a recorded detector. ATSS and GFL have been recorded with a smaller trunk than published."""
-    is_adaptive = name.startswith(("atss", "gfl"))
+    """Write the config of a recorded detector. Some have been recorded with smaller parts than published."""
     path = folder / "config.yaml"
-    lines = [f"_BASE_: {name.replace('b0', 'b2_3x') if is_adaptive else name}", "MODEL:", "  DEVICE: cpu"]
-    lines += ["  PVT:", "    EMBED_NORM_EPS: 1.0e-6", *(["    VARIANT: pvt_v2_b0"] if is_adaptive else [])]
-    path.write_text("\n".join([*lines, "    DROP_PATH_RATE: 0.0", ""]))
+    published, changes = name, []
+    if name in ADAPTIVE + CASCADE:
+        published = name.replace("b0", "b2_3x" if name in ADAPTIVE else "b2")
+        changes += ["    VARIANT: pvt_v2_b0"]
+    if name in CASCADE:
+        changes += ["  ROI_BOX_HEAD: {CONV_DIM: 64, FC_DIM: 128}", "  ROI_MASK_HEAD: {CONV_DIM: 64}"]
+    lines = [f"_BASE_: {published}", "MODEL:", "  DEVICE: cpu", "  PVT:", "    EMBED_NORM_EPS: 1.0e-6"]
+    path.write_text("\n".join([*lines, "    DROP_PATH_RATE: 0.0", *changes, ""]))
     return path
 
 
@@ -81,12 +90,28 @@ def run(model: nn.Module, height: int, width: int) -> dict[str, Tensor]:
     order = to_mmdet_order if isinstance(model, RetinaNet) else same_order
     for name, levels in zip(("scores", "deltas", "centerness"), outputs, strict=False):
         out |= {f"{name}{i}": order(level) for i, level in enumerate(levels)}
-    if not is_dense:
+    if hasattr(model, "roi_heads") and isinstance(model.roi_heads, PVTCascadeROIHeads):
+        out |= run_cascade(model.roi_heads, model.backbone(images.tensor), height, width)
+    elif not is_dense:
         heads, proposals = model.roi_heads, [Boxes(maker.boxes(height, width))]
         box_features = heads.box_head(heads.box_pooler(pyramid[:4], proposals))
         out["box_scores"], out["box_deltas"] = heads.box_predictor(box_features)
         out["masks"] = heads.mask_head.layers(heads.mask_pooler(pyramid[:4], proposals))
     return out
+
+
+def run_cascade(heads: PVTCascadeROIHeads, features: dict[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
+    size = (height, width)
+    proposals = Instances(size, proposal_boxes=Boxes(maker.boxes(*size)))
+    # The boxes and scores that non-maximum suppression is given.
+    with mock.patch.object(fast_rcnn, "fast_rcnn_inference", lambda boxes, scores, *_: ((boxes, scores), None)):
+        (boxes,), (scores,) = heads._forward_box(features, [proposals])
+    corners = Boxes(boxes.reshape(-1, 4))
+    corners.clip(size)  # as `fast_rcnn_inference` does
+    true_boxes, classes = maker.truth(*size)
+    given = Instances(size, pred_boxes=Boxes(true_boxes), pred_classes=classes)
+    (found,) = heads.forward_with_given_boxes(features, [given])
+    return {"box_scores": scores, "boxes": corners.tensor.view_as(boxes), "masks": found.pred_masks[:, 0]}
 
 
 @pytest.mark.parametrize("size", ["200x250", "320x416"])
@@ -132,6 +157,25 @@ def test_losses_match_mmdetection(case: tuple) -> None:
         losses = {name.replace("box_reg", "bbox"): loss.item() for name, loss in model(batch).items()}
     model.eval()
     assert losses == pytest.approx(record["losses"], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASCADE, indirect=True)
+def test_losses_of_a_cascade_match_mmdetection(case: tuple) -> None:
+    """All proposals are sampled in each stage, because they are few."""
+    _, model, record = case
+    images = model.preprocess_image([{"image": maker.image(*size)} for size in maker.SIZES])
+    proposals, targets = [], []
+    for size in maker.SIZES:
+        boxes = maker.noisy_boxes(*size)
+        proposals.append(Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes))))
+        boxes, classes = maker.truth(*size)
+        masks = BitMasks(maker.ellipses(*size))
+        targets.append(Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes, gt_masks=masks))
+    heads = copy.deepcopy(model.roi_heads).train()
+    with torch.no_grad(), EventStorage():
+        _, losses = heads(images, model.backbone(images.tensor), proposals, targets)
+    got = {f"s{name[-1]}.{name[:-7].replace('box_reg', 'bbox')}": loss.item() for name, loss in losses.items()}
+    assert got == pytest.approx(record["losses"], rel=1e-4)
 
 
 @pytest.mark.parametrize("case", ADAPTIVE, indirect=True)
