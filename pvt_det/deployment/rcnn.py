@@ -11,7 +11,6 @@ from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pvt_det.deployment.boxes import apply_deltas, best, clip, grid_anchors, not_empty, present, take
 from pvt_det.deployment.image import Features
@@ -132,7 +131,7 @@ class BoxHead(nn.Module):
     """Classifies proposals and refines their boxes, in several stages for a cascade.
 
     Args:
-        heads: Trained ROI heads. Their modules are shared, not copied, unless they have BatchNorms.
+        heads: Trained ROI heads. Their weights are shared, not copied.
         suppress: Function for non-maximum suppression, from `pvt_det.deployment.suppression`.
 
     Raises:
@@ -144,7 +143,7 @@ class BoxHead(nn.Module):
         self.suppress = suppress
         self.pool = Pool(heads.box_pooler, list(heads.box_in_features))
         cascade = isinstance(heads, CascadeROIHeads)
-        self.heads = _without_batch_norms(heads.box_head if cascade else nn.ModuleList([heads.box_head]))
+        self.heads = _traceable(heads.box_head if cascade else nn.ModuleList([heads.box_head]))
         self.predictors = nn.ModuleList(heads.box_predictor if cascade else [heads.box_predictor])
         # Detectron2's CascadeROIHeads average probabilities.
         self.averages_logits = isinstance(heads, PVTCascadeROIHeads)
@@ -208,15 +207,14 @@ class MaskHead(nn.Module):
     """Predicts the masks of detections, as the average of several mask heads for a cascade.
 
     Args:
-        heads: Trained ROI heads with mask heads. Their modules are shared, not copied, unless they have
-            BatchNorms.
+        heads: Trained ROI heads with mask heads. Their weights are shared, not copied.
     """
 
     def __init__(self, heads: StandardROIHeads) -> None:
         super().__init__()
         self.pool = Pool(heads.mask_pooler, list(heads.mask_in_features))
         several = isinstance(heads.mask_head, nn.ModuleList)
-        self.heads = _without_batch_norms(heads.mask_head if several else nn.ModuleList([heads.mask_head]))
+        self.heads = _traceable(heads.mask_head if several else nn.ModuleList([heads.mask_head]))
 
     def forward(self, maps: dict[str, Tensor], boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         """Predict masks.
@@ -236,21 +234,36 @@ class MaskHead(nn.Module):
         return torch.stack([_of_class(head.layers(pooled), labels).sigmoid() for head in heads]).mean(dim=0)
 
 
-def _without_batch_norms(heads: nn.ModuleList) -> nn.ModuleList:
-    """Fold the BatchNorms of heads into their convolutions, in a copy.
+class _Affine(nn.Module):
+    """A BatchNorm in evaluation mode, as operations that can be traced for any number of boxes.
 
-    `torch.export` cannot trace a BatchNorm over a number of boxes that depends on the image.
+    Args:
+        norm: The BatchNorm. It is shared, not copied.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+def _traceable(heads: nn.ModuleList) -> nn.ModuleList:
+    """Replace the BatchNorms of heads by `_Affine`, in copies that share the weights.
+
+    `torch.export` would check that a BatchNorm's input is not empty, but the number of boxes depends on the image.
     """
     norms = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
-    if not any(isinstance(module, norms) for module in heads.modules()):
-        return heads
-    heads = copy.deepcopy(heads)
-    for conv in heads.modules():
-        if isinstance(conv, Conv2d) and isinstance(norm := conv.norm, norms):
-            statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
-            conv.norm = None
-    return heads
+    shared = {id(tensor): tensor for tensor in (*heads.parameters(), *heads.buffers())}
+    copied = copy.deepcopy(heads, shared)
+    for conv in copied.modules():
+        if isinstance(conv, Conv2d) and isinstance(conv.norm, norms):
+            conv.norm = _Affine(conv.norm)
+    return copied
 
 
 def _of_class(logits: Tensor, labels: Tensor) -> Tensor:

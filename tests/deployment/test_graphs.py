@@ -39,7 +39,11 @@ def run_graph(graph: nn.Module, batch: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_graph_matches_its_model(build, config, bgr):
     model = build(config)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in weights.items()})
     graph = build_graph(model, bgr=bgr)
+    # The graph shares the weights of the model, which are loaded after it is built.
+    model.load_state_dict(weights)
     parity = Parity()
     for batch in (images(2, 97, 130), images(1, 90, 200)):
         expected, got = run_eager(model, batch, bgr=bgr), run_graph(graph, batch)
