@@ -84,11 +84,19 @@ def seeded(key, shape):
         return torch.zeros(shape, dtype=torch.int64)
     if key.endswith(("running_var", ".scale")) or (v.dim() == 1 and key.endswith("weight")):
         return 1 + 0.1 * v.clamp(-5, 5)
-    if re.search(r"_head\.\d\.(fc_cls|conv_logits)\.weight", key):  # a cascade's, with probabilities that differ
-        return 30 * v / v[0].numel() ** 0.5
     if v.dim() >= 2 and "pos_embed" not in key:
         return v / v[0].numel() ** 0.5
     return 0.02 * v
+
+
+def seeded_weights(name, shapes):
+    """Return the weights of a recorded detector by name. A cascade gets scores that differ between its stages."""
+    weights = {key: seeded(key, shape) for key, shape in shapes.items()}
+    if name.startswith("cascade"):
+        for key in weights:
+            if re.search(r"_head\.\d\.(fc_cls|conv_logits)\.weight", key):
+                weights[key] *= 30
+    return weights
 
 
 def image(height, width):
@@ -161,7 +169,7 @@ def build(name):
                 head[key] = value
     cfg.merge_from_dict(changes)
     model = MODELS.build(cfg.model).eval()
-    model.load_state_dict({k: seeded(k, v.shape) for k, v in model.state_dict().items()})
+    model.load_state_dict(seeded_weights(name, {k: v.shape for k, v in model.state_dict().items()}))
     return model
 
 

@@ -53,7 +53,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name = request.param
     record = REFERENCE["cases"][name]
     folder = tmp_path_factory.mktemp(name)
-    weights = {key: maker.seeded(key, shape) for key, shape in record["keys"].items()}
+    weights = maker.seeded_weights(name, record["keys"])
     torch.save({"state_dict": weights, "meta": {"mmdet_version": "3.3.0"}}, folder / "mmdet.pth")
     config = write_config(name, folder)
     options = ["--config-file", str(config), "--output", str(folder / "ours.pth")]
