@@ -85,7 +85,7 @@ def test_layers_with_weights_are_quantized_but_not_the_first_and_the_last_ones(s
         "proposals.head.anchor_deltas.weight",
         "boxes.predictors.0.cls_score.weight",
         "boxes.predictors.0.bbox_pred.weight",
-        "masks.head.predictor.weight",
+        "masks.heads.0.predictor.weight",
     }
     assert len(layers) > 40
 
