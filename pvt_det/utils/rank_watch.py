@@ -108,6 +108,9 @@ class RankWatch:
         self._wait_for(lambda: self._exchanges > before + 1, self._period)
         started = time.monotonic()
         self._wait_for(lambda: self._all_seen_since(started), _MISSING * self._period)
+        # A process that has just ended may have said why.
+        before = self._exchanges
+        self._wait_for(lambda: self._exchanges > before + 1, self._period)
         sentences = {rank: text for rank in self._others if (text := self._describe(rank, started))}
         self._missing = set(sentences)
         return " ".join(sentences.values()) or "All other ranks respond, and wait too."
@@ -180,7 +183,7 @@ class RankWatch:
 
     def _all_seen_since(self, moment: float) -> bool:
         records = [self._records.get(rank) for rank in self._others]
-        return all(r is not None and (r["seen"] > moment or r["state"] != _RUNNING) for r in records)
+        return all(r is not None and (r["seen"] > moment or r["state"] != _RUNNING or _is_gone(r)) for r in records)
 
     def _describe(self, rank: int, moment: float) -> str:
         """Describe what is wrong with another process, or return "" if it does its part."""
@@ -195,7 +198,7 @@ class RankWatch:
         if record["state"] == _LOST:
             return ""
         if record["seen"] <= moment:
-            if record["host"] == socket.gethostname() and not _exists(record["pid"]):
+            if _is_gone(record):
                 return f"{name} has died: it was killed, or it ended with an error of its own."
             silent = time.monotonic() - record["seen"]
             return f"{name} has not responded for {silent:.0f} seconds: it hangs or has died."
@@ -303,6 +306,11 @@ def count_batches(batches: Iterable[Item]) -> Iterator[Item]:
 
 def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _is_gone(record: dict[str, Any]) -> bool:
+    """Return whether a process has ended, which is known on its own host only."""
+    return record["host"] == socket.gethostname() and not _exists(record["pid"])
 
 
 def _exists(pid: int) -> bool:
