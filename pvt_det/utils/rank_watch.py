@@ -26,6 +26,8 @@ from pvt_det.errors import Interrupted, RankError
 
 # Seconds between signs of life, and how many may be missing before a process counts as silent.
 _PERIOD, _MISSING = 2.0, 4
+# The same for a process whose id does not exist, which is no proof: containers can share a host name.
+_MISSING_IF_GONE = 2
 # Number of periods that rank 0, which may hold the store, waits for the others at the end.
 _LEAVE = 3
 # Seconds after the timeout of a collective operation at which a process that still waits is ended. On a CPU the
@@ -108,9 +110,6 @@ class RankWatch:
         self._wait_for(lambda: self._exchanges > before + 1, self._period)
         started = time.monotonic()
         self._wait_for(lambda: self._all_seen_since(started), _MISSING * self._period)
-        # A process that has just ended may have said why.
-        before = self._exchanges
-        self._wait_for(lambda: self._exchanges > before + 1, self._period)
         sentences = {rank: text for rank in self._others if (text := self._describe(rank, started))}
         self._missing = set(sentences)
         return " ".join(sentences.values()) or "All other ranks respond, and wait too."
@@ -183,7 +182,12 @@ class RankWatch:
 
     def _all_seen_since(self, moment: float) -> bool:
         records = [self._records.get(rank) for rank in self._others]
-        return all(r is not None and (r["seen"] > moment or r["state"] != _RUNNING or _is_gone(r)) for r in records)
+        silent_since = time.monotonic() - _MISSING_IF_GONE * self._period
+        return all(
+            r is not None
+            and (r["seen"] > moment or r["state"] != _RUNNING or (r["seen"] < silent_since and _is_gone(r)))
+            for r in records
+        )
 
     def _describe(self, rank: int, moment: float) -> str:
         """Describe what is wrong with another process, or return "" if it does its part."""
