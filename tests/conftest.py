@@ -22,6 +22,7 @@ from tests.exported_models import (  # noqa: F401  (fixtures)
     exported_program,
     mask_rcnn_run,
     panoptic_small_run,
+    retinanet_small_run,
     semantic_run,
     shared_once,
     smallest_variant,

@@ -30,6 +30,12 @@ _MASK_RCNN = {
     "DATASETS.CLASS_NAMES": CLASSES,
     "INPUT.FORMAT": "BGR",
 }
+_RETINANET = {
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [64]],
+    "MODEL.RETINANET.IN_FEATURES": ["p3", "p7"],
+    "MODEL.RETINANET.NUM_CLASSES": len(CLASSES),
+    "DATASETS.CLASS_NAMES": CLASSES,
+}
 _SEMANTIC = {
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["p2", "p3"],
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
@@ -112,6 +118,13 @@ def mask_rcnn_run(repo_root: Path, shared_once: Callable[..., Path]) -> Path:
     """Run folder of a Mask R-CNN for BGR images."""
     recipe = repo_root / "configs/mask_rcnn_pvt_tiny.yaml"
     return shared_once("mask_rcnn_run", lambda folder: _write_run(folder, recipe, _MASK_RCNN))
+
+
+@pytest.fixture(scope="session")
+def retinanet_small_run(repo_root: Path, shared_once: Callable[..., Path]) -> Path:
+    """Run folder of a RetinaNet."""
+    recipe = repo_root / "configs/retinanet_pvt_tiny.yaml"
+    return shared_once("retinanet_small_run", lambda folder: _write_run(folder, recipe, _RETINANET))
 
 
 @pytest.fixture(scope="session")

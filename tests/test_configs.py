@@ -17,6 +17,7 @@ from pvt_det.config.detectron2_keys import NOT_OURS
 from pvt_det.config.keys import ADDED_KEYS
 from pvt_det.config.table import SECTIONS, TABLE
 from pvt_det.models import list_models
+from pvt_det.reports.published import published_results
 from tests.drills.config_values import keys_read
 
 ROOT = Path(__file__).parents[1]
@@ -118,13 +119,6 @@ def test_parameter_counts_match_the_published_ones(name, millions):
     assert (trained + norms) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("pvt_v2_b2", 83), ("pvt_v2_b2_li", 80)])
-def test_cascade_has_the_published_number_of_parameters(name, millions):
-    """Table 4 of the PVT v2 paper."""
-    model = build_without_memory(load(f"cascade_mask_rcnn_{name}"))
-    assert count(model) / 1e6 == pytest.approx(millions, abs=0.5)
-
-
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("R_18", 15.5), ("R_50", 28.5), ("R_101", 47.5), ("X_101_32x4d", 47.1), ("X_101_64x4d", 86.4)],
@@ -134,6 +128,15 @@ def test_semantic_fpn_has_about_the_published_number_of_parameters(name, million
     model = build_without_memory(load(f"semantic_fpn_{name}"))
     norms = sum(b.numel() for key, b in model.named_buffers() if re.search(r"norm\.(weight|bias)$", key))
     assert (count(model) + norms) / 1e6 == pytest.approx(millions, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [r for r in published_results() if "_pvt_" in r.config and r.parameters_millions],
+    ids=lambda row: row.config,
+)
+def test_models_with_pvt_have_the_published_number_of_parameters(row):
+    assert count(build_without_memory(load(row.config))) / 1e6 == pytest.approx(row.parameters_millions, abs=0.31)
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if re.fullmatch(r"retinanet_pvt_(tiny|small|v2_b\d(_li)?)", n)])

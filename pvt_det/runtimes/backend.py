@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the options of commands need no NumPy
 Function: TypeAlias = "Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]"
 
 INPUT_NAME = "image"
+# Output of detectors with the index of the image of each detection.
+IMAGES_NAME = "images"
 
 
 class Backend(ABC):

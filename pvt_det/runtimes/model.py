@@ -22,7 +22,7 @@ from pvt_det.config.architecture import head_key, is_segmentor
 from pvt_det.errors import ConfigError
 from pvt_det.modeling.finite import require_finite
 from pvt_det.modeling.rcnn import postprocess
-from pvt_det.runtimes.backend import Function
+from pvt_det.runtimes.backend import IMAGES_NAME, Function
 from pvt_det.runtimes.backends import backend_of, exported_digest, is_exported
 from pvt_det.runtimes.metadata import (
     PANOPTIC,
@@ -204,7 +204,7 @@ class ExportedModel(nn.Module):
 
     def _instances(self, outputs: Mapping[str, NDArray[Any]], number: int, size: tuple[int, int]) -> Instances:
         """Return the detections of an image in pixels of the model's image."""
-        kept = (outputs["images"] == number) & (outputs["scores"] > self.score_threshold)
+        kept = (outputs[IMAGES_NAME] == number) & (outputs["scores"] > self.score_threshold)
         names = ("boxes", "scores", "labels", *(("masks",) if "masks" in outputs else ()))
         found = {name: torch.from_numpy(outputs[name][kept]) for name in names}
         instances = Instances(

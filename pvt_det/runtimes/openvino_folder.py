@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvt_det.errors import CheckpointError, ConfigError
-from pvt_det.runtimes.backend import INPUT_NAME, Backend, Function, damaged, not_supported, read_bytes
+from pvt_det.runtimes.backend import IMAGES_NAME, INPUT_NAME, Backend, Function, damaged, not_supported, read_bytes
 from pvt_det.runtimes.exact_boxes import keep_boxes_exact
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.files import write_atomically
@@ -57,9 +58,57 @@ def as_function(request: Any, outputs: Sequence[str]) -> Function:
         # In a thread of OpenVINO, so that the caller's thread does not keep the state of AMX.
         request.start_async({INPUT_NAME: images})
         request.wait()
-        return {name: request.get_tensor(name).data.copy() for name in outputs}
+        return _copy_outputs(request, outputs)
 
     return run
+
+
+def _copy_outputs(request: Any, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    return {name: request.get_tensor(name).data.copy() for name in outputs}
+
+
+class _Requests:
+    """An OpenVINO model as a function that runs several images at a time, each with a part of the threads.
+
+    This is faster than a batch in one request, whose operators wait for each other's threads. A single image is run
+    with all threads.
+
+    Attributes:
+        precision: Number format that the processor computes in, by OpenVINO's name.
+
+    Args:
+        compile_model: Compiles the model for a performance hint of OpenVINO.
+        outputs: Names of the outputs to return.
+    """
+
+    def __init__(self, compile_model: Callable[[str], Any], outputs: Sequence[str]) -> None:
+        self._compile = compile_model
+        self._outputs = outputs
+        compiled = compile_model("LATENCY")
+        self.precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self._run_one = as_function(compiled.create_infer_request(), outputs)
+
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Return the outputs for images `N×3×H×W`, uint8, RGB."""
+        if len(images) == 1:
+            return self._run_one(images)
+        import numpy as np
+
+        found: list[dict[str, NDArray[Any]]] = [{} for _ in images]
+        self._queue.set_callback(lambda request, number: found[number].update(_copy_outputs(request, self._outputs)))
+        for number in range(len(images)):
+            self._queue.start_async({INPUT_NAME: images[number : number + 1]}, number)
+        self._queue.wait_all()
+        for number, each in enumerate(found):
+            if IMAGES_NAME in each:
+                each[IMAGES_NAME] += number
+        return {name: np.concatenate([each[name] for each in found]) for name in self._outputs}
+
+    @cached_property
+    def _queue(self) -> Any:
+        import openvino
+
+        return openvino.AsyncInferQueue(self._compile("THROUGHPUT"))
 
 
 class OpenVINOBackend(Backend):
@@ -115,11 +164,7 @@ class OpenVINOBackend(Backend):
         openvino = import_openvino()
         self._verify(path)
         core = openvino.Core()
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-        }
+        settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": threads}
         try:
             model = core.read_model(path, path.with_name(WEIGHTS_NAME))
             if precision == "bf16":
@@ -129,16 +174,17 @@ class OpenVINOBackend(Backend):
                 raise damaged(path, f"it has no output {', '.join(sorted(missing))}")
             # Without what only other outputs need.
             part = openvino.Model([model.output(name) for name in outputs], model.get_parameters())
-            compiled = core.compile_model(part, "CPU", settings)
-            request = compiled.create_infer_request()
+            run = _Requests(
+                lambda hint: core.compile_model(part, "CPU", settings | {"PERFORMANCE_HINT": hint}), outputs
+            )
         except RuntimeError as error:
             raise not_supported(path, self.version(), error) from error
-        if precision != "fp32" and compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != _HINTS[precision]:
+        if precision != "fp32" and run.precision != _HINTS[precision]:
             raise ConfigError(
                 f"TEST.PRECISION {precision}: this processor has no instructions for it, so {self.version()} would "
                 "compute in fp32. Leave it out."
             )
-        return as_function(request, outputs)
+        return run
 
     def write_metadata(self, folder: Path, entries: Mapping[str, str]) -> None:
         """Write the metadata of a model next to its other files.

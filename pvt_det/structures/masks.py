@@ -36,10 +36,12 @@ class RunLengthMasks:
             masks: Masks `N×H×W` on any device, bool or with values 0 and 1.
         """
         height, width = (int(side) for side in masks.shape[1:])
-        # Runs go down the columns. A GPU transposes the masks faster than the CPU.
-        columns = masks.detach().transpose(1, 2).contiguous().cpu()
-        values = columns.view(torch.uint8) if columns.dtype == torch.bool else columns.to(torch.uint8)
-        return cls([rle["counts"] for rle in encode(values.numpy().transpose(0, 2, 1))], (height, width))
+        found = masks.detach()
+        found = found.view(torch.uint8) if found.dtype == torch.bool else found.to(torch.uint8)
+        if found.device.type != "cpu":
+            # Runs go down the columns. A GPU transposes the masks faster than the CPU.
+            found = found.transpose(1, 2).contiguous().cpu().transpose(1, 2)
+        return cls([rle["counts"] for rle in encode(found.numpy())], (height, width))
 
     @classmethod
     def cat(cls, parts: Sequence[RunLengthMasks]) -> RunLengthMasks:

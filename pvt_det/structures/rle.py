@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from hotcoco import mask as mask_util
@@ -28,9 +29,21 @@ def encode(masks: npt.NDArray[np.uint8]) -> list[Rle]:
     if len(masks) == 0:
         return []
     # COCO's runs go down the columns. `H×W×N` in Fortran order is N×W×H in memory.
-    columns = np.ascontiguousarray(masks.transpose(0, 2, 1))
+    columns = masks.transpose(0, 2, 1)
+    if not columns.flags.c_contiguous:
+        columns = _transpose(masks)
     rles: Any = mask_util.encode(columns.transpose(2, 1, 0))
     return list(rles)
+
+
+def _transpose(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Copy masks `N×H×W` to N×W×H. OpenCV does it block by block, 5 to 10 times as fast as NumPy and PyTorch."""
+    count, height, width = masks.shape
+    columns = np.empty((count, width, height), np.uint8)
+    for mask, copied in zip(masks, columns, strict=True):
+        if mask.size:
+            cv2.transpose(np.ascontiguousarray(mask), copied)
+    return columns
 
 
 def decode(rle: Rle) -> npt.NDArray[np.uint8]:

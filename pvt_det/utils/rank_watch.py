@@ -26,6 +26,8 @@ from pvt_det.errors import Interrupted, RankError
 
 # Seconds between signs of life, and how many may be missing before a process counts as silent.
 _PERIOD, _MISSING = 2.0, 4
+# The same for a process whose id does not exist, which is no proof: containers can share a host name.
+_MISSING_IF_GONE = 2
 # Number of periods that rank 0, which may hold the store, waits for the others at the end.
 _LEAVE = 3
 # Seconds after the timeout of a collective operation at which a process that still waits is ended. On a CPU the
@@ -180,7 +182,12 @@ class RankWatch:
 
     def _all_seen_since(self, moment: float) -> bool:
         records = [self._records.get(rank) for rank in self._others]
-        return all(r is not None and (r["seen"] > moment or r["state"] != _RUNNING) for r in records)
+        silent_since = time.monotonic() - _MISSING_IF_GONE * self._period
+        return all(
+            r is not None
+            and (r["seen"] > moment or r["state"] != _RUNNING or (r["seen"] < silent_since and _is_gone(r)))
+            for r in records
+        )
 
     def _describe(self, rank: int, moment: float) -> str:
         """Describe what is wrong with another process, or return "" if it does its part."""
@@ -195,7 +202,7 @@ class RankWatch:
         if record["state"] == _LOST:
             return ""
         if record["seen"] <= moment:
-            if record["host"] == socket.gethostname() and not _exists(record["pid"]):
+            if _is_gone(record):
                 return f"{name} has died: it was killed, or it ended with an error of its own."
             silent = time.monotonic() - record["seen"]
             return f"{name} has not responded for {silent:.0f} seconds: it hangs or has died."
@@ -303,6 +310,11 @@ def count_batches(batches: Iterable[Item]) -> Iterator[Item]:
 
 def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _is_gone(record: dict[str, Any]) -> bool:
+    """Return whether a process has ended, which is known on its own host only."""
+    return record["host"] == socket.gethostname() and not _exists(record["pid"])
 
 
 def _exists(pid: int) -> bool:

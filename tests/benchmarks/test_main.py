@@ -21,8 +21,7 @@ def test_trunk_suite_compares_all_implementations(tmp_path, capsys):
     assert "pvt_v2_b0" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_growth_suite_writes_a_plot(tmp_path):
+def test_growth_suite_writes_a_plot(in_this_process, tmp_path):
     plot = tmp_path / "growth.png"
     args = ["growth", "--models", "pvt_v2_b0", "resnet50", "--sides", "32", "64", "--repeats", "1"]
     assert main([*args, "--plot", str(plot)]) == 0

@@ -22,12 +22,19 @@ CHANNELS = 32  # the groups of the heads' GroupNorms
 
 
 class FewConvolutions(Backbone):
-    """A backbone with feature maps of strides 4 to 128."""
+    """A backbone with feature maps of strides 4 to at most 128."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, CHANNELS, 3, 2, 1)
-        self.stages = nn.ModuleDict({f"p{level}": nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1) for level in range(2, 8)})
+        # Without padding, the sizes of the maps are short expressions: their algebra takes most of the tracing time.
+        self.stem = nn.Conv2d(3, CHANNELS, 2, 2)
+        last = max(int(name[1]) for name in names)
+        self.stages = nn.ModuleDict(
+            {
+                f"p{level}": nn.Conv2d(CHANNELS, CHANNELS, *((2, 2) if 2**level <= 32 else (3, 2, 1)))
+                for level in range(2, last + 1)
+            }
+        )
         # With PyTorch's default initialization features shrink from map to map and give ties without a defined order.
         for conv in (self.stem, *self.stages.values()):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")

@@ -26,6 +26,8 @@ from tests.drills.resume import differences, saved_state
 from tests.drills.tiny import shapes_keys, tiny_words
 
 _ITERATIONS, _PERIOD = 24, 4
+# Iterations of a brief drill, and after which of them a host is disturbed.
+_BRIEF_ITERATIONS, _BRIEF_DISTURBED = 12, 4
 # Seconds for which a host is stopped: more than the 15 after which torchrun's rendezvous counts it as dead.
 _SLOW = 20.0
 # Seconds until a host that has ended starts again, and that a run may take.
@@ -35,7 +37,9 @@ _PORT = 29400
 _OWN_STORES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def run_hosts(folder: Path, config_file: str, count: int, *, seed: int = 0, number: int = 3) -> Outcome:
+def run_hosts(
+    folder: Path, config_file: str, count: int, *, seed: int = 0, number: int = 3, is_brief: bool = False
+) -> Outcome:
     """Train with disturbed hosts, and compare the end with that of an undisturbed run.
 
     In each run, a host is stopped for 20 seconds, and later another one is disturbed, in one of four ways by turns:
@@ -53,6 +57,7 @@ def run_hosts(folder: Path, config_file: str, count: int, *, seed: int = 0, numb
         count: Number of disturbed runs.
         seed: Seed of the choice of the hosts and of the times.
         number: Number of hosts.
+        is_brief: Train for fewer iterations, stop no host for a time, and leave out the runs that must be refused.
     """
     outcome = Outcome("hosts")
     if not can_make_hosts():
@@ -60,28 +65,34 @@ def run_hosts(folder: Path, config_file: str, count: int, *, seed: int = 0, numb
         return outcome
     generator = random.Random(seed)
     with make_hosts(number, folder) as hosts:
-        whole = _Run(folder, config_file, "whole", hosts, _OWN_STORES)
+        start = partial(_Run, folder, config_file, iterations=_BRIEF_ITERATIONS if is_brief else _ITERATIONS)
+        whole = start("whole", hosts, _OWN_STORES)
         if failure := whole.finish():
             outcome.failures.append(f"undisturbed run: {failure}. See {whole.output}")
             return outcome
         outcome.facts["undisturbed"] = f"{whole.seconds:.0f} s"
         for attempt in range(count):
             way, disturb, is_first, variables = _WAYS[attempt % len(_WAYS)]
-            run = _Run(folder, config_file, f"run{attempt}", hosts, variables)
+            run = start(f"run{attempt}", hosts, variables)
             victim = hosts[0 if is_first else generator.randrange(1, number)]
             slow = generator.choice([host for host in hosts if host is not victim])
             first, second = generator.randrange(4, 9), generator.randrange(12, 21)
-            failure = run.finish({first: partial(_slow_down, slow), second: partial(disturb, victim)})
+            slowed = f"{slow.name} stopped for {_SLOW:.0f} s after iteration {first}, "
+            disturbances = {first: partial(_slow_down, slow), second: partial(disturb, victim)}
+            if is_brief:
+                slowed, second, disturbances = "", _BRIEF_DISTURBED, {_BRIEF_DISTURBED: partial(disturb, victim)}
+            failure = run.finish(disturbances)
             if not failure and (different := list(differences(saved_state(whole.output), saved_state(run.output)))):
                 failure = f"{len(different)} values differ, such as {different[0]}"
             outcome.tried += 1
             outcome.facts[f"run {attempt}"] = (
-                f"{slow.name} stopped for {_SLOW:.0f} s after iteration {first}, {victim.name} {way} after {second}; "
+                f"{slowed}{victim.name} {way} after {second}; "
                 f"{run.seconds:.0f} s, {counted(run.started_again, 'host')} started again"
             )
             if failure:
                 outcome.failures.append(f"run {attempt}: {failure}. See {run.output}")
-        _try_refusals(outcome, folder, config_file, hosts)
+        if not is_brief:
+            _try_refusals(outcome, folder, config_file, hosts)
     return outcome
 
 
@@ -102,6 +113,7 @@ class _Run:
         hosts: Sequence[Host],
         variables: Mapping[str, str],
         *,
+        iterations: int = _ITERATIONS,
         restarts: int = 3,
     ) -> None:
         self.output = folder / name
@@ -109,9 +121,10 @@ class _Run:
         self.seconds = 0.0
         self.started_again = 0
         self.hosts = hosts
+        self.iterations = iterations
         self.variables = {"OMP_NUM_THREADS": "1", **variables}
         settings = {
-            "SOLVER.MAX_ITER": _ITERATIONS,
+            "SOLVER.MAX_ITER": iterations,
             "SOLVER.CHECKPOINT_PERIOD": _PERIOD,
             "SOLVER.IMS_PER_BATCH": 2 * len(hosts),
             "SEED": 1,
@@ -201,7 +214,7 @@ class _Run:
         store = CheckpointStore(self.output)
         last = store.latest()
         iteration = -1 if last is None else store.load(last)["iteration"]
-        return "" if iteration == _ITERATIONS - 1 else f"ended after iteration {iteration}"
+        return "" if iteration == self.iterations - 1 else f"ended after iteration {iteration}"
 
     def kill(self) -> None:
         """Kill all hosts."""

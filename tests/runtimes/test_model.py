@@ -82,6 +82,17 @@ def test_copies_and_threads(predictor, eager, images):
             assert_same(found, eager(image))
 
 
+def test_images_of_a_batch_do_not_affect_each_other(exported):
+    path = exported / "mine_openvino" / GRAPH_NAME
+    outputs = read_metadata(path).outputs
+    function = OpenVINOBackend().open(path, outputs=outputs, threads=2)
+    batch = np.random.default_rng(2).integers(0, 256, (5, 3, 64, 96), dtype=np.uint8)
+    together, alone = function(batch), [function(image[None]) for image in batch]
+    assert together["images"].tolist() == [n for n, each in enumerate(alone) for _ in each["scores"]]
+    for name in ("boxes", "scores", "labels", "masks"):
+        np.testing.assert_allclose(together[name], np.concatenate([each[name] for each in alone]), atol=1e-4)
+
+
 def test_tiles(predictor, eager):
     image = np.random.default_rng(1).integers(0, 256, (64, 160, 3), dtype=np.uint8)
     found, wanted = (TiledPredictor(each, 64)([image])[0] for each in (predictor, eager))
