@@ -124,13 +124,12 @@ def _run_detector(args: argparse.Namespace) -> Results:
 def _add_runtimes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", type=_config_file, default=list(DETECTORS), metavar="CONFIG")
     add_sizes(parser, (1, 800, 1333))
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("output/runtimes"),
-        metavar="DIR",
-        help="folder for the exported files, which are used again (%(default)s)",
-    )
+    _add_folder(parser, "runtimes", "the exported files, which are used again")
+
+
+def _add_folder(parser: argparse.ArgumentParser, name: str, content: str) -> None:
+    help_text = f"folder for {content} (%(default)s)"
+    parser.add_argument("--folder", type=Path, default=Path("output") / name, metavar="DIR", help=help_text)
 
 
 def _run_runtimes(args: argparse.Namespace) -> Results:
@@ -184,13 +183,7 @@ def _add_startup(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of images to generate (%(default)s)",
     )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("output/startup"),
-        metavar="DIR",
-        help="folder for the generated data set, which is used again (%(default)s)",
-    )
+    _add_folder(parser, "startup", "the generated data set, which is used again")
 
 
 def _run_startup(args: argparse.Namespace) -> Results:

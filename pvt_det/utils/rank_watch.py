@@ -26,7 +26,7 @@ from pvt_det.errors import Interrupted, RankError
 
 # Seconds between signs of life, and how many may be missing before a process counts as silent.
 _PERIOD, _MISSING = 2.0, 4
-# The same for a process whose id does not exist, which is no proof: containers can share a host name.
+# The same for a process whose id does not exist. It may still run, because containers can share a host name.
 _MISSING_IF_GONE = 2
 # Number of periods that rank 0, which may hold the store, waits for the others at the end.
 _LEAVE = 3

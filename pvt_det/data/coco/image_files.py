@@ -33,7 +33,7 @@ _FORMAT = "pvt_det image sizes 1"
 # Threads hide the latency of a disk or a network. One thread reads files in memory four times as fast. Handing over a
 # single file would take longer than reading it.
 _THREADS, _FILES_AT_A_TIME = 16, 200
-# Threads are worth it from so many seconds of waiting in all, if it takes so many times as long as the work.
+# Threads are used once this thread has waited for at least this many seconds, and this many times as long as it worked.
 _WAITED, _WAITED_PER_WORK = 0.05, 2
 # Fewer files are checked in a moment.
 _MANY = 2000
