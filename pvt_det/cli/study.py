@@ -29,6 +29,8 @@ examples:
     %(prog)s paper_retinanet --gpus 0,1,2,3
   on your own data, with other values of config keys:
     %(prog)s mine.yaml --data cells=train.json,images/,val.json,images/ SOLVER.MAX_ITER=1000
+  without a GPU, two runs at a time:
+    %(prog)s mine.yaml --jobs 2
   as a Slurm array of jobs with 8 GPUs each, and the table when they have ended:
     %(prog)s paper_retinanet --submit --gpus-per-run 8 --slurm slurm_partition=gpu --slurm timeout_min=1440
     %(prog)s paper_retinanet --table-only
@@ -57,6 +59,13 @@ def build_parser() -> ArgumentParser:
     )
     add("--only", action="append", default=[], metavar="PATTERN", help="only runs with such a name, as in '*/seed0'")
     add("--gpus", type=_gpus, metavar="LIST", help="GPUs to use, such as 0,1,2,3; each runs one run at a time")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="without GPUs: runs at a time, which share the cores (%(default)s)",
+    )
     add("--gpus-per-run", type=int, default=1, metavar="N", help="number of GPUs of each run (%(default)s)")
     add("--submit", action="store_true", help="submit the runs as a Slurm array and exit; needs pip install submitit")
     add(
@@ -131,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         )
         print(f"Submitted {len(submitted)} runs. When they have ended: pvt-det study {args.study} --table-only")
         return 0
-    devices = [""] if args.gpus is None else _groups(args.gpus, args.gpus_per_run)
+    devices = [""] * args.jobs if args.gpus is None else _groups(args.gpus, args.gpus_per_run)
     results = run_study(
         study,
         only=args.only,
@@ -153,6 +162,10 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"--tolerance {args.tolerance:g}: expected 0 points or more.")
     if args.gpus_per_run < 1:
         raise ConfigError(f"--gpus-per-run {args.gpus_per_run}: expected 1 or more.")
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: expected 1 or more.")
+    if args.jobs > 1 and (args.gpus or args.submit):
+        raise ConfigError("--jobs is for runs on the CPU of this machine. Leave it out with --gpus and --submit.")
     if args.benchmark and not args.dry_run:
         raise ConfigError("--benchmark has no effect without --dry-run. Add it, or leave out --benchmark.")
     if (args.slurm or args.cluster != "slurm") and not args.submit:

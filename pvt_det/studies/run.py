@@ -149,7 +149,8 @@ def run_study(
     Args:
         study: The study.
         only: Patterns (`*`, `?`) of names of runs. Empty takes all.
-        devices: Values of CUDA_VISIBLE_DEVICES, each for one run at a time. "" does not set it.
+        devices: Values of CUDA_VISIBLE_DEVICES, each for one run at a time. "" does not set it: several of these share
+            the cores of the CPU, unless the environment sets OMP_NUM_THREADS.
         processes: Processes of each run, one per GPU.
         train: Whether to run what is missing. Otherwise only the table is written.
         samples: Number of bootstrap samples per interval.

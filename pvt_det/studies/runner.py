@@ -20,6 +20,7 @@ from pvt_det.run_folder import METRICS_NAME, STUDY_LOG_NAME
 from pvt_det.studies.jobs import EVAL, TRAIN_CLS, Job
 from pvt_det.studies.state import find_difference, write_record
 from pvt_det.utils.console import get_console
+from pvt_det.utils.environment import available_cores
 from pvt_det.utils.numbers import clock
 from pvt_det.utils.progress import Bars
 from pvt_det.utils.signals import StopRequest
@@ -68,7 +69,8 @@ def run_jobs(
     Args:
         jobs: The jobs. One that needs a pretraining among them waits for it, and fails if it fails.
         study: Name of the study.
-        devices: Values of CUDA_VISIBLE_DEVICES, each for one job at a time. "" does not set it.
+        devices: Values of CUDA_VISIBLE_DEVICES, each for one job at a time. "" does not set it: several of these share
+            the cores of the CPU, unless the environment sets OMP_NUM_THREADS.
         processes: Processes of each job, one per GPU.
         resume_command: The command that continues the study, for the message if it is stopped.
 
@@ -106,6 +108,7 @@ class _Pool:
         self._waiting, self._running, self.outcomes = list(jobs), list[_Started](), list[Outcome]()
         self._study, self._processes, self._bars, self._total = study, processes, bars, len(jobs)
         self._free = list(devices)
+        self._threads = max(1, available_cores() // len(devices)) if len(devices) > 1 else None
         self._shown_at = 0.0
 
     @property
@@ -159,7 +162,11 @@ class _Pool:
         log.write(f"$ {job.shown_command}\n".encode())
         log.flush()
         begins_at = log.tell()
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+        environment = dict(os.environ)
+        if device:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        elif self._threads is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
         )

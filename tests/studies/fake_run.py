@@ -25,7 +25,8 @@ def main() -> int:
     plan = json.loads(Path(os.environ["FAKE_RUNS"]).read_text())
     behavior = {key: value for text, part in plan.items() if text in f"{folder}" for key, value in part.items()}
     resumed = (folder / "last_checkpoint").exists()
-    call = {"folder": str(folder), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "resumed": resumed, "words": words}
+    gpu, threads = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS")
+    call = {"folder": str(folder), "gpu": gpu, "threads": threads, "resumed": resumed, "words": words}
     with Path(os.environ["FAKE_RUNS"]).with_name("calls.jsonl").open("a") as file:
         file.write(json.dumps({**call, "start": time.time()}) + "\n")
     if behavior.get("exit"):

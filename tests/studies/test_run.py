@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from pvt_det.errors import ConfigError, Interrupted
 from pvt_det.reports.published import published_results
-from pvt_det.studies import page
+from pvt_det.studies import page, runner
 from pvt_det.studies.jobs import study_jobs
 from pvt_det.studies.run import plan_study, run_study
 from pvt_det.studies.state import State
@@ -140,6 +141,24 @@ def test_one_run_per_gpu_at_a_time(fake_runs):
     # `large` does not wait for the pretraining, and `small` does.
     order = [call["folder"].split("study/", 1)[1] for call in sorted(calls, key=lambda call: call["start"])]
     assert order.index("pretrain/trunk") < order.index("retinanet/small/seed0")
+
+
+@pytest.mark.parametrize("threads", [None, "3"])
+def test_runs_on_the_cpu_share_its_cores(threads, fake_runs, monkeypatch):
+    monkeypatch.setattr(runner, "available_cores", lambda: 8)
+    if threads is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    fake_runs.behave({"large": {"seconds": 1.0}})
+    assert run_command("study", [fake_runs.file, "--jobs", "2", "--bootstrap", "20"]) == 0
+    calls = {call["folder"].split("study/", 1)[1]: call for call in fake_runs.calls()}
+    assert {call["threads"] for call in calls.values()} == {threads or "4"}
+    assert abs(calls["retinanet/large/seed0"]["start"] - calls["pretrain/trunk"]["start"]) < 0.9  # at the same time
+    # A single run uses what PyTorch uses.
+    shutil.rmtree(fake_runs.folder / "output")
+    assert run_command("study", [fake_runs.file, "--bootstrap", "20"]) == 0
+    assert {call["threads"] for call in fake_runs.calls()} == {threads}
 
 
 def test_a_second_study_in_the_same_folder_is_refused(fake_runs):
@@ -289,6 +308,9 @@ def test_a_submitted_job_that_fails_or_is_out_of_time(fake_runs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--jobs", "0"], "--jobs 0: expected 1 or more"),
+        (["--jobs", "2", "--gpus", "0,1"], "--jobs is for runs on the CPU"),
+        (["--jobs", "2", "--submit"], "--jobs is for runs on the CPU"),
         (["--gpus", "0,0"], "expected different GPUs"),
         (["--gpus", "0,1,2", "--gpus-per-run", "2"], "3 GPUs cannot be split into runs of 2"),
         (["--dry-run", "--submit"], "--dry-run and --submit exclude each other"),
