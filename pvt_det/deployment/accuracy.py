@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def largest_drop(before: dict[str, float], after: dict[str, float]) -> float:
     """Return by how many percentage points the metric falls that falls most; negative if all rise.
 
     Args:
-        before: Metrics by name.
+        before: Metrics by name. Those that are NaN, because the images have no objects, are left out.
         after: Metrics of the changed model, under the same names.
     """
-    return max(before[name] - after[name] for name in before)
+    return max((before[name] - after[name] for name in before if not math.isnan(before[name])), default=0.0)

@@ -33,7 +33,8 @@ _RESHAPED = ("Convert", "Reshape", "Transpose", "Unsqueeze")
 # Last layers that other layers follow: the second stage of an R-CNN.
 _LAST = re.compile(r"(objectness_logits|anchor_deltas|cls_score|bbox_pred)\.weight$")
 
-# Returns the accuracy of a model on some images, given as indices, in percentage points; higher is better.
+# Returns the accuracy of a model on some images, given as indices, in percentage points; higher is better. It may be
+# the negative loss compared with another model.
 Measure = Callable[[Function, Sequence[int]], float]
 
 
@@ -42,7 +43,7 @@ class AccuracyControl:
     """How to keep operators in floating point until the accuracy is high enough.
 
     Attributes:
-        measure: Returns the accuracy of a model on some images.
+        measure: Returns the accuracy of a model in fp32 on some images.
         images: Number of images.
         max_drop: Largest accepted loss of accuracy in percentage points.
     """

@@ -101,7 +101,8 @@ def test_predictions_are_close_and_the_file_is_smaller(source, quantized, images
     assert sizes[0] < 0.5 * sizes[1]
 
 
-def test_loss_is_measured_and_limited(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
+def _quantize_by_copy(quantized, monkeypatch):
+    """Make `quantize` copy an int8 model. Returns a list that receives how each call shall search."""
     controls = []
 
     def copy(source, target, images, entries, control=None):
@@ -109,6 +110,12 @@ def test_loss_is_measured_and_limited(source, quantized, images, metadata, valid
         shutil.copytree(quantized, target)
 
     monkeypatch.setattr(int8_export, "quantize", copy)
+    return controls
+
+
+def test_loss_is_measured_and_limited(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
+    controls = _quantize_by_copy(quantized, monkeypatch)
+    monkeypatch.setattr(int8_export, "fastest_cpu_precision", lambda: "fp32")
     options = {"validation": validation, "show": lambda step: None}
     report = write_int8(source, tmp_path / "a", images, metadata, max_drop=100.0, **options)
     assert set(report.before) == {"bbox AP", "segm AP"}
@@ -120,11 +127,39 @@ def test_loss_is_measured_and_limited(source, quantized, images, metadata, valid
     with pytest.raises(NumericError, match=r"loses more than --max-drop 0 \(bbox AP .* to .*, segm AP"):
         write_int8(source, tmp_path / "b", images, metadata, max_drop=0.0, **options)
     assert [control is None for control in controls] == [True, True, False]
-    model = Predictor(source, device="cpu")._model
-    whole = controls[-1].measure(model._function, range(len(validation)))
-    assert whole == pytest.approx(np.mean(list(report.before.values())))
-    # A part of the images is measured alone.
-    assert controls[-1].measure(model._function, [0]) != whole
+    # What the search compares is the largest loss of any metric, on the same images.
+    every, limit, measure = range(len(validation)), controls[-1].max_drop, controls[-1].measure
+    exact, rounded = (Predictor(folder, device="cpu")._model._function for folder in (source, quantized))
+    assert (limit, measure(exact, every), measure(exact, [0])) == (0.0, 0.0, 0.0)
+    assert measure(rounded, every) == pytest.approx(-drop)
+    assert measure(rounded, [0]) != measure(rounded, every)
+
+
+def test_what_bf16_loses_by_itself_counts(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
+    controls = _quantize_by_copy(quantized, monkeypatch)
+    monkeypatch.setattr(int8_export, "fastest_cpu_precision", lambda: "bf16")
+    metrics = {"exact": {"bbox AP": 50.0, "segm AP": 40.0}, "bf16": {"bbox AP": 50.1, "segm AP": 39.9}}
+    metrics["int8"] = {"bbox AP": 49.5, "segm AP": 39.9}
+    monkeypatch.setattr(int8_export, "_compare", lambda *_: ([], 0))
+    monkeypatch.setattr(
+        int8_export,
+        "_model",
+        lambda cfg, folder, precision=None: "int8" if folder != source else precision or "exact",
+    )
+    monkeypatch.setattr(validation, "metrics", lambda model, indices=None: metrics[model])
+    options = {"validation": validation, "show": lambda step: None}
+    with pytest.raises(NumericError, match=r"more than --max-drop 0.4 \(bbox AP 50.00 to 49.50"):
+        write_int8(source, tmp_path / "a", images, metadata, max_drop=0.4, **options)
+    assert controls[-1].max_drop == pytest.approx(0.3)
+    with pytest.raises(NumericError, match=r"bf16 alone loses more than --max-drop 0.05 \(bbox AP 50.00 to 50.10"):
+        write_int8(source, tmp_path / "b", images, metadata, max_drop=0.05, **options)
+    assert controls[-1] is None
+
+
+def test_metrics_without_objects_are_left_out_of_the_drop():
+    nan = float("nan")
+    assert largest_drop({"bbox AP": 5.0, "segm AP": nan}, {"bbox AP": 4.0, "segm AP": nan}) == 1.0
+    assert largest_drop({"bbox AP": nan}, {"bbox AP": nan}) == 0.0
 
 
 def test_table_of_differences():
