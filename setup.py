@@ -57,7 +57,7 @@ setup(
         "packaging>=24.2",  # with an older one, the oldest setuptools cannot be imported
         "pillow>=11",
         "pyyaml>=6",
-        "rich>=13.5.2",
+        "rich>=14.1",
         "safetensors>=0.5",
         "setuptools>=77,<82",  # for the pkg_resources that the model zoo of any Detectron2 imports
         "shtab>=1.7",

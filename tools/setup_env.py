@@ -245,7 +245,8 @@ def install(python: str, lock: Path | None = None) -> None:
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         run([python, "-m", "ensurepip"])
     quiet = [] if sys.stdout.isatty() else ["-qq"]  # show progress in a terminal only
-    pip_install = [python, "-m", "pip", "install", *quiet]
+    # Python compiles what is used when it is first imported. Compiling all files takes a third of the installation.
+    pip_install = [python, "-m", "pip", "install", "--no-compile", *quiet]
     is_locked = lock is not None and is_for(lock, python)
     say("Installing torch and the other requirements (with an empty cache this takes several minutes and 3 GB)")
     if is_locked:

@@ -141,7 +141,8 @@ def _int8_request(args: argparse.Namespace) -> Int8Request | None:
     from pvt_det.deployment.run import CALIBRATION_IMAGES, Int8Request
 
     if args.int8:
-        return Int8Request(args.calibrate, args.calibrate_images or CALIBRATION_IMAGES, args.max_drop)
+        images = CALIBRATION_IMAGES if args.calibrate_images is None else args.calibrate_images
+        return Int8Request(args.calibrate, images, args.max_drop)
     for option in ("calibrate", "calibrate_images", "max_drop"):
         if getattr(args, option) not in (None, []):
             raise ConfigError(f"--{option.replace('_', '-')} is for --int8. Add --int8, or leave it out.")

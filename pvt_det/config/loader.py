@@ -173,6 +173,11 @@ def _read_yaml(path: Path, referrer: Path | None) -> dict[str, Any]:
     named_by = f" (named by {BASE_KEY} in {referrer})" if referrer else ""
     if path.suffix not in {".yaml", ".yml"} and not folder_fault(path):
         raise ConfigError(f"{path}{named_by} is a folder. Expected a .yaml file, such as a run's config.yaml.")
+    if path.suffix in {".onnx", ".pt2", ".xml"}:
+        raise ConfigError(
+            f"{path}{named_by} is an exported model, which `predict`, `eval`, `report` and `benchmark` take. "
+            "Here, expected a run folder or a .yaml file."
+        )
     if path.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"{path}{named_by}: expected a .yaml file. Python configs are not run.{_siblings(path)}")
     if fault := file_fault(path):

@@ -36,8 +36,8 @@ from pvt_det.run_folder import config_file, identified_weights
 from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.backends import BACKENDS
 from pvt_det.runtimes.metadata import CLASSIFICATION, DETECTION, PANOPTIC, SEGMENTATION, Metadata, portable_config
+from pvt_det.runtimes.openvino_folder import fastest_precision
 from pvt_det.utils.digest import file_digest
-from pvt_det.utils.precision import fastest_cpu_precision
 from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
 from pvt_det.weights.source import locate
@@ -217,6 +217,8 @@ def export(
     expected = [run_eager(subject.model, batch, bgr=subject.bgr) for batch in batches]
     # Before the slow part.
     _require_detections(expected)
+    # Also before it, so that an image that cannot be read is found now.
+    calibration = [] if int8 is None else [_model_input(subject, file) for file in int8.images]
     show("Tracing the model …")
     program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -231,11 +233,10 @@ def export(
         quantized = None
         if int8 is not None:
             metadata = _int8_metadata(subject)
-            calibration = [_batch([subject.prepare(read_image(file, "RGB"))])[0] for file in int8.images]
             quantized = write_int8(
                 written, path, calibration, metadata, max_drop=int8.max_drop, validation=validation, show=show
             )
-            function = _open(path, kind, metadata, fastest_cpu_precision())
+            function = _open(path, kind, metadata, fastest_precision())
     first = batches[0]
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
@@ -255,6 +256,10 @@ def export(
 def _open(path: Path, kind: Format, metadata: Metadata, precision: str = "fp32") -> Function:
     threads = torch.get_num_threads()
     return BACKENDS[kind].open(model_file(path, kind), outputs=metadata.outputs, threads=threads, precision=precision)
+
+
+def _model_input(subject: Subject, file: Reference) -> NDArray[np.uint8]:
+    return _batch([subject.prepare(read_image(file, "RGB"))])[0]
 
 
 def _int8_metadata(subject: Subject) -> Metadata:

@@ -128,6 +128,7 @@ def unchecked(path: Path) -> Iterator[Path]:
     Yields:
         Path to write to, with the same suffix.
     """
+    path = path.resolve()  # a link stays, and what it points to is replaced
     temporary = path.with_name(f".unchecked-{path.name}")
     remove(temporary)
     try:

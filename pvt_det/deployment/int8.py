@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from pvt_det.errors import NumericError
 from pvt_det.runtimes.backend import INPUT_NAME, Function
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, as_function, import_openvino
+from pvt_det.utils.console import get_console
 from pvt_det.utils.extras import require_packages
 
 # Default number of calibration images.
@@ -33,8 +35,10 @@ _RESHAPED = ("Convert", "Reshape", "Transpose", "Unsqueeze")
 # Last layers that other layers follow: the second stage of an R-CNN.
 _LAST = re.compile(r"(objectness_logits|anchor_deltas|cls_score|bbox_pred)\.weight$")
 
-# Returns the accuracy of a model on some images, given as indices, in percentage points; higher is better. It may be
-# the negative loss compared with another model.
+_Value = TypeVar("_Value")
+
+# Returns the accuracy of a model on some images, given as indices, in percentage points. Higher is better, and 0 is not
+# allowed for the model in floating point, because NNCF divides by it.
 Measure = Callable[[Function, Sequence[int]], float]
 
 
@@ -86,8 +90,9 @@ def quantize(
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    stop = threading.Event()
     model = openvino.Core().read_model(source / GRAPH_NAME)
-    dataset = nncf.Dataset(images, lambda image: {INPUT_NAME: image[None]})
+    dataset = nncf.Dataset(images, lambda image: _unless(stop, {INPUT_NAME: image[None]}))
     options: dict[str, Any] = {
         "model_type": nncf.ModelType.TRANSFORMER,
         "subset_size": len(images),
@@ -101,21 +106,60 @@ def quantize(
             model,
             dataset,
             nncf.Dataset(range(control.images)),
-            validation_fn=lambda compiled, indices: _validate(control.measure, compiled, indices),
+            validation_fn=lambda compiled, indices: _validate(_unless(stop, control.measure), compiled, indices),
             max_drop=control.max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
+            # NNCF 3.4 restores a layer's weights, but not the scale by which SmoothQuant divided its inputs.
+            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+            ),
             **options,
         )
 
     try:
-        # NNCF draws progress bars of its own. The thread is for the same reason as in `OpenVINOBackend.open`.
-        with contextlib.redirect_stdout(None), ThreadPoolExecutor(1) as pool:
-            quantized = pool.submit(run).result()
+        with _own_console_only():
+            quantized = _run_in_thread(run, stop)
     except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
         raise NumericError(f"The model cannot be quantized: {error}. Export it without --int8.") from error
     target.mkdir()
     openvino.save_model(quantized, target / GRAPH_NAME, compress_to_fp16=False)
     OpenVINOBackend().write_metadata(target, metadata)
+
+
+class _Stopped(Exception):
+    """Ends NNCF's thread."""
+
+
+def _unless(stop: threading.Event, value: _Value) -> _Value:
+    """Return a value, or end the thread if `stop` is set."""
+    if stop.is_set():
+        raise _Stopped
+    return value
+
+
+def _run_in_thread(function: Callable[[], _Value], stop: threading.Event) -> _Value:
+    """Call a function in another thread, so that this one does not keep the state of AMX.
+
+    After Ctrl-C, `stop` is set, and the thread ends at its next image.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(function).result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+@contextlib.contextmanager
+def _own_console_only() -> Iterator[None]:
+    """Context manager that hides the progress bars of NNCF, but not ours."""
+    console = get_console()
+    console.file = console.file
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        console.file = None
 
 
 def _validate(measure: Measure, compiled: Any, indices: Any) -> tuple[float, None]:

@@ -19,8 +19,8 @@ from pvt_det.config.table import get_value
 from pvt_det.errors import CheckpointError, ConfigError
 from pvt_det.runtimes.backend import damaged
 from pvt_det.runtimes.backends import backend_of, is_exported
+from pvt_det.runtimes.openvino_folder import fastest_precision
 from pvt_det.utils.paths import file_fault
-from pvt_det.utils.precision import fastest_cpu_precision
 
 # Increased when older versions of this package cannot use new files.
 FORMAT = 1
@@ -183,8 +183,8 @@ def require_same_graph(cfg: CfgNode, path: Path, metadata: Metadata) -> None:
             continue
         if (given := get_value(cfg, key)) != value:
             raise ConfigError(
-                f"{key} = {given!r}: {path} was exported with {value!r}, which cannot be changed. Leave it out, or "
-                f"export the model again with --set {key}."
+                f"{key} = {given!r}: {path} was exported with {value!r}, which cannot be changed. Set it to that, "
+                f"or export the model again with --set {key}."
             )
     if threshold_key and (given := get_value(cfg, threshold_key)) < metadata.score_threshold:
         raise ConfigError(
@@ -212,7 +212,7 @@ def _own_config(path: Path, metadata: Metadata) -> CfgNode:
     except ConfigError as error:
         raise damaged(path, error) from error
     if cfg.TEST.PRECISION == "bf16":
-        cfg.TEST.PRECISION = fastest_cpu_precision()
+        cfg.TEST.PRECISION = fastest_precision()
     return cfg
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,9 @@ class ExportedModel(nn.Module):
         Args:
             function: Maps images `N×3×H×W`, uint8, RGB, to outputs by name.
         """
-        other = copy.copy(self)
-        other._function = function
+        # Not copy.copy, which would open the file again.
+        other = object.__new__(type(self))
+        other.__dict__ = self.__dict__ | {"_function": function}
         return other
 
     @property

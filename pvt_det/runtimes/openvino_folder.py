@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,19 @@ def import_openvino() -> Any:
         declined = opt_in_checker.ConsentCheckResult.DECLINED
         opt_in_checker.OptInChecker.check = lambda self, *args, **options: declined
     return openvino
+
+
+@cache
+def fastest_precision() -> str:
+    """Return the fastest floating-point format that OpenVINO has on this processor, "bf16" or "fp32".
+
+    OpenVINO does not use the bf16 instructions of all processors that PyTorch uses, such as those of ARM.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if "BF16" in capabilities else "fp32"
 
 
 def as_function(request: Any, outputs: Sequence[str]) -> Function:

@@ -28,11 +28,11 @@ class Console(rich.console.Console):
         return stream
 
     @file.setter
-    def file(self, stream: IO[str]) -> None:
+    def file(self, stream: IO[str] | None) -> None:
         """Set the stream to write to.
 
         Args:
-            stream: The stream.
+            stream: The stream. None follows `sys.stdout`.
         """
         self._file = stream
 

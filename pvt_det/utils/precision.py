@@ -41,11 +41,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and any(_cpu_capabilities().get(name) for name in _BF16_INSTRUCTIONS)
 
 
-def fastest_cpu_precision() -> str:
-    """Return the fastest floating-point precision of this processor, "bf16" or "fp32"."""
-    return "bf16" if has_fast_bf16(torch.device("cpu")) else "fp32"
-
-
 def _cpu_capabilities() -> Mapping[str, Any]:
     """Return the instruction sets of this processor as keys. Older PyTorch does not know them, but Linux does."""
     if hasattr(torch.cpu, "get_capabilities"):

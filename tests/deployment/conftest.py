@@ -72,7 +72,11 @@ def _adaptive(head: str) -> tuple[str, ...]:
     return tuple(word for name, value in values.items() for word in (f"MODEL.{head}.{name}", value))
 
 
-RCNN = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "60", "MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
+RCNN = (
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "60", "MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.ROI_HEADS.NUM_CLASSES", "3"),
+    # Narrower heads, which take most of the time.
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "128", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+)
 # Two levels and shallow heads halve the tracing time, and still repeat layers and levels.
 SMALL_RCNN = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]", "MODEL.RPN.IN_FEATURES", "['p2', 'p3']"),

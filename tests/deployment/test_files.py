@@ -119,6 +119,13 @@ def test_folders_are_replaced_as_a_whole(tmp_path):
     (folder / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"mine_openvino contains notes\.txt, which .* would be deleted"):
         files.require_free_folder(folder)
+    # A link stays, and what it points to is replaced.
+    folder, target = tmp_path / "link_openvino", folder
+    folder.symlink_to(target)
+    export("new", fails=False)
+    assert folder.is_symlink()
+    assert (target / "model.xml").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_model_that_detects_nothing_is_refused_before_it_is_traced(untrained_run, tmp_path, monkeypatch):

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from pvt_det.config import load_config
 from pvt_det.data.images import read_image
 from pvt_det.deployment import int8_export
 from pvt_det.deployment.accuracy import Validation, largest_drop
 from pvt_det.deployment.differences import differences
-from pvt_det.deployment.int8 import quantize
+from pvt_det.deployment.files import trace, write
+from pvt_det.deployment.int8 import AccuracyControl, quantize
 from pvt_det.deployment.int8_export import write_int8
 from pvt_det.errors import ConfigError, DataError, NumericError
 from pvt_det.inference.predictor import Predictor
+from pvt_det.runtimes import metadata as metadata_module
 from pvt_det.runtimes.metadata import read_metadata
-from pvt_det.runtimes.openvino_folder import GRAPH_NAME, import_openvino
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
+from pvt_det.utils.console import get_console
 from tests.command_line import run_command
 
 pytestmark = pytest.mark.usefixtures("smallest_variant")
@@ -115,7 +123,8 @@ def _quantize_by_copy(quantized, monkeypatch):
 
 def test_loss_is_measured_and_limited(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
     controls = _quantize_by_copy(quantized, monkeypatch)
-    monkeypatch.setattr(int8_export, "fastest_cpu_precision", lambda: "fp32")
+    monkeypatch.setattr(int8_export, "fastest_precision", lambda: "fp32")
+    monkeypatch.setattr(metadata_module, "fastest_precision", lambda: "fp32")
     options = {"validation": validation, "show": lambda step: None}
     report = write_int8(source, tmp_path / "a", images, metadata, max_drop=100.0, **options)
     assert set(report.before) == {"bbox AP", "segm AP"}
@@ -130,30 +139,108 @@ def test_loss_is_measured_and_limited(source, quantized, images, metadata, valid
     # What the search compares is the largest loss of any metric, on the same images.
     every, limit, measure = range(len(validation)), controls[-1].max_drop, controls[-1].measure
     exact, rounded = (Predictor(folder, device="cpu")._model._function for folder in (source, quantized))
-    assert (limit, measure(exact, every), measure(exact, [0])) == (0.0, 0.0, 0.0)
-    assert measure(rounded, every) == pytest.approx(-drop)
+    assert (limit, measure(exact, every), measure(exact, [0])) == (0.0, 100.0, 100.0)
+    assert measure(rounded, every) == pytest.approx(100 - drop)
     assert measure(rounded, [0]) != measure(rounded, every)
 
 
-def test_what_bf16_loses_by_itself_counts(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
+def test_what_bf16_loses_is_taken_off_the_limit(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
     controls = _quantize_by_copy(quantized, monkeypatch)
-    monkeypatch.setattr(int8_export, "fastest_cpu_precision", lambda: "bf16")
-    metrics = {"exact": {"bbox AP": 50.0, "segm AP": 40.0}, "bf16": {"bbox AP": 50.1, "segm AP": 39.9}}
-    metrics["int8"] = {"bbox AP": 49.5, "segm AP": 39.9}
+    metrics = {"exact": {"bbox AP": 50.0, "segm AP": 40.0}}
+    metrics |= {"int8": {"bbox AP": 49.2, "segm AP": 39.9}, "int8 fp32": {"bbox AP": 49.5, "segm AP": 39.9}}
     monkeypatch.setattr(int8_export, "_compare", lambda *_: ([], 0))
-    monkeypatch.setattr(
-        int8_export,
-        "_model",
-        lambda cfg, folder, precision=None: "int8" if folder != source else precision or "exact",
-    )
+
+    def name(cfg, folder, precision=""):
+        return "exact" if folder == source else f"int8 {precision}".strip()
+
+    monkeypatch.setattr(int8_export, "_model", name)
     monkeypatch.setattr(validation, "metrics", lambda model, indices=None: metrics[model])
     options = {"validation": validation, "show": lambda step: None}
-    with pytest.raises(NumericError, match=r"more than --max-drop 0.4 \(bbox AP 50.00 to 49.50"):
-        write_int8(source, tmp_path / "a", images, metadata, max_drop=0.4, **options)
-    assert controls[-1].max_drop == pytest.approx(0.3)
-    with pytest.raises(NumericError, match=r"bf16 alone loses more than --max-drop 0.05 \(bbox AP 50.00 to 50.10"):
-        write_int8(source, tmp_path / "b", images, metadata, max_drop=0.05, **options)
-    assert controls[-1] is None
+    for max_drop, limit in ((0.7, 0.4), (0.2, 0.0)):
+        with pytest.raises(NumericError, match=rf"more than --max-drop {max_drop} \(bbox AP 50.00 to 49.20"):
+            write_int8(source, tmp_path / f"{max_drop}", images, metadata, max_drop=max_drop, **options)
+        assert controls[-1].max_drop == pytest.approx(limit)
+
+
+class _Tokens(nn.Module):
+    """Linear layers after a LayerNorm whose channels differ in size, as those of transformers do."""
+
+    outputs = ("scores",)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+        with torch.no_grad():
+            self.norm.weight[:] = torch.logspace(-1, 2, 16)
+
+    def forward(self, image):
+        tokens = self.embed(image.float() / 255).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens = tokens + layer(self.norm(tokens))
+        return tokens.mean(1)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens") / "exact_openvino"
+    write(trace(_Tokens(), torch.zeros(2, 3, 36, 44, dtype=torch.uint8)), folder, "openvino", ["scores"], {})
+    return folder
+
+
+def test_ctrl_c_ends_the_calibration(tokens, tmp_path):
+    taken = []
+
+    class Images(list):
+        def __iter__(self):
+            for image in super().__iter__():
+                taken.append(image)
+                if len(taken) == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.5)
+                yield image
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(tokens, tmp_path / "a_openvino", Images(np.zeros((500, 3, 32, 32), np.uint8)), {})
+    assert len(taken) < 500
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_our_own_progress_is_shown(tokens, tmp_path, capsys):
+    def accuracy(function, indices):
+        print("NNCF")
+        get_console().print("measuring")
+        return 50.0
+
+    images = list(np.zeros((2, 3, 32, 32), np.uint8))
+    quantize(tokens, tmp_path / "a_openvino", images, {}, AccuracyControl(accuracy, 2, 1.0))
+    get_console().print("done")
+    assert set(capsys.readouterr().out.splitlines()) == {"measuring", "done"}
+
+
+def test_search_keeps_only_some_layers_in_floating_point(tokens, tmp_path):
+    images = list(np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8))
+    open_model = OpenVINOBackend().open
+    exact = open_model(tokens / GRAPH_NAME, outputs=["scores"], threads=1)
+
+    def accuracy(function, indices):
+        wanted, found = (np.stack([model(images[i][None])["scores"] for i in indices]) for model in (exact, function))
+        return 100 - 100 * np.abs(found - wanted).mean() / np.abs(wanted).mean()
+
+    def quantized(name, max_drop):
+        quantize(tokens, tmp_path / name, images, {}, AccuracyControl(accuracy, len(images), max_drop))
+        graph = import_openvino().Core().read_model(tmp_path / name / GRAPH_NAME)
+        products = [operator for operator in graph.get_ops() if operator.get_type_name() == "MatMul"]
+        layers = sum(each.input_value(0).get_node().get_type_name() == "FakeQuantize" for each in products)
+        function = open_model(tmp_path / name / GRAPH_NAME, outputs=["scores"], threads=1)
+        return layers, accuracy(function, range(len(images)))
+
+    layers, before = quantized("any_openvino", 100.0)
+    limit = 0.8 * (100 - before)
+    kept, after = quantized("searched_openvino", limit)
+    assert before < 100 - limit <= after
+    assert 0 < kept < layers
 
 
 def test_metrics_without_objects_are_left_out_of_the_drop():
@@ -193,7 +280,7 @@ def test_table_of_differences():
         (["--output", "a.onnx", "--int8", "--calibrate", "."], "--int8 with --format onnx: expected openvino"),
         (["--output", "a_openvino", "--int8"], "Add --calibrate FOLDER"),
         (["--output", "a_openvino", "--int8", "--calibrate", "empty"], "empty"),
-        (["--output", "a_openvino", "--int8", "--calibrate", "IMAGES", "--calibrate-images", "-1"], "expected 1 or"),
+        (["--output", "a_openvino", "--int8", "--calibrate", "IMAGES", "--calibrate-images", "0"], "expected 1 or"),
         (["--output", "a_openvino", "--int8", "--calibrate", "IMAGES", "--max-drop", "-1"], "expected 0 or more"),
     ],
 )

@@ -68,7 +68,8 @@ def test_prefetched_images_need_no_request(s3, images):
 
 
 @pytest.mark.parametrize("kind", ["500", "cut"])
-def test_fault_that_passes_is_repeated(s3, images, kind):
+def test_fault_that_passes_is_repeated(s3, images, kind, monkeypatch):
+    monkeypatch.setenv("PVT_DET_RETRY_SECONDS", "60")
     attach(URL)
     s3.faults.append(Fault(r"a\.jpg", kind, times=2))
     assert np.array_equal(read_image(f"{URL}/a.jpg", "RGB"), read_image(images / "a.jpg", "RGB"))
