@@ -34,7 +34,7 @@ class PanopticPredictor(BasePredictor[PanopticSegments]):
     3) with the thresholds of `MODEL.PANOPTIC_FPN.COMBINE`.
 
     Args:
-        config: A run folder or a config file.
+        config: A run folder, a config file, or an exported file, such as "mine.onnx" or "mine_openvino".
         weights: Weights of the model, in any form that `MODEL.WEIGHTS` accepts. "" selects `model_best.pth`, or
             otherwise `model_final.pth`, next to the config.
         overrides: Config keys and values, such as `["MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "1000"]`.
