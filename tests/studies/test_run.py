@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import statistics
@@ -325,3 +326,50 @@ def test_options_that_do_not_fit_are_refused(fake_runs, options, message):
     with pytest.raises(ConfigError, match=message):
         run_command("study", [fake_runs.file, *options])
     assert fake_runs.calls() == []
+
+
+def test_runs_wait_only_for_their_own_pretraining_on_a_cluster(fake_runs, monkeypatch):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    programs, scripts = fake_runs.folder / "bin", fake_runs.folder / "scripts"
+    for folder in (programs, scripts):
+        folder.mkdir()
+    count = f"n=$(($(ls {scripts} | wc -l) + 1))"
+    submit = f'{count}; cp "$1" {scripts}/$n; echo "Submitted batch job $n"'
+    for name, command in (("sbatch", submit), ("srun", "exit 1")):
+        (programs / name).write_text(f"#!/bin/sh\n{command}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    study = STUDY.replace("seeds:", "  other: {model: pvt_v2_b1, data: pictures, options: {workers: 2}}\nseeds:")
+    study = study.replace('weights: ""', "weights: other")
+    fake_runs.file.write_text(f"{study}      plain: retinanet_pvt_v2_b0\n")
+    more = {"slurm_additional_parameters": {"nice": 5}}
+
+    def submitted(**options):
+        jobs = submit_study(load_study(fake_runs.file), **options)
+        found = []
+        for path in sorted(scripts.iterdir()):
+            lines = re.findall("^#SBATCH --(.+?)=(.+)", path.read_text(), re.MULTILINE)
+            found.append(dict(lines))
+            path.unlink()
+        return [job.job_id for job in jobs], found
+
+    ids, found = submitted(processes=2, parameters=more)
+    # The order is that of the runs: the pretrainings, and for each seed `large`, `small` and `plain`.
+    assert ids == ["1_0", "1_1", "3_0", "4_0", "2_0", "3_1", "4_1", "2_1"]
+    keys = ("array", "dependency", "kill-on-invalid-dep", "nice", "cpus-per-task", "gpus-per-node")
+    assert [tuple(script.get(key) for key in keys) for script in found] == [
+        ("0-1%2", None, None, "5", "18", "2"),
+        ("0-1%2", None, None, "5", "10", "2"),
+        ("0-1%2", "afterok:1_1", "yes", "5", "10", "2"),
+        ("0-1%2", "afterok:1_0", "yes", "5", "10", "2"),
+    ]
+    # A finished pretraining is not waited for, and the parameters of the caller take precedence.
+    assert run_study(load_study(fake_runs.file), only=["pretrain/trunk"]).finished == 1
+    _, found = submitted(parameters={"cpus_per_task": "3", "slurm_dependency": "afterany:7"})
+    assert [(script["dependency"], script["cpus-per-task"]) for script in found] == [
+        ("afterany:7", "3"),
+        ("afterany:7", "3"),
+        ("afterany:7,afterok:1", "3"),
+    ]
+    with pytest.raises(ConfigError, match=r"--submit: .*timeout_min"):
+        submitted(parameters={"timeout_min": "long"})
