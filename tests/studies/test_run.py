@@ -192,7 +192,9 @@ def test_runs_that_are_not_what_the_study_asks_for_are_refused(fake_runs):
     refused("retinanet/small/seed1: SOLVER.MAX_ITER was 2 and is 3")
     fake_runs.file.write_text(STUDY.replace("epochs: 1", "epochs: 2"))
     refused("pretrain/trunk: epochs was 1 and is 2")
-    fake_runs.file.write_text(STUDY.replace("weights: trunk", "weights: other.pth"))
+    fake_runs.file.write_text(
+        STUDY.replace("weights: trunk", "weights: other.pth").replace('weights: ""', "weights: trunk")
+    )
     refused("small/seed0: MODEL.WEIGHTS was pretraining trunk and is other.pth")
     fake_runs.file.write_text(STUDY)
     (fake_runs.folder / "val.json").write_text("[]")
@@ -229,6 +231,9 @@ def test_a_plan_is_printed_and_nothing_written(fake_runs, capsys):
     printed = capsys.readouterr().out
     assert "5 runs, 0 of them finished." in printed
     assert "In all: 5 runs, 8 iterations, unknown device-hours" in printed
+    assert "add --benchmark FILE" in printed
+    assert "the study's file has no seconds_per_epoch" in printed
+    assert "Downloaded weights are not counted" in " ".join(printed.split())
     assert not (fake_runs.folder / "output").exists()
     benchmark = {"rows": [{"mode": "training", "model": "retinanet_pvt_v2_b1", "images_per_s": 0.01}]}
     (fake_runs.folder / "speed.json").write_text(json.dumps(benchmark))
@@ -251,6 +256,40 @@ def test_missing_data_is_named_before_anything_runs(fake_runs):
     assert fake_runs.calls() == []
 
 
+def test_data_that_does_not_exist_is_named_before_anything_runs(fake_runs, capsys):
+    (fake_runs.folder / "images").rmdir()
+    study = STUDY.replace("train_json: train.json", "train_json: tran.json").replace("folder: pictures", "folder: x")
+    fake_runs.file.write_text(study)
+    problems = [
+        "data.pictures.folder: x does not exist.",
+        "data.things.train_json: tran.json does not exist. Did you mean train.json?",
+        "data.things.train_images: images does not exist.",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        _run(fake_runs)
+    assert all(problem in str(caught.value) for problem in problems)
+    assert fake_runs.calls() == []
+    run_command("study", [fake_runs.file, "--dry-run"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Missing: {problems[0]} Missing: {problems[1]}" in printed
+    fake_runs.file.write_text(
+        study.replace("images: images", "images: s3://a/b").replace("folder: x", "folder: s3://a/c")
+    )
+    missing = {job.missing for job in study_jobs(load_study(fake_runs.file))}
+    assert missing == {"", problems[1]}
+
+
+def test_data_that_a_config_names_is_checked(fake_runs):
+    fake_runs.file.write_text("""
+overrides: {DATASETS: {TRAIN_JSON: train.json, TRAIN_IMAGES: x, VAL_JSON: val.json, VAL_IMAGES: images}}
+grids:
+  a: {configs: [retinanet_pvt_tiny]}
+  b: {configs: [retinanet_pvt_tiny], evaluate: true}
+""")
+    train, evaluation = sorted(study_jobs(load_study(fake_runs.file)), key=lambda job: job.name)
+    assert (train.missing, evaluation.missing) == ("DATASETS.TRAIN_IMAGES: x does not exist.", "")
+
+
 def test_the_table_alone(fake_runs, capsys):
     assert run_command("study", [fake_runs.file, "--table-only"]) == 0
     assert "0 of 5 runs are finished." in capsys.readouterr().out
@@ -258,11 +297,15 @@ def test_the_table_alone(fake_runs, capsys):
     assert "large,0,2" in (fake_runs.folder / "output/studies/study/study.csv").read_text()
 
 
-def test_evaluations_are_compared_with_the_published_results_of_their_config(fake_runs):
+def test_evaluations_are_compared_with_the_published_results_of_their_config(fake_runs, capsys):
     fake_runs.file.write_text(
         "grids: {zoo: {evaluate: true, configs: {tiny: {config: retinanet_pvt_tiny, weights: a.pth}}}}"
     )
     fake_runs.behave({"tiny": {"ap": 36.0, "results": {"dataset": "coco_2017_val"}}})
+    run_command("study", [fake_runs.file, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "Unknown hours of evaluations: they are not estimated." in printed
+    assert "--benchmark" not in printed
     assert _run(fake_runs).exit_code == 0
     (call,) = fake_runs.calls()
     assert "--resume" not in call["words"]
@@ -281,51 +324,6 @@ def test_jobs_for_a_cluster(fake_runs):
     assert submit_study(study, cluster="debug") == []
     with pytest.raises(ConfigError, match=r"--submit: .*Check --cluster and --slurm"):
         submit_study(study, cluster="debug", parameters={"nothing": "2"})
-
-
-def test_a_submitted_job_that_fails_or_is_out_of_time(fake_runs):
-    pytest.importorskip("submitit", reason="needs the extra slurm")
-    fake_runs.behave({"large/seed0": {"exit": 3, "print": "error: broken."}, "large/seed1": {"wait": True}})
-    jobs = {job.name: SubmittedJob(job, "study", 1) for job in study_jobs(load_study(fake_runs.file))}
-    with pytest.raises(RuntimeError, match=r"retinanet/large/seed0 failed: broken\."):
-        jobs["retinanet/large/seed0"]()
-    job = jobs["retinanet/large/seed1"]
-
-    def stopped():
-        with pytest.raises(RuntimeError, match="stopped: by SIGTERM"):
-            job()
-
-    thread = threading.Thread(target=stopped)
-    thread.start()
-    while not (fake_runs.folder / "output/studies/study/retinanet/large/seed1/metrics.json").exists():
-        time.sleep(0.02)
-    again = job.checkpoint()
-    thread.join()
-    assert plan_study(load_study(fake_runs.file)).states["retinanet/large/seed1"] is State.INTERRUPTED
-    pickle.loads(pickle.dumps(again.function))()
-    assert [call["resumed"] for call in fake_runs.calls()] == [False, False, True]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--jobs", "0"], "--jobs 0: expected 1 or more"),
-        (["--jobs", "2", "--gpus", "0,1"], "--jobs is for runs on the CPU"),
-        (["--jobs", "2", "--submit"], "--jobs is for runs on the CPU"),
-        (["--gpus", "0,0"], "expected different GPUs"),
-        (["--gpus", "0,1,2", "--gpus-per-run", "2"], "3 GPUs cannot be split into runs of 2"),
-        (["--dry-run", "--submit"], "--dry-run and --submit exclude each other"),
-        (["--slurm", "timeout_min=3"], "no effect without --submit"),
-        (["--benchmark", "x.json"], "no effect without --dry-run"),
-        (["--only", "*/seed7"], "no run has such a name"),
-        (["--onlyy", "x"], "Did you mean --only"),
-        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(fake_runs, options, message):
-    with pytest.raises(ConfigError, match=message):
-        run_command("study", [fake_runs.file, *options])
-    assert fake_runs.calls() == []
 
 
 def test_runs_wait_only_for_their_own_pretraining_on_a_cluster(fake_runs, monkeypatch):
@@ -373,3 +371,48 @@ def test_runs_wait_only_for_their_own_pretraining_on_a_cluster(fake_runs, monkey
     ]
     with pytest.raises(ConfigError, match=r"--submit: .*timeout_min"):
         submitted(parameters={"timeout_min": "long"})
+
+
+def test_a_submitted_job_that_fails_or_is_out_of_time(fake_runs):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    fake_runs.behave({"large/seed0": {"exit": 3, "print": "error: broken."}, "large/seed1": {"wait": True}})
+    jobs = {job.name: SubmittedJob(job, "study", 1) for job in study_jobs(load_study(fake_runs.file))}
+    with pytest.raises(RuntimeError, match=r"retinanet/large/seed0 failed: broken\."):
+        jobs["retinanet/large/seed0"]()
+    job = jobs["retinanet/large/seed1"]
+
+    def stopped():
+        with pytest.raises(RuntimeError, match="stopped: by SIGTERM"):
+            job()
+
+    thread = threading.Thread(target=stopped)
+    thread.start()
+    while not (fake_runs.folder / "output/studies/study/retinanet/large/seed1/metrics.json").exists():
+        time.sleep(0.02)
+    again = job.checkpoint()
+    thread.join()
+    assert plan_study(load_study(fake_runs.file)).states["retinanet/large/seed1"] is State.INTERRUPTED
+    pickle.loads(pickle.dumps(again.function))()
+    assert [call["resumed"] for call in fake_runs.calls()] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--jobs", "0"], "--jobs 0: expected 1 or more"),
+        (["--jobs", "2", "--gpus", "0,1"], "--jobs is for runs on the CPU"),
+        (["--jobs", "2", "--submit"], "--jobs is for runs on the CPU"),
+        (["--gpus", "0,0"], "expected different GPUs"),
+        (["--gpus", "0,1,2", "--gpus-per-run", "2"], "3 GPUs cannot be split into runs of 2"),
+        (["--dry-run", "--submit"], "--dry-run and --submit exclude each other"),
+        (["--slurm", "timeout_min=3"], "no effect without --submit"),
+        (["--benchmark", "x.json"], "no effect without --dry-run"),
+        (["--only", "*/seed7"], "no run has such a name"),
+        (["--onlyy", "x"], "Did you mean --only"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(fake_runs, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run_command("study", [fake_runs.file, *options])
+    assert fake_runs.calls() == []
