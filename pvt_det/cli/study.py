@@ -31,7 +31,7 @@ examples:
     %(prog)s mine.yaml --data cells=train.json,images/,val.json,images/ SOLVER.MAX_ITER=1000
   without a GPU, two runs at a time:
     %(prog)s mine.yaml --jobs 2
-  as a Slurm array of jobs with 8 GPUs each, and the table when they have ended:
+  as Slurm arrays of jobs with 8 GPUs each, and the table when they have ended:
     %(prog)s paper_retinanet --submit --gpus-per-run 8 --slurm slurm_partition=gpu --slurm timeout_min=1440
     %(prog)s paper_retinanet --table-only
   continue after an interruption, or after failed runs:
@@ -67,7 +67,7 @@ def build_parser() -> ArgumentParser:
         help="without GPUs: runs at a time, which share the cores (%(default)s)",
     )
     add("--gpus-per-run", type=int, default=1, metavar="N", help="number of GPUs of each run (%(default)s)")
-    add("--submit", action="store_true", help="submit the runs as a Slurm array and exit; needs pip install submitit")
+    add("--submit", action="store_true", help="submit the runs as Slurm arrays and exit; needs pip install submitit")
     add(
         "--cluster",
         choices=CLUSTERS,
@@ -79,7 +79,8 @@ def build_parser() -> ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="with --submit: a parameter of submitit, such as slurm_partition=gpu or timeout_min=600; may be repeated",
+        help="with --submit: a parameter of submitit, such as slurm_partition=gpu, timeout_min=600 or "
+        "cpus_per_task=8 (default: per GPU, the data loader workers + 1); may be repeated",
     )
     add("--dry-run", action="store_true", help="print the runs and what they take, and write nothing")
     add("--benchmark", type=Path, metavar="FILE", help="with --dry-run: speeds that pvt-det benchmark --json wrote")

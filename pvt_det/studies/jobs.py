@@ -14,16 +14,19 @@ from detectron2.config import CfgNode
 
 from pvt_det.classification.config import TrainConfig, classifier_recipe, config_fields, load_train_config
 from pvt_det.config.digest import changed_values
+from pvt_det.config.given_data import listed_paths
 from pvt_det.config.loader import COMMAND_LINE
+from pvt_det.data.storage.places import has_shards
+from pvt_det.data.storage.references import is_url
 from pvt_det.engine.options import option_name
 from pvt_det.engine.run_config import build_run_config
 from pvt_det.errors import ConfigError, PvtDetError
 from pvt_det.run_folder import CLASSIFIER_BEST_NAME
-from pvt_det.studies.study import FOLDER, Entry, Grid, Pretraining, Study
+from pvt_det.studies.study import FOLDER, WEIGHTS, Entry, Grid, Pretraining, Study
+from pvt_det.utils.paths import ABSENT, file_fault, folder_fault, similar_path
 
 TRAIN, EVAL, TRAIN_CLS = "train", "eval", "train-cls"
 _PRETRAIN = "pretrain"
-_WEIGHTS = "MODEL.WEIGHTS"
 # Resumes a run that was interrupted, and starts one that was not started.
 _RESUME = "--resume"
 
@@ -42,7 +45,7 @@ class Job:
         cfg: The config of a detector or segmentor, before the data is read. None for a classifier.
         options: The options of a classifier. None for others.
         data: Paths of the data set by key. None for the data that the config names.
-        missing: What has to be given before the job can run. "" if nothing is missing.
+        missing: Data that is not given or does not exist, in sentences. "" if nothing is missing.
         grid: Name of its grid, or "" for a pretraining.
         config: Name of the recipe or path of the file.
         entry: Name of its config in the grid, or of the pretraining.
@@ -83,7 +86,7 @@ class Job:
 def study_jobs(study: Study) -> list[Job]:
     """Return the runs of a study in the order in which they are started.
 
-    Pretrainings that a config starts from come first. All runs with the first seed come before those with the second.
+    Pretrainings come first. All runs with the first seed come before those with the second.
 
     Args:
         study: The study.
@@ -95,8 +98,7 @@ def study_jobs(study: Study) -> list[Job]:
     jobs = [_job(study, load, *cell) for grid in study.grids for cell in _cells(grid)]
     order = {seed: number for number, seed in enumerate(dict.fromkeys(job.seed for job in jobs))}
     jobs.sort(key=lambda job: order[job.seed])
-    used = {job.needs for job in jobs}
-    return [_pretraining_job(study, stage) for name, stage in study.pretrain.items() if name in used] + jobs
+    return [_pretraining_job(study, stage) for stage in study.pretrain.values()] + jobs
 
 
 def _cells(grid: Grid) -> Iterator[tuple[Grid, str, str, Entry, int | None]]:
@@ -124,7 +126,7 @@ def _job(study: Study, load: Any, grid: Grid, dataset: str, variant: str, entry:
     stage = study.pretrain.get(entry.weights or "")
     source = _pretrain_folder(study, stage) / CLASSIFIER_BEST_NAME if stage else None
     if entry.weights is not None:
-        keys[_WEIGHTS] = entry.weights if source is None else str(source)
+        keys[WEIGHTS] = entry.weights if source is None else str(source)
     if seed is not None:
         keys["SEED"] = seed
     paths, missing = _paths(study, dataset, grid.evaluate)
@@ -133,8 +135,10 @@ def _job(study: Study, load: Any, grid: Grid, dataset: str, variant: str, entry:
         cfg = load(entry.config, tuple(chain.from_iterable(words)), not grid.evaluate)
     except PvtDetError as error:
         raise type(error)(f"{study.file}: {name}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
+    if not missing:
+        missing = _faults(f"data.{dataset}.", paths) if paths else _faults("", _named_paths(cfg, grid.evaluate))
     given = [word for key, path in paths.items() for word in (option_name(key), path)]
-    asked = changed_values(cfg) | {_WEIGHTS: f"pretraining {stage.name}" if stage else cfg.MODEL.WEIGHTS}
+    asked = changed_values(cfg) | {WEIGHTS: f"pretraining {stage.name}" if stage else cfg.MODEL.WEIGHTS}
     resumed = () if grid.evaluate else (_RESUME,)
     return Job(
         command=EVAL if grid.evaluate else TRAIN,
@@ -165,8 +169,25 @@ def _paths(study: Study, dataset: str, evaluate: bool) -> tuple[dict[str, str], 
     paths = {key: path for key, path in (study.data[dataset] or {}).items() if not (evaluate and "train" in key)}
     wanted = 2 if evaluate else 4
     if len(paths) < wanted or FOLDER in paths:
-        return {}, f"the paths of the data set {dataset}. Give them with --data {dataset}={form}"
+        return {}, f"the paths of the data set {dataset}. Give them with --data {dataset}={form}."
     return paths, ""
+
+
+def _named_paths(cfg: CfgNode, evaluate: bool) -> dict[str, list[str]]:
+    """Return the paths of data that a config names, by key."""
+    parts = ("VAL",) if evaluate else ("TRAIN", "VAL")
+    keys = [f"{part}_{kind}" for part in parts for kind in ("JSON", "LABELS", "IMAGES")]
+    return {f"DATASETS.{key}": listed_paths(cfg.DATASETS[key]) for key in keys}
+
+
+def _faults(prefix: str, paths: Mapping[str, str | list[str]]) -> str:
+    """Say in sentences which local paths cannot be read. Instead of an annotation file, there may be shards."""
+    faults = []
+    for key, path in [(key, path) for key, value in paths.items() for path in listed_paths(value)]:
+        find_fault = file_fault if key.lower().endswith("_json") else folder_fault
+        if not is_url(path) and not has_shards(path) and (fault := find_fault(path)):
+            faults.append(f"{prefix}{key}: {path} {fault}.{similar_path(path) if fault == ABSENT else ''}")
+    return " ".join(faults)
 
 
 def _pretrain_folder(study: Study, stage: Pretraining) -> Path:
@@ -180,6 +201,7 @@ def _pretraining_job(study: Study, stage: Pretraining) -> Job:
     is_path = stage.config.endswith((".yaml", ".yml"))
     file = Path(stage.config) if is_path else classifier_recipe(stage.config or stage.model)
     name = f"{_PRETRAIN}/{stage.name}"
+    missing = f"the folder of the data set {stage.data}. Give it with --data {stage.data}=FOLDER."
     if stage.config and file is None:
         raise ConfigError(f"{study.file}: {name}: config {stage.config!r} is neither a file nor a recipe of train-cls.")
     try:
@@ -196,7 +218,7 @@ def _pretraining_job(study: Study, stage: Pretraining) -> Job:
         asked=_changed_options(cfg),
         options=cfg,
         data={FOLDER: path} if path else None,
-        missing="" if path else f"the folder of the data set {stage.data}. Give it with --data {stage.data}=FOLDER",
+        missing=_faults(f"data.{stage.data}.", {FOLDER: path}) if path else missing,
         entry=stage.name,
         dataset=stage.data,
         seed=cfg.seed,

@@ -8,19 +8,25 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pvt_det.studies.estimate import Estimate
-from pvt_det.studies.jobs import EVAL, TRAIN_CLS, Job
+from pvt_det.studies.jobs import EVAL, TRAIN, TRAIN_CLS, Job
 from pvt_det.studies.run import Plan
 from pvt_det.studies.state import State
 from pvt_det.utils.tables import as_table
 from pvt_det.utils.text import counted
 
 _UNKNOWN = "?"
-_NO_BASIS = (
-    "Unknown hours have not been measured: such a run is not finished yet, and the study's file names no duration. "
-    "Measure with pvt-det benchmark --modes training --json FILE and add --benchmark FILE."
-)
+# What to do about unknown hours, by command.
+_NO_BASIS = {
+    TRAIN: "Unknown hours of training: no run of the config is finished, and the study's file has no duration. Measure "
+    "it with pvt-det benchmark --modes training --json FILE and add --benchmark FILE.",
+    TRAIN_CLS: "Unknown hours of a pretraining: the study's file has no seconds_per_epoch for it.",
+    EVAL: "Unknown hours of evaluations: they are not estimated.",
+}
 _DEVICE_HOURS = "Device-hours are GPU-hours if the runs use GPUs."
-_DISK = "Disk space: the last training state, the best and the final weights of each run, from its parameters."
+_DISK = (
+    "Disk space: the last training state, the best and the final weights of each run, from its parameters. Downloaded "
+    "weights are not counted."
+)
 
 
 def as_plan(plan: Plan, estimates: Mapping[str, Estimate]) -> RenderableType:
@@ -37,7 +43,7 @@ def as_plan(plan: Plan, estimates: Mapping[str, Estimate]) -> RenderableType:
     if left:
         parts.append(as_table([_cells(plan, job, estimates[job.name]) for job in left]))
         parts += [Text(line) for line in _sums(left, estimates)]
-    parts += [Text(f"Missing: {what}.") for what in dict.fromkeys(job.missing for job in left if job.missing)]
+    parts += [Text(f"Missing: {what}") for what in dict.fromkeys(job.missing for job in left if job.missing)]
     return Group(*parts)
 
 
@@ -69,7 +75,8 @@ def _sums(jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> list[str]:
     for basis in dict.fromkeys(each.basis for each in known):
         part = sum(each.basis == basis for each in known)
         lines.append(f"Hours of {counted(part, 'run')}: measured, {basis}.")
-    return [*lines, *([_NO_BASIS] if unknown else []), _DEVICE_HOURS, _DISK]
+    without = {job.command for job in jobs if estimates[job.name].seconds is None}
+    return [*lines, *(advice for command, advice in _NO_BASIS.items() if command in without), _DEVICE_HOURS, _DISK]
 
 
 def _total(seconds: float, unknown: int) -> str:

@@ -161,7 +161,8 @@ def run_study(
         The table, and which runs failed.
 
     Raises:
-        ConfigError: The study's folder is in use, data sets are not given, or `plan_study` raised an error.
+        ConfigError: The study's folder is in use, data is not given or does not exist, or `plan_study` raised an
+            error.
         Interrupted: A signal stopped the study.
     """
     make_folder(study.output)
@@ -189,11 +190,11 @@ def missing_jobs(plan: Plan) -> list[Job]:
         plan: The plan.
 
     Raises:
-        ConfigError: Data of such a run is not given.
+        ConfigError: Data of such a run is not given or does not exist.
     """
     jobs = [job for job in plan.jobs if plan.states[job.name] is not State.FINISHED]
     if absent := list(dict.fromkeys(job.missing for job in jobs if job.missing)):
-        raise ConfigError(f"{plan.study.file}: missing: " + "; ".join(absent) + ".")
+        raise ConfigError(f"{plan.study.file}: missing: " + " ".join(absent))
     return jobs
 
 

@@ -14,20 +14,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pvt_det.config.loader import COMMAND_LINE
 from pvt_det.errors import ConfigError
 from pvt_det.recipes import study_file
 from pvt_det.utils.plain_yaml import read_plain_yaml
-from pvt_det.utils.text import did_you_mean, listed
+from pvt_det.utils.text import closest, did_you_mean, listed
 
-# Paths of a data set in the order of `--data`, by how many there are.
+# Paths of a data set in the order of `--data`. An evaluation needs those of the second half only.
 _DETECTION = ("train_json", "train_images", "val_json", "val_images")
 _SEMANTIC = ("train_labels", "train_images", "val_labels", "val_images")
+_PANOPTIC = ("train_json", "train_labels", "train_images", "val_json", "val_labels", "val_images")
 FOLDER = "folder"
-_DATA_KEYS = (*dict.fromkeys((*_DETECTION, *_SEMANTIC)), FOLDER)
+_DATA_FORMS = (*(form[part:] for form in (_DETECTION, _SEMANTIC, _PANOPTIC) for part in (0, len(form) // 2)), (FOLDER,))
+_DATA_KEYS = (*_PANOPTIC, FOLDER)
+_FORMS = (
+    "Expected exactly train_json, train_images, val_json and val_images, where label maps have train_labels and "
+    "val_labels instead of the _json keys or beside them, and an evaluation needs the val_ keys only. A data set for "
+    "pretraining has folder only"
+)
 _STUDY_KEYS = ("description", "output", "data", "pretrain", "seeds", "overrides", "measured_on", "grids")
 _PRETRAIN_KEYS = ("model", "config", "data", "options", "seconds_per_epoch")
 _GRID_KEYS = ("configs", "data", "seeds", "overrides", "variants", "baseline", "evaluate")
 _CONFIG_KEYS = ("config", "weights", "overrides", "seconds_per_iteration")
+WEIGHTS = "MODEL.WEIGHTS"
+# Config keys and options of `train-cls` that a study sets, and what to use instead.
+_OUTPUT = "Use --output, or the key output of the study"
+_OWN_KEYS = {"SEED": "Use the key seeds of the study or of a grid, such as `seeds: [0, 1]`", "OUTPUT_DIR": _OUTPUT}
+_OWN_OPTIONS = {
+    "output": _OUTPUT,
+    "data": "Use the key data of the pretraining, or --data",
+    "model": "Use the key model of the pretraining",
+}
 # Names become those of folders.
 _NAME = re.compile(r"[^\W_][\w.+=-]*")
 _EXPECTED = {
@@ -171,10 +188,14 @@ def load_study(
                 f"{f'It has {listed(list(sets))}.' if sets else 'Its configs name their own data.'}"
             )
         sets[name] = paths
+    _refuse(overrides or {}, _OWN_KEYS, f"{COMMAND_LINE}: ")
+    _refuse(pretrain or {}, _OWN_OPTIONS, "--pretrain ")
     stages = {
         name: _pretraining(reader, name, value, sets, pretrain or {})
         for name, value in reader.named(tree, "pretrain", "")
     }
+    if pretrain and not stages:
+        raise ConfigError(f"--pretrain {listed(list(pretrain))}: {file} has no pretraining. Leave out --pretrain.")
     shared = {
         "seeds": reader.seeds(tree, ""),
         "overrides": reader.overrides(tree, ""),
@@ -183,6 +204,7 @@ def load_study(
     grids = tuple(_grid(reader, name, value, sets, shared) for name, value in reader.named(tree, "grids", ""))
     if not grids:
         raise reader.error("grids", "expected at least one grid: a name, and its configs")
+    _require_use(reader, stages, grids)
     found = Study(
         file=file,
         description=reader.get(tree, "description", str, "", ""),
@@ -239,14 +261,21 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+def _refuse(values: Mapping[str, Any], own: Mapping[str, str], place: str) -> None:
+    """Refuse keys that would have no effect. `own` says for each what to use instead."""
+    for key, advice in own.items():
+        if key in values:
+            raise ConfigError(f"{place}{key}: it has no effect here. {advice}.")
+
+
 class _Reader:
     """Reads the values of a file, with errors that name it and the key."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
 
     def error(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self._file}: {key}: {problem}.")
+        return ConfigError(f"{self.file}: {key}: {problem}.")
 
     def section(self, tree: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         if not isinstance(tree, dict):
@@ -254,7 +283,7 @@ class _Reader:
         for key in tree:
             if key not in known:
                 hint = did_you_mean(key, known) or f" Expected one of {', '.join(known)}."
-                raise ConfigError(f"{self._file}: unknown key {self._join(where, key)}.{hint}")
+                raise ConfigError(f"{self.file}: unknown key {self._join(where, key)}.{hint}")
         return tree
 
     def get(self, tree: Mapping[str, Any], key: str, kind: type[Kind], default: Any, where: str) -> Any:
@@ -287,19 +316,21 @@ class _Reader:
             raise self.error(self._join(where, "seeds"), f"{seeds}: expected different integers, 0 or more")
         return tuple(seeds)
 
-    def overrides(self, tree: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return dict(flat(self.get(tree, "overrides", dict, {}, where)))
+    def overrides(self, tree: Mapping[str, Any], where: str, key: str = "overrides") -> dict[str, Any]:
+        found = dict(flat(self.get(tree, key, dict, {}, where)))
+        _refuse(found, _OWN_KEYS, f"{self.file}: {self._join(where, key)}.")
+        return found
 
     def one_of(self, name: str, known: Mapping[str, Any], where: str, what: str) -> str:
         if name not in known:
             defined = f" Expected one of {', '.join(known)}." if known else f" The file defines no {what}."
-            raise ConfigError(f"{self._file}: {where}: {name!r} is no {what}.{did_you_mean(name, known) or defined}")
+            raise ConfigError(f"{self.file}: {where}: {name!r} is not a {what}.{did_you_mean(name, known) or defined}")
         return name
 
     def config(self, name: str) -> str:
         """Return a config by the name of its recipe or by its path, which is relative to the file."""
         is_path = name.endswith((".yaml", ".yml"))
-        return os.path.normpath(self._file.parent / name) if is_path else name
+        return os.path.normpath(self.file.parent / name) if is_path else name
 
     @staticmethod
     def _join(where: str, key: str) -> str:
@@ -310,7 +341,10 @@ def _data_set(reader: _Reader, value: Any, where: str) -> dict[str, str] | None:
     if value is None:
         return None
     paths = reader.section(value, where, _DATA_KEYS)
-    return {key: reader.get(paths, key, str, "", where) for key in paths}
+    found = {key: path for key in paths if (path := reader.get(paths, key, str, "", where))}
+    if found and set(found) not in map(set, _DATA_FORMS):
+        raise reader.error(where, f"it has {', '.join(found)}. {_FORMS}")
+    return found or None
 
 
 def _pretraining(
@@ -320,14 +354,28 @@ def _pretraining(
     tree = reader.section(value, where, _PRETRAIN_KEYS)
     if not tree.get("model") or not tree.get("data"):
         raise reader.error(where, "expected the keys model and data")
+    options = reader.get(tree, "options", dict, {}, where)
+    _refuse(options, _OWN_OPTIONS, f"{reader.file}: {where}.options.")
     return Pretraining(
         name=name,
         model=reader.get(tree, "model", str, "", where),
         config=reader.config(reader.get(tree, "config", str, "", where)),
         data=reader.one_of(reader.get(tree, "data", str, "", where), sets, f"{where}.data", "data set"),
-        options={**reader.get(tree, "options", dict, {}, where), **given},
+        options={**options, **given},
         seconds_per_epoch=reader.get(tree, "seconds_per_epoch", float, None, where),
     )
+
+
+def _require_use(reader: _Reader, stages: Mapping[str, Any], grids: Sequence[Grid]) -> None:
+    """Refuse a pretraining that no config starts from. A misspelled name in `weights` is taken for a file."""
+    given = {entry.weights: f"grids.{grid.name}.configs.{entry.name}" for grid in grids for entry in grid.entries}
+    for name in stages:
+        if name in given:
+            continue
+        hint = f"Give a config `weights: {name}`, or remove the pretraining."
+        for weights in closest(name, (weights for weights in given if weights and weights not in stages)):
+            hint = f"{given[weights]} has `weights: {weights}`. Did you mean {name}?"
+        raise ConfigError(f"{reader.file}: pretrain.{name}: no config starts from it. {hint}")
 
 
 def _grid(reader: _Reader, name: str, value: Any, sets: Mapping[str, Any], shared: Mapping[str, Any]) -> Grid:
@@ -347,16 +395,26 @@ def _grid(reader: _Reader, name: str, value: Any, sets: Mapping[str, Any], share
     for each in data:
         reader.one_of(str(each), sets, f"{where}.data", "data set")
     baseline = reader.get(tree, "baseline", str, entries[0].name, where)
+    own = reader.overrides(tree, where)
     variants = {
-        variant: reader.overrides({"overrides": keys}, f"{where}.variants.{variant}")
-        for variant, keys in reader.named(tree, "variants", where)
+        variant: reader.overrides(tree["variants"], f"{where}.variants", variant)
+        for variant, _ in reader.named(tree, "variants", where)
     }
+    places = {f"{where}.variants.{variant}": keys for variant, keys in variants.items()}
+    places |= {f"{where}.overrides": own, "overrides": shared["overrides"]}
+    for entry in entries:
+        if entry.weights is not None:
+            place = f"{where}.configs.{entry.name}"
+            advice = f"{place} has the key weights. Remove one of them. To compare weights, add a config for each"
+            _refuse(shared["given"], {WEIGHTS: advice}, f"{COMMAND_LINE}: ")
+            for section, keys in (places | {f"{place}.overrides": entry.overrides}).items():
+                _refuse(keys, {WEIGHTS: advice}, f"{reader.file}: {section}.")
     return Grid(
         name=name,
         entries=entries,
         data=tuple(data),
         seeds=() if evaluate else seeds or shared["seeds"] or (0,),
-        overrides={**shared["overrides"], **reader.overrides(tree, where)},
+        overrides={**shared["overrides"], **own},
         variants={variant: {**keys, **shared["given"]} for variant, keys in (variants or {"": {}}).items()},
         baseline=reader.one_of(baseline, names, f"{where}.baseline", "config of the grid"),
         evaluate=evaluate,
@@ -365,6 +423,8 @@ def _grid(reader: _Reader, name: str, value: Any, sets: Mapping[str, Any], share
 
 def _entries(reader: _Reader, tree: Mapping[str, Any], where: str) -> Iterator[Entry]:
     configs = tree.get("configs")
+    if configs is not None and not isinstance(configs, list | dict):
+        raise reader.error(f"{where}.configs", f"{configs!r}: expected a list or a section of keys")
     if isinstance(configs, list):
         for config in configs:
             if not isinstance(config, str):

@@ -1,4 +1,4 @@
-"""Submit the runs of a study to Slurm as an array, through submitit."""
+"""Submit the runs of a study to Slurm as arrays, through submitit."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ def submit_study(
     processes: int = 1,
     parameters: Mapping[str, Any] | None = None,
 ) -> list[Any]:
-    """Submit the runs that are not finished. Pretrainings are submitted first, and the runs that need them wait.
+    """Submit the runs that are not finished.
+
+    Runs that start from the same pretraining are an array of jobs, which waits for it. All others wait for nothing.
 
     Args:
         study: The study.
         only: Patterns (`*`, `?`) of names of runs. Empty takes all.
-        cluster: "slurm", or "local" or "debug" for submitit's executors that need no Slurm. They end the pretrainings
-            before the others are submitted.
+        cluster: "slurm", or "local" or "debug" for submitit's executors that need no Slurm. They end a pretraining
+            before the runs that need it are submitted.
         processes: GPUs of each run.
-        parameters: Parameters of `submitit.AutoExecutor.update_parameters`, over the defaults: a GPU per process and 24
-            hours.
+        parameters: Parameters of `submitit.AutoExecutor.update_parameters`, over the defaults: 24 hours, a GPU per
+            process, and for each process as many CPU cores as it has data loader workers, plus one.
 
     Returns:
-        The jobs, as submitit returns them.
+        The jobs in the order of the runs, as submitit returns them.
 
     Raises:
         ConfigError: submitit or Slurm is not available, a parameter is wrong, or `run_study` would raise an error.
@@ -62,23 +64,42 @@ def submit_study(
         try:
             executor = submitit.AutoExecutor(folder=study.output / _FOLDER, cluster=cluster)
             executor.update_parameters(**values)
-        except (RuntimeError, NameError, TypeError, ValueError) as error:
+        except (AssertionError, RuntimeError, NameError, TypeError, ValueError) as error:
             first = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(f"--submit: {first}. Check --cluster and --slurm.") from error
-        submitted = _submit(executor, [job for job in jobs if not job.grid], study, processes)
-        if submitted and cluster == "slurm":
-            ids = ":".join(job.job_id for job in submitted)
-            executor.update_parameters(slurm_additional_parameters={"dependency": f"afterok:{ids}"})
-        elif submitted:
-            for job in submitted:
-                job.wait()
-        return submitted + _submit(executor, [job for job in jobs if job.grid], study, processes)
+        names = {job.entry: job.name for job in jobs if not job.grid}
+        arrays: dict[tuple[str, str], list[Job]] = {}
+        for job in jobs:
+            arrays.setdefault((job.command, names.get(job.needs, "")), []).append(job)
+        submitted: dict[str, Any] = {}
+        # Those that wait for nothing come first, because executors without Slurm wait here.
+        for (_, stage), array in sorted(arrays.items(), key=lambda item: item[0][1] != ""):
+            executor.update_parameters(**_cores(array, values, processes))
+            if stage and cluster == "slurm":
+                executor.update_parameters(slurm_additional_parameters=_waiting(submitted[stage], values))
+            elif stage:
+                submitted[stage].wait()
+            with executor.batch(allow_implicit_submissions=True):
+                tasks = [executor.submit(SubmittedJob(job, study.name, processes)) for job in array]
+            submitted |= zip((job.name for job in array), tasks, strict=True)
+        return [submitted[job.name] for job in jobs]
 
 
-def _submit(executor: Any, jobs: Sequence[Job], study: Study, processes: int) -> list[Any]:
-    """Submit jobs as one array."""
-    with executor.batch(allow_implicit_submissions=True):
-        return [executor.submit(SubmittedJob(job, study.name, processes)) for job in jobs]
+def _cores(jobs: Sequence[Job], values: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """Return the cores of a job of an array: for each process one, and one per data loader worker."""
+    if any("cpus_per" in key for key in values):
+        return {}
+    workers = [job.options.workers for job in jobs if job.options]
+    workers += [job.cfg.DATALOADER.NUM_WORKERS for job in jobs if job.cfg]
+    return {"cpus_per_task": processes * (1 + max(workers))}
+
+
+def _waiting(stage: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return further parameters of Slurm for runs that wait for a pretraining, and leave the queue if it fails."""
+    given = values.get("slurm_additional_parameters") or {}
+    earlier = given.get("dependency") or values.get("slurm_dependency")
+    dependency = ",".join(filter(None, (earlier, f"afterok:{stage.job_id}")))
+    return {**given, "dependency": dependency, "kill-on-invalid-dep": "yes"}
 
 
 def _number(value: Any) -> Any:

@@ -254,9 +254,9 @@ def as_spreadsheet(rows: Sequence[Row]) -> str:
     """Format the table as CSV, with one row per grid, data set, metric and config, and plain numbers.
 
     Args:
-        rows: The rows, at least one.
+        rows: The rows. There are none if only pretrainings were run.
     """
-    return as_csv([_record(row) for row in rows])
+    return as_csv([_record(row) for row in rows]) if rows else ""
 
 
 def _record(row: Row) -> dict[str, str]:

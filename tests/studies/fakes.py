@@ -39,6 +39,8 @@ class FakeRuns:
         self.file.write_text(STUDY)
         for name in ("train.json", "val.json"):
             (folder / name).write_text("{}")
+        for name in ("images", "pictures"):
+            (folder / name).mkdir()
         self.behave({})
 
     def behave(self, behavior: dict) -> None:

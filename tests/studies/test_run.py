@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import statistics
@@ -191,7 +192,9 @@ def test_runs_that_are_not_what_the_study_asks_for_are_refused(fake_runs):
     refused("retinanet/small/seed1: SOLVER.MAX_ITER was 2 and is 3")
     fake_runs.file.write_text(STUDY.replace("epochs: 1", "epochs: 2"))
     refused("pretrain/trunk: epochs was 1 and is 2")
-    fake_runs.file.write_text(STUDY.replace("weights: trunk", "weights: other.pth"))
+    fake_runs.file.write_text(
+        STUDY.replace("weights: trunk", "weights: other.pth").replace('weights: ""', "weights: trunk")
+    )
     refused("small/seed0: MODEL.WEIGHTS was pretraining trunk and is other.pth")
     fake_runs.file.write_text(STUDY)
     (fake_runs.folder / "val.json").write_text("[]")
@@ -228,6 +231,9 @@ def test_a_plan_is_printed_and_nothing_written(fake_runs, capsys):
     printed = capsys.readouterr().out
     assert "5 runs, 0 of them finished." in printed
     assert "In all: 5 runs, 8 iterations, unknown device-hours" in printed
+    assert "add --benchmark FILE" in printed
+    assert "the study's file has no seconds_per_epoch" in printed
+    assert "Downloaded weights are not counted" in " ".join(printed.split())
     assert not (fake_runs.folder / "output").exists()
     benchmark = {"rows": [{"mode": "training", "model": "retinanet_pvt_v2_b1", "images_per_s": 0.01}]}
     (fake_runs.folder / "speed.json").write_text(json.dumps(benchmark))
@@ -250,6 +256,40 @@ def test_missing_data_is_named_before_anything_runs(fake_runs):
     assert fake_runs.calls() == []
 
 
+def test_data_that_does_not_exist_is_named_before_anything_runs(fake_runs, capsys):
+    (fake_runs.folder / "images").rmdir()
+    study = STUDY.replace("train_json: train.json", "train_json: tran.json").replace("folder: pictures", "folder: x")
+    fake_runs.file.write_text(study)
+    problems = [
+        "data.pictures.folder: x does not exist.",
+        "data.things.train_json: tran.json does not exist. Did you mean train.json?",
+        "data.things.train_images: images does not exist.",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        _run(fake_runs)
+    assert all(problem in str(caught.value) for problem in problems)
+    assert fake_runs.calls() == []
+    run_command("study", [fake_runs.file, "--dry-run"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Missing: {problems[0]} Missing: {problems[1]}" in printed
+    fake_runs.file.write_text(
+        study.replace("images: images", "images: s3://a/b").replace("folder: x", "folder: s3://a/c")
+    )
+    missing = {job.missing for job in study_jobs(load_study(fake_runs.file))}
+    assert missing == {"", problems[1]}
+
+
+def test_data_that_a_config_names_is_checked(fake_runs):
+    fake_runs.file.write_text("""
+overrides: {DATASETS: {TRAIN_JSON: train.json, TRAIN_IMAGES: x, VAL_JSON: val.json, VAL_IMAGES: images}}
+grids:
+  a: {configs: [retinanet_pvt_tiny]}
+  b: {configs: [retinanet_pvt_tiny], evaluate: true}
+""")
+    train, evaluation = sorted(study_jobs(load_study(fake_runs.file)), key=lambda job: job.name)
+    assert (train.missing, evaluation.missing) == ("DATASETS.TRAIN_IMAGES: x does not exist.", "")
+
+
 def test_the_table_alone(fake_runs, capsys):
     assert run_command("study", [fake_runs.file, "--table-only"]) == 0
     assert "0 of 5 runs are finished." in capsys.readouterr().out
@@ -257,11 +297,15 @@ def test_the_table_alone(fake_runs, capsys):
     assert "large,0,2" in (fake_runs.folder / "output/studies/study/study.csv").read_text()
 
 
-def test_evaluations_are_compared_with_the_published_results_of_their_config(fake_runs):
+def test_evaluations_are_compared_with_the_published_results_of_their_config(fake_runs, capsys):
     fake_runs.file.write_text(
         "grids: {zoo: {evaluate: true, configs: {tiny: {config: retinanet_pvt_tiny, weights: a.pth}}}}"
     )
     fake_runs.behave({"tiny": {"ap": 36.0, "results": {"dataset": "coco_2017_val"}}})
+    run_command("study", [fake_runs.file, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "Unknown hours of evaluations: they are not estimated." in printed
+    assert "--benchmark" not in printed
     assert _run(fake_runs).exit_code == 0
     (call,) = fake_runs.calls()
     assert "--resume" not in call["words"]
@@ -280,6 +324,53 @@ def test_jobs_for_a_cluster(fake_runs):
     assert submit_study(study, cluster="debug") == []
     with pytest.raises(ConfigError, match=r"--submit: .*Check --cluster and --slurm"):
         submit_study(study, cluster="debug", parameters={"nothing": "2"})
+
+
+def test_runs_wait_only_for_their_own_pretraining_on_a_cluster(fake_runs, monkeypatch):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    programs, scripts = fake_runs.folder / "bin", fake_runs.folder / "scripts"
+    for folder in (programs, scripts):
+        folder.mkdir()
+    count = f"n=$(($(ls {scripts} | wc -l) + 1))"
+    submit = f'{count}; cp "$1" {scripts}/$n; echo "Submitted batch job $n"'
+    for name, command in (("sbatch", submit), ("srun", "exit 1")):
+        (programs / name).write_text(f"#!/bin/sh\n{command}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    study = STUDY.replace("seeds:", "  other: {model: pvt_v2_b1, data: pictures, options: {workers: 2}}\nseeds:")
+    study = study.replace('weights: ""', "weights: other")
+    fake_runs.file.write_text(f"{study}      plain: retinanet_pvt_v2_b0\n")
+    more = {"slurm_additional_parameters": {"nice": 5}}
+
+    def submitted(**options):
+        jobs = submit_study(load_study(fake_runs.file), **options)
+        found = []
+        for path in sorted(scripts.iterdir()):
+            lines = re.findall("^#SBATCH --(.+?)=(.+)", path.read_text(), re.MULTILINE)
+            found.append(dict(lines))
+            path.unlink()
+        return [job.job_id for job in jobs], found
+
+    ids, found = submitted(processes=2, parameters=more)
+    # The order is that of the runs: the pretrainings, and for each seed `large`, `small` and `plain`.
+    assert ids == ["1_0", "1_1", "3_0", "4_0", "2_0", "3_1", "4_1", "2_1"]
+    keys = ("array", "dependency", "kill-on-invalid-dep", "nice", "cpus-per-task", "gpus-per-node")
+    assert [tuple(script.get(key) for key in keys) for script in found] == [
+        ("0-1%2", None, None, "5", "18", "2"),
+        ("0-1%2", None, None, "5", "10", "2"),
+        ("0-1%2", "afterok:1_1", "yes", "5", "10", "2"),
+        ("0-1%2", "afterok:1_0", "yes", "5", "10", "2"),
+    ]
+    # A finished pretraining is not waited for, and the parameters of the caller take precedence.
+    assert run_study(load_study(fake_runs.file), only=["pretrain/trunk"]).finished == 1
+    _, found = submitted(parameters={"cpus_per_task": "3", "slurm_dependency": "afterany:7"})
+    assert [(script["dependency"], script["cpus-per-task"]) for script in found] == [
+        ("afterany:7", "3"),
+        ("afterany:7", "3"),
+        ("afterany:7,afterok:1", "3"),
+    ]
+    with pytest.raises(ConfigError, match=r"--submit: .*timeout_min"):
+        submitted(parameters={"timeout_min": "long"})
 
 
 def test_a_submitted_job_that_fails_or_is_out_of_time(fake_runs):

@@ -53,7 +53,7 @@ def test_values_of_the_file_and_the_command_line(tmp_path):
 
 def test_precedence_of_overrides(tmp_path):
     text = """
-overrides: {SEED: 1, SOLVER.BASE_LR: 0.1, SOLVER.WEIGHT_DECAY: 0.1, SOLVER.CHECKPOINT_PERIOD: 11}
+overrides: {SOLVER.BASE_LR: 0.1, SOLVER.WEIGHT_DECAY: 0.1, SOLVER.CHECKPOINT_PERIOD: 11}
 grids:
   a:
     overrides: {SOLVER.BASE_LR: 0.2, SOLVER.WEIGHT_DECAY: 0.2, SOLVER.CHECKPOINT_PERIOD: 12}
@@ -64,7 +64,7 @@ grids:
     assert [job.name for job in (plain, heavy)] == ["a/one/plain/seed0", "a/one/heavy/seed0"]
     for job, decay in ((plain, 0.3), (heavy, 0.4)):
         solver = job.cfg.SOLVER
-        assert (0.2, decay, 14, 0) == (solver.BASE_LR, solver.WEIGHT_DECAY, solver.CHECKPOINT_PERIOD, job.cfg.SEED)
+        assert (0.2, decay, 14) == (solver.BASE_LR, solver.WEIGHT_DECAY, solver.CHECKPOINT_PERIOD)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ grids:
         ("overrides: {SOLVER", "overides: {SOLVER", r"unknown key overides\. Did you mean overrides\?"),
         ("MAX_ITER", "MAX_ITR", r"unknown key SOLVER\.MAX_ITR\. Did you mean SOLVER\.MAX_ITER"),
         ("weights: trunk", "wieghts: trunk", "Did you mean weights"),
-        ("[things]", "[thing]", r"'thing' is no data set\. Did you mean things\?"),
-        ("data: pictures", "data: picture", r"'picture' is no data set\. Did you mean pictures\?"),
-        ("baseline: small", "baseline: smal", r"'smal' is no config of the grid\. Did you mean small\?"),
+        ("[things]", "[thing]", r"'thing' is not a data set\. Did you mean things\?"),
+        ("data: pictures", "data: picture", r"'picture' is not a data set\. Did you mean pictures\?"),
+        ("baseline: small", "baseline: smal", r"'smal' is not a config of the grid\. Did you mean small\?"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "expected different integers, 0 or more"),
         ("seeds: [0, 1]", "seeds: 3", "expected a list"),
         ("large: {config: retinanet_pvt_v2_b1", "large: {config: retinanet_pvt_v2_b9", "retinanet_pvt_v2_b9 is not a"),
@@ -87,6 +87,61 @@ grids:
         ('weights: ""}', 'weights: "", seconds_per_iteration: 2}', "Name the machine and the date"),
         ("description: Two", "description: !!python/name:os.system Two", "no code is run"),
         ("grids:\n", "nothing: 1\ngrid:\n", "unknown key nothing"),
+        ("{SOLVER: {", "{SEED: 3, SOLVER: {", r": overrides\.SEED: it has no effect here\. Use the key seeds"),
+        ("{SOLVER: {", "{OUTPUT_DIR: x, SOLVER: {", r": overrides\.OUTPUT_DIR: it has no effect here\. Use --output"),
+        (
+            "    baseline",
+            "    overrides: {SEED: 3}\n    baseline",
+            r"grids\.retinanet\.overrides\.SEED: it has",
+        ),
+        (
+            "    baseline",
+            "    variants: {a: {SEED: 3}}\n    baseline",
+            r"grids\.retinanet\.variants\.a\.SEED: it has",
+        ),
+        (
+            "    baseline",
+            "    variants: {a: 3}\n    baseline",
+            r"retinanet\.variants\.a: 3: expected a section of keys",
+        ),
+        ("trunk}", "trunk, overrides: {SEED: 3}}", r"grids\.retinanet\.configs\.small\.overrides\.SEED: it has no"),
+        (
+            "trunk}",
+            "trunk, overrides: {MODEL.WEIGHTS: x}}",
+            r"small\.overrides\.MODEL\.WEIGHTS: .* grids\.retinanet\.configs\.small has the key weights\. Remove one",
+        ),
+        ("{SOLVER: {", "{MODEL: {WEIGHTS: x}, SOLVER: {", r": overrides\.MODEL\.WEIGHTS: it has no effect here"),
+        (
+            "weights: trunk",
+            "weights: trnk",
+            r"trunk: no config .*small has `weights: trnk`\. Did you mean trunk\?",
+        ),
+        (
+            "weights: trunk",
+            'weights: ""',
+            r"trunk: .* Give a config `weights: trunk`, or remove the pretraining",
+        ),
+        (
+            "{img_size",
+            "{output: x, img_size",
+            r"trunk\.options\.output: it has no effect here\. Use --output",
+        ),
+        (
+            "{img_size",
+            "{data: x, img_size",
+            r"options\.data: it has no effect here\. Use the key data of the",
+        ),
+        ("{img_size", "{model: x, img_size", r"options\.model: it has no effect here\. Use the key model"),
+        (
+            "val_json: val.json",
+            "val_labels: x",
+            r"data\.things: it has .* val_labels, val_images\. Expected exactly",
+        ),
+        (
+            "images}",
+            "images, folder: x}",
+            r"data\.things: it has .* folder\. Expected exactly .* has folder only",
+        ),
     ],
 )
 def test_every_key_is_checked(tmp_path, old, new, message):
@@ -95,6 +150,31 @@ def test_every_key_is_checked(tmp_path, old, new, message):
     with pytest.raises(ConfigError, match=message) as caught:
         study_jobs(load_study(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overrides": {"SEED": "3"}}, r"command line: SEED: it has no effect here\. Use the key seeds"),
+        ({"overrides": {"OUTPUT_DIR": "x"}}, r"command line: OUTPUT_DIR: it has no effect here\. Use --output"),
+        ({"overrides": {"MODEL.WEIGHTS": "x"}}, r"command line: MODEL\.WEIGHTS: .*configs\.large has the key weights"),
+        ({"pretrain": {"output": "x"}}, r"--pretrain output: it has no effect here\. Use --output"),
+    ],
+)
+def test_values_of_the_command_line_without_effect_are_refused(tmp_path, given, message):
+    with pytest.raises(ConfigError, match=message):
+        load_study(_write(tmp_path, STUDY), **given)
+
+
+def test_weights_by_overrides_and_options_without_a_pretraining(tmp_path):
+    path = _write(tmp_path, "grids: {a: {configs: [retinanet_pvt_tiny]}}")
+    (job,) = study_jobs(load_study(path, overrides={"MODEL.WEIGHTS": "mine.pth"}))
+    assert job.cfg.MODEL.WEIGHTS == "mine.pth"
+    with pytest.raises(ConfigError, match=r"--pretrain epochs: .*study\.yaml has no pretraining"):
+        load_study(path, pretrain={"epochs": "1"})
+    path.write_text("grids: {a: {configs: retinanet_pvt_tiny}}")
+    with pytest.raises(ConfigError, match="'retinanet_pvt_tiny': expected a list or a section of keys"):
+        load_study(path)
 
 
 def test_paths_of_data():
