@@ -20,9 +20,10 @@ from pvt_det.inference.segmentor import Segmentor
 from pvt_det.inference.tiling import TiledPredictor
 from pvt_det.results import load_run
 from pvt_det.run_folder import identify
+from pvt_det.runtimes import metadata as metadata_module
+from pvt_det.runtimes import openvino_folder
 from pvt_det.runtimes.metadata import load_model_config, portable_config, read_metadata
-from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend
-from pvt_det.utils.precision import has_fast_bf16
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
 from tests.command_line import run_command
 
 pytestmark = pytest.mark.usefixtures("smallest_variant")
@@ -106,13 +107,15 @@ def test_precision_of_a_file_follows_the_processor(exported, images, tmp_path, m
     metadata = read_metadata(folder / GRAPH_NAME)
     config = portable_config(load_model_config(folder / GRAPH_NAME, training=False), precision="bf16")
     OpenVINOBackend().write_metadata(folder, replace(metadata, config=config).entries())
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bf16}, raising=False)
+    capabilities = ["FP32", "INT8", *(["BF16"] if has_bf16 else [])]
+    monkeypatch.setattr(import_openvino().Core, "get_property", lambda *_: capabilities)
+    monkeypatch.setattr(metadata_module, "fastest_precision", openvino_folder.fastest_precision.__wrapped__)
     assert precision == load_model_config(folder / GRAPH_NAME, training=False).TEST.PRECISION
     if not has_bf16:
         assert_same(Predictor(folder, **LOW)(images[0]), Predictor(exported / "mine_openvino", **LOW)(images[0]))
 
 
-@pytest.mark.skipif(not has_fast_bf16(torch.device("cpu")), reason="this processor has no instructions for bf16")
+@pytest.mark.skipif(openvino_folder.fastest_precision() != "bf16", reason="OpenVINO has no bf16 on this processor")
 def test_bf16_of_openvino_is_close(exported, images):
     fp32, bf16 = (
         Predictor(exported / "mine_openvino", overrides=["TEST.PRECISION", precision], **LOW)(images[0])
