@@ -77,7 +77,7 @@ def test_every_published_result_has_a_config():
         for task, backbone, recipe in itertools.product(("retinanet", "mask_rcnn"), v1 + baselines, ("", "_3x", "_d2"))
     }
     expected |= {f"{task}_{backbone}" for task, backbone in itertools.product(("retinanet", "mask_rcnn"), v2)}
-    expected |= {"mask_rcnn_pvt_v2_b2_3x", "mask_rcnn_pvt_v2_b2_li_3x"}
+    expected |= {f"mask_rcnn_pvt_v2_{size}_3x" for size in ("b0", "b2", "b2_li")}
     expected |= {"cascade_mask_rcnn_pvt_v2_b2", "cascade_mask_rcnn_pvt_v2_b2_li"}
     expected |= {f"{task}_pvt_v2_{size}_3x" for task, size in itertools.product(("atss", "gfl"), ("b2", "b2_li"))}
     expected |= {"faster_rcnn_pvt_small", "cascade_mask_rcnn_pvt_small"}
@@ -211,6 +211,21 @@ def test_detectron2_recipe(name):
     assert (cfg.MODEL.RETINANET.LOSS_NORMALIZER, cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA) == ("ema", 0.1)
     assert cfg.MODEL.FPN.P7_RELU
     assert not cfg.MODEL.ROI_HEADS.ALLOW_LOW_QUALITY_MATCHES
+
+
+SEMANTIC_FPN = [p.stem for p in LEAVES if p.parent == CONFIGS and p.stem.startswith("semantic_fpn_")]
+
+
+@pytest.mark.parametrize("name", SEMANTIC_FPN)
+def test_semantic_fpn_recipe(name):
+    """The published code trains its ResNets and ResNeXts with SGD, and PVT with AdamW."""
+    solver = load(name).SOLVER
+    assert (solver.MAX_ITER, solver.IMS_PER_BATCH, solver.WARMUP_ITERS) == (40000, 32, 0)
+    assert (solver.LR_SCHEDULER_NAME, solver.POLY_LR_POWER) == ("WarmupPolyLR", 0.9)
+    expected = ("adamw", 2e-4, 1e-4, 1e-4) if "_pvt_" in name else ("sgd", 0.02, 5e-4, 5e-4)
+    assert expected == (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM)
+    assert (solver.MOMENTUM, solver.NESTEROV, solver.WEIGHT_DECAY_BIAS) == (0.9, False, None)
+    assert not solver.CLIP_GRADIENTS.ENABLED
 
 
 def test_anchor_sizes_are_fractions_of_octaves():

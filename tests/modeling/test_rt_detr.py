@@ -88,9 +88,11 @@ def test_outputs_equal_those_of_transformers(repo_root, size):
     outputs = transformers_model(model, maps)(torch.zeros(2, 3, *size))
     assert logits.shape == (2, 20, 5)
     assert logits.std() > 0.1
+    print(f"RTDetr logits: difference {(logits - outputs.logits).abs().max():.2g}")
     torch.testing.assert_close(logits, outputs.logits, atol=1e-4, rtol=0)
     center, sides = outputs.pred_boxes.split(2, dim=-1)
     expected = torch.cat([center - sides / 2, center + sides / 2], dim=-1) * torch.tensor([*size[::-1]] * 2)
+    print(f"RTDetr boxes: difference {(boxes - expected).abs().max():.2g}")
     torch.testing.assert_close(boxes, expected, atol=1e-2, rtol=0)
 
 
@@ -119,6 +121,7 @@ def test_losses_equal_those_of_transformers(repo_root):
     }
     assert losses.keys() == sums.keys()
     for name, value in losses.items():
+        print(f"RTDetr {name}: {value:.6g}, difference {(value - sums[name]).abs():.2g}")
         torch.testing.assert_close(value, sums[name], atol=1e-4, rtol=0)
         assert value > 0.01, name
 

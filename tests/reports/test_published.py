@@ -20,6 +20,9 @@ from pvt_det.reports.published import find_published, published_classifier, publ
         ("mask_rcnn_pvt_small", 40.4, 37.8),
         ("mask_rcnn_R_50_3x", 41.0, 37.1),
         ("retinanet_pvt_v2_b2_li", 43.6, None),
+        ("mask_rcnn_R_18_3x", 36.9, 33.6),
+        ("mask_rcnn_R_101_3x", 42.8, 38.5),
+        ("mask_rcnn_pvt_v2_b0_3x", 41.6, 38.2),
         ("mask_rcnn_pvt_v2_b2_3x", 47.8, 43.1),
         ("cascade_mask_rcnn_pvt_v2_b2_li", 50.9, 44.0),
         ("retinanet_pvt_small_640", 38.7, None),
@@ -42,7 +45,7 @@ def test_rows(config, box, mask):
 def test_rows_are_unique_and_have_configs_and_sources(repo_root):
     rows = published_results()
     names = [row.config for row in rows]
-    assert len(set(names)) == len(names) == 78
+    assert len(set(names)) == len(names) == 81
     assert all(row.source for row in rows)
     missing = [name for name in names if not (repo_root / "configs" / f"{name}.yaml").is_file()]
     assert missing == []

@@ -19,7 +19,7 @@ from pvt_det.weights.catalog import CATALOG, DETECTORS
 
 PAPERS = ("paper_retinanet", "paper_mask_rcnn", "paper_semantic_fpn", "pvt_v2")
 # Recipes without a published result in `published.json`.
-UNPUBLISHED = {"mask_rcnn_R_18_3x", "mask_rcnn_R_101_3x", "mask_rcnn_pvt_v2_b2_li_3x"}
+UNPUBLISHED = {"mask_rcnn_pvt_v2_b2_li_3x"}
 
 
 @pytest.mark.parametrize("name", list_studies())

@@ -116,7 +116,7 @@ def run_cascade(heads: PVTCascadeROIHeads, features: dict[str, Tensor], height: 
 
 @pytest.mark.parametrize("size", ["200x250", "320x416"])
 def test_outputs_before_nms_match_mmdetection(case: tuple, size: str) -> None:
-    _, model, record = case
+    name, model, record = case
     wanted = record["outputs"][size]
     got = run(model, *map(int, size.split("x")))
     assert set(wanted) - set(got) <= {"backbone0"}
@@ -126,7 +126,7 @@ def test_outputs_before_nms_match_mmdetection(case: tuple, size: str) -> None:
         n, flat = value.numel(), value.flatten().double()
         values = flat[[(j * n) // maker.SAMPLES for j in range(maker.SAMPLES)]]
         error = (values - torch.tensor(sample["values"])).abs().max().item()
-        print(f"{key} {value.std():.3g} {error:.2g}")
+        print(f"{name} {key}: standard deviation {value.std():.3g}, difference {error:.2g}")
         assert error < TOLERANCE, key
         assert flat.mean().item() == pytest.approx(sample["mean"], abs=TOLERANCE), key
         assert flat.std().item() == pytest.approx(sample["std"], abs=TOLERANCE), key
@@ -143,10 +143,15 @@ def test_anchors_match_mmdetection_in_converted_order(case: tuple) -> None:
         torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=0)
 
 
+def print_losses(name: str, losses: dict[str, float], wanted: dict[str, float]) -> None:
+    for key, value in losses.items():
+        print(f"{name} {key}: {value:.6g}, difference {abs(value - wanted[key]):.2g}")
+
+
 @pytest.mark.parametrize("case", ADAPTIVE, indirect=True)
 def test_losses_match_mmdetection(case: tuple) -> None:
     """The images of the batch have different sizes, so that the smaller one is padded."""
-    _, model, record = case
+    name, model, record = case
     batch = []
     for size in maker.SIZES:
         boxes, classes = maker.truth(*size)
@@ -154,15 +159,16 @@ def test_losses_match_mmdetection(case: tuple) -> None:
         batch[-1]["instances"].gt_classes = classes
     model.train()
     with EventStorage():
-        losses = {name.replace("box_reg", "bbox"): loss.item() for name, loss in model(batch).items()}
+        losses = {key.replace("box_reg", "bbox"): loss.item() for key, loss in model(batch).items()}
     model.eval()
+    print_losses(name, losses, record["losses"])
     assert losses == pytest.approx(record["losses"], rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("case", CASCADE, indirect=True)
 def test_losses_of_a_cascade_match_mmdetection(case: tuple) -> None:
     """All proposals are sampled in each stage, because they are few."""
-    _, model, record = case
+    name, model, record = case
     images = model.preprocess_image([{"image": maker.image(*size)} for size in maker.SIZES])
     proposals, targets = [], []
     for size in maker.SIZES:
@@ -174,7 +180,8 @@ def test_losses_of_a_cascade_match_mmdetection(case: tuple) -> None:
     heads = copy.deepcopy(model.roi_heads).train()
     with torch.no_grad(), EventStorage():
         _, losses = heads(images, model.backbone(images.tensor), proposals, targets)
-    got = {f"s{name[-1]}.{name[:-7].replace('box_reg', 'bbox')}": loss.item() for name, loss in losses.items()}
+    got = {f"s{key[-1]}.{key[:-7].replace('box_reg', 'bbox')}": loss.item() for key, loss in losses.items()}
+    print_losses(name, got, record["losses"])
     assert got == pytest.approx(record["losses"], rel=1e-4)
 
 

@@ -84,10 +84,12 @@ def inputs(model, *numbers: int) -> tuple[list[Tensor], Tensor]:
     return [maps[name] for name in model.in_features], sizes
 
 
-def assert_sampled(value: Tensor, sample: dict) -> None:
+def assert_sampled(name: str, value: Tensor, sample: dict) -> None:
     assert list(value.shape) == sample["shape"]
     flat = value.flatten().double()
     values = flat[[(j * len(flat)) // len(sample["values"]) for j in range(len(sample["values"]))]]
+    error = (values - torch.tensor(sample["values"])).abs().max().item()
+    print(f"{name}: standard deviation {flat.std():.3g}, difference {error:.2g}")
     # Boxes are in pixels, which float32 resolves to 1e-5.
     torch.testing.assert_close(values, torch.tensor(sample["values"]).double(), atol=TOLERANCE, rtol=TOLERANCE / 100)
     assert flat.mean().item() == pytest.approx(sample["mean"], abs=TOLERANCE)
@@ -100,8 +102,9 @@ def test_outputs_match_mmdetection(case: tuple, size: str, numbers: list[int]) -
     model, record = case
     logits, boxes = model.predict(*inputs(model, *numbers))
     wanted = record["outputs"][size]
-    assert_sampled(logits, wanted["logits"])
-    assert_sampled(boxes, wanted["boxes"])
+    head = type(model).__name__
+    assert_sampled(f"{head} logits", logits, wanted["logits"])
+    assert_sampled(f"{head} boxes", boxes, wanted["boxes"])
 
 
 @torch.no_grad()
@@ -115,7 +118,8 @@ def test_losses_match_mmdetection(case: tuple) -> None:
     names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_giou": "loss_iou"}
     assert losses.keys() == names.keys()
     for ours, theirs in names.items():
-        print(ours, float(losses[ours]) - record["losses"][theirs])
+        difference = abs(float(losses[ours]) - record["losses"][theirs])
+        print(f"{type(model).__name__} {ours}: {float(losses[ours]):.6g}, difference {difference:.2g}")
         assert float(losses[ours]) == pytest.approx(record["losses"][theirs], abs=TOLERANCE, rel=0), ours
 
 
