@@ -69,7 +69,7 @@ def build_parser() -> ArgumentParser:
         help="images for the check (default: the run's validation images)",
     )
     parser.add_argument("--side", type=int, metavar="PIXELS", help="side of a classifier's images (224)")
-    parser.add_argument("--int8", action="store_true", help="quantize an OpenVINO model to int8")
+    parser.add_argument("--int8", action="store_true", help="quantize an OpenVINO model or an ONNX file to int8")
     parser.add_argument("--calibrate", nargs="+", default=[], metavar="IMAGE", help="with --int8: images like yours")
     parser.add_argument(
         "--calibrate-images", type=int, metavar="N", help="with --int8: use at most N of these images (300)"

@@ -27,7 +27,7 @@ from pvt_det.deployment.accuracy import Validation
 from pvt_det.deployment.check import Outputs, Parity, compare, medians_ms, run_eager
 from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
 from pvt_det.deployment.graphs import Graph, build_graph
-from pvt_det.deployment.int8_export import Int8Options, Int8Report, write_int8
+from pvt_det.deployment.int8_export import Int8Options, Int8Report, int8_precision, write_int8
 from pvt_det.errors import ConfigError, NumericError
 from pvt_det.inference.base import class_names, known_class_names, known_label_names, stuff_names
 from pvt_det.inference.trunks import trained_classifier
@@ -36,7 +36,6 @@ from pvt_det.run_folder import config_file, identified_weights
 from pvt_det.runtimes.backend import Function
 from pvt_det.runtimes.backends import BACKENDS
 from pvt_det.runtimes.metadata import CLASSIFICATION, DETECTION, PANOPTIC, SEGMENTATION, Metadata, portable_config
-from pvt_det.runtimes.openvino_folder import fastest_precision
 from pvt_det.utils.digest import file_digest
 from pvt_det.utils.text import counted
 from pvt_det.weights import load_pretrained
@@ -196,7 +195,7 @@ def export(
         kind: The format.
         images: Images to compare on; empty uses the run's validation images.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
-        int8: How to quantize the model, for "openvino". Its fp32 form is what is compared with the original model.
+        int8: How to quantize the model, for "openvino" and "onnx". The original model is compared with its fp32 form.
 
     Returns:
         The differences and the timings.
@@ -223,7 +222,7 @@ def export(
     program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
     with unchecked(output) as path, tempfile.TemporaryDirectory(prefix="pvt_det_") as folder:
-        written = path if int8 is None else Path(folder, "fp32_openvino")
+        written = path if int8 is None else Path(folder, f"fp32{'.onnx' if kind == 'onnx' else '_openvino'}")
         show("Writing the file, which takes a minute or more …")
         write(program, written, kind, subject.graph.outputs, subject.metadata.entries())
         show("Comparing the file with the model …")
@@ -232,11 +231,11 @@ def export(
         parity.require(str(output))
         quantized = None
         if int8 is not None:
-            metadata = _int8_metadata(subject)
+            metadata = _int8_metadata(subject, kind)
             quantized = write_int8(
                 written, path, calibration, metadata, max_drop=int8.max_drop, validation=validation, show=show
             )
-            function = _open(path, kind, metadata, fastest_precision())
+            function = _open(path, kind, metadata, int8_precision(path))
     first = batches[0]
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)
@@ -262,10 +261,10 @@ def _model_input(subject: Subject, file: Reference) -> NDArray[np.uint8]:
     return _batch([subject.prepare(read_image(file, "RGB"))])[0]
 
 
-def _int8_metadata(subject: Subject) -> Metadata:
-    """Return the metadata of the int8 model, whose other operators run in bf16 where the processor supports it."""
+def _int8_metadata(subject: Subject, kind: Format) -> Metadata:
+    """Return the metadata of the int8 model. OpenVINO runs its other operators in bf16 where it can."""
     cfg = subject.cfg
-    if cfg is None:
+    if cfg is None or kind != "openvino":
         return subject.metadata
     return replace(subject.metadata, config=_portable(cfg, "bf16"))
 

@@ -1,16 +1,9 @@
-"""Quantize OpenVINO models to int8 with NNCF.
-
-Only convolutions and matrix products with weights are quantized, and of these neither the first layer, which sees the
-pixels, nor the last layers of the heads, whose outputs are scores and box deltas. These, attention scores, softmax,
-LayerNorm, box decoding and non-maximum suppression stay in floating point: they cost accuracy, and OpenVINO runs
-attention faster as one fused operator in bf16 than in int8.
-"""
+"""Quantize OpenVINO models and ONNX files to int8 with NNCF."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,22 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pvt_det.deployment.layers import Operator, float_operators, onnx_operators, openvino_operators
 from pvt_det.errors import NumericError
 from pvt_det.runtimes.backend import INPUT_NAME, Function
+from pvt_det.runtimes.onnx_file import OnnxBackend, open_content
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, as_function, import_openvino
 from pvt_det.utils.console import get_console
 from pvt_det.utils.extras import require_packages
 
 # Default number of calibration images.
 CALIBRATION_IMAGES = 300
-_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
-# Between a weight and the operator that uses it.
-_RESHAPED = ("Convert", "Reshape", "Transpose", "Unsqueeze")
-# Last layers that other layers follow: the second stage of an R-CNN.
-_LAST = re.compile(r"(objectness_logits|anchor_deltas|cls_score|bbox_pred)\.weight$")
-
 _Value = TypeVar("_Value")
 
 # Returns the accuracy of a model on some images, given as indices, in percentage points. Higher is better, and 0 is not
@@ -73,11 +63,11 @@ def quantize(
     metadata: Mapping[str, str],
     control: AccuracyControl | None = None,
 ) -> None:
-    """Quantize an OpenVINO model.
+    """Quantize an OpenVINO model or an ONNX file.
 
     Args:
-        source: Folder with the model.
-        target: Folder to write, which does not exist.
+        source: Folder with the OpenVINO model, or the ONNX file.
+        target: Folder or file to write, of the same format. It does not exist.
         images: Calibration images `3×H×W`, RGB, uint8, in the model's image size.
         metadata: Strings by name to store with the new model.
         control: How to find operators that must stay in floating point. None quantizes all that are supported, which
@@ -86,33 +76,38 @@ def quantize(
     Raises:
         NumericError: NNCF cannot quantize the model, or cannot reach the accuracy.
     """
-    openvino = import_openvino()
+    import_openvino()  # without the usage statistics that NNCF would send
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     stop = threading.Event()
-    model = openvino.Core().read_model(source / GRAPH_NAME)
+    model, operators = _read(source)
     dataset = nncf.Dataset(images, lambda image: _unless(stop, {INPUT_NAME: image[None]}))
     options: dict[str, Any] = {
         "model_type": nncf.ModelType.TRANSFORMER,
         "subset_size": len(images),
-        "ignored_scope": nncf.IgnoredScope(names=_float_operators(model), validate=False),
+        "ignored_scope": nncf.IgnoredScope(names=float_operators(operators), validate=False),
     }
+    # NNCF 3.4 fails to smooth ONNX models. Where it restores the weights of a layer, it leaves its inputs smoothed.
+    unsmoothed = nncf.AdvancedQuantizationParameters(
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+    )
+    functions = _Functions()
 
     def run() -> Any:
         if control is None:
-            return nncf.quantize(model, dataset, **options)
+            return nncf.quantize(
+                model, dataset, advanced_parameters=unsmoothed if _is_onnx(source) else None, **options
+            )
         return nncf.quantize_with_accuracy_control(
             model,
             dataset,
             nncf.Dataset(range(control.images)),
-            validation_fn=lambda compiled, indices: _validate(_unless(stop, control.measure), compiled, indices),
+            # The second value would be the accuracy of each image.
+            validation_fn=lambda each, indices: (_unless(stop, control.measure)(functions(each), list(indices)), None),
             max_drop=control.max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
-            # NNCF 3.4 restores a layer's weights, but not the scale by which SmoothQuant divided its inputs.
-            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
-            ),
+            advanced_quantization_parameters=unsmoothed,
             **options,
         )
 
@@ -121,9 +116,55 @@ def quantize(
             quantized = _run_in_thread(run, stop)
     except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
         raise NumericError(f"The model cannot be quantized: {error}. Export it without --int8.") from error
+    _write(quantized, target, metadata)
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix == OnnxBackend.suffix
+
+
+def _read(source: Path) -> tuple[Any, dict[str, Operator]]:
+    """Return a model and its operators."""
+    if _is_onnx(source):
+        import onnx
+
+        model = onnx.load(source)
+        return model, onnx_operators(model)
+    model = import_openvino().Core().read_model(source / GRAPH_NAME)
+    return model, openvino_operators(model)
+
+
+def _write(model: Any, target: Path, metadata: Mapping[str, str]) -> None:
+    if _is_onnx(target):
+        import onnx
+
+        onnx.helper.set_model_props(model, dict(metadata))
+        onnx.save(model, target)
+        return
     target.mkdir()
-    openvino.save_model(quantized, target / GRAPH_NAME, compress_to_fp16=False)
+    import_openvino().save_model(model, target / GRAPH_NAME, compress_to_fp16=False)
     OpenVINOBackend().write_metadata(target, metadata)
+
+
+class _Functions:
+    """Opens the models that NNCF gives to be measured, each of them many times in a row."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._function: Function | None = None
+
+    def __call__(self, model: Any) -> Function:
+        if model is not self._model:
+            self._model, self._function = model, _as_function(model)
+        assert self._function is not None
+        return self._function
+
+
+def _as_function(model: Any) -> Function:
+    """Return a compiled OpenVINO model or an ONNX model as a function."""
+    if hasattr(model, "create_infer_request"):
+        return as_function(model.create_infer_request(), [output.get_any_name() for output in model.outputs])
+    return open_content(model.SerializeToString(), torch.get_num_threads())
 
 
 class _Stopped(Exception):
@@ -160,56 +201,3 @@ def _own_console_only() -> Iterator[None]:
             yield
     finally:
         console.file = None
-
-
-def _validate(measure: Measure, compiled: Any, indices: Any) -> tuple[float, None]:
-    names = [output.get_any_name() for output in compiled.outputs]
-    return measure(as_function(compiled.create_infer_request(), names), list(indices)), None
-
-
-def _float_operators(model: Any) -> list[str]:
-    """Return the names of all operators that are not quantized."""
-    operators = model.get_ordered_ops()
-    weights = {id(operator): name for operator in operators if (name := _weight_name(operator))}
-    return [
-        operator.get_friendly_name()
-        for operator in operators
-        if operator.get_type_name() not in ("Constant", "Parameter", "Result")
-        and not (weights.get(id(operator)) and not _is_kept(operator, weights[id(operator)]))
-    ]
-
-
-def _weight_name(operator: Any) -> str:
-    """Return the name of the weight of a convolution or matrix product, or "" for anything else."""
-    if operator.get_type_name() not in _WEIGHTED:
-        return ""
-    source = operator.input_value(1).get_node()
-    while source.get_type_name() in _RESHAPED:
-        source = source.input_value(0).get_node()
-    return source.get_friendly_name() if source.get_type_name() == "Constant" else ""
-
-
-def _is_kept(operator: Any, name: str) -> bool:
-    """Return whether a layer stays in floating point: the first one of the model, and the last ones of the heads."""
-    return _LAST.search(name) is not None or not (_meets_layer(operator, _sources) and _meets_layer(operator, _readers))
-
-
-def _meets_layer(operator: Any, neighbors: Callable[[Any], list[Any]]) -> bool:
-    """Return whether following neighbors from an operator leads to a layer with a weight."""
-    waiting, seen = [operator], set()
-    while waiting:
-        for other in neighbors(waiting.pop()):
-            if _weight_name(other):
-                return True
-            if other.get_friendly_name() not in seen:
-                seen.add(other.get_friendly_name())
-                waiting.append(other)
-    return False
-
-
-def _sources(operator: Any) -> list[Any]:
-    return [value.get_node() for value in operator.input_values()]
-
-
-def _readers(operator: Any) -> list[Any]:
-    return [target.get_node() for output in operator.outputs() for target in output.get_target_inputs()]

@@ -19,9 +19,10 @@ from pvt_det.deployment.files import remove
 from pvt_det.deployment.int8 import AccuracyControl, quantize
 from pvt_det.errors import NumericError
 from pvt_det.runtimes.backend import Function
+from pvt_det.runtimes.backends import backend_of, find_exported
 from pvt_det.runtimes.metadata import Metadata, load_model_config
 from pvt_det.runtimes.model import ExportedModel
-from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, fastest_precision
+from pvt_det.runtimes.openvino_folder import fastest_precision
 from pvt_det.utils.text import counted
 
 # Number of calibration images on which the two models are compared.
@@ -73,11 +74,11 @@ def write_int8(
     validation: Validation | None,
     show: Callable[[str], object],
 ) -> Int8Report:
-    """Quantize an exported OpenVINO model and measure the difference.
+    """Quantize an exported model and measure the difference.
 
     Args:
-        source: Folder with the model in fp32.
-        target: Folder to write, which does not exist.
+        source: The model in fp32: the folder of an OpenVINO model, or an ONNX file.
+        target: Folder or file to write, of the same format. It does not exist.
         images: Calibration images `3×H×W`, RGB, uint8, in the model's image size.
         metadata: Metadata of the new model.
         max_drop: Largest accepted loss in percentage points. None accepts any.
@@ -125,8 +126,10 @@ def _accuracy_control(
 
     NNCF computes in fp32. What the int8 model loses more in its own format is therefore taken off the limit.
     """
-    in_fp32 = largest_drop(before, validation.metrics(_model(validation.cfg, target, "fp32")))
-    rounding = max(0.0, largest_drop(before, after) - in_fp32)
+    rounding = 0.0
+    if int8_precision(target) != "fp32":
+        in_fp32 = largest_drop(before, validation.metrics(_model(validation.cfg, target, "fp32")))
+        rounding = max(0.0, largest_drop(before, after) - in_fp32)
     model = _model(validation.cfg, source)
     # By the indices of the images. NNCF measures each image alone, some of them, and all.
     exact: dict[tuple[int, ...], dict[str, float]] = {}
@@ -140,19 +143,36 @@ def _accuracy_control(
     return AccuracyControl(measure, len(validation), max(0.0, max_drop - rounding))
 
 
+def int8_precision(path: Path) -> str:
+    """Return the number format of what is not int8 in a model: the fastest one of its runtime on this processor.
+
+    Args:
+        path: The folder of an OpenVINO model, or an ONNX file.
+    """
+    return fastest_precision() if "bf16" in backend_of(_file(path)).precisions else "fp32"
+
+
+def _file(path: Path) -> Path:
+    """Return the file by which a model is opened."""
+    file = find_exported(path)
+    assert file is not None, path
+    return file
+
+
 def _change(before: dict[str, float], after: dict[str, float]) -> str:
     return ", ".join(f"{name} {before[name]:.2f} to {after[name]:.2f}" for name in before)
 
 
-def _model(cfg: CfgNode, folder: Path, precision: str | None = None) -> ExportedModel:
+def _model(cfg: CfgNode, path: Path, precision: str | None = None) -> ExportedModel:
     """Open an exported model, in its own number format or another one."""
-    own = load_model_config(folder / GRAPH_NAME, training=False)
+    file = _file(path)
+    own = load_model_config(file, training=False)
     settings = cfg.clone()
     settings.defrost()
     settings.TEST.PRECISION = precision or own.TEST.PRECISION
     # The run's own evaluation may do what an exported file cannot.
     settings.TEST.VALIDATION_LOSS, settings.TEST.AUG.ENABLED = False, False
-    return ExportedModel.from_config(settings, folder / GRAPH_NAME)
+    return ExportedModel.from_config(settings, file)
 
 
 def _compare(
@@ -160,9 +180,9 @@ def _compare(
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the table of differences and its number of images."""
     chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(_COMPARED, len(images))).round().astype(int)]
-    open_model = OpenVINOBackend().open
     options: dict[str, Any] = {"outputs": metadata.outputs, "threads": torch.get_num_threads()}
-    one = open_model(source / GRAPH_NAME, **options)
-    other = open_model(target / GRAPH_NAME, **options, precision=fastest_precision())
+    backend = backend_of(_file(source))
+    one = backend.open(_file(source), **options)
+    other = backend.open(_file(target), **options, precision=int8_precision(target))
     batches = [image[None] for image in chosen]
     return differences([one(batch) for batch in batches], [other(batch) for batch in batches]), len(chosen)

@@ -60,7 +60,7 @@ def export_run(
         kind: The format. None takes that of the name: .onnx, .pt2 ("torch"), or a folder name that ends in _openvino.
         overrides: Config keys and values, alternating.
         public_key: PEM file with which the signature of the run is verified; "" verifies nothing.
-        int8: How to quantize an OpenVINO model; None does not.
+        int8: How to quantize an OpenVINO model or an ONNX file; None does not.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
 
     Returns:
@@ -103,7 +103,7 @@ def export_classifier(
         kind: The format. None takes that of the name: .onnx, .pt2 ("torch"), or a folder name that ends in _openvino.
         side: Side of the model's square images in pixels, at least 32.
         public_key: PEM file with which the signature of the weights is verified; "" verifies nothing.
-        int8: How to quantize an OpenVINO model; None does not.
+        int8: How to quantize an OpenVINO model or an ONNX file; None does not.
         show: Called with the name of each step before it begins. The whole export takes a minute or more.
 
     Returns:
@@ -140,8 +140,10 @@ def _prepare(output: Path, images: Sequence[str], kind: Format | None) -> tuple[
 
 
 def _int8_options(request: Int8Request, kind: Format) -> Int8Options:
-    if kind != "openvino":
-        raise ConfigError(f"--int8 with --format {kind}: expected openvino. Give an --output that ends in _openvino.")
+    if kind == "torch":
+        raise ConfigError(
+            "--int8 with --format torch: expected openvino or onnx. Give an --output that ends in _openvino or .onnx."
+        )
     require_nncf()
     if not request.calibrate:
         raise ConfigError("--int8 needs images like those the model will see. Add --calibrate FOLDER.")

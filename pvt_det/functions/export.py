@@ -37,8 +37,8 @@ def export(
         weights: Weights of the model, in any form that MODEL.WEIGHTS accepts. "" takes the run's best checkpoint.
         format: "onnx", "torch" or "openvino". None takes that of the name of `output`.
         overrides: Values by config key.
-        calibrate: Calibration images, folders or patterns, with which an OpenVINO model is quantized to int8. Empty
-            does not quantize it.
+        calibrate: Calibration images, folders or patterns, with which an OpenVINO model or an ONNX file is
+            quantized to int8. Empty does not quantize it.
         calibrate_images: Maximum number of calibration images, at least 1.
         max_drop: Largest accepted loss of an int8 model in percentage points of AP, mask AP, mIoU or PQ on the run's
             validation data. None does not measure it.

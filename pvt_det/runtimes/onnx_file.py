@@ -42,23 +42,47 @@ class OnnxBackend(Backend):
             precision: Only "fp32".
         """
         self.require()
-        import onnxruntime
-
         content = read_bytes(path)
         _parse(path, content)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = _session(content, threads)
         # ONNX Runtime's errors have no common base class.
         except Exception as error:
             raise not_supported(path, self.version(), error) from error
         if missing := set(outputs) - {output.name for output in session.get_outputs()}:
             raise damaged(path, f"it has no output {', '.join(sorted(missing))}")
-        names, run_options = list(outputs), onnxruntime.RunOptions()
-        run_options.only_execute_path_to_fetches = True
-        return lambda images: dict(zip(names, session.run(names, {INPUT_NAME: images}, run_options), strict=True))
+        return _as_function(session, outputs)
+
+
+def open_content(content: bytes, threads: int) -> Function:
+    """Load a model of this process that is not in a file.
+
+    Args:
+        content: The serialized ONNX model.
+        threads: Number of threads of the session.
+
+    Returns:
+        The model as a function with all its outputs.
+    """
+    session = _session(content, threads)
+    return _as_function(session, [output.name for output in session.get_outputs()])
+
+
+def _session(content: bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _as_function(session: Any, outputs: Sequence[str]) -> Function:
+    import onnxruntime
+
+    names, options = list(outputs), onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return lambda images: dict(zip(names, session.run(names, {INPUT_NAME: images}, options), strict=True))
 
 
 def _parse(path: Path, content: bytes) -> onnx.ModelProto:

@@ -9,6 +9,7 @@ import signal
 import time
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -18,14 +19,16 @@ from pvt_det.data.images import read_image
 from pvt_det.deployment import int8_export
 from pvt_det.deployment.accuracy import Validation, largest_drop
 from pvt_det.deployment.differences import differences
-from pvt_det.deployment.files import trace, write
+from pvt_det.deployment.files import convert_to_openvino, trace, write
 from pvt_det.deployment.int8 import AccuracyControl, quantize
 from pvt_det.deployment.int8_export import write_int8
+from pvt_det.deployment.layers import onnx_operators, openvino_operators
 from pvt_det.errors import ConfigError, DataError, NumericError
 from pvt_det.inference.predictor import Predictor
 from pvt_det.runtimes import metadata as metadata_module
+from pvt_det.runtimes.backends import backend_of, find_exported
 from pvt_det.runtimes.metadata import read_metadata
-from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, import_openvino
+from pvt_det.runtimes.openvino_folder import GRAPH_NAME, import_openvino
 from pvt_det.utils.console import get_console
 from tests.command_line import run_command
 
@@ -75,19 +78,40 @@ def validation(mask_rcnn_run, shapes, tmp_path_factory):
     return Validation(load_config(mask_rcnn_run / "config.yaml", words, training=False))
 
 
-def test_layers_with_weights_are_quantized_but_not_the_first_and_the_last_ones(source, quantized):
-    read = import_openvino().Core().read_model
-    inputs = {
-        operator.get_friendly_name(): [value.get_node() for value in operator.input_values()]
-        for operator in read(quantized / GRAPH_NAME).get_ordered_ops()
+def _open(path, *outputs):
+    file = find_exported(path)
+    return backend_of(file).open(file, outputs=outputs, threads=1)
+
+
+def _int8_layers(path):
+    """Return the names of the layers of a file whose inputs are quantized."""
+    if path.suffix == ".onnx":
+        nodes = onnx.load(path).graph.node
+        rounded = {output for node in nodes if node.op_type == "DequantizeLinear" for output in node.output}
+        return {node.name for node in nodes if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[0] in rounded}
+    return {
+        operator.get_friendly_name()
+        for operator in import_openvino().Core().read_model(path / GRAPH_NAME).get_ordered_ops()
+        if operator.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
+        and operator.input_value(0).get_node().get_type_name() == "FakeQuantize"
     }
-    layers = [
-        (operator.get_friendly_name(), operator.input_value(1).get_node().get_friendly_name())
-        for operator in read(source / GRAPH_NAME).get_ordered_ops()
-        if operator.get_type_name() in ("Convolution", "MatMul")
-    ]
-    first, *kept = [weight for name, weight in layers if inputs[name][0].get_type_name() != "FakeQuantize"]
-    assert first == layers[0][1]
+
+
+@pytest.mark.parametrize("ending", [".onnx", "_openvino"])
+def test_layers_with_weights_are_quantized_but_not_the_first_and_the_last_ones(
+    exported, quantized, images, ending, tmp_path
+):
+    source = exported / f"mine{ending}"
+    if ending == ".onnx":
+        operators = onnx_operators(onnx.load(source))
+        quantized = tmp_path / "int8.onnx"
+        quantize(source, quantized, images, read_metadata(source).entries())
+    else:
+        operators = openvino_operators(import_openvino().Core().read_model(source / GRAPH_NAME))
+    layers = {name: operator.weight for name, operator in operators.items() if operator.weight}
+    found = _int8_layers(quantized)
+    first, *kept = [weight for name, weight in layers.items() if name not in found]
+    assert first == next(iter(layers.values()))
     assert set(kept) == {
         "proposals.head.objectness_logits.weight",
         "proposals.head.anchor_deltas.weight",
@@ -96,6 +120,9 @@ def test_layers_with_weights_are_quantized_but_not_the_first_and_the_last_ones(s
         "masks.heads.0.predictor.weight",
     }
     assert len(layers) > 40
+    assert read_metadata(find_exported(quantized)) == read_metadata(find_exported(source))
+    wanted, rounded = (_open(path, "scores")(images[0][None])["scores"] for path in (source, quantized))
+    assert 0 < np.abs(wanted[:3] - rounded[:3]).max() < 0.1
 
 
 def test_predictions_are_close_and_the_file_is_smaller(source, quantized, images):
@@ -184,8 +211,11 @@ class _Tokens(nn.Module):
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokens") / "exact_openvino"
-    write(trace(_Tokens(), torch.zeros(2, 3, 36, 44, dtype=torch.uint8)), folder, "openvino", ["scores"], {})
+    """A folder with the model as `exact.onnx` and `exact_openvino`."""
+    folder = tmp_path_factory.mktemp("tokens")
+    program = trace(_Tokens(), torch.zeros(2, 3, 36, 44, dtype=torch.uint8))
+    write(program, folder / "exact.onnx", "onnx", ["scores"], {})
+    convert_to_openvino(folder / "exact.onnx", folder / "exact_openvino", {})
     return folder
 
 
@@ -202,7 +232,7 @@ def test_ctrl_c_ends_the_calibration(tokens, tmp_path):
                 yield image
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(tokens, tmp_path / "a_openvino", Images(np.zeros((500, 3, 32, 32), np.uint8)), {})
+        quantize(tokens / "exact_openvino", tmp_path / "a_openvino", Images(np.zeros((500, 3, 32, 32), np.uint8)), {})
     assert len(taken) < 500
     assert list(tmp_path.iterdir()) == []
 
@@ -214,31 +244,28 @@ def test_only_our_own_progress_is_shown(tokens, tmp_path, capsys):
         return 50.0
 
     images = list(np.zeros((2, 3, 32, 32), np.uint8))
-    quantize(tokens, tmp_path / "a_openvino", images, {}, AccuracyControl(accuracy, 2, 1.0))
+    quantize(tokens / "exact_openvino", tmp_path / "a_openvino", images, {}, AccuracyControl(accuracy, 2, 1.0))
     get_console().print("done")
     assert set(capsys.readouterr().out.splitlines()) == {"measuring", "done"}
 
 
-def test_search_keeps_only_some_layers_in_floating_point(tokens, tmp_path):
+@pytest.mark.parametrize("ending", [".onnx", "_openvino"])
+def test_search_keeps_only_some_layers_in_floating_point(tokens, ending, tmp_path):
     images = list(np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8))
-    open_model = OpenVINOBackend().open
-    exact = open_model(tokens / GRAPH_NAME, outputs=["scores"], threads=1)
+    exact = _open(tokens / f"exact{ending}", "scores")
 
     def accuracy(function, indices):
         wanted, found = (np.stack([model(images[i][None])["scores"] for i in indices]) for model in (exact, function))
         return 100 - 100 * np.abs(found - wanted).mean() / np.abs(wanted).mean()
 
     def quantized(name, max_drop):
-        quantize(tokens, tmp_path / name, images, {}, AccuracyControl(accuracy, len(images), max_drop))
-        graph = import_openvino().Core().read_model(tmp_path / name / GRAPH_NAME)
-        products = [operator for operator in graph.get_ops() if operator.get_type_name() == "MatMul"]
-        layers = sum(each.input_value(0).get_node().get_type_name() == "FakeQuantize" for each in products)
-        function = open_model(tmp_path / name / GRAPH_NAME, outputs=["scores"], threads=1)
-        return layers, accuracy(function, range(len(images)))
+        control = AccuracyControl(accuracy, len(images), max_drop)
+        quantize(tokens / f"exact{ending}", tmp_path / name, images, {}, control)
+        return len(_int8_layers(tmp_path / name)), accuracy(_open(tmp_path / name, "scores"), range(len(images)))
 
-    layers, before = quantized("any_openvino", 100.0)
+    layers, before = quantized(f"any{ending}", 100.0)
     limit = 0.8 * (100 - before)
-    kept, after = quantized("searched_openvino", limit)
+    kept, after = quantized(f"searched{ending}", limit)
     assert before < 100 - limit <= after
     assert 0 < kept < layers
 
@@ -277,7 +304,7 @@ def test_table_of_differences():
     ("words", "message"),
     [
         (["--output", "a_openvino", "--max-drop", "1"], "--max-drop is for --int8"),
-        (["--output", "a.onnx", "--int8", "--calibrate", "."], "--int8 with --format onnx: expected openvino"),
+        (["--output", "a.pt2", "--int8"], "--int8 with --format torch: expected openvino or onnx"),
         (["--output", "a_openvino", "--int8"], "Add --calibrate FOLDER"),
         (["--output", "a_openvino", "--int8", "--calibrate", "empty"], "empty"),
         (["--output", "a_openvino", "--int8", "--calibrate", "IMAGES", "--calibrate-images", "0"], "expected 1 or"),
