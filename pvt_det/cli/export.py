@@ -177,5 +177,7 @@ def _print_int8(report: Int8Report) -> None:
     for name, before in report.before.items():
         after = report.after[name]
         print(f"{name} on the validation data: fp32 {before:.2f}, int8 {after:.2f} ({after - before:+.2f})")
+    if report.precision:
+        print(f"What is not int8 computes in {report.precision}.")
     if report.is_controlled:
         print("Some operators were kept in floating point to stay within --max-drop.")

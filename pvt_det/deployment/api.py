@@ -235,7 +235,7 @@ def export(
             quantized = write_int8(
                 written, path, calibration, metadata, max_drop=int8.max_drop, validation=validation, show=show
             )
-            function = _open(path, kind, metadata, int8_precision(path))
+            function = _open(path, kind, metadata, quantized.precision or int8_precision(path))
     first = batches[0]
     eager_ms, exported_ms = medians_ms(
         lambda: run_eager(subject.model, first, bgr=subject.bgr), lambda: function(first)

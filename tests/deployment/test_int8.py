@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from pvt_det.config import load_config
@@ -171,22 +172,27 @@ def test_loss_is_measured_and_limited(source, quantized, images, metadata, valid
     assert measure(rounded, [0]) != measure(rounded, every)
 
 
-def test_what_bf16_loses_is_taken_off_the_limit(source, quantized, images, metadata, validation, tmp_path, monkeypatch):
+def test_fp32_takes_the_place_of_bf16_where_that_loses_too_much(
+    source, quantized, images, metadata, validation, tmp_path, monkeypatch
+):
     controls = _quantize_by_copy(quantized, monkeypatch)
-    metrics = {"exact": {"bbox AP": 50.0, "segm AP": 40.0}}
-    metrics |= {"int8": {"bbox AP": 49.2, "segm AP": 39.9}, "int8 fp32": {"bbox AP": 49.5, "segm AP": 39.9}}
+    monkeypatch.setattr(int8_export, "fastest_precision", lambda: "bf16")
     monkeypatch.setattr(int8_export, "_compare", lambda *_: ([], 0))
-
-    def name(cfg, folder, precision=""):
-        return "exact" if folder == source else f"int8 {precision}".strip()
-
-    monkeypatch.setattr(int8_export, "_model", name)
-    monkeypatch.setattr(validation, "metrics", lambda model, indices=None: metrics[model])
+    measured = {"exact": 50.0, "bf16": 49.2, "fp32": 49.6}
+    monkeypatch.setattr(int8_export, "_model", lambda cfg, path, precision="": "exact" if path == source else precision)
+    monkeypatch.setattr(validation, "metrics", lambda model, indices=None: {"bbox AP": measured[model]})
     options = {"validation": validation, "show": lambda step: None}
-    for max_drop, limit in ((0.7, 0.4), (0.2, 0.0)):
-        with pytest.raises(NumericError, match=rf"more than --max-drop {max_drop} \(bbox AP 50.00 to 49.20"):
-            write_int8(source, tmp_path / f"{max_drop}", images, metadata, max_drop=max_drop, **options)
-        assert controls[-1].max_drop == pytest.approx(limit)
+    for max_drop, precision in ((0.9, "bf16"), (0.5, "fp32")):
+        folder = tmp_path / precision
+        report = write_int8(source, folder, images, metadata, max_drop=max_drop, **options)
+        assert (report.precision, report.after) == (precision, {"bbox AP": measured[precision]})
+    # The next one to open the file computes in the same format.
+    config = yaml.safe_load(read_metadata(folder / GRAPH_NAME).config)
+    assert config.get("TEST", {}).get("PRECISION", "fp32") == "fp32"
+    assert controls == [None, None]
+    with pytest.raises(NumericError, match=r"more than --max-drop 0.3 \(bbox AP 50.00 to 49.60"):
+        write_int8(source, tmp_path / "b", images, metadata, max_drop=0.3, **options)
+    assert controls[-1].max_drop == 0.3
 
 
 class _Tokens(nn.Module):
