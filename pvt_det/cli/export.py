@@ -180,4 +180,4 @@ def _print_int8(report: Int8Report) -> None:
     if report.precision:
         print(f"What is not int8 computes in {report.precision}.")
     if report.is_controlled:
-        print("Some operators were kept in floating point to stay within --max-drop.")
+        print("It was quantized again under control of its accuracy, to stay within --max-drop.")
