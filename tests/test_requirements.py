@@ -127,20 +127,16 @@ def test_what_setup_installs(monkeypatch, is_locked):
     monkeypatch.setattr(setup_env, "output_of", lambda command: "True")
     monkeypatch.setattr(setup_env, "is_for", lambda lock_file, python: is_locked)
     setup_env.install(setup_env.sys.executable, setup_env.DEV_LOCK)
-    installs = [
-        [word for word in command[4:] if word not in ("-qq", "--no-compile")]
-        for command in commands
-        if "install" in command
-    ]
+    installs = [[word for word in command[4:] if word != "-qq"] for command in commands if "install" in command]
     root = str(setup_env.ROOT)
     assert installs == (
         [
-            ["--require-hashes", f"--requirement={root}/requirements/build.txt"],
-            ["--require-hashes", "--no-build-isolation", f"--requirement={root}/requirements/dev.txt"],
-            ["--no-deps", "--no-build-isolation", "--editable", root],
+            ["--no-compile", "--require-hashes", f"--requirement={root}/requirements/build.txt"],
+            ["--no-compile", "--require-hashes", "--no-build-isolation", f"--requirement={root}/requirements/dev.txt"],
+            ["--no-compile", "--no-deps", "--no-build-isolation", "--editable", root],
         ]
         if is_locked
-        else [["--editable", f"{root}[dev]"]]
+        else [["--no-compile", "--editable", f"{root}[dev]"]]
     )
 
 

@@ -25,7 +25,7 @@ from pvt_det.data.storage.places import file_fault, folder_fault, list_folder, l
 from pvt_det.data.storage.references import Reference, is_url, join
 from pvt_det.deployment.accuracy import Validation
 from pvt_det.deployment.check import Outputs, Parity, compare, medians_ms, run_eager
-from pvt_det.deployment.files import Format, model_file, trace, unchecked, write
+from pvt_det.deployment.files import ENDINGS, Format, model_file, trace, unchecked, write
 from pvt_det.deployment.graphs import Graph, build_graph
 from pvt_det.deployment.int8_export import Int8Options, Int8Report, int8_precision, write_int8
 from pvt_det.errors import ConfigError, NumericError
@@ -222,7 +222,7 @@ def export(
     program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
     output.parent.mkdir(parents=True, exist_ok=True)
     with unchecked(output) as path, tempfile.TemporaryDirectory(prefix="pvt_det_") as folder:
-        written = path if int8 is None else Path(folder, f"fp32{'.onnx' if kind == 'onnx' else '_openvino'}")
+        written = path if int8 is None else Path(folder, f"fp32{ENDINGS[kind]}")
         show("Writing the file, which takes a minute or more …")
         write(program, written, kind, subject.graph.outputs, subject.metadata.entries())
         show("Comparing the file with the model …")

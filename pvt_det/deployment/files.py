@@ -29,6 +29,8 @@ from pvt_det.runtimes.torch_program import METADATA_NAME
 from pvt_det.utils.extras import require_packages
 
 Format: TypeAlias = Literal["onnx", "torch", "openvino"]
+# How the names of files and folders end, by format.
+ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": "_openvino"}
 
 # The oldest opset with Detectron2's ROIAlign and reductions over axes given as inputs; runtimes support it since 2023.
 OPSET = 18

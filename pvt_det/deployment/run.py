@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvt_det.deployment.api import Report, export, load_classifier, load_detector, spread
-from pvt_det.deployment.files import Format, require_free_folder, require_writer
+from pvt_det.deployment.files import ENDINGS, Format, require_free_folder, require_writer
 from pvt_det.deployment.int8 import CALIBRATION_IMAGES, require_nncf
 from pvt_det.deployment.int8_export import Int8Options
 from pvt_det.errors import ConfigError
@@ -19,8 +19,6 @@ from pvt_det.utils.signing import verify_signed
 
 # Default side of a classifier's images in pixels.
 SIDE = 224
-# How the names of outputs end, by format.
-_ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": "_openvino"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def _image_files(option: str, images: Sequence[str], purpose: str) -> list[Path]
 
 def _format(output: Path, kind: Format | None) -> Format:
     """Return the format, and check that the name of the output agrees with it."""
-    named = next((each for each, ending in _ENDINGS.items() if output.name.endswith(ending)), None)
+    named = next((each for each, ending in ENDINGS.items() if output.name.endswith(ending)), None)
     if kind is None and named is None:
         raise ConfigError(
             f"--output {output}: expected a name that ends in .onnx, .pt2 or _openvino (a folder), or --format."
@@ -172,7 +170,7 @@ def _format(output: Path, kind: Format | None) -> Format:
     if kind is not None and named != kind and (named or kind != "openvino"):
         raise ConfigError(
             f"--output {output} and --format {kind} contradict each other: expected a name that ends in "
-            f"{_ENDINGS[kind]}. Change one of them."
+            f"{ENDINGS[kind]}. Change one of them."
         )
     # Only the name of a folder is free.
     return kind or named  # type: ignore[return-value]
