@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pvt_det.runtimes.onnx_file import OnnxBackend, open_content
 from pvt_det.runtimes.openvino_folder import GRAPH_NAME, OpenVINOBackend, as_function, import_openvino
 from pvt_det.utils.console import get_console
 from pvt_det.utils.extras import require_packages
+from pvt_det.utils.logs import errors_only
 
 # Default number of calibration images.
 CALIBRATION_IMAGES = 300
@@ -79,7 +79,6 @@ def quantize(
     import_openvino()  # without the usage statistics that NNCF would send
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
     stop = threading.Event()
     model, operators = _read(source)
     dataset = nncf.Dataset(images, lambda image: _unless(stop, {INPUT_NAME: image[None]}))
@@ -112,7 +111,7 @@ def quantize(
         )
 
     try:
-        with _own_console_only():
+        with errors_only("nncf"), _own_console_only():
             quantized = _run_in_thread(run, stop)
     except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
         raise NumericError(f"The model cannot be quantized: {error}. Export it without --int8.") from error

@@ -93,9 +93,8 @@ def write_int8(
     entries = metadata.entries()
     show(f"Calibrating on {counted(len(images), 'image')} …")
     quantize(source, target, images, entries)
-    rows, compared = _compare(source, target, images, metadata)
     if max_drop is None or validation is None:
-        return Int8Report(len(images), compared, rows)
+        return Int8Report(len(images), *_compare(source, target, images, metadata, int8_precision(target)))
     show("Measuring the fp32 model …")
     before = validation.metrics(_model(validation.cfg, source))
     show("Measuring the int8 model …")
@@ -105,7 +104,6 @@ def write_int8(
         show(f"{_change(before, after)}: searching for the operators that must stay in floating point …")
         remove(target)
         quantize(source, target, images, entries, _accuracy_control(source, validation, max_drop))
-        rows, compared = _compare(source, target, images, metadata)
         after, precision = _measure(target, validation, before, max_drop)
         if largest_drop(before, after) > max_drop:
             raise NumericError(
@@ -115,7 +113,8 @@ def write_int8(
     if precision != int8_precision(target):
         # Only OpenVINO has another precision. The metadata of the source says fp32.
         OpenVINOBackend().write_metadata(target, read_metadata(_file(source)).entries())
-    return Int8Report(len(images), compared, rows, before, after, precision, is_controlled)
+    difference = _compare(source, target, images, metadata, precision)
+    return Int8Report(len(images), *difference, before, after, precision, is_controlled)
 
 
 def _measure(
@@ -178,13 +177,13 @@ def _model(cfg: CfgNode, path: Path, precision: str | None = None) -> ExportedMo
 
 
 def _compare(
-    source: Path, target: Path, images: Sequence[NDArray[np.uint8]], metadata: Metadata
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the table of differences and its number of images."""
+    source: Path, target: Path, images: Sequence[NDArray[np.uint8]], metadata: Metadata, precision: str
+) -> tuple[int, list[dict[str, Any]]]:
+    """Return the number of images and the table of differences of a model that computes what is not int8 as given."""
     chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(_COMPARED, len(images))).round().astype(int)]
     options: dict[str, Any] = {"outputs": metadata.outputs, "threads": torch.get_num_threads()}
     backend = backend_of(_file(source))
     one = backend.open(_file(source), **options)
-    other = backend.open(_file(target), **options, precision=int8_precision(target))
+    other = backend.open(_file(target), **options, precision=precision)
     batches = [image[None] for image in chosen]
-    return differences([one(batch) for batch in batches], [other(batch) for batch in batches]), len(chosen)
+    return len(chosen), differences([one(batch) for batch in batches], [other(batch) for batch in batches])

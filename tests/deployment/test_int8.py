@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -177,7 +178,8 @@ def test_fp32_takes_the_place_of_bf16_where_that_loses_too_much(
 ):
     controls = _quantize_by_copy(quantized, monkeypatch)
     monkeypatch.setattr(int8_export, "fastest_precision", lambda: "bf16")
-    monkeypatch.setattr(int8_export, "_compare", lambda *_: ([], 0))
+    compared = []
+    monkeypatch.setattr(int8_export, "_compare", lambda *arguments: compared.append(arguments[-1]) or (0, []))
     measured = {"exact": 50.0, "bf16": 49.2, "fp32": 49.6}
     monkeypatch.setattr(int8_export, "_model", lambda cfg, path, precision="": "exact" if path == source else precision)
     monkeypatch.setattr(validation, "metrics", lambda model, indices=None: {"bbox AP": measured[model]})
@@ -186,6 +188,7 @@ def test_fp32_takes_the_place_of_bf16_where_that_loses_too_much(
         folder = tmp_path / precision
         report = write_int8(source, folder, images, metadata, max_drop=max_drop, **options)
         assert (report.precision, report.after) == (precision, {"bbox AP": measured[precision]})
+        assert compared.pop() == precision
     # The next one to open the file computes in the same format.
     config = yaml.safe_load(read_metadata(folder / GRAPH_NAME).config)
     assert config.get("TEST", {}).get("PRECISION", "fp32") == "fp32"
@@ -250,9 +253,13 @@ def test_only_our_own_progress_is_shown(tokens, tmp_path, capsys):
         return 50.0
 
     images = list(np.zeros((2, 3, 32, 32), np.uint8))
+    logger, handler = logging.getLogger("nncf"), logging.StreamHandler()
+    logger.addHandler(handler)
     quantize(tokens / "exact_openvino", tmp_path / "a_openvino", images, {}, AccuracyControl(accuracy, 2, 1.0))
+    logger.removeHandler(handler)
     get_console().print("done")
     assert set(capsys.readouterr().out.splitlines()) == {"measuring", "done"}
+    assert handler.level == logging.NOTSET  # it belongs to the program
 
 
 @pytest.mark.parametrize("ending", [".onnx", "_openvino"])
