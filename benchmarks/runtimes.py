@@ -25,23 +25,32 @@ from pvt_det.run_folder import CONFIG_NAME, FINAL_NAME
 from pvt_det.runtimes.backends import backend_of, is_exported
 from pvt_det.runtimes.metadata import load_model_config, read_metadata
 from pvt_det.runtimes.model import load_model
-from pvt_det.utils.precision import inference_autocast
+from pvt_det.runtimes.openvino_folder import fastest_precision
+from pvt_det.utils.precision import has_fast_bf16, inference_autocast
 
 CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
 EAGER = "PyTorch fp32"
 STOCK = "stock Detectron2 fp32"
-INT8_FOLDER = "model_int8_openvino"
-# The file of each implementation below the folder of its model, and the precision that it computes in.
+# The file of each implementation below the folder of its model, and the precision that it computes in. "" is the
+# fastest one of the processor.
 IMPLEMENTATIONS = {
     EAGER: (FINAL_NAME, "fp32"),
     STOCK: (FINAL_NAME, "fp32"),
     "PyTorch bf16": (FINAL_NAME, "bf16"),
     "ONNX Runtime fp32": ("model.onnx", "fp32"),
+    "ONNX Runtime int8": ("model_int8.onnx", "fp32"),
     "OpenVINO fp32": ("model_openvino", "fp32"),
     "OpenVINO bf16": ("model_openvino", "bf16"),
-    "OpenVINO int8": (INT8_FOLDER, "bf16"),  # what is not int8 computes in bf16
+    "OpenVINO int8": ("model_int8_openvino", ""),  # what is not int8
 }
-_FORMATS: dict[str, Format] = {"model.onnx": "onnx", "model_openvino": "openvino", INT8_FOLDER: "openvino"}
+_FORMATS: dict[str, Format] = {
+    "model.onnx": "onnx",
+    "model_openvino": "openvino",
+    "model_int8.onnx": "onnx",
+    "model_int8_openvino": "openvino",
+}
+# The fp32 files of the int8 files.
+_SOURCES = {"model_int8.onnx": "model.onnx", "model_int8_openvino": "model_openvino"}
 
 
 @dataclass(frozen=True)
@@ -92,16 +101,17 @@ def run_runtimes(
         overrides: Config keys and values, alternating.
 
     Yields:
-        One row per model, size and implementation.
+        One row per model, size and implementation that this processor has instructions for.
     """
+    names = [name for name in IMPLEMENTATIONS if name not in unavailable()]
     for config in configs:
         run = folder / Path(config).stem
         _prepare(run, config, sizes[0], overrides)
         for size in sizes:
-            steps = {name: build_step(run, name, size) for name in IMPLEMENTATIONS}
+            steps = {name: build_step(run, name, size) for name in names}
             seconds = time_interleaved(steps, torch.device("cpu"), repeats)
             del steps
-            for name in IMPLEMENTATIONS:
+            for name in names:
                 median = statistics.median(seconds[name])
                 yield RuntimeRow(
                     model_name(_config(run, name)),
@@ -113,6 +123,12 @@ def run_runtimes(
                     peak_mib=run_in_own_process(_peak, run, name, size),
                     size_mib=sum(file.stat().st_size for file in _files(run, name)) / 2**20,
                 )
+
+
+def unavailable() -> tuple[str, ...]:
+    """Return the implementations that need bf16 instructions which this processor or its runtime lacks."""
+    has_bf16 = {"PyTorch bf16": has_fast_bf16(torch.device("cpu")), "OpenVINO bf16": fastest_precision() == "bf16"}
+    return tuple(name for name, available in has_bf16.items() if not available)
 
 
 def build_step(run: Path, implementation: str, size: Size) -> Callable[[], list[Any]]:
@@ -142,7 +158,10 @@ def runtime_table(rows: Sequence[RuntimeRow]) -> Table:
     Args:
         rows: The results.
     """
-    table = Table(caption=f"speed-up: over {EAGER}; peak memory: of a whole process that opens and runs the model")
+    caption = f"speed-up: over {EAGER}; peak memory: of a whole process that opens and runs the model"
+    if missing := unavailable():
+        caption += f"; left out without bf16 instructions: {', '.join(missing)}"
+    table = Table(caption=caption)
     for heading in ("model", "images", "implementation"):
         table.add_column(heading)
     for heading in ("median", "images/s", "speed-up", "peak memory", "file"):
@@ -172,12 +191,13 @@ def _prepare(run: Path, config: str, size: Size, overrides: Sequence[str]) -> No
         (run / CONFIG_NAME).write_text(cfg.dump())
         torch.save({"model": model.state_dict()}, run / FINAL_NAME)
     for name, kind in _FORMATS.items():
-        if name == INT8_FOLDER and not (run / name).exists():
+        if (run / name).exists():
+            continue
+        if name in _SOURCES:
             images = [record["image"].numpy() for record in _records((4, *size[1:]))]
-            source = run / "model_openvino"
-            metadata = read_metadata(model_file(source, kind)).entries()
-            quantize(source, run / name, images, metadata)
-        elif not (run / name).exists():
+            source = run / _SOURCES[name]
+            quantize(source, run / name, images, read_metadata(model_file(source, kind)).entries())
+        else:
             subject = load_detector(run, "", (), kind)
             program = trace(subject.graph, torch.zeros(TRACED_SIZE, dtype=torch.uint8))
             with unchecked(run / name) as path:
@@ -197,7 +217,8 @@ def _path(run: Path, implementation: str) -> Path:
 
 
 def _config(run: Path, implementation: str) -> Any:
-    path, words = _path(run, implementation), ["TEST.PRECISION", IMPLEMENTATIONS[implementation][1]]
+    path = _path(run, implementation)
+    words = ["TEST.PRECISION", IMPLEMENTATIONS[implementation][1] or fastest_precision()]
     words += AS_DETECTRON2 if implementation == STOCK else []
     return load_model_config(path if is_exported(path) else run / CONFIG_NAME, words, training=False)
 
