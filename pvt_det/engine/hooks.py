@@ -28,7 +28,7 @@ class MetricsHook(HookBase):
 
     Args:
         writers: Detectron2's writers.
-        period: Number of iterations between writes. The last iteration is always written.
+        period: Number of iterations between writes. Metrics are also written at each evaluation.
     """
 
     def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
@@ -38,13 +38,18 @@ class MetricsHook(HookBase):
     def after_step(self) -> None:
         """Write the metrics if they are due."""
         done = self.trainer.iter + 1
-        if done % self._period == 0 or done == self.trainer.max_iter:
-            self._writers.each(lambda writer: writer.write())
+        # Detectron2's writers write nothing more of an iteration, so the last one waits for the final evaluation.
+        if done % self._period == 0 and done < self.trainer.max_iter:
+            self.write()
 
     def after_train(self) -> None:
         """Write what is left, and close the writers."""
-        self._writers.each(lambda writer: writer.write())
+        self.write()
         self.close()
+
+    def write(self) -> None:
+        """Write the metrics now."""
+        self._writers.each(lambda writer: writer.write())
 
     def close(self) -> None:
         """Close the writers, also after an error in training. Closing them again has no effect."""
@@ -196,6 +201,7 @@ class EvaluationHook(HookBase):
         self.trainer.storage.put_scalars(
             smoothing_hint=False, cur_iter=done - 1, **{n: v for n, v in flat.items() if math.isfinite(v)}
         )
+        self.trainer.write_metrics()
         self._compare(flat, done)
         if not is_final:
             self.trainer.write_interim_results()

@@ -452,6 +452,11 @@ class PVTTrainer(TrainerBase):
             logger.info("Weights: %s. Metrics: %s.", self.store.folder / FINAL_NAME, path)
             logger.info("To try it on images: pvt-det predict IMAGES --config-file %s", self.store.folder)
 
+    def write_metrics(self) -> None:
+        """Write the metrics so far to all writers. Only the main process writes."""
+        if comm.is_main_process():
+            self._metrics.write()
+
     def write_interim_results(self) -> None:
         """Write `results.json` after an evaluation during training, so that an unfinished run can be reported on."""
         usage = self._usage.measured()

@@ -149,7 +149,7 @@ def _training(history: Sequence[Mapping[str, Any]]) -> Html:
     }
     drawn = [
         ("Loss", losses, "Loss terms and total loss.", True),
-        ("Validation metrics", measured, "Metrics in percent at each evaluation during training.", False),
+        ("Validation metrics", measured, "Metrics in percent at each evaluation.", False),
         ("Learning rate", {"lr": points(history, "lr")}, "Learning rate schedule.", False),
     ]
     parts = [

@@ -19,7 +19,7 @@ from pvt_det.utils.plain_yaml import read_text
 
 _PARAMETERS = "{metric} over the number of parameters: the mean over the seeds, and its standard deviation."
 _TIME = "{metric} over the training time: the mean over the seeds, and its standard deviation."
-_CURVES = "{metric} at each evaluation during training, mean over the seeds."
+_CURVES = "{metric} at each evaluation, mean over the seeds."
 _LOSSES = "Training loss, mean over the seeds."
 Points = list[tuple[float, float]]
 _Positions = dict[str, tuple[float, float, float | None]]

@@ -52,6 +52,9 @@ def test_run_files_and_evaluation_from_saved_config(finished):
     assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "gradient_norm", "bbox/AP"} <= {
         key for line in lines for key in line
     }
+    # Each evaluation is in the line of its iteration, with the losses.
+    assert [line["iteration"] for line in lines if "bbox/AP" in line and "total_loss" in line] == [0, 1]
+    assert lines[-1]["bbox/AP"] == pytest.approx(final["metrics"]["bbox"]["AP"])
     assert list(finished.glob("events.out.tfevents.*"))
     assert (finished / "model_best.pth").exists()
     # The evaluation after the first iteration and the final one show their progress.
