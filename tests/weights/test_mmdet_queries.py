@@ -90,8 +90,8 @@ def assert_sampled(name: str, value: Tensor, sample: dict) -> None:
     values = flat[[(j * len(flat)) // len(sample["values"]) for j in range(len(sample["values"]))]]
     error = (values - torch.tensor(sample["values"])).abs().max().item()
     print(f"{name}: standard deviation {flat.std():.3g}, difference {error:.2g}")
-    # Boxes are in pixels. Six stages add up rounding, which differs between processors: 4e-6 of the value with AVX2.
-    torch.testing.assert_close(values, torch.tensor(sample["values"]).double(), atol=TOLERANCE, rtol=TOLERANCE / 10)
+    # Boxes are in pixels, which float32 resolves to 1e-5.
+    torch.testing.assert_close(values, torch.tensor(sample["values"]).double(), atol=TOLERANCE, rtol=TOLERANCE / 100)
     assert flat.mean().item() == pytest.approx(sample["mean"], abs=TOLERANCE)
     assert flat.std().item() == pytest.approx(sample["std"], abs=TOLERANCE)
 
