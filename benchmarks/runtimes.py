@@ -31,8 +31,8 @@ from pvt_det.utils.precision import has_fast_bf16, inference_autocast
 CONFIGS = ("configs/retinanet_pvt_small.yaml", "configs/mask_rcnn_pvt_small.yaml")
 EAGER = "PyTorch fp32"
 STOCK = "stock Detectron2 fp32"
-# The file of each implementation below the folder of its model, and the precision that it computes in. "" is the
-# fastest one of the processor.
+# The file of each implementation below the folder of its model, and the precision that it computes in. "" is
+# OpenVINO's fastest one on this processor, in which an int8 model computes what is not int8.
 IMPLEMENTATIONS = {
     EAGER: (FINAL_NAME, "fp32"),
     STOCK: (FINAL_NAME, "fp32"),
@@ -41,7 +41,7 @@ IMPLEMENTATIONS = {
     "ONNX Runtime int8": ("model_int8.onnx", "fp32"),
     "OpenVINO fp32": ("model_openvino", "fp32"),
     "OpenVINO bf16": ("model_openvino", "bf16"),
-    "OpenVINO int8": ("model_int8_openvino", ""),  # what is not int8
+    "OpenVINO int8": ("model_int8_openvino", ""),
 }
 _FORMATS: dict[str, Format] = {
     "model.onnx": "onnx",
@@ -103,7 +103,8 @@ def run_runtimes(
     Yields:
         One row per model, size and implementation that this processor has instructions for.
     """
-    names = [name for name in IMPLEMENTATIONS if name not in unavailable()]
+    missing = unavailable()
+    names = [name for name in IMPLEMENTATIONS if name not in missing]
     for config in configs:
         run = folder / Path(config).stem
         _prepare(run, config, sizes[0], overrides)

@@ -38,7 +38,7 @@ class MetricsHook(HookBase):
     def after_step(self) -> None:
         """Write the metrics if they are due."""
         done = self.trainer.iter + 1
-        # Detectron2's writers write nothing more of an iteration, so the last one waits for the final evaluation.
+        # Detectron2's writers write an iteration only once, so the last one waits for the final evaluation.
         if done % self._period == 0 and done < self.trainer.max_iter:
             self.write()
 

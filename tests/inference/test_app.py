@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import tempfile
 import threading
 import time
 import urllib.error
@@ -179,7 +180,12 @@ def test_files_of_the_machine_cannot_be_read(url, client, untrained_run, tmp_pat
     config = untrained_run / "config.yaml"
     for file in ("/etc/passwd", str(secret), str(config), "pyproject.toml"):
         for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
-            for name in (file, f"{'../' * 12}{file.lstrip('/')}", file.replace("/", "%2F"), f"/tmp/..{file}"):
+            for name in (
+                file,
+                f"{'../' * 12}{file.lstrip('/')}",
+                file.replace("/", "%2F"),
+                f"{tempfile.gettempdir()}/..{file}",
+            ):
                 status, body = get(f"{url}{route}{name}")
                 assert status >= 400, (route, name)
                 assert b"root:" not in body
